@@ -1,0 +1,1 @@
+"""Turn a checkpoint into a proven model version: `python -m export`."""

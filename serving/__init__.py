@@ -1,0 +1,1 @@
+"""Serve an exported model over gRPC in dynamic batches: `python -m serving`."""

@@ -1,0 +1,121 @@
+"""The manifest of an exported version: what the files are, and what was proven about them.
+
+`artifacts/models/lenet5/<version>/manifest.json` is written last, so a version that has one is whole. A file is used
+only through `read_verified`: the bytes that were hashed are the bytes that are loaded (no file format in this pipeline
+notices a flipped bit by itself).
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.errors import BadDataError, MissingInputError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+
+# File name of each kind of artifact, and so of what a backend loads.
+PROGRAM_NAME = "model.pt2"  # torch.export program
+ONNX_NAME = "model.onnx"
+ENGINE_NAME = "model.plan"  # TensorRT engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output; -1 in `shape` stands for the batch, `dtype` is NumPy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One exported version. All digests are SHA-256, in hexadecimal."""
+
+    model_name: str
+    version: int
+    architecture: str
+    precision: str  # "fp32"
+    classes: tuple[str, ...]  # the index is the label
+    input: TensorSpec
+    output: TensorSpec
+    max_batch_size: int  # the largest batch that parity was proven for
+    opset: int
+    checkpoint_sha256: str
+    parity_passed: bool
+    files: dict[str, str]  # file name -> digest
+    versions: dict[str, str]  # package -> version that made it
+    created: str  # ISO 8601, UTC
+
+
+def save_manifest(manifest: Manifest, version_dir: Path) -> None:
+    """Writes `manifest.json` into a directory that nobody reads yet; publishing it whole is the exporter's work."""
+    document = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    (version_dir / MANIFEST_NAME).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def load_manifest(version_dir: Path) -> Manifest:
+    """Reads and checks a manifest.
+
+    Raises MissingInputError where there is none, BadDataError where it is malformed, of another format, or of a
+    version whose parity failed.
+    """
+    path = version_dir / MANIFEST_NAME
+    again = "make export writes a new version"
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingInputError("NO_MANIFEST", f"{path} does not exist", again) from None
+    except ValueError as error:
+        raise BadDataError("BAD_MANIFEST", f"{path} is not JSON: {error}", again) from None
+    try:
+        manifest = _manifest_from(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadDataError("BAD_MANIFEST", f"{path}: {error!r}", again) from None
+    if not manifest.parity_passed:
+        raise BadDataError("PARITY_FAILED", f"{path} says that its parity gate failed", again)
+    return manifest
+
+
+def _manifest_from(document: dict[str, Any]) -> Manifest:
+    fields = dict(document)
+    found = fields.pop("format")
+    if found != FORMAT:
+        raise ValueError(f"format {found}, this program reads {FORMAT}")
+    for name in ("input", "output"):
+        spec = fields[name]
+        fields[name] = TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
+    fields["classes"] = tuple(fields["classes"])
+    return Manifest(**fields)
+
+
+def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one of the version's files, once their digest is the manifest's.
+
+    Raises MissingInputError where the file is not there or not part of the version, BadDataError where it differs.
+    """
+    path = version_dir / name
+    expected = manifest.files.get(name)
+    if expected is None:
+        there = ", ".join(sorted(manifest.files))
+        raise MissingInputError("NO_ARTIFACT", f"version {manifest.version} has no {name}; it has {there}", "make export")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingInputError("NO_ARTIFACT", f"{path} does not exist", "make export") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        what = f"{path} has SHA-256 {found[:12]}…, its manifest says {expected[:12]}…"
+        raise BadDataError("HASH_MISMATCH", what, "the file was changed after export: make export")
+    return data
+
+
+def list_versions(model_dir: Path) -> list[int]:
+    """The published versions under `artifacts/models/<name>`, ascending; the server takes the last."""
+    if not model_dir.is_dir():
+        return []
+    return sorted(int(path.name) for path in model_dir.iterdir() if path.name.isdecimal() and path.is_dir())
