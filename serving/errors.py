@@ -99,7 +99,9 @@ def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = 
 
 def _program_error_from(error: Exception) -> ProgramError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageError("NO_SPACE", f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space")
+        return StorageError(
+            "NO_SPACE", f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space"
+        )
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO):
         return StorageError("IO_ERROR", f"{error.filename or 'a file'}: {error.strerror}", "use another directory")
     if isinstance(error, PermissionError):
@@ -107,7 +109,9 @@ def _program_error_from(error: Exception) -> ProgramError:
             "NO_PERMISSION", f"{error.filename or 'a file'}: {error.strerror}", "change its mode or owner"
         )
     if isinstance(error, MemoryError):
-        return ProgramError("OUT_OF_MEMORY", "the host has no memory left for this", "free some, or use smaller batches")
+        return ProgramError(
+            "OUT_OF_MEMORY", "the host has no memory left for this", "free some, or use smaller batches"
+        )
     return ProgramError("INTERNAL", f"{type(error).__name__}: {error}", "a bug: run again with --debug and report it")
 
 

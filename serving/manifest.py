@@ -21,6 +21,7 @@ FORMAT = 1
 PROGRAM_NAME = "model.pt2"  # torch.export program
 ONNX_NAME = "model.onnx"
 ENGINE_NAME = "model.plan"  # TensorRT engine
+FILE_OF_BACKEND = {"torch": PROGRAM_NAME, "onnxruntime": ONNX_NAME, "tensorrt": ENGINE_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,9 @@ def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
     expected = manifest.files.get(name)
     if expected is None:
         there = ", ".join(sorted(manifest.files))
-        raise MissingInputError("NO_ARTIFACT", f"version {manifest.version} has no {name}; it has {there}", "make export")
+        raise MissingInputError(
+            "NO_ARTIFACT", f"version {manifest.version} has no {name}; it has {there}", "make export"
+        )
     try:
         data = path.read_bytes()
     except FileNotFoundError:

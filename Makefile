@@ -1,0 +1,69 @@
+# LeNet-5 from Fashion-MNIST to production. `make` alone prints the targets.
+#
+# Each target does what it needs first, and nothing twice: `make serve` on a fresh clone sets up, finds the data, trains,
+# exports and serves; the second time it serves at once. Settings go in as `make train ARGS="--seeds 3"`.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SETUP := $(VENV)/.set-up
+CHECKPOINT := artifacts/checkpoint/checkpoint.json
+# Written anew by every export, after the version it announces is whole.
+EXPORTED := artifacts/models/lenet5/config.pbtxt
+
+# A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
+RUNTIME ?= $(if $(shell nvidia-smi --list-gpus 2>/dev/null),gpu,serve)
+EXTRAS ?= $(RUNTIME),train,export,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data train export serve classify test check bench clean
+.NOTPARALLEL:
+
+help: ## print the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## make .venv and install the pinned versions (with the GPU's where nvidia-smi answers)
+
+$(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.proto)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: BAD_PYTHON: $(PYTHON) is $$($(PYTHON) --version 2>&1) (Python 3.11 or later: make setup PYTHON=python3.12)" >&2; exit 78; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: NO_VENV: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 69; }
+	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+data: $(SETUP) ## find Fashion-MNIST, or fetch it, and check its digests
+	$(RUN) -m training.dataset $(ARGS)
+
+train: $(SETUP) ## train LeNet-5 on the 60,000 images: artifacts/checkpoint/
+	$(RUN) -m training $(ARGS)
+
+$(CHECKPOINT): | $(SETUP)
+	$(RUN) -m training
+
+export: $(CHECKPOINT) ## write a new version to artifacts/models/lenet5/, once every runtime gives the same answers
+	$(RUN) -m export $(ARGS)
+
+$(EXPORTED): $(CHECKPOINT)
+	$(RUN) -m export
+
+serve: $(EXPORTED) ## answer Classify over gRPC on localhost:50051
+	$(RUN) -m serving $(ARGS)
+
+classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
+	$(RUN) -m $(if $(FILES),serving.client $(FILES),loadtest.samples) $(ARGS)
+
+test: $(SETUP) ## run the tests (no GPU needed)
+	$(RUN) -m pytest $(ARGS)
+
+check: $(SETUP) ## lint, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(EXPORTED) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
+	$(RUN) -m loadtest.bench $(ARGS)
+
+clean: ## remove what was made here, but not the data
+	rm -rf $(VENV) artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Hold the served model against the references: `make bench`, `make classify`."""

@@ -1,0 +1,74 @@
+"""A server under test, in a process of its own, on a port that the system chose."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ServerProcess:
+    """A running `python -m <module>`; its output is kept as it comes."""
+
+    process: "subprocess.Popen[str]"
+    lines: list[str] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def target(self) -> str:
+        """What a client connects to."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def output(self) -> str:
+        """Everything printed so far, stdout and stderr."""
+        return "".join(self.lines)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+        """Sends a signal and waits; the exit code. Raises TimeoutExpired where it does not end."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def server_process(module: str, *arguments: str, ready_timeout_s: float = 60.0) -> Iterator[ServerProcess]:
+    """Runs a server until the block ends; it is ready when it has printed `... on <host>:<port>`.
+
+    Raises RuntimeError, with what it printed, where it ends or is silent instead.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+    server = ServerProcess(process)
+    ready = threading.Event()
+    reader = threading.Thread(target=_read_output, args=(server, ready), daemon=True)
+    reader.start()
+    try:
+        if not ready.wait(ready_timeout_s) or not server.port:
+            raise RuntimeError(f"{' '.join(command)} did not start:\n{server.output}")
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        reader.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _read_output(server: ServerProcess, ready: threading.Event) -> None:
+    if server.process.stdout is None:
+        return
+    for line in server.process.stdout:
+        server.lines.append(line)
+        if found := re.search(r" on [\w.\[\]:]+:(\d+)", line):
+            server.port = int(found[1])
+            ready.set()
+    ready.set()  # the process ended

@@ -1,0 +1,83 @@
+"""Which runtime serves a version, and why: what was asked for runs, or starting fails.
+
+A runtime is imported when it is to be opened and not before: who serves an ONNX model need not have torch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from serving.backends.base import Backend
+from serving.errors import ResourceUnavailableError, UsageError
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
+
+KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
+
+
+def open_backend(
+    kind: str, device: str, version_dir: Path, manifest: Manifest, *, max_batch_size: int, num_threads: int
+) -> tuple[Backend, str]:
+    """The backend that serves a version, and the reason for it in words.
+
+    `kind` is one of KINDS, `device` is auto, cpu or cuda[:index]; `max_batch_size` is at most the manifest's, the
+    largest that parity was proven for. Only `auto` chooses; anything else is done or refused.
+    Raises UsageError, ResourceUnavailableError (no such device, provider or library) and what `read_verified` raises.
+    """
+    if not 1 <= max_batch_size <= manifest.max_batch_size:
+        what = f"max_batch_size {max_batch_size}; version {manifest.version} was proven for 1 to"
+        cure = "ask for less, or export with a larger --max-batch-size"
+        raise UsageError("BAD_BATCH_SIZE", f"{what} {manifest.max_batch_size}", cure)
+    read = partial(read_verified, version_dir, manifest)
+    if kind == "torch":
+        return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), max_batch_size, num_threads))
+    if kind == "onnxruntime":
+        return _on_best_device(device, partial(_open_onnxruntime, read(ONNX_NAME), max_batch_size, num_threads))
+    if kind == "tensorrt":
+        what = f"asked for tensorrt on {device}: this release has no TensorRT backend yet"
+        raise ResourceUnavailableError(
+            "TENSORRT_UNAVAILABLE", what, "use --backend onnxruntime, which runs on CUDA too"
+        )
+    if kind == "auto":
+        open_on = partial(_open_onnxruntime, read(ONNX_NAME), max_batch_size, num_threads)
+        backend, why = _on_best_device(device, open_on)
+        return backend, f"{_why_not_tensorrt(device, manifest)}; {why}"
+    raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
+
+
+def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Backend, str]:
+    """The backend on `device`; for auto on CUDA where that works, and else on the CPU."""
+    if device != "auto":
+        return open_on(device), f"{device} was asked for"
+    try:
+        return open_on("cuda"), "CUDA works here"
+    except ResourceUnavailableError as error:
+        return open_on("cpu"), f"on the CPU, since CUDA does not work here: {error}"
+
+
+def _why_not_tensorrt(device: str, manifest: Manifest) -> str:
+    """TensorRT is the first choice of `auto`; this is why it was passed over."""
+    if device == "cpu":
+        return "TensorRT needs a GPU"
+    if ENGINE_NAME not in manifest.files:
+        return f"version {manifest.version} has no TensorRT engine"
+    return "this release has no TensorRT backend yet"
+
+
+def _open_torch(program: bytes, max_batch_size: int, num_threads: int, device: str) -> Backend:
+    try:
+        from serving.backends.torch_backend import TorchBackend
+    except ImportError as error:
+        cure = "install the extras `train`, or use --backend onnxruntime"
+        raise ResourceUnavailableError("NO_TORCH", f"asked for torch: {error}", cure) from None
+    return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=max_batch_size)
+
+
+def _open_onnxruntime(model: bytes, max_batch_size: int, num_threads: int, device: str) -> Backend:
+    try:
+        from serving.backends.onnxruntime_backend import (
+            OnnxRuntimeBackend,
+        )  # here: who serves with torch need not have it
+    except ImportError as error:
+        cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
+        raise ResourceUnavailableError("NO_ONNXRUNTIME", f"asked for onnxruntime: {error}", cure) from None
+    return OnnxRuntimeBackend(model, device=device, num_threads=num_threads, max_batch_size=max_batch_size)

@@ -1,0 +1,92 @@
+"""PyTorch, running the exported program: the reference that the other runtimes are held against.
+
+The only module of `serving` that imports torch.
+"""
+
+import io
+import os
+import zipfile
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export.passes import move_to_device_pass
+
+from serving.backends import base
+from serving.backends.base import Images, Logits
+from serving.errors import BadDataError, ResourceUnavailableError, UsageError
+
+
+class TorchBackend:
+    """A `torch.export` program. `program` is the whole file.
+
+    `num_threads` is the whole process's: torch has one pool.
+    Raises BadDataError where the program cannot be loaded or would execute code; ResourceUnavailableError where the
+    device is not there; UsageError for an unknown device.
+    """
+
+    name = "torch"
+
+    def __init__(self, program: bytes, *, device: str = "cpu", num_threads: int = 1, max_batch_size: int) -> None:
+        self._device = _device_from(device)
+        self.device = str(self._device)
+        self.max_batch_size = max_batch_size
+        torch.set_num_threads(num_threads)
+        self._model = _model_from(program, self._device)
+
+    def infer(self, images: Images) -> Logits:
+        """(N, 1, 28, 28) uint8 -> (N, 10) float32."""
+        writable = np.require(images, requirements="W")  # a request's bytes are read-only, which torch does not have
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(writable).to(self._device))  # (N, 10)
+        return cast(Logits, logits.cpu().numpy())
+
+    def warm_up(self) -> None:
+        """Two runs of each batch size bucket."""
+        base.warm_up(self)
+
+    def close(self) -> None:
+        """Drops the weights and with them the device's memory."""
+        del self._model
+
+
+def _device_from(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(
+            "BAD_DEVICE", f"{device!r} is no device of the torch backend's", "use cpu, cuda or cuda:<index>"
+        )
+    if found.type == "cpu":
+        return found
+    index = found.index or 0
+    if index >= torch.cuda.device_count():
+        what = f"asked for torch on {device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+        raise ResourceUnavailableError("NO_GPU", what, "use --device cpu")
+    # TF32 keeps 10 bits of 23, which is another precision than the one proven; convolutions have it on by default.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda", index)
+
+
+def _model_from(program: bytes, device: torch.device) -> nn.Module:
+    try:
+        _refuse_objects(program)
+        exported = torch.export.load(io.BytesIO(program))
+        return move_to_device_pass(exported, device).module()
+    except Exception as error:  # torch raises what its layers raise: RuntimeError, KeyError, AssertionError, ...
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        what = f"torch {torch.__version__} cannot load the program: {reason}"
+        raise BadDataError("BAD_PROGRAM", what, "make export writes a new version") from error
+
+
+def _refuse_objects(program: bytes) -> None:
+    """`torch.export.load` unpickles what an archive tells it to; our programs hold raw tensors and JSON only."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # for every torch.load in it, whatever it asks for
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        constants = [name for name in archive.namelist() if "/constants/" in name and not name.endswith(".json")]
+    if constants:
+        raise ValueError(f"it holds objects ({', '.join(constants)})")

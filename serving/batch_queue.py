@@ -1,0 +1,140 @@
+"""Which requests form the next batch, and when: the batcher's policy, apart from its threads.
+
+Nothing here waits, locks or reads a clock: every method that depends on time is given `now_s` (monotonic seconds), so
+tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue_size`, `max_queue_delay_us`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from serving.backends.base import Images
+from serving.errors import OverloadedError
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One client's images and the future that its answer goes to."""
+
+    images: Images  # (N, 1, 28, 28) uint8
+    future: "asyncio.Future[Any]"
+    arrived_s: float
+    deadline_s: float
+    num_taken: int = 0  # images that are already part of a batch
+    parts: list[Any] = field(default_factory=list)  # what the batches so far answered; used only when split
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that no batch has taken yet."""
+        return len(self.images) - self.num_taken
+
+
+class Part(NamedTuple):
+    """The images `start` to `stop` of a request, as they lie in one batch."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def images(self) -> Images:
+        """(stop - start, 1, 28, 28) uint8, a view."""
+        return self.request.images[self.start : self.stop]
+
+    @property
+    def is_whole(self) -> bool:
+        """The part is all of its request: it was not split."""
+        return self.stop - self.start == len(self.request.images)
+
+
+class BatchQueue:
+    """First in, first out, bounded in images."""
+
+    def __init__(self, *, max_batch_size: int, max_queue_size: int, max_queue_delay_us: int = 0) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_queue_size = max_queue_size
+        self.max_queue_delay_s = max_queue_delay_us / 1e6
+        self.num_images = 0  # waiting, not counting requests whose client is gone
+        self._requests: deque[Request] = deque()
+        self._seconds_per_image = 0.0
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Queues a request. Raises OverloadedError where there is no room, or no time before its deadline."""
+        num_images = self.num_images + len(request.images)
+        if num_images > self.max_queue_size:
+            what = f"{self.num_images} images wait and {len(request.images)} more would exceed {self.max_queue_size}"
+            raise OverloadedError("QUEUE_FULL", what, "try again later, or raise --max-queue-size")
+        expected_s = self.num_images * self._seconds_per_image
+        if now_s + expected_s > request.deadline_s:
+            left_ms, expected_ms = (request.deadline_s - now_s) * 1e3, expected_s * 1e3
+            what = f"{left_ms:.0f} ms are left, the queue alone takes about {expected_ms:.0f} ms"
+            raise OverloadedError("DEADLINE_TOO_SHORT", what, "try again later, or allow more time")
+        self.num_images = num_images
+        self._requests.append(request)
+
+    def forget(self, request: Request) -> None:
+        """Frees the room of a request whose client is gone; `take` will pass over it, as its future is done."""
+        self._release(request)
+
+    def ready_in_s(self, now_s: float) -> float | None:
+        """When a free device should take the next batch: 0 now, None when there is nothing to wait for."""
+        self._drop_finished()
+        if not self._requests:
+            return None
+        if self.num_images >= self.max_batch_size:
+            return 0.0
+        return max(0.0, self._requests[0].arrived_s + self.max_queue_delay_s - now_s)
+
+    def take(self, now_s: float) -> tuple[list[Part], list[Request]]:
+        """The next batch, of at most `max_batch_size` images, and the requests that expired before it formed.
+
+        A request goes into one batch whole, unless it is larger than any batch.
+        """
+        batch: list[Part] = []
+        expired: list[Request] = []
+        room = self.max_batch_size
+        while self._requests and room:
+            request = self._requests[0]
+            if request.future.done() or now_s >= request.deadline_s:
+                if not request.future.done():
+                    expired.append(request)
+                self._release(self._requests.popleft())
+                continue
+            if batch and request.num_waiting > room and len(request.images) <= self.max_batch_size:
+                break
+            stop = request.num_taken + min(room, request.num_waiting)
+            batch.append(Part(request, request.num_taken, stop))
+            num_images = stop - request.num_taken
+            request.num_taken = stop
+            self.num_images -= num_images
+            room -= num_images
+            if not request.num_waiting:
+                self._requests.popleft()
+        return batch, expired
+
+    def clear(self) -> Iterator[Request]:
+        """Empties the queue, yielding what waited."""
+        while self._requests:
+            request = self._requests.popleft()
+            self._release(request)
+            yield request
+
+    def observe(self, num_images: int, seconds: float) -> None:
+        """Learns the device's pace from a finished batch.
+
+        Only well-filled batches count: a small one says little about how fast a full queue would be worked off.
+        """
+        if 2 * num_images >= self.max_batch_size:
+            pace = seconds / num_images
+            self._seconds_per_image += (pace - self._seconds_per_image) * (0.1 if self._seconds_per_image else 1.0)
+
+    def _drop_finished(self) -> None:
+        while self._requests and self._requests[0].future.done():
+            self._release(self._requests.popleft())
+
+    def _release(self, request: Request) -> None:
+        """Gives back a request's room, once: it may both expire and be cancelled."""
+        self.num_images -= request.num_waiting
+        request.num_taken = len(request.images)

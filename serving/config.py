@@ -1,0 +1,89 @@
+"""The server's settings: one frozen dataclass, checked when made, and the command line that fills it."""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from serving.errors import ConfigurationError
+
+BACKENDS = ("auto", "onnxruntime", "torch", "tensorrt")
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Raises ConfigurationError, naming value, limit and cure, where a setting cannot be."""
+
+    repository: Path = _setting(
+        Path("artifacts/models"),
+        "The model repository that `python -m export` writes: <repository>/<model>/<version>/.",
+    )
+    model: str = _setting("lenet5", "Name of the model to serve.")
+    model_version: int | None = _setting(None, "Version to serve; None takes the newest.")
+    host: str = _setting(
+        "127.0.0.1", "Address to listen on. There is no authentication: open it to trusted networks only."
+    )
+    port: int = _setting(50051, "Port to listen on; 0 lets the system choose one, which is printed.")
+    backend: str = _setting(
+        "auto", "auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."
+    )
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails.")
+    num_threads: int = _setting(1, "Threads that one inference may use on the CPU.")
+    max_batch_size: int = _setting(64, "Most images in one run of the model.")
+    max_queue_size: int = _setting(4096, "Most images that may wait; one more is refused with RESOURCE_EXHAUSTED.")
+    max_queue_delay_us: int = _setting(
+        0, "How long a free device waits for a fuller batch. 0 never waits: batches grow while the device is busy."
+    )
+    max_images_per_request: int = _setting(1024, "Most images in one request.")
+    max_message_bytes: int = _setting(4 << 20, "Largest request on the wire; it bounds the pictures that can be sent.")
+    max_concurrent_requests: int = _setting(4096, "Most calls being handled at once, the last fence before memory.")
+    default_deadline_s: float = _setting(10.0, "Deadline of a request whose client set none.")
+    message_timeout_s: float = _setting(5.0, "How long a client may take to send its message after the headers.")
+    hang_timeout_s: float = _setting(
+        30.0, "A batch that takes longer than this counts as a hung device: the server gives up with exit code 70."
+    )
+    lame_duck_s: float = _setting(
+        0.3, "After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."
+    )
+    drain_timeout_s: float = _setting(30.0, "After SIGTERM, how long accepted requests may take.")
+
+    def __post_init__(self) -> None:
+        self._check("backend", self.backend in BACKENDS, f"one of {', '.join(BACKENDS)}")
+        self._check("port", 0 <= self.port <= 65535, "0 to 65535")
+        for name in ("num_threads", "max_batch_size", "max_images_per_request", "max_concurrent_requests"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("default_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
+            self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
+        self._check("lame_duck_s", 0 <= self.lame_duck_s < 1e6, "0 seconds or more")
+        self._check("max_queue_delay_us", 0 <= self.max_queue_delay_us <= 10_000_000, "0 to 10,000,000")
+        enough = self.max_images_per_request
+        self._check("max_queue_size", self.max_queue_size >= enough, f"at least max_images_per_request, {enough}")
+        enough = self.max_images_per_request * 784 + 1024
+        self._check("max_message_bytes", enough <= self.max_message_bytes < 2**31, f"{enough} to 2147483647")
+
+    def _check(self, name: str, is_met: bool, limit: str) -> None:
+        if not is_met:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigurationError("BAD_SETTING", f"{flag} is {getattr(self, name)!r}", f"it must be {limit}")
+
+
+def parse_arguments(arguments: list[str]) -> ServerConfig:
+    """The settings from a command line; a flag for every field, with its meaning as the help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        description="Serve an exported LeNet-5 over gRPC: atelier.v1.Classifier, health and reflection on one port.",
+        epilog="SIGTERM or Ctrl-C drains: accepted requests are answered, new ones are told to retry elsewhere.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for setting in fields(ServerConfig):
+        flag = "--" + setting.name.replace("_", "-")
+        kind = int if setting.default is None else type(setting.default)
+        parser.add_argument(flag, type=kind, default=setting.default, help=setting.metadata["help"])
+    parser.add_argument("--debug", action="store_true", help="log every step, and show tracebacks")
+    settings = vars(parser.parse_args(arguments))
+    settings.pop("debug")
+    return ServerConfig(**settings)

@@ -1,0 +1,149 @@
+"""What Classify and GetModel do, from message bytes to message bytes; no gRPC library in sight.
+
+A front end (server.py for grpcio) hands over the raw message and its deadline, and maps RequestError to a status.
+Working on bytes lets a malformed message be answered as what it is, a bad request.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from protos import classifier_pb2 as pb
+from serving.backends.base import Backend, Images
+from serving.batcher import Answer, Batcher
+from serving.config import ServerConfig
+from serving.errors import InvalidRequestError, UnknownModelError
+from serving.images import image_from_picture, images_from_bytes
+from serving.manifest import Manifest, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """The model behind the service, as GetModel describes it."""
+
+    manifest: Manifest
+    backend: Backend
+    sha256: str  # of the file that was loaded
+
+
+class ClassifierService:
+    """atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
+
+    def __init__(self, model: ServedModel, batcher: Batcher, config: ServerConfig) -> None:
+        self.num_requests = 0  # answered
+        self._model = model
+        self._batcher = batcher
+        self._config = config
+        self._classes = model.manifest.classes
+        self._name, self._version = model.manifest.model_name, str(model.manifest.version)
+        # Two threads: enough to overlap, and a bound on the memory that decoding takes at any moment.
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+
+    async def classify(self, message: bytes, deadline_s: float) -> bytes:
+        """ClassifyRequest to ClassifyResponse; `deadline_s` is on the monotonic clock."""
+        request = pb.ClassifyRequest()
+        _parse(request, message)
+        self._check_model(request.model_name, request.model_version)
+        top_k = self._checked_top_k(request.top_k)
+        images = await self._images_of(request)
+        answer = await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
+        self.num_requests += 1
+        return self._response(answer, top_k)
+
+    def get_model(self, message: bytes) -> bytes:
+        """GetModelRequest to GetModelResponse."""
+        request = pb.GetModelRequest()
+        _parse(request, message)
+        self._check_model(request.model_name, request.model_version)
+        manifest, backend, config = self._model.manifest, self._model.backend, self._config
+        return pb.GetModelResponse(
+            model_name=self._name,
+            model_version=self._version,
+            architecture=manifest.architecture,
+            backend=backend.name,
+            device=backend.device,
+            precision=manifest.precision,
+            input=_tensor_spec(manifest.input),
+            output=_tensor_spec(manifest.output),
+            classes=self._classes,
+            max_batch_size=backend.max_batch_size,
+            max_images_per_request=config.max_images_per_request,
+            max_message_bytes=config.max_message_bytes,
+            model_sha256=self._model.sha256,
+            checkpoint_sha256=manifest.checkpoint_sha256,
+        ).SerializeToString()
+
+    def close(self) -> None:
+        """Ends the decoding threads."""
+        self._decoders.shutdown(cancel_futures=True)
+
+    def _check_model(self, name: str, version: str) -> None:
+        if name and name != self._name:
+            raise UnknownModelError(
+                "UNKNOWN_MODEL", f"model {name[:64]!r} is not served here", f"ask for {self._name!r}"
+            )
+        if version and version != self._version:
+            what = f"version {version[:64]!r} of {self._name} is not served here"
+            raise UnknownModelError("UNKNOWN_VERSION", what, f"ask for {self._version!r}, or leave it empty")
+
+    def _checked_top_k(self, top_k: int) -> int:
+        if top_k > len(self._classes):
+            limit = f"there are {len(self._classes)} classes: ask for 1 to {len(self._classes)}"
+            raise InvalidRequestError("BAD_TOP_K", f"top_k is {top_k}", limit)
+        return top_k or 1
+
+    async def _images_of(self, request: pb.ClassifyRequest) -> Images:
+        """(N, 1, 28, 28) uint8; pictures are decoded in threads, off the event loop."""
+        if request.pictures and request.images:
+            what = "both images and pictures are set, so their order is not defined"
+            raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
+        if not request.pictures:
+            if request.invert:
+                what = "invert is set, but it is for pictures only"
+                raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
+            images = images_from_bytes(request.images)
+            self._check_count(len(images))
+            return images
+        self._check_count(len(request.pictures))
+        loop = asyncio.get_running_loop()
+        decoded = [
+            loop.run_in_executor(self._decoders, _decode, picture, index, request.invert)
+            for index, picture in enumerate(request.pictures)
+        ]
+        return np.stack(await asyncio.gather(*decoded))
+
+    def _check_count(self, num_images: int) -> None:
+        limit = self._config.max_images_per_request
+        if num_images > limit:
+            raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")
+
+    def _response(self, answer: Answer, top_k: int) -> bytes:
+        ranking = answer.ranking
+        labels, probabilities = ranking.labels[:, :top_k].tolist(), ranking.probabilities[:, :top_k].tolist()
+        response = pb.ClassifyResponse(model_name=self._name, model_version=self._version)
+        response.time.queue_us, response.time.inference_us = answer.queue_us, answer.inference_us
+        classes, add = self._classes, response.classifications.add
+        for row in zip(labels, probabilities, strict=True):
+            add_prediction = add().predictions.add
+            for label, probability in zip(*row, strict=True):
+                add_prediction(label=label, name=classes[label], probability=probability)
+        return response.SerializeToString()
+
+
+def _parse(request: Message, message: bytes) -> None:
+    try:
+        request.ParseFromString(message)
+    except DecodeError:
+        what = f"the {len(message)} bytes are not a {request.DESCRIPTOR.full_name}"
+        raise InvalidRequestError("MALFORMED", what, "build the message from protos/classifier.proto") from None
+
+
+def _decode(picture: bytes, index: int, invert: bool) -> Images:
+    return image_from_picture(picture, index=index, invert=invert)
+
+
+def _tensor_spec(spec: TensorSpec) -> pb.TensorSpec:
+    return pb.TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape)

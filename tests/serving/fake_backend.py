@@ -1,0 +1,54 @@
+"""A backend that tests script: it answers at once, waits for a gate, raises, or answers nonsense."""
+
+import threading
+
+import numpy as np
+
+from serving.backends.base import IMAGE_SHAPE, Images, Logits
+
+
+def image(label: int, count: int = 1) -> Images:
+    """`count` images that FakeBackend answers with `label`."""
+    return np.full((count, *IMAGE_SHAPE), label, np.uint8)
+
+
+class FakeBackend:
+    """Answers an image with the label that its first pixel names.
+
+    `gate` is what a test closes to keep the device busy; `started` counts batches that reached the device.
+    """
+
+    name = "fake"
+    device = "cpu"
+
+    def __init__(self, max_batch_size: int = 64) -> None:
+        self.max_batch_size = max_batch_size
+        self.batches: list[list[int]] = []  # first pixels of each batch that was executed
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Semaphore(0)
+        self.poison: dict[int, Exception] = {}  # what a batch with such a first pixel raises
+        self.answer: Logits | None = None
+        self.is_warm = False
+        self.is_closed = False
+
+    def infer(self, images: Images) -> Logits:
+        self.batches.append(images[:, 0, 0, 0].tolist())
+        self.started.release()
+        assert self.gate.wait(timeout=20), "the test never opened the gate"
+        for pixel in self.poison.keys() & set(self.batches[-1]):
+            raise self.poison[pixel]
+        if self.answer is not None:
+            return self.answer
+        return np.eye(10, dtype=np.float32)[images[:, 0, 0, 0]] * 9
+
+    def warm_up(self) -> None:
+        self.is_warm = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    @property
+    def executed(self) -> list[int]:
+        """First pixel of every image that was executed, in order."""
+        return [pixel for batch in self.batches for pixel in batch]

@@ -1,0 +1,181 @@
+"""The policy of batching, on a clock driven by hand."""
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from serving.batch_queue import BatchQueue, Request
+from serving.errors import OverloadedError
+from tests.serving.fake_backend import image
+
+FAR_S = 1e9
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def request(
+    loop: asyncio.AbstractEventLoop, count: int = 1, *, arrived_s: float = 0.0, deadline_s: float = FAR_S
+) -> Request:
+    return Request(images=image(0, count), future=loop.create_future(), arrived_s=arrived_s, deadline_s=deadline_s)
+
+
+def make_queue(*, max_batch_size: int = 4, max_queue_size: int = 8, max_queue_delay_us: int = 0) -> BatchQueue:
+    return BatchQueue(
+        max_batch_size=max_batch_size, max_queue_size=max_queue_size, max_queue_delay_us=max_queue_delay_us
+    )
+
+
+def test_free_device_takes_a_request_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    assert queue.ready_in_s(0.0) is None
+    queue.add(request(loop), 0.0)
+    assert queue.ready_in_s(0.0) == 0.0
+
+
+def test_delay_window_counts_from_the_oldest_request(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_delay_us=1000)
+    queue.add(request(loop, arrived_s=10.0), 10.0)
+    queue.add(request(loop, arrived_s=10.0009), 10.0009)
+    assert queue.ready_in_s(10.0004) == pytest.approx(0.0006)
+    assert queue.ready_in_s(10.002) == 0.0
+
+
+def test_full_batch_ends_the_delay_window(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_delay_us=1000)
+    queue.add(request(loop, 3), 0.0)
+    assert queue.ready_in_s(0.0) == pytest.approx(0.001)
+    queue.add(request(loop, 1), 0.0)
+    assert queue.ready_in_s(0.0) == 0.0
+
+
+def test_batch_holds_whole_requests_in_order_of_arrival(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    requests = [request(loop, count) for count in (2, 1, 3)]
+    for each in requests:
+        queue.add(each, 0.0)
+    first, _ = queue.take(0.0)
+    second, _ = queue.take(0.0)
+    assert [part.request for part in first] == requests[:2]
+    assert [part.request for part in second] == requests[2:]
+    assert queue.take(0.0) == ([], [])
+
+
+def test_request_larger_than_a_batch_is_split_and_shares_its_last_batch(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=20)
+    large, small = request(loop, 10), request(loop, 2)
+    queue.add(large, 0.0)
+    queue.add(small, 0.0)
+    batches = [queue.take(0.0)[0] for _ in range(3)]
+    assert [[(part.request, part.start, part.stop) for part in batch] for batch in batches] == [
+        [(large, 0, 4)],
+        [(large, 4, 8)],
+        [(large, 8, 10), (small, 0, 2)],
+    ]
+    assert queue.num_images == 0
+
+
+def test_batches_never_exceed_their_limit_and_lose_no_image(loop: asyncio.AbstractEventLoop) -> None:
+    random = np.random.default_rng(0)
+    queue = make_queue(max_batch_size=16, max_queue_size=10**9)
+    sizes = random.integers(1, 50, 500).tolist()
+    for size in sizes:
+        queue.add(request(loop, size), 0.0)
+    taken = 0
+    while batch := queue.take(0.0)[0]:
+        num_images = sum(part.stop - part.start for part in batch)
+        assert 1 <= num_images <= 16
+        taken += num_images
+    assert taken == sum(sizes)
+
+
+def test_queue_is_bounded_in_images(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=8)
+    queue.add(request(loop, 5), 0.0)
+    queue.add(request(loop, 3), 0.0)
+    with pytest.raises(OverloadedError, match=r"QUEUE_FULL: 8 images wait and 1 more would exceed 8"):
+        queue.add(request(loop, 1), 0.0)
+    queue.take(0.0)  # 4 of the 5
+    queue.add(request(loop, 4), 0.0)
+
+
+def test_cancelled_request_frees_its_place_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=4)
+    gone = request(loop, 4)
+    queue.add(gone, 0.0)
+    gone.future.cancel()
+    queue.forget(gone)
+    queue.add(request(loop, 4), 0.0)
+    assert queue.num_images == 4
+
+
+def test_cancelled_request_is_in_no_batch(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    gone, stays = request(loop), request(loop)
+    queue.add(gone, 0.0)
+    queue.add(stays, 0.0)
+    gone.future.cancel()
+    batch, expired = queue.take(0.0)
+    assert [part.request for part in batch] == [stays]
+    assert expired == []
+
+
+def test_device_is_not_woken_for_cancelled_requests(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    gone = request(loop)
+    queue.add(gone, 0.0)
+    gone.future.cancel()
+    assert queue.ready_in_s(0.0) is None
+    assert queue.num_images == 0
+
+
+def test_expired_request_is_handed_back_and_in_no_batch(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    late, alive = request(loop, deadline_s=5.0), request(loop, deadline_s=6.0)
+    queue.add(late, 0.0)
+    queue.add(alive, 0.0)
+    batch, expired = queue.take(5.0)
+    assert [part.request for part in batch] == [alive]
+    assert expired == [late]
+    assert queue.num_images == 0
+
+
+def test_request_that_expires_and_is_cancelled_gives_its_room_back_once(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    late = request(loop, 3, deadline_s=1.0)
+    queue.add(late, 0.0)
+    queue.take(2.0)
+    late.future.cancel()
+    queue.forget(late)
+    assert queue.num_images == 0
+
+
+def test_request_that_cannot_meet_its_deadline_is_refused(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_batch_size=4, max_queue_size=1000)
+    queue.observe(4, 0.04)  # 10 ms an image
+    queue.add(request(loop, 100), 0.0)
+    with pytest.raises(OverloadedError, match=r"DEADLINE_TOO_SHORT: 500 ms are left, .* about 1000 ms"):
+        queue.add(request(loop, deadline_s=0.5), 0.0)
+    queue.add(request(loop, deadline_s=1.5), 0.0)
+
+
+def test_pace_is_not_learnt_from_nearly_empty_batches(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_batch_size=64, max_queue_size=1000)
+    queue.observe(1, 10.0)
+    queue.add(request(loop, 100), 0.0)
+    queue.add(request(loop, deadline_s=0.5), 0.0)
+
+
+def test_clearing_yields_what_waited_and_leaves_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    requests = [request(loop, 2), request(loop, 3)]
+    for each in requests:
+        queue.add(each, 0.0)
+    assert list(queue.clear()) == requests
+    assert (queue.num_images, queue.ready_in_s(0.0)) == (0, None)

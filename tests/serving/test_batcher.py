@@ -1,0 +1,336 @@
+"""The seven rules of the batcher, on a fake device whose gate and clock the test drives. Nothing sleeps."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.batch_queue import BatchQueue
+from serving.batcher import Answer, Batcher
+from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError
+from tests.serving.fake_backend import FakeBackend, image
+
+FAR_S = 1e9
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+@asynccontextmanager
+async def running(backend: FakeBackend, **settings: Any) -> AsyncIterator[Batcher]:
+    queue = BatchQueue(max_batch_size=backend.max_batch_size, max_queue_size=settings.pop("max_queue_size", 1000))
+    batcher = Batcher(backend, queue, **settings)
+    await batcher.start()
+    yield batcher
+    backend.gate.set()
+    await batcher.close()
+
+
+async def device_started(backend: FakeBackend) -> None:
+    """Returns when one more batch has reached the device."""
+    assert await asyncio.to_thread(backend.started.acquire, timeout=10)
+
+
+def labels(answer: Answer) -> list[int]:
+    return answer.ranking.labels[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def test_free_device_runs_a_request_at_once_and_batches_grow_while_it_is_busy() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with running(backend) as batcher:
+            first = batcher.submit(image(1), FAR_S)
+            await device_started(backend)
+            rest = [batcher.submit(image(label), FAR_S) for label in (2, 3, 4)]
+            backend.gate.set()
+            answers = [await batcher.answer_to(request) for request in (first, *rest)]
+        assert backend.batches == [[1], [2, 3, 4]]
+        assert [labels(answer) for answer in answers] == [[1], [2], [3], [4]]
+
+    run(test())
+
+
+def test_answers_belong_to_their_requests_whatever_their_neighbours() -> None:
+    async def test() -> None:
+        random = np.random.default_rng(0)
+        backend = FakeBackend(max_batch_size=8)
+        async with running(backend, max_queue_size=10**6) as batcher:
+            wanted = [random.integers(0, 10, size).tolist() for size in random.integers(1, 30, 200)]
+            batches = [np.concatenate([image(label) for label in row]) for row in wanted]
+            requests = [batcher.submit(images, FAR_S) for images in batches]
+            answers = await asyncio.gather(*map(batcher.answer_to, requests))
+        assert [labels(answer) for answer in answers] == wanted
+
+    run(test())
+
+
+def test_probabilities_of_an_answer_sum_to_one_and_descend() -> None:
+    async def test() -> None:
+        async with running(FakeBackend()) as batcher:
+            answer = await batcher.answer_to(batcher.submit(image(7, 3), FAR_S))
+        assert answer.ranking.probabilities.sum(axis=1) == pytest.approx([1, 1, 1])
+        assert (np.diff(answer.ranking.probabilities) <= 0).all()
+        assert answer.ranking.labels[:, 0].tolist() == [7, 7, 7]
+
+    run(test())
+
+
+def test_split_request_is_rejoined_in_order() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=4)
+        async with running(backend) as batcher:
+            images = np.concatenate([image(label) for label in range(10)])
+            answer = await batcher.answer_to(batcher.submit(images, FAR_S))
+        assert labels(answer) == list(range(10))
+        assert [len(batch) for batch in backend.batches] == [4, 4, 2]
+        assert answer.ranking.logits.shape == (10, 10)
+
+    run(test())
+
+
+def test_full_queue_refuses_at_once() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with running(backend, max_queue_size=2) as batcher:
+            running_request = batcher.submit(image(1), FAR_S)
+            await device_started(backend)
+            waiting = batcher.submit(image(2, 2), FAR_S)
+            with pytest.raises(OverloadedError, match="QUEUE_FULL"):
+                batcher.submit(image(3), FAR_S)
+            backend.gate.set()
+            await batcher.answer_to(running_request)
+            await batcher.answer_to(waiting)
+        assert 3 not in backend.executed
+
+    run(test())
+
+
+async def busy(batcher: Batcher, backend: FakeBackend) -> "asyncio.Task[Answer]":
+    """Closes the gate and has the device run a batch behind it."""
+    backend.gate.clear()
+    task = asyncio.create_task(batcher.answer_to(batcher.submit(image(0), FAR_S)))
+    await device_started(backend)
+    return task
+
+
+def test_cancelled_request_is_not_executed_and_frees_its_place() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with running(backend, max_queue_size=1) as batcher:
+            first = await busy(batcher, backend)
+            waiter = asyncio.create_task(batcher.answer_to(batcher.submit(image(5), FAR_S)))
+            await asyncio.sleep(0)
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            replacement = batcher.submit(image(6), FAR_S)  # there is room again
+            backend.gate.set()
+            await first
+            assert labels(await batcher.answer_to(replacement)) == [6]
+        assert backend.executed == [0, 6]
+
+    run(test())
+
+
+def test_request_cancelled_in_mid_batch_leaves_its_mates_their_answers() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with running(backend) as batcher:
+            first = await busy(batcher, backend)
+            tasks = [asyncio.create_task(batcher.answer_to(batcher.submit(image(label), FAR_S))) for label in (1, 2, 3)]
+            await asyncio.sleep(0)
+            backend.gate.set()
+            await first
+            tasks[1].cancel()  # its batch may be on the device already: either way the mates are answered
+            assert labels(await tasks[0]) == [1]
+            assert labels(await tasks[2]) == [3]
+
+    run(test())
+
+
+def test_request_that_expires_while_queued_is_not_executed() -> None:
+    async def test() -> None:
+        now_s = [0.0]
+        backend = FakeBackend()
+        async with running(backend, clock=lambda: now_s[0]) as batcher:
+            first = await busy(batcher, backend)
+            late = batcher.submit(image(5), deadline_s=1.0)
+            now_s[0] = 2.0
+            backend.gate.set()
+            await first
+            with pytest.raises(ExpiredError, match="while the request was queued"):
+                await batcher.answer_to(late)
+            with pytest.raises(ExpiredError, match="on arrival"):
+                batcher.submit(image(6), deadline_s=1.0)
+        assert backend.executed == [0]
+
+    run(test())
+
+
+def test_failing_batch_fails_exactly_its_requests_and_tells_no_secret() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.poison[2] = RuntimeError("/secret/path")
+        async with running(backend) as batcher:
+            first = await busy(batcher, backend)
+            doomed = [batcher.submit(image(label), FAR_S) for label in (1, 2)]
+            backend.gate.set()
+            assert labels(await first) == [0]
+            for request in doomed:
+                with pytest.raises(BackendError, match="BACKEND_FAILED") as caught:
+                    await batcher.answer_to(request)
+                assert "secret" not in str(caught.value)
+            assert labels(await batcher.answer_to(batcher.submit(image(9), FAR_S))) == [9]
+
+    run(test())
+
+
+def test_images_that_cannot_be_assembled_fail_their_batch_only() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with running(backend) as batcher:
+            first = await busy(batcher, backend)
+            broken = [batcher.submit(image(1), FAR_S), batcher.submit(np.zeros((1, 3), np.uint8), FAR_S)]
+            backend.gate.set()
+            await first
+            for request in broken:
+                with pytest.raises(BackendError):
+                    await batcher.answer_to(request)
+            assert labels(await batcher.answer_to(batcher.submit(image(4), FAR_S))) == [4]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        np.zeros((1, 10), np.float32),
+        np.zeros((3, 10), np.float32),
+        np.zeros((2, 9), np.float32),
+        np.full((2, 10), np.nan, np.float32),
+        np.full((2, 10), np.inf, np.float32),
+    ],
+    ids=["a row too few", "a row too many", "a class too few", "nan", "infinity"],
+)
+def test_output_that_makes_no_sense_is_an_error_and_never_a_label(answer: Any) -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.answer = answer
+        async with running(backend) as batcher:
+            with pytest.raises(BackendError, match="BAD_OUTPUT"):
+                await batcher.answer_to(batcher.submit(image(1, 2), FAR_S))
+
+    run(test())
+
+
+def test_hung_backend_trips_the_watchdog_and_fails_what_waits() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        hung = asyncio.Event()
+        async with running(backend, hang_timeout_s=0.05, on_hang=hung.set) as batcher:
+            stuck = await busy(batcher, backend)
+            waiting = batcher.submit(image(1), FAR_S)
+            await hung.wait()
+            with pytest.raises(NotServingError, match="BACKEND_HUNG"):
+                await stuck
+            with pytest.raises(NotServingError, match="BACKEND_HUNG"):
+                await batcher.answer_to(waiting)
+            with pytest.raises(NotServingError, match="BACKEND_HUNG"):
+                batcher.submit(image(2), FAR_S)
+        assert backend.executed == [0]
+
+    run(test())
+
+
+def test_watchdog_leaves_a_busy_but_living_backend_alone() -> None:
+    async def test() -> None:
+        now_s = [0.0]
+        hangs: list[bool] = []
+        backend = FakeBackend()
+        async with running(
+            backend, hang_timeout_s=0.02, on_hang=lambda: hangs.append(True), clock=lambda: now_s[0]
+        ) as batcher:
+            task = await busy(batcher, backend)
+            now_s[0] = 0.019
+            await asyncio.sleep(0.05)  # the timer fires, but on the batcher's clock the batch is young
+            backend.gate.set()
+            assert labels(await task) == [0]
+        assert hangs == []
+
+    run(test())
+
+
+def test_draining_refuses_new_requests_and_loses_no_accepted_one() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=2)
+        async with running(backend) as batcher:
+            tasks = [await busy(batcher, backend)]
+            tasks += [asyncio.create_task(batcher.answer_to(batcher.submit(image(1), FAR_S))) for _ in range(7)]
+            batcher.refuse(NotServingError("DRAINING", "shutting down"))
+            with pytest.raises(NotServingError, match="DRAINING"):
+                batcher.submit(image(2), FAR_S)
+            drained = asyncio.create_task(batcher.drain())
+            await asyncio.sleep(0)
+            assert not drained.done()
+            backend.gate.set()
+            await drained
+            assert [labels(await task) for task in tasks] == [[0]] + [[1]] * 7
+        assert backend.is_closed
+
+    run(test())
+
+
+def test_nothing_is_accepted_before_the_backend_is_warm() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        batcher = Batcher(backend, BatchQueue(max_batch_size=4, max_queue_size=4))
+        with pytest.raises(NotServingError, match="NOT_WARM"):
+            batcher.submit(image(0), FAR_S)
+        await batcher.start()
+        assert backend.is_warm
+        assert labels(await batcher.answer_to(batcher.submit(image(3), FAR_S))) == [3]
+        await batcher.close()
+
+    run(test())
+
+
+def test_backend_that_cannot_warm_up_fails_the_start() -> None:
+    class Cold(FakeBackend):
+        def warm_up(self) -> None:
+            raise RuntimeError("no memory on the device")
+
+    async def test() -> None:
+        with pytest.raises(RuntimeError, match="no memory"):
+            await Batcher(Cold(), BatchQueue(max_batch_size=4, max_queue_size=4)).start()
+
+    run(test())
+
+
+def test_one_thread_owns_the_device() -> None:
+    threads: set[int] = set()
+
+    def remember(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            threads.add(threading.get_ident())
+            return function(*arguments)
+
+        return wrapped
+
+    async def test() -> None:
+        backend = FakeBackend()
+        for name in ("infer", "warm_up", "close"):
+            setattr(backend, name, remember(getattr(backend, name)))
+        async with running(backend) as batcher:
+            answers: list[Awaitable[Answer]] = [batcher.answer_to(batcher.submit(image(1), FAR_S)) for _ in range(50)]
+            await asyncio.gather(*answers)
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
+    run(test())
