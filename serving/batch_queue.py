@@ -60,6 +60,11 @@ class BatchQueue:
         self._requests: deque[Request] = deque()
         self._seconds_per_image = 0.0
 
+    @property
+    def is_full_batch(self) -> bool:
+        """As many images wait as one batch can hold: waiting longer would not make it larger."""
+        return self.num_images >= self.max_batch_size
+
     def add(self, request: Request, now_s: float) -> None:
         """Queues a request. Raises OverloadedError where there is no room, or no time before its deadline."""
         num_images = self.num_images + len(request.images)
@@ -83,7 +88,7 @@ class BatchQueue:
         self._drop_finished()
         if not self._requests:
             return None
-        if self.num_images >= self.max_batch_size:
+        if self.is_full_batch:
             return 0.0
         return max(0.0, self._requests[0].arrived_s + self.max_queue_delay_s - now_s)
 

@@ -1,20 +1,25 @@
 """Dynamic batching: requests of many clients, run on one device, in batches.
 
-The event loop submits requests and one thread, which owns the device, works them off:
+The event loop owns the queue; one thread owns the device; a batch travels there and its outcome back:
 
-    event loop:    submit -> queue                                    -> deliver -> futures
-    device thread:             take a batch -> infer -> rank -> post
+    event loop:    submit -> queue -> dispatch ------.            .--> deliver -> futures, next dispatch
+    device thread:                                    '-> infer -'
 
-A free device never waits, so batches grow exactly while the device is busy. Which requests form a batch is decided by
-BatchQueue; this file has the lock, the thread and the watchdog. Per batch, whatever its size, there is one wake-up of
-the thread at most and one of the event loop.
+A free device never waits, so batches grow exactly while the device is busy. It counts as busy until its outcome has
+been delivered: while the event loop is that far behind, an earlier start would only make smaller batches. Where a full
+batch waits, though, growing is over, and it is handed to the thread ahead, so that the device goes on without a pause.
+Which requests form a batch is BatchQueue's to say; this file has the thread, the hand-over and the watchdog.
 """
 
 import asyncio
 import logging
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +40,16 @@ class Answer(NamedTuple):
     inference_us: int
 
 
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What is handed to the device thread, which notes when it began."""
+
+    parts: list[Part]
+    started_s: float = math.inf
+
+
 class Batcher:
-    """All methods are called on the event loop it was made in; only `_work` and what it calls run on the thread."""
+    """Made and called on the event loop; only `_work` and `_infer` run on the device thread."""
 
     def __init__(
         self,
@@ -55,18 +68,18 @@ class Batcher:
         self._on_hang = on_hang
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._wake = threading.Condition()  # guards the queue and the three below
-        self._running: list[Part] = []
-        self._running_since_s = 0.0
         self._refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._next_dispatch: asyncio.Handle | None = None
+        self._end_of_window: asyncio.Handle | None = None
+        self._next_hang_check: asyncio.Handle | None = None
+        self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
+        self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
-        self._is_stopping = False
-        self._watchdog: asyncio.TimerHandle | None = None
 
-    # --- On the event loop ---------------------------------------------------------------------------------------
+    # --- On the event loop: the way in ---------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Starts the device thread, which warms up every batch size; returns when it is ready for requests."""
@@ -75,9 +88,9 @@ class Batcher:
         self._refusal = None
 
     def submit(self, images: Images, deadline_s: float) -> Request:
-        """Queues (N, 1, 28, 28) uint8 images; the request's future resolves to an Answer or a RequestError.
+        """Queues (N, 1, 28, 28) uint8 images; `answer_to` the request waits for the answer.
 
-        `deadline_s` is on the batcher's clock. Raises OverloadedError and NotServingError at once.
+        `deadline_s` is on the batcher's clock. Raises OverloadedError, ExpiredError and NotServingError at once.
         """
         if self._refusal is not None:
             raise self._refusal.with_traceback(None)  # raised many times: it must not collect tracebacks
@@ -86,14 +99,12 @@ class Batcher:
             raise ExpiredError("EXPIRED", "the deadline had passed on arrival")
         future = self._loop.create_future()
         request = Request(images=images, future=future, arrived_s=now_s, deadline_s=deadline_s)
-        with self._wake:
-            self._queue.add(request, now_s)
-            if not self._running:
-                self._wake.notify()
+        self._queue.add(request, now_s)
+        if self._next_dispatch is None:
+            # Not at once but behind what the loop has already read: requests that arrived together go together.
+            self._next_dispatch = self._loop.call_soon(self._dispatch)
         self.num_unanswered += 1
         self._is_idle.clear()
-        if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
         return request
 
     async def answer_to(self, request: Request) -> Answer:
@@ -102,8 +113,7 @@ class Batcher:
             answer: Answer = await request.future
             return answer
         except asyncio.CancelledError:
-            with self._wake:
-                self._queue.forget(request)
+            self._queue.forget(request)
             raise
         finally:
             self.num_unanswered -= 1
@@ -119,63 +129,39 @@ class Batcher:
         await self._is_idle.wait()
 
     async def close(self) -> None:
-        """Stops the device thread once the queue is empty, and frees the device. A hung thread is left behind."""
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        if self._thread.is_alive() and not self._is_hung():
+        """Ends the device thread after what it has, and frees the device. A hung thread is left behind."""
+        for handle in (self._next_dispatch, self._end_of_window, self._next_hang_check):
+            if handle is not None:
+                handle.cancel()
+        self._to_device.put(None)
+        if self._thread.is_alive() and self._busy_s() < self._hang_timeout_s:
             await asyncio.to_thread(self._thread.join, self._hang_timeout_s)
 
-    def _deliver(self, batch: list[Part], outcome: Ranking | RequestError, started_s: float, seconds: float) -> None:
-        """Answer i belongs to image i of the batch; replies go only to futures that are not done."""
-        row = 0
-        for part in batch:
-            start, row = row, row + part.stop - part.start
-            request = part.request
-            if request.future.done():
-                continue
-            if isinstance(outcome, RequestError):
-                request.future.set_exception(outcome)
-                continue
-            queue_us, inference_us = int((started_s - request.arrived_s) * 1e6), int(seconds * 1e6)
-            answer = Answer(outcome.rows(start, row), queue_us, inference_us)
-            if not part.is_whole:
-                request.parts.append(answer)
-                if part.stop < len(request.images):
-                    continue
-                answer = _rejoined(request.parts)
-            self.num_answered += len(request.images)
-            request.future.set_result(answer)
+    def _dispatch(self) -> None:
+        """Hands batches to the device: one where it is free, and a full one behind the one that runs."""
+        self._next_dispatch = None
+        while len(self._on_device) < 2:
+            now_s = self._clock()
+            ready_in_s = self._queue.ready_in_s(now_s)
+            if ready_in_s is None or (self._on_device and not self._queue.is_full_batch):
+                return
+            if ready_in_s > 0:
+                if self._end_of_window is None:
+                    self._end_of_window = self._loop.call_later(ready_in_s, self._close_window)
+                return
+            parts, expired = self._queue.take(now_s)
+            for request in expired:
+                self._settle(request, ExpiredError("EXPIRED", "the deadline passed while the request was queued"))
+            if parts:
+                batch = Batch(parts)
+                self._on_device.append(batch)
+                self._to_device.put(batch)
+                if self._next_hang_check is None:
+                    self._next_hang_check = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
 
-    def _expire(self, requests: list[Request]) -> None:
-        for request in requests:
-            if not request.future.done():
-                request.future.set_exception(
-                    ExpiredError("EXPIRED", "the deadline passed while the request was queued")
-                )
-
-    def _is_hung(self) -> bool:
-        return bool(self._running) and self._clock() - self._running_since_s >= self._hang_timeout_s
-
-    def _check_for_hang(self) -> None:
-        """Fires once per `hang_timeout_s` while there is work: cheaper than a timer for every batch."""
-        self._watchdog = None
-        with self._wake:
-            is_hung, since_s = self._is_hung(), self._running_since_s
-            stuck = [part.request for part in self._running] + list(self._queue.clear()) if is_hung else []
-        if is_hung:
-            reason = NotServingError("BACKEND_HUNG", f"the device has not answered for {self._hang_timeout_s:g} s")
-            logger.error("%s", reason)
-            self.refuse(reason)
-            for request in stuck:
-                if not request.future.done():
-                    request.future.set_exception(reason)
-            self._on_hang()
-        elif self.num_unanswered:
-            busy_s = self._clock() - since_s if self._running else 0.0
-            self._watchdog = self._loop.call_later(self._hang_timeout_s - busy_s, self._check_for_hang)
+    def _close_window(self) -> None:
+        self._end_of_window = None
+        self._dispatch()
 
     # --- On the device thread ------------------------------------------------------------------------------------
 
@@ -186,44 +172,79 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._is_warm.set_exception, error)
             return
         self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
-        while (batch := self._next_batch()) is not None:
-            outcome = self._infer(batch)
-            seconds = self._clock() - self._running_since_s
-            self._queue.observe(sum(part.stop - part.start for part in batch), seconds)
-            self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._running_since_s, seconds)
+        while (batch := self._to_device.get()) is not None:
+            batch.started_s = self._clock()
+            outcome = self._infer(batch.parts)
+            self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
         self._backend.close()
 
-    def _next_batch(self) -> list[Part] | None:
-        """Sleeps until there is a batch to run; None when stopping and nothing is left."""
-        with self._wake:
-            self._running = []
-            while True:
-                ready_in_s = self._queue.ready_in_s(self._clock())
-                if ready_in_s is None and self._is_stopping:
-                    return None
-                if ready_in_s is None or (ready_in_s > 0 and not self._is_stopping):
-                    self._wake.wait(ready_in_s)
-                    continue
-                now_s = self._clock()
-                batch, expired = self._queue.take(now_s)
-                if expired:
-                    self._loop.call_soon_threadsafe(self._expire, expired)
-                if batch:
-                    self._running, self._running_since_s = batch, now_s
-                    return batch
-
-    def _infer(self, batch: list[Part]) -> Ranking | RequestError:
+    def _infer(self, parts: list[Part]) -> Ranking | RequestError:
         """Never raises: a failure is the batch's outcome. What failed stands in the log, not on the wire."""
         try:
-            images = batch[0].images if len(batch) == 1 else np.concatenate([part.images for part in batch])
+            images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
             logits = self._backend.infer(images)
             check_logits(logits, len(images))
             return rank(logits)
         except Exception as error:
-            logger.exception("a batch of %d requests failed", len(batch))
+            logger.exception("a batch of %d requests failed", len(parts))
             if isinstance(error, RequestError):
                 return error
             return BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
+
+    # --- On the event loop: the way out --------------------------------------------------------------------------
+
+    def _deliver(self, batch: Batch, outcome: Ranking | RequestError, seconds: float) -> None:
+        """Answer i belongs to image i of the batch."""
+        self._on_device.popleft()
+        stop = 0
+        for part in batch.parts:
+            start, stop = stop, stop + part.stop - part.start
+            if isinstance(outcome, RequestError):
+                self._settle(part.request, outcome)
+                continue
+            queue_s = batch.started_s - part.request.arrived_s
+            self._settle_part(part, Answer(outcome.rows(start, stop), int(queue_s * 1e6), int(seconds * 1e6)))
+        self._queue.observe(stop, seconds)
+        self._dispatch()
+
+    def _settle_part(self, part: Part, answer: Answer) -> None:
+        request = part.request
+        if not part.is_whole:
+            request.parts.append(answer)
+            if part.stop < len(request.images):
+                return
+            answer = _rejoined(request.parts)
+        self._settle(request, answer)
+
+    def _settle(self, request: Request, outcome: Answer | RequestError) -> None:
+        """Replies go only to futures that are not done: the client may be gone."""
+        if request.future.done():
+            return
+        if isinstance(outcome, RequestError):
+            request.future.set_exception(outcome)
+        else:
+            self.num_answered += len(request.images)
+            request.future.set_result(outcome)
+
+    def _busy_s(self) -> float:
+        """How long the batch on the device has been running; 0 where none is, or it has not begun."""
+        return max(0.0, self._clock() - self._on_device[0].started_s) if self._on_device else 0.0
+
+    def _check_for_hang(self) -> None:
+        """Fires once per `hang_timeout_s` while there is work: cheaper than a timer for every batch."""
+        self._next_hang_check = None
+        left_s = self._hang_timeout_s - self._busy_s()
+        if left_s > 0:
+            if self._on_device:
+                self._next_hang_check = self._loop.call_later(left_s, self._check_for_hang)
+            return
+        reason = NotServingError("BACKEND_HUNG", f"the device has not answered for {self._hang_timeout_s:g} s")
+        logger.error("%s", reason)
+        self.refuse(reason)
+        stuck = [part.request for batch in self._on_device for part in batch.parts]
+        for request in [*stuck, *self._queue.clear()]:
+            self._settle(request, reason)
+        self._on_hang()
 
 
 def _rejoined(parts: list[Answer]) -> Answer:

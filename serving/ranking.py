@@ -13,8 +13,8 @@ class Ranking(NamedTuple):
     """What the model says about N images."""
 
     logits: Logits  # (N, 10) float32
-    probabilities: NDArray[np.float32]  # (N, 10), softmax of the logits, most probable first
-    labels: NDArray[np.intp]  # (N, 10), the classes those belong to
+    probabilities: NDArray[np.float32]  # (N, 10), softmax of the logits
+    labels: NDArray[np.intp]  # (N, 10), most probable first
 
     def rows(self, start: int, stop: int) -> "Ranking":
         """The images `start` to `stop`, as views."""
@@ -22,10 +22,9 @@ class Ranking(NamedTuple):
 
 
 def rank(logits: Logits) -> Ranking:
-    """Softmax (shifted by the maximum, so that it cannot overflow), sorted; ties in the order of the labels."""
+    """Softmax, shifted by the maximum so that it cannot overflow; equal logits rank in the order of their labels."""
     labels = np.argsort(-logits, axis=1, kind="stable")  # (N, 10)
-    ranked = np.take_along_axis(logits, labels, axis=1)  # (N, 10), descending
-    exponentials = np.exp(ranked - ranked[:, :1])  # (N, 10), the first is 1
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))  # (N, 10), the largest is 1
     return Ranking(logits, exponentials / exponentials.sum(axis=1, keepdims=True), labels)
 
 

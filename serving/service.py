@@ -121,15 +121,14 @@ class ClassifierService:
             raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")
 
     def _response(self, answer: Answer, top_k: int) -> bytes:
-        ranking = answer.ranking
-        labels, probabilities = ranking.labels[:, :top_k].tolist(), ranking.probabilities[:, :top_k].tolist()
         response = pb.ClassifyResponse(model_name=self._name, model_version=self._version)
         response.time.queue_us, response.time.inference_us = answer.queue_us, answer.inference_us
         classes, add = self._classes, response.classifications.add
-        for row in zip(labels, probabilities, strict=True):
+        labels, probabilities = answer.ranking.labels[:, :top_k].tolist(), answer.ranking.probabilities.tolist()
+        for best, row in zip(labels, probabilities, strict=True):
             add_prediction = add().predictions.add
-            for label, probability in zip(*row, strict=True):
-                add_prediction(label=label, name=classes[label], probability=probability)
+            for label in best:
+                add_prediction(label=label, name=classes[label], probability=row[label])
         return response.SerializeToString()
 
 
