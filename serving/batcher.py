@@ -128,14 +128,13 @@ class Batcher:
         """Returns when every accepted request is answered; call `refuse` first."""
         await self._is_idle.wait()
 
-    async def close(self) -> None:
-        """Ends the device thread after what it has, and frees the device. A hung thread is left behind."""
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Ends the device thread after what it has, and frees the device; a thread that takes longer is left behind."""
         for handle in (self._next_dispatch, self._end_of_window, self._next_hang_check):
             if handle is not None:
                 handle.cancel()
         self._to_device.put(None)
-        if self._thread.is_alive() and self._busy_s() < self._hang_timeout_s:
-            await asyncio.to_thread(self._thread.join, self._hang_timeout_s)
+        await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _dispatch(self) -> None:
         """Hands batches to the device: one where it is free, and a full one behind the one that runs."""

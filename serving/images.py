@@ -141,5 +141,5 @@ def _centred(gray: Image.Image) -> NDArray[np.uint8]:
     """(h, w) -> (1, 28, 28), what is missing filled with 0."""
     image = np.zeros(IMAGE_SHAPE, np.uint8)
     top, left = (EDGE - gray.height) // 2, (EDGE - gray.width) // 2
-    image[0, top : top + gray.height, left : left + gray.width] = gray
+    image[0, top : top + gray.height, left : left + gray.width] = np.asarray(gray)
     return image

@@ -34,23 +34,17 @@ class PictureHeader:
 
 def read_header(data: bytes) -> PictureHeader:
     """The header of a PNG, JPEG or WebP file. Raises BrokenHeaderError, and nothing else."""
-    if data.startswith(PNG_SIGNATURE):
-        read = _read_png
-    elif data.startswith(b"\xff\xd8\xff"):
-        read = _read_jpeg
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        read = _read_webp
-    elif data:
-        raise BrokenHeaderError(f"begins with the bytes {data[:8].hex(' ')}, as no PNG, JPEG or WebP does")
-    else:
-        raise BrokenHeaderError("is empty")
     try:
-        header = read(data)
+        if data.startswith(PNG_SIGNATURE):
+            return _read_png(data)
+        if data.startswith(b"\xff\xd8\xff"):
+            return _read_jpeg(data)
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return _read_webp(data)
     except (struct.error, IndexError):
         raise BrokenHeaderError("breaks off before its pixels end") from None
-    if not header.width * header.height:
-        raise BrokenHeaderError(f"is a {header.format} of {header.width} x {header.height} pixels")
-    return header
+    found = f"begins with the bytes {data[:8].hex(' ')}, as no PNG, JPEG or WebP does" if data else "is empty"
+    raise BrokenHeaderError(found)
 
 
 # --- PNG: a signature, then chunks of (length, kind, body, checksum) -------------------------------------------------

@@ -1,116 +1,42 @@
-"""The grpcio front end: sockets, deadlines, statuses, health, drain. What a call means stands in service.py.
+"""The server's life: listen, warm up, serve, drain.
 
-Three habits of grpcio shape this file. Its default stop answers calls it has accepted but not started with CANCELLED,
-so a drain first goes on accepting and says UNAVAILABLE. It sends the text of an exception to the client, so
-none may escape a handler. It waits for a message without limit, so Classify is registered as client-streaming (the
-same bytes on the wire) and reads its one message under a timeout.
+grpcio's default stop answers calls that it has accepted but not started with CANCELLED. So a drain goes on accepting
+for a moment, answering UNAVAILABLE, and only then stops.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from protos import classifier_pb2 as pb
-from serving.backends.select import open_backend
 from serving.batch_queue import BatchQueue
 from serving.batcher import Batcher
+from serving.channel import SERVICE
 from serving.config import ServerConfig, parse_arguments
-from serving.errors import (
-    ExpiredError,
-    InvalidRequestError,
-    MissingInputError,
-    NotServingError,
-    ProgramError,
-    RequestError,
-    ResourceUnavailableError,
-)
-from serving.manifest import FILE_OF_BACKEND, list_versions, load_manifest
-from serving.service import ClassifierService, ServedModel
-
-logger = logging.getLogger(__name__)
-
-SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
-Method = Callable[[bytes, float], Awaitable[bytes]]
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
-
-
-class ClassifierHandler(grpc.GenericRpcHandler):
-    """Routes the service's methods, reads one raw message each, and turns RequestError into a status."""
-
-    def __init__(self, methods: dict[str, Method], config: ServerConfig) -> None:
-        self.refusal: NotServingError | None = None  # set while draining
-        self._config = config
-        self._handlers: dict[str, Handler] = {
-            f"/{SERVICE}/{name}": grpc.stream_unary_rpc_method_handler(self._handler(method))
-            for name, method in methods.items()
-        }
-
-    def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
-        """None makes grpcio answer UNIMPLEMENTED."""
-        return self._handlers.get(call.method)
-
-    def _handler(self, method: Method) -> Callable[..., Awaitable[bytes]]:
-        async def handle(_messages: Any, context: Context) -> bytes:
-            try:
-                if self.refusal is not None:
-                    raise self.refusal.with_traceback(None)
-                left_s = context.time_remaining()
-                message = await self._read(context)
-                if left_s is None:
-                    left_s = self._config.default_deadline_s
-                return await method(message, time.monotonic() + left_s)
-            except RequestError as error:
-                failure = error
-            except Exception:
-                logger.exception("a call failed")
-                failure = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
-            return await _abort(context, failure)
-
-        return handle
-
-    async def _read(self, context: Context) -> bytes:
-        try:
-            async with asyncio.timeout(self._config.message_timeout_s):
-                message: Any = await context.read()
-        except TimeoutError:
-            limit_s = self._config.message_timeout_s
-            raise ExpiredError("SLOW_MESSAGE", f"no whole message came within {limit_s:g} s of the headers") from None
-        if not isinstance(message, bytes):  # grpc.aio.EOF: the stream ended without one
-            raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one ClassifyRequest")
-        return message
-
-
-async def _abort(context: Context, error: RequestError) -> bytes:
-    if error.retry_pushback_ms is not None:
-        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_pushback_ms)),))
-    return await context.abort(grpc.StatusCode[error.status], str(error))
+from serving.errors import NotServingError, ProgramError, ResourceUnavailableError
+from serving.rpc import ClassifierHandler, Method
+from serving.served_model import ServedModel, load_model
+from serving.service import ClassifierService
 
 
 class Server:
     """A served model behind one port. `start`, then `run_until_stopped`."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, model: ServedModel) -> None:
         self._config = config
+        self._model = model
         self._health = health.aio.HealthServicer()
         self._is_stopping = asyncio.Event()
         self._failure: ProgramError | None = None
         self.port = config.port
 
     async def start(self) -> None:
-        """Loads, listens, warms up; then health says SERVING. Raises ProgramError where one of them cannot be."""
-        started_s = time.monotonic()
-        config = self._config
-        model, why = _load(config)
+        """Listens, warms up; then health says SERVING. Raises ResourceUnavailableError where the port is taken."""
+        config, model = self._config, self._model
         queue = BatchQueue(
             max_batch_size=model.backend.max_batch_size,
             max_queue_size=config.max_queue_size,
@@ -121,7 +47,8 @@ class Server:
         await self._listen()
         await self._batcher.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        self._announce(model, why, time.monotonic() - started_s)
+        limits = f"batches of up to {model.backend.max_batch_size} images, up to {config.max_queue_size} waiting"
+        print(f"atelier: serving {SERVICE} on {config.host}:{self.port}: {limits}", flush=True)
 
     def stop(self) -> None:
         """Begins the drain."""
@@ -139,20 +66,19 @@ class Server:
             )
             await asyncio.sleep(config.lame_duck_s)
             self._batcher.refuse(self._handler.refusal)
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(config.drain_timeout_s):
                     await self._batcher.drain()
+            except TimeoutError:
+                what = f"{self._batcher.num_unanswered} requests were unanswered after {config.drain_timeout_s:g} s"
+                self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
         await self._grpc_server.stop(grace=1.0)
-        await self._batcher.close()
+        await self._batcher.close(timeout_s=1.0)
         self._service.close()
-        print(
-            f"atelier: answered {self._service.num_requests} requests, {self._batcher.num_answered} images", flush=True
-        )
+        num_requests, num_images = self._service.num_requests, self._batcher.num_answered
+        print(f"atelier: answered {num_requests} requests, {num_images} images", flush=True)
         if self._failure is not None:
             raise self._failure
-        if self._batcher.num_unanswered:
-            what = f"{self._batcher.num_unanswered} requests were unanswered after {config.drain_timeout_s:g} s"
-            raise ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
 
     def _give_up(self) -> None:
         """A hung device cannot be freed from inside: end the process, so that a supervisor starts a new one."""
@@ -186,38 +112,6 @@ class Server:
         for service in ("", SERVICE):
             await self._health.set(service, status)
 
-    def _announce(self, model: ServedModel, why: str, seconds: float) -> None:
-        manifest, backend, config = model.manifest, model.backend, self._config
-        name, sha256 = f"{manifest.model_name} version {manifest.version}", model.sha256[:12]
-        print(f"atelier: {name}, {manifest.precision}, sha256 {sha256}…")
-        print(f"atelier: {backend.name} on {backend.device}: {why}")
-        limits = f"batches of up to {backend.max_batch_size} images, up to {config.max_queue_size} waiting"
-        print(
-            f"atelier: serving {SERVICE} on {config.host}:{self.port}, {limits}; ready in {seconds:.2f} s", flush=True
-        )
-
-
-def _load(config: ServerConfig) -> tuple[ServedModel, str]:
-    """The newest version, or the one asked for, on the backend asked for; and why that backend."""
-    model_dir = config.repository / config.model
-    versions = list_versions(model_dir)
-    version = config.model_version or max(versions, default=None)
-    if version is None or version not in versions:
-        there = ", ".join(map(str, versions)) or "none"
-        what = f"no version {version or ''} of {config.model} in {config.repository}; there: {there}"
-        raise MissingInputError("NO_MODEL", what, "make export writes one")
-    version_dir = model_dir / str(version)
-    manifest = load_manifest(version_dir)
-    backend, why = open_backend(
-        config.backend,
-        config.device,
-        version_dir,
-        manifest,
-        max_batch_size=min(config.max_batch_size, manifest.max_batch_size),
-        num_threads=config.num_threads,
-    )
-    return ServedModel(manifest=manifest, backend=backend, sha256=manifest.files[FILE_OF_BACKEND[backend.name]]), why
-
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
     """grpc/grpc's grpc_types.h; its defaults set no bound on streams, and let two servers share a port unnoticed."""
@@ -236,7 +130,7 @@ def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
 
 async def serve(config: ServerConfig) -> None:
     """Runs a server until SIGTERM or SIGINT has drained it; a second signal ends the process at once."""
-    server = Server(config)
+    server = Server(config, load_model(config))
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:

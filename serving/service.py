@@ -6,27 +6,18 @@ Working on bytes lets a malformed message be answered as what it is, a bad reque
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from protos import classifier_pb2 as pb
-from serving.backends.base import Backend, Images
+from serving.backends.base import Images
 from serving.batcher import Answer, Batcher
 from serving.config import ServerConfig
 from serving.errors import InvalidRequestError, UnknownModelError
 from serving.images import image_from_picture, images_from_bytes
-from serving.manifest import Manifest, TensorSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """The model behind the service, as GetModel describes it."""
-
-    manifest: Manifest
-    backend: Backend
-    sha256: str  # of the file that was loaded
+from serving.manifest import TensorSpec
+from serving.served_model import ServedModel
 
 
 class ClassifierService:

@@ -110,9 +110,9 @@ def _no_cuda(device: str, why: str) -> ResourceUnavailableError:
 
 
 def _start_error(error: Exception, device: str) -> Exception:
-    """What ONNX Runtime's exception means. On CUDA a failure of the provider must not be taken for a bad model."""
+    """What ONNX Runtime's exception means: on CUDA anything but an unreadable model may be the provider's fault."""
     reason = str(error).splitlines()[0]
-    if device != "cpu" and "CUDA" in reason:
+    if device != "cpu" and type(error).__name__ not in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):
         return _no_cuda(device, reason)
     return BadDataError("BAD_MODEL", f"ONNX Runtime cannot load it: {reason}", "make export writes a new version")
 

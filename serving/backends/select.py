@@ -51,7 +51,8 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
     try:
         return open_on("cuda"), "CUDA works here"
     except ResourceUnavailableError as error:
-        return open_on("cpu"), f"on the CPU, since CUDA does not work here: {error}"
+        reason, _, _cure = str(error).partition(" (")  # the cure is for who asked for CUDA
+        return open_on("cpu"), f"on the CPU, since CUDA does not work here: {reason}"
 
 
 def _why_not_tensorrt(device: str, manifest: Manifest) -> str:

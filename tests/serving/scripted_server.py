@@ -1,0 +1,64 @@
+"""A real gRPC server whose answers a test writes."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+from protos import classifier_pb2 as pb
+from serving.channel import SERVICE
+
+CLASSES = [f"class {label}" for label in range(10)]
+
+
+class ScriptedServer(grpc.GenericRpcHandler):
+    """Refuses with the statuses of `script` first; then an image's first pixel is its label, 0.5 its probability."""
+
+    def __init__(self) -> None:
+        self.script: list[tuple[grpc.StatusCode, str]] = []
+        self.requests: list[pb.ClassifyRequest] = []
+        self.seconds_left: list[float] = []
+        self.gate = threading.Event()  # answers wait for it
+        self.gate.set()
+        self.health = health.HealthServicer()
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        self._server.add_generic_rpc_handlers((self,))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self.target = f"localhost:{self._server.add_insecure_port('localhost:0')}"
+        self._server.start()
+
+    def service(self, call: grpc.HandlerCallDetails) -> Any:
+        """The two methods of the Classifier."""
+        method = {f"/{SERVICE}/Classify": self._classify, f"/{SERVICE}/GetModel": self._get_model}.get(call.method)
+        return method and grpc.unary_unary_rpc_method_handler(method)
+
+    def stop(self) -> None:
+        """Ends it, answered or not."""
+        self.gate.set()
+        self._server.stop(None).wait()
+
+    def _classify(self, message: bytes, context: Any) -> bytes:
+        request = pb.ClassifyRequest.FromString(message)
+        self.requests.append(request)
+        self.seconds_left.append(context.time_remaining())
+        self.gate.wait(20)
+        if self.script:
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", "1"),))
+            context.abort(*self.script.pop(0))
+        firsts = [picture[0] for picture in request.pictures] or list(request.images[::784])
+        response = pb.ClassifyResponse(model_name="lenet5", model_version="3")
+        response.time.queue_us, response.time.inference_us = 20, 30
+        for first in firsts:
+            predictions = response.classifications.add().predictions
+            for label in range(first, first + request.top_k):
+                predictions.add(label=label, name=CLASSES[label], probability=0.5)
+        return response.SerializeToString()
+
+    def _get_model(self, _message: bytes, context: Any) -> bytes:
+        self.seconds_left.append(context.time_remaining())
+        spec = pb.TensorSpec(name="images", dtype="uint8", shape=[-1, 1, 28, 28])
+        return pb.GetModelResponse(
+            model_name="lenet5", classes=CLASSES, input=spec, max_batch_size=64
+        ).SerializeToString()

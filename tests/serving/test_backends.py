@@ -1,0 +1,300 @@
+"""The backends on real models, and the choice between them."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from export.repository import publish
+from serving.backends.base import Backend
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.select import open_backend
+from serving.backends.torch_backend import TorchBackend
+from serving.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, load_manifest
+from tests.export.small_model import MAX_BATCH_SIZE, exported_files, manifest_for, noise_images, truth
+
+PROGRAM, ONNX = exported_files()[PROGRAM_NAME], exported_files()[ONNX_NAME]
+HAS_CUDA = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="needs an NVIDIA GPU, and the extras `gpu`")
+needs_no_cuda = pytest.mark.skipif(HAS_CUDA, reason="tells what happens without CUDA")
+
+
+def backends(device: str = "cpu") -> list[Backend]:
+    return [
+        TorchBackend(PROGRAM, device=device, max_batch_size=MAX_BATCH_SIZE),
+        OnnxRuntimeBackend(ONNX, device=device, max_batch_size=MAX_BATCH_SIZE),
+    ]
+
+
+@pytest.mark.parametrize("backend", backends(), ids=lambda backend: backend.name)
+class TestEveryBackend:
+    @pytest.mark.parametrize("batch_size", [1, 2, 7, MAX_BATCH_SIZE])
+    def test_logits_are_the_models(self, backend: Backend, batch_size: int) -> None:
+        images = noise_images(batch_size, seed=batch_size)
+        logits = backend.infer(images)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, truth()(images), rtol=1e-5, atol=1e-5)
+
+    def test_images_of_a_request_may_be_read_only(self, backend: Backend) -> None:
+        received = np.frombuffer(noise_images(3).tobytes(), np.uint8).reshape(3, 1, 28, 28)
+        np.testing.assert_array_equal(backend.infer(received), backend.infer(noise_images(3)))
+
+    def test_images_may_be_a_part_of_a_larger_array(self, backend: Backend) -> None:
+        every_second = noise_images(8)[::2]
+        np.testing.assert_array_equal(backend.infer(every_second), backend.infer(every_second.copy()))
+
+    def test_images_are_not_changed(self, backend: Backend) -> None:
+        images = noise_images(3)
+        backend.infer(images)
+        np.testing.assert_array_equal(images, noise_images(3))
+
+    def test_an_answer_stays_when_the_next_one_comes(self, backend: Backend) -> None:
+        first = backend.infer(noise_images(2, seed=1))
+        kept = first.copy()
+        backend.infer(noise_images(2, seed=2))
+        np.testing.assert_array_equal(first, kept)
+
+    @pytest.mark.parametrize("images", [noise_images(2).astype(np.float32), noise_images(2)[:, :, :27]])
+    def test_images_of_another_dtype_or_size_are_an_error(self, backend: Backend, images: np.ndarray) -> None:
+        with pytest.raises(Exception, match=r"."):
+            backend.infer(images)
+
+    def test_warm_up_runs(self, backend: Backend) -> None:
+        backend.warm_up()
+
+    def test_device_is_told(self, backend: Backend) -> None:
+        assert backend.device == "cpu"
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_cuda_gives_the_models_logits() -> None:
+    for backend in backends("cuda"):
+        assert backend.device == "cuda:0"
+        np.testing.assert_allclose(backend.infer(noise_images(7)), truth()(noise_images(7)), rtol=1e-5, atol=1e-5)
+
+
+# --- What is asked for is done or refused -----------------------------------------------------------------------------
+
+
+@needs_no_cuda
+@pytest.mark.parametrize("backend", [TorchBackend, OnnxRuntimeBackend])
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
+def test_cuda_that_is_not_there_is_an_error(backend: type[TorchBackend | OnnxRuntimeBackend], device: str) -> None:
+    model = PROGRAM if backend is TorchBackend else ONNX
+    with pytest.raises(ResourceUnavailableError, match=rf"NO_GPU: asked for {backend.name} on cuda.*use --device cpu"):
+        backend(model, device=device, max_batch_size=1)
+
+
+@pytest.mark.parametrize("backend", [TorchBackend, OnnxRuntimeBackend])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "rocm", "meta", "mps", ""])
+def test_an_unknown_device_is_an_error(backend: type[TorchBackend | OnnxRuntimeBackend], device: str) -> None:
+    model = PROGRAM if backend is TorchBackend else ONNX
+    with pytest.raises(UsageError, match=r"BAD_DEVICE: .*use cpu, cuda or cuda:<index>"):
+        backend(model, device=device, max_batch_size=1)
+
+
+def test_serving_onnx_never_imports_torch() -> None:
+    program = (
+        "import sys, serving.backends.select as select; "
+        "select._open_onnxruntime(sys.stdin.buffer.read(), 2, 1, 'cpu').warm_up(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=ONNX, stdout=subprocess.PIPE, check=True)
+    assert done.stdout.strip() == b"False"
+
+
+# --- Models that are not ours -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [b"", b"not a model", ONNX[:1000], PROGRAM])
+def test_what_is_no_onnx_model_is_refused(model: bytes) -> None:
+    with pytest.raises(BadDataError, match=r"BAD_MODEL: .*make export"):
+        OnnxRuntimeBackend(model, max_batch_size=1)
+
+
+@pytest.mark.parametrize("program", [b"", b"not a program", PROGRAM[:1000], ONNX])
+def test_what_is_no_program_is_refused(program: bytes) -> None:
+    with pytest.raises(BadDataError, match=r"BAD_PROGRAM: .*make export"):
+        TorchBackend(program, max_batch_size=1)
+
+
+def renamed_input(model: ModelProto) -> None:
+    model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
+
+
+def renamed_output(model: ModelProto) -> None:
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "probabilities"
+
+
+def float_images(model: ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def fixed_batch(model: ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+
+
+def second_output(model: ModelProto) -> None:
+    model.graph.output.append(onnx.helper.make_tensor_value_info("sigmoid", TensorProto.FLOAT, ["batch", 6, 28, 28]))
+
+
+@pytest.mark.parametrize("change", [renamed_input, renamed_output, float_images, fixed_batch, second_output])
+def test_another_contract_of_tensors_is_refused(change: Callable[[ModelProto], None]) -> None:
+    model = onnx.load_from_string(ONNX)
+    change(model)
+    with pytest.raises(BadDataError, match="BAD_MODEL: the model has"):
+        OnnxRuntimeBackend(model.SerializeToString(), max_batch_size=1)
+
+
+@pytest.mark.parametrize("directory", ["", "../", "absolute"])
+def test_weights_in_another_file_are_not_read(directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    model = onnx.load_from_string(ONNX)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "layers.linear1.weight")
+    location = f"{tmp_path}/weights" if directory == "absolute" else f"{directory}weights"
+    Path(location).write_bytes(numpy_helper.to_array(tensor).tobytes())
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    with pytest.raises(BadDataError, match=r"BAD_MODEL: .*[Ee]xternal data"):
+        OnnxRuntimeBackend(model.SerializeToString(), max_batch_size=1)
+
+
+class Canary:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/sample_inputs/model.pt", "data/constants/custom_obj_0", "data/weights/weight_0", "data/constants/x.pt"],
+)
+def test_a_program_cannot_execute_code(name: str, tmp_path: Path) -> None:
+    canary = tmp_path / "executed"
+    pickled = pickle.dumps((Canary(canary),), protocol=2)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(PROGRAM)) as old, zipfile.ZipFile(changed, "w") as new:
+        for entry in old.namelist():
+            data = old.read(entry)
+            if name.startswith("weights") and entry.endswith("model_weights_config.json"):
+                data = data.replace(b'"use_pickle": false', b'"use_pickle": true')
+            new.writestr(entry, pickled if entry.endswith(name) else data)
+        if not any(entry.endswith(name) for entry in old.namelist()):
+            new.writestr(f"archive/data/{name}", pickled)
+    with pytest.raises(BadDataError, match="BAD_PROGRAM"):
+        TorchBackend(changed.getvalue(), max_batch_size=1)
+    assert not canary.exists()
+
+
+# --- The choice -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in exported_files().items()}
+    version_dir = publish(tmp_path_factory.mktemp("models") / "lenet5", exported_files(), manifest_for(digests))
+    return version_dir, load_manifest(version_dir)
+
+
+Version = tuple[Path, Manifest]
+
+
+def open_it(kind: str, device: str, version: Version, max_batch_size: int = 4) -> tuple[Backend, str]:
+    return open_backend(kind, device, *version, max_batch_size=max_batch_size, num_threads=1)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnxruntime"])
+def test_the_backend_asked_for_is_opened(kind: str, version: Version) -> None:
+    backend, why = open_it(kind, "cpu", version)
+    assert (backend.name, backend.device, backend.max_batch_size) == (kind, "cpu", 4)
+    assert why == "cpu was asked for"
+    assert backend.infer(noise_images(1)).shape == (1, 10)
+
+
+@needs_no_cuda
+def test_auto_takes_onnxruntime_on_the_cpu_where_there_is_no_gpu_and_says_why(version: Version) -> None:
+    backend, why = open_it("auto", "auto", version)
+    assert (backend.name, backend.device) == ("onnxruntime", "cpu")
+    assert "no TensorRT engine" in why
+    assert "on the CPU, since CUDA does not work here" in why
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_auto_takes_onnxruntime_on_cuda_where_there_is_a_gpu(version: Version) -> None:
+    backend, why = open_it("auto", "auto", version)
+    assert (backend.name, backend.device) == ("onnxruntime", "cuda:0")
+    assert why.endswith("CUDA works here")
+
+
+@needs_no_cuda
+@pytest.mark.parametrize("kind", ["auto", "torch", "onnxruntime", "tensorrt"])
+def test_cuda_asked_for_is_never_replaced_by_the_cpu(kind: str, version: Version) -> None:
+    with pytest.raises(ResourceUnavailableError):
+        open_it(kind, "cuda", version)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_tensorrt_is_refused_until_it_is_built(device: str, version: Version) -> None:
+    with pytest.raises(ResourceUnavailableError, match=r"TENSORRT_UNAVAILABLE: .*use --backend onnxruntime"):
+        open_it("tensorrt", device, version)
+
+
+def test_auto_says_that_an_engine_was_passed_over(version: Version) -> None:
+    version_dir, manifest = version
+    with_engine = dataclasses.replace(manifest, files={**manifest.files, ENGINE_NAME: "0" * 64})
+    _, why = open_it("auto", "auto", (version_dir, with_engine))
+    assert "no TensorRT backend yet" in why
+
+
+@pytest.mark.parametrize("kind", ["ONNXRuntime", "onnx", ""])
+def test_an_unknown_backend_is_an_error(kind: str, version: Version) -> None:
+    with pytest.raises(UsageError, match=r"BAD_BACKEND: .*use one of auto, torch, onnxruntime, tensorrt"):
+        open_it(kind, "cpu", version)
+
+
+@pytest.mark.parametrize("max_batch_size", [0, MAX_BATCH_SIZE + 1])
+def test_batches_beyond_what_was_proven_are_refused(max_batch_size: int, version: Version) -> None:
+    with pytest.raises(UsageError, match=f"BAD_BATCH_SIZE: max_batch_size {max_batch_size}; .*proven for 1 to 16"):
+        open_it("onnxruntime", "cpu", version, max_batch_size)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("torch", PROGRAM_NAME), ("onnxruntime", ONNX_NAME), ("auto", ONNX_NAME)])
+def test_a_file_changed_after_export_is_refused(kind: str, name: str, tmp_path: Path, version: Version) -> None:
+    version_dir, manifest = version
+    (tmp_path / name).write_bytes((version_dir / name).read_bytes() + b"\0")
+    with pytest.raises(BadDataError, match="HASH_MISMATCH"):
+        open_it(kind, "cpu", (tmp_path, manifest))
+
+
+def test_a_version_without_the_file_is_an_error(tmp_path: Path, version: Version) -> None:
+    with pytest.raises(MissingInputError, match="NO_ARTIFACT"):
+        open_it("onnxruntime", "cpu", (tmp_path, version[1]))
+
+
+def test_every_refusal_ends_a_program_with_its_own_exit_code() -> None:
+    codes = {error.exit_code for error in (BadDataError, MissingInputError, ResourceUnavailableError, UsageError)}
+    assert codes == {65, 66, 69, 2}
+    assert ProgramError.exit_code == 70

@@ -1,0 +1,475 @@
+"""The server on a real socket, with real grpc.aio clients, over a fake device."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from PIL import Image
+
+from protos import classifier_pb2 as pb
+from serving.channel import SERVICE
+from serving.config import ServerConfig
+from serving.errors import ProgramError, ResourceUnavailableError
+from serving.manifest import Manifest, TensorSpec
+from serving.served_model import ServedModel
+from serving.server import Server
+from serving.service import ClassifierService
+from tests.serving.fake_backend import FakeBackend, image
+
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+MANIFEST = Manifest(
+    model_name="lenet5",
+    version=3,
+    architecture="tutorial",
+    precision="fp32",
+    classes=CLASSES,
+    input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
+    output=TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),
+    max_batch_size=64,
+    opset=20,
+    checkpoint_sha256="c" * 64,
+    parity_passed=True,
+    files={"model.onnx": "a" * 64},
+    versions={},
+    created="2026-11-23T00:00:00+00:00",
+)
+
+
+class Calls:
+    """The server's methods on one channel, as a client in any language sees them."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.classify = channel.unary_unary(
+            f"/{SERVICE}/Classify",
+            request_serializer=pb.ClassifyRequest.SerializeToString,
+            response_deserializer=pb.ClassifyResponse.FromString,
+        )
+        self.classify_raw: Any = channel.unary_unary(f"/{SERVICE}/Classify")
+        self.classify_stream: Any = channel.stream_unary(f"/{SERVICE}/Classify")
+        self.get_model = channel.unary_unary(
+            f"/{SERVICE}/GetModel",
+            request_serializer=pb.GetModelRequest.SerializeToString,
+            response_deserializer=pb.GetModelResponse.FromString,
+        )
+
+    async def health(self, service: str = "") -> int:
+        stub: Any = health_pb2_grpc.HealthStub(self.channel)
+        reply: health_pb2.HealthCheckResponse = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        return reply.status
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 30))
+
+
+@asynccontextmanager
+async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[Server, Calls, "asyncio.Task[None]"]]:
+    """A started server, a client of it, and the task that ends when the server has stopped."""
+    config = ServerConfig(port=0, lame_duck_s=0.05, **settings)
+    server = Server(config, ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64))
+    await server.start()
+    stopped = asyncio.create_task(server.run_until_stopped())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield server, Calls(channel), stopped
+        backend.gate.set()
+        server.stop()
+        await asyncio.wait([stopped])  # a test that expects it to fail looks at it itself
+
+
+def request(*labels: int, **fields: Any) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(images=b"".join(image(label).tobytes() for label in labels), **fields)
+
+
+async def device_started(backend: FakeBackend) -> None:
+    assert await asyncio.to_thread(backend.started.acquire, timeout=10)
+
+
+def test_answers_come_in_request_order_with_names_and_probabilities() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            reply = await calls.classify(request(9, 0, 5, top_k=2))
+        assert [answer.predictions[0].name for answer in reply.classifications] == [
+            "Ankle boot",
+            "T-shirt/top",
+            "Sandal",
+        ]
+        assert [len(answer.predictions) for answer in reply.classifications] == [2, 2, 2]
+        best, second = reply.classifications[0].predictions
+        assert (best.label, second.label) == (9, 0)  # the rest is equal: ties go to the lower label
+        assert best.probability == pytest.approx(np.exp(9) / (np.exp(9) + 9))
+        assert (reply.model_name, reply.model_version) == ("lenet5", "3")
+
+    run(test())
+
+
+def test_time_split_tells_waiting_from_running() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            second = asyncio.ensure_future(calls.classify(request(2)))
+            await asyncio.sleep(0.2)
+            backend.gate.set()
+            times = [(await reply).time for reply in (first, second)]
+        assert times[0].inference_us > 150_000 > times[0].queue_us
+        assert times[1].queue_us > 100_000 > times[1].inference_us
+
+    run(test())
+
+
+PNG = io.BytesIO()
+Image.fromarray(image(7)[0, 0]).save(PNG, "PNG")
+
+BAD_REQUESTS: list[tuple[bytes, str, str]] = [
+    (b"\xff\xff", "INVALID_ARGUMENT", "MALFORMED"),
+    (b"", "INVALID_ARGUMENT", "NO_IMAGES"),
+    (pb.ClassifyRequest(images=b"x" * 783).SerializeToString(), "INVALID_ARGUMENT", "BAD_IMAGE_SIZE"),
+    (pb.ClassifyRequest(images=b"x" * 785).SerializeToString(), "INVALID_ARGUMENT", "BAD_IMAGE_SIZE"),
+    (request(*[1] * 9).SerializeToString(), "INVALID_ARGUMENT", "TOO_MANY_IMAGES"),
+    (pb.ClassifyRequest(pictures=[PNG.getvalue()] * 9).SerializeToString(), "INVALID_ARGUMENT", "TOO_MANY_IMAGES"),
+    (request(1, top_k=11).SerializeToString(), "INVALID_ARGUMENT", "BAD_TOP_K"),
+    (request(1, top_k=2**32 - 1).SerializeToString(), "INVALID_ARGUMENT", "BAD_TOP_K"),
+    (request(1, invert=True).SerializeToString(), "INVALID_ARGUMENT", "BAD_INVERT"),
+    (request(1, pictures=[PNG.getvalue()]).SerializeToString(), "INVALID_ARGUMENT", "AMBIGUOUS_IMAGES"),
+    (pb.ClassifyRequest(pictures=[b"GIF89a"]).SerializeToString(), "INVALID_ARGUMENT", "BAD_PICTURE"),
+    (request(1, model_name="resnet").SerializeToString(), "NOT_FOUND", "UNKNOWN_MODEL"),
+    (request(1, model_name="../" * 5000).SerializeToString(), "NOT_FOUND", "UNKNOWN_MODEL"),
+    (request(1, model_version="2").SerializeToString(), "NOT_FOUND", "UNKNOWN_VERSION"),
+]
+
+
+@pytest.mark.parametrize(("message", "status", "word"), BAD_REQUESTS, ids=lambda value: str(value)[:24])
+def test_bad_request_gets_its_status_and_word_and_never_runs(message: bytes, status: str, word: str) -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with serving(backend, max_images_per_request=8) as (_, calls, _):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify_raw(message)
+            assert (await calls.classify(request(4))).classifications[0].predictions[0].label == 4
+        assert (caught.value.code().name, (caught.value.details() or "").partition(":")[0]) == (status, word)
+        assert len(caught.value.details() or "") < 300
+        assert backend.executed == [4]
+
+    run(test())
+
+
+def test_served_model_and_version_may_be_named() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            reply = await calls.classify(request(4, model_name="lenet5", model_version="3"))
+        assert reply.classifications[0].predictions[0].label == 4
+
+    run(test())
+
+
+def test_pictures_are_decoded_in_order() -> None:
+    def png(label: int) -> bytes:
+        data = io.BytesIO()
+        Image.fromarray(image(label)[0, 0]).save(data, "PNG")
+        return data.getvalue()
+
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            reply = await calls.classify(pb.ClassifyRequest(pictures=[png(label) for label in (3, 1, 8)]))
+        assert [answer.predictions[0].label for answer in reply.classifications] == [3, 1, 8]
+
+    run(test())
+
+
+def test_message_over_the_limit_is_refused() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend(), max_images_per_request=8, max_message_bytes=8192) as (_, calls, _):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify_raw(bytes(8193))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await calls.classify(request(1))
+
+    run(test())
+
+
+def test_full_queue_refuses_with_a_hint_when_to_retry() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend, max_queue_size=2, max_images_per_request=2) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            second = asyncio.ensure_future(calls.classify(request(2, 2)))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                while True:  # the second may not have arrived yet
+                    third = asyncio.ensure_future(calls.classify(request(3)))
+                    await asyncio.wait([third], timeout=0.2)
+                    third.cancel() if not third.done() else await third
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert (caught.value.details() or "").startswith("QUEUE_FULL")
+            assert ("grpc-retry-pushback-ms", "100") in list(caught.value.trailing_metadata() or ())
+            backend.gate.set()
+            await first
+            await second
+
+    run(test())
+
+
+def test_request_whose_deadline_passes_in_the_queue_is_never_executed() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(request(2), timeout=0.1)
+            await asyncio.sleep(0.05)
+            backend.gate.set()
+            await first
+            await calls.classify(request(3))
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert backend.executed == [1, 3]
+
+    run(test())
+
+
+def test_request_without_a_deadline_gets_the_servers() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend, default_deadline_s=0.1) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            second = asyncio.ensure_future(calls.classify(request(2)))
+            await asyncio.sleep(0.2)
+            backend.gate.set()
+            await first
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await second
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert backend.executed == [1]
+
+    run(test())
+
+
+def test_request_cancelled_by_its_client_is_not_executed() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            second = calls.classify(request(2))
+            await asyncio.sleep(0.1)
+            second.cancel()
+            await asyncio.sleep(0.1)
+            backend.gate.set()
+            await first
+            await calls.classify(request(3))
+        assert backend.executed == [1, 3]
+
+    run(test())
+
+
+def test_failing_backend_is_internal_and_its_words_stay_inside() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.poison[2] = ValueError("/secret/path")
+        async with serving(backend) as (_, calls, _):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(request(2))
+            await calls.classify(request(1))
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in repr(caught.value)
+
+    run(test())
+
+
+def test_bug_in_the_service_is_internal_and_its_words_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> bytes:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(ClassifierService, "_response", broken)
+
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(request(2))
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in repr(caught.value)
+
+    run(test())
+
+
+def test_streams_that_never_send_a_message_are_ended_and_disturb_nobody() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend(), message_timeout_s=0.3) as (_, calls, _):
+            silent = [calls.classify_stream() for _ in range(20)]
+            for call in silent:
+                await call.wait_for_connection()
+            assert (await calls.classify(request(6))).classifications[0].predictions[0].label == 6
+            for call in silent:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
+
+    run(test())
+
+
+def test_call_without_a_message_is_a_bad_request() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            call = calls.classify_stream()
+            await call.done_writing()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+        assert (caught.value.code(), (caught.value.details() or "")[:10]) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "NO_MESSAGE",
+        )
+
+    run(test())
+
+
+def test_unknown_method_is_unimplemented() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                train: Any = calls.channel.unary_unary(f"/{SERVICE}/Train")
+                await train(b"")
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(test())
+
+
+def test_get_model_describes_what_is_served() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend(), max_images_per_request=100) as (_, calls, _):
+            model = await calls.get_model(pb.GetModelRequest())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.get_model(pb.GetModelRequest(model_name="resnet"))
+        assert (model.model_name, model.model_version, model.backend, model.device) == ("lenet5", "3", "fake", "cpu")
+        assert (model.input.name, model.input.dtype, list(model.input.shape)) == ("images", "uint8", [-1, 1, 28, 28])
+        assert tuple(model.classes) == CLASSES
+        assert (model.max_batch_size, model.max_images_per_request) == (64, 100)
+        assert (model.model_sha256, model.checkpoint_sha256) == ("a" * 64, "c" * 64)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    run(test())
+
+
+def test_health_is_serving_only_once_the_backend_is_warm() -> None:
+    class SlowToWarm(FakeBackend):
+        def warm_up(self) -> None:
+            assert self.gate.wait(10)
+
+    async def test() -> None:
+        backend = SlowToWarm()
+        backend.gate.clear()
+        server = Server(ServerConfig(port=0), ServedModel(manifest=MANIFEST, backend=backend, sha256=""))
+        starting = asyncio.create_task(server.start())
+        while not server.port:
+            await asyncio.sleep(0.01)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            calls = Calls(channel)
+            assert await calls.health() == await calls.health(SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(request(1))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert (caught.value.details() or "").startswith("NOT_WARM")
+            backend.gate.set()
+            await starting
+            assert await calls.health() == await calls.health(SERVICE) == health_pb2.HealthCheckResponse.SERVING
+            server.stop()
+            await server.run_until_stopped()
+
+    run(test())
+
+
+def test_reflection_lists_the_services() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            channel: Any = calls.channel
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            stream = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            names = {found.name async for reply in stream for found in reply.list_services_response.service}
+        assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+    run(test())
+
+
+def test_second_server_on_a_port_is_refused_and_the_first_goes_on() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (server, calls, _):
+            second = Server(
+                ServerConfig(port=server.port), ServedModel(manifest=MANIFEST, backend=FakeBackend(), sha256="")
+            )
+            with pytest.raises(
+                ResourceUnavailableError, match=f"PORT_IN_USE: cannot listen on 127.0.0.1:{server.port}"
+            ):
+                await second.start()
+            await calls.classify(request(1))
+
+    run(test())
+
+
+def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=1)
+        backend.gate.clear()
+        async with serving(backend) as (server, calls, stopped):
+            accepted = [asyncio.ensure_future(calls.classify(request(label))) for label in (1, 2, 3)]
+            await device_started(backend)
+            await asyncio.sleep(0.1)
+            server.stop()
+            while await calls.health() != health_pb2.HealthCheckResponse.NOT_SERVING:
+                await asyncio.sleep(0)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(request(9))
+            backend.gate.set()
+            replies = [await reply for reply in accepted]
+            await stopped
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert ("grpc-retry-pushback-ms", "700") in list(caught.value.trailing_metadata() or ())
+        assert [reply.classifications[0].predictions[0].label for reply in replies] == [1, 2, 3]
+        assert 9 not in backend.executed
+        assert backend.is_closed
+
+    run(test())
+
+
+def test_drain_that_takes_too_long_ends_with_an_error() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend, drain_timeout_s=0.1) as (server, calls, stopped):
+            stuck = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            server.stop()
+            with pytest.raises(ProgramError, match="DRAIN_TIMEOUT: 1 request"):
+                await stopped
+            with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+                await stuck
+
+    run(test())
+
+
+def test_hung_device_ends_the_server_with_an_error() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend, hang_timeout_s=0.2) as (_, calls, stopped):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(request(1))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(ProgramError, match="BACKEND_HUNG"):
+                await stopped
+
+    run(test())

@@ -1,0 +1,89 @@
+"""Imports flow one way, as the architecture says; held on the syntax trees, so that no import is missed."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("training", "export", "serving", "protos", "loadtest")
+
+# Who may import what of the other packages. A module stands for all below it.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    # Leaf modules without dependencies: a program's errors and exit codes are one table.
+    "training": ("serving.errors",),
+    # The parity gate runs the very backends that will serve.
+    "export": ("training", "serving.errors", "serving.manifest", "serving.backends"),
+    # With protos a closed set: an image that serves holds nothing else.
+    "serving": ("protos",),
+    "protos": (),
+    "loadtest": ("serving", "protos", "training.dataset"),
+}
+
+# Modules of serving that export may import must not bring the server along.
+LEAVES = ("errors.py", "manifest.py", "backends")
+
+
+def sources(folder: str) -> list[Path]:
+    return [path for path in sorted((ROOT / folder).rglob("*.py")) if not path.name.endswith("_pb2.py")]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a module lives"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_allowed(module: str, package: str) -> bool:
+    return any(f"{module}.".startswith(f"{prefix}.") for prefix in (package, *ALLOWED[package]))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_only_what_lies_upstream(package: str) -> None:
+    ours = {
+        (str(path.relative_to(ROOT)), module)
+        for path in sources(package)
+        for module in imports_of(path)
+        if module.partition(".")[0] in (*PACKAGES, "tests")
+    }
+    assert ours or package == "protos", "nothing was looked at"
+    assert [(path, module) for path, module in sorted(ours) if not is_allowed(module, package)] == []
+
+
+def test_leaf_modules_of_serving_import_only_one_another() -> None:
+    leaves = [path for path in sources("serving") if path.relative_to(ROOT / "serving").parts[0] in LEAVES]
+    prefixes = ("serving.errors", "serving.manifest", "serving.backends")
+    strays = [
+        (path.name, module)
+        for path in leaves
+        for module in imports_of(path)
+        if module.startswith(("serving", "protos")) and not module.startswith(prefixes)
+    ]
+    assert leaves
+    assert strays == []
+
+
+def test_torch_is_imported_by_one_module_of_serving() -> None:
+    importers = [path.name for path in sources("serving") if any(m.split(".")[0] == "torch" for m in imports_of(path))]
+    assert set(importers) <= {"torch_backend.py", "select.py"}
+
+
+def test_every_module_has_a_docstring() -> None:
+    for package in PACKAGES:
+        for path in sources(package):
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_source_executes_what_it_loads() -> None:
+    """Pickle and its kind run code from a file; nothing that is loaded here may."""
+    for package in PACKAGES:
+        for path in sources(package):
+            modules = {module.partition(".")[0] for module in imports_of(path)}
+            assert not modules & {"pickle", "shelve", "marshal", "dill", "joblib"}, path
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
