@@ -186,7 +186,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, of any size")
     parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
     parser.add_argument("--invert", action="store_true", help="the pictures are dark on a light background")
-    parser.add_argument("--top-k", type=int, default=3, help="classes per picture (default: %(default)s)")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        choices=range(1, 11),
+        default=3,
+        metavar="K",
+        help="classes per picture (default: %(default)s)",
+    )
     parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="per picture (default: %(default)s)")
     parser.add_argument("--health", action="store_true", help="only ask whether the server serves: exit 0 or 69")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

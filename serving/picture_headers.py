@@ -9,6 +9,7 @@ comments, colour profiles, previews or further frames.
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # No picture has more parts than this before its pixels: encoders write tens of them, and walking 4,096 takes 2 ms.
@@ -100,32 +101,17 @@ def _read_jpeg(data: bytes) -> PictureHeader:
     orientation = 1
     kept = [b"\xff\xd8"]
     frames = []
-    position = 2
-    for _ in range(MAX_PARTS):
-        match = SEGMENT.search(data, position)
-        if match is None:
-            raise BrokenHeaderError("is a JPEG without pixels")
-        position = match.start()
-        marker, length = struct.unpack_from(">xBH", data, position)
-        segment = data[position : position + 2 + length]
-        if length < 2:
-            raise BrokenHeaderError("is a damaged JPEG: a segment has no length")
-        if marker == SCAN:
-            break
+    for marker, segment in _jpeg_segments(data):
         if marker in FRAMES:
             frames.append(segment)
         if marker in FRAMES | TABLES:
             kept.append(segment)
         elif marker == EXIF and segment[4:10] == b"Exif\0\0":
             orientation = _orientation_from(segment[10:])
-        position += len(segment)
-    else:
-        raise BrokenHeaderError(f"is a JPEG of more than {MAX_PARTS:,} segments")
     if len(frames) != 1:
         raise BrokenHeaderError(f"is a JPEG of {len(frames)} frames")
+    scans = segment  # the last one
     height, width, num_components = struct.unpack_from(">HHB", frames[0], 5)
-    whole_end = data.find(b"\xff\xd9", position)  # behind it, phones put previews and films
-    scans = data[position : whole_end + 2] if whole_end >= 0 else data[position:]
     row_by_row = frames[0][1] not in PROGRESSIVE_FRAMES and scans[4] == num_components
     return PictureHeader(
         format="JPEG",
@@ -135,6 +121,26 @@ def _read_jpeg(data: bytes) -> PictureHeader:
         num_scans=0 if row_by_row else scans.count(bytes([0xFF, SCAN])),
         data=b"".join([*kept, scans]),
     )
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, segment) of each up to the pixels, which are one: all scans, to the end of the picture."""
+    position = 2
+    for _ in range(MAX_PARTS):
+        match = SEGMENT.search(data, position)
+        if match is None:
+            raise BrokenHeaderError("is a JPEG without pixels")
+        position = match.start()
+        marker, length = struct.unpack_from(">xBH", data, position)
+        if length < 2:
+            raise BrokenHeaderError("is a damaged JPEG: a segment has no length")
+        if marker == SCAN:
+            end = data.find(b"\xff\xd9", position)  # behind it, phones put previews and films
+            yield marker, data[position : end + 2] if end >= 0 else data[position:]
+            return
+        yield marker, data[position : position + 2 + length]
+        position += 2 + length
+    raise BrokenHeaderError(f"is a JPEG of more than {MAX_PARTS:,} segments")
 
 
 # --- WebP: RIFF, chunks of (kind, length, body), the first of which holds the size of the canvas ---------------------

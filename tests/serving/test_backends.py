@@ -187,24 +187,30 @@ class Canary:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["data/sample_inputs/model.pt", "data/constants/custom_obj_0", "data/weights/weight_0", "data/constants/x.pt"],
-)
+def packed_anew(replaced: str = "", data: bytes = b"") -> bytes:
+    """The program's archive with one entry replaced or added, and its weights said to be pickled where it is one."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(PROGRAM)) as old, zipfile.ZipFile(packed, "w") as new:
+        entries = {name: old.read(name) for name in old.namelist()}
+        if replaced:
+            entries[f"archive/data/{replaced}"] = data
+        if replaced.startswith("weights"):
+            config = "archive/data/weights/model_weights_config.json"
+            entries[config] = entries[config].replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+        for name, content in entries.items():
+            new.writestr(name, content)
+    return packed.getvalue()
+
+
+def test_a_program_packed_anew_loads() -> None:
+    assert TorchBackend(packed_anew(), max_batch_size=1).infer(noise_images(1)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["sample_inputs/model.pt", "weights/weight_0", "constants/custom_obj_0"])
 def test_a_program_cannot_execute_code(name: str, tmp_path: Path) -> None:
     canary = tmp_path / "executed"
-    pickled = pickle.dumps((Canary(canary),), protocol=2)
-    changed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(PROGRAM)) as old, zipfile.ZipFile(changed, "w") as new:
-        for entry in old.namelist():
-            data = old.read(entry)
-            if name.startswith("weights") and entry.endswith("model_weights_config.json"):
-                data = data.replace(b'"use_pickle": false', b'"use_pickle": true')
-            new.writestr(entry, pickled if entry.endswith(name) else data)
-        if not any(entry.endswith(name) for entry in old.namelist()):
-            new.writestr(f"archive/data/{name}", pickled)
     with pytest.raises(BadDataError, match="BAD_PROGRAM"):
-        TorchBackend(changed.getvalue(), max_batch_size=1)
+        TorchBackend(packed_anew(name, pickle.dumps((Canary(canary),), protocol=2)), max_batch_size=1)
     assert not canary.exists()
 
 

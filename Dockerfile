@@ -1,0 +1,102 @@
+# Three images: train (trains and exports, CUDA where there is a GPU), serve (CPU), serve-gpu.
+#
+#   docker build --target train --tag atelier-train . && mkdir -p data artifacts
+#   alias atelier='docker run --rm --user $(id -u) --volume ./data:/app/data --volume ./artifacts:/app/artifacts'
+#   atelier --gpus all atelier-train training        (without --gpus all where there is no GPU)
+#   atelier --gpus all atelier-train export
+#
+#   docker build --target serve --tag atelier .
+#   docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges --stop-timeout 40 \
+#       --volume ./artifacts/models:/models:ro --publish 127.0.0.1:50051:50051 atelier
+#
+# serve-gpu runs like serve, with --gpus all (the NVIDIA Container Toolkit provides the driver, the wheels all else).
+
+# The Python that the versions in constraints.txt were tested with.
+ARG PYTHON_VERSION=3.11
+
+
+# --- What is installed, apart from what is ours: a change in the source installs nothing anew ------------------------
+
+FROM python:${PYTHON_VERSION}-slim AS requirements
+# TensorRT's libraries lie on NVIDIA's own package index. Where that is reached through a mirror, or where pip should
+# take them from it directly, its address goes here; pip reads the variable by itself.
+ARG PIP_EXTRA_INDEX_URL=
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+# <extra>.txt for each of pyproject.toml's extras, with what all of them need.
+RUN python -c 'import tomllib, pathlib; project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]; \
+    [pathlib.Path(f"{extra}.txt").write_text("\n".join(project["dependencies"] + requirements)) \
+    for extra, requirements in project["optional-dependencies"].items()]' \
+    && python -m venv --without-pip /opt/venv
+
+FROM requirements AS requirements-serve
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement serve.txt
+
+FROM requirements AS requirements-gpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement gpu.txt
+
+FROM requirements AS requirements-train
+# gpu: the export builds a TensorRT engine too, where the container sees a GPU.
+ARG RUNTIME=serve
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --constraint constraints.txt \
+        --requirement train.txt --requirement export.txt --requirement "${RUNTIME}.txt"
+
+
+# --- What is ours: the wheel, which generates the protobuf modules, unpacked and compiled ----------------------------
+
+FROM requirements AS build
+COPY . .
+# Bytecode that is never checked against its source: nobody can write it later, with a read-only root.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip wheel --no-deps --wheel-dir /wheel . \
+    && python -m zipfile --extract /wheel/atelier-*.whl /app \
+    && python -m compileall -q --invalidation-mode unchecked-hash /app
+
+
+# --- What runs -------------------------------------------------------------------------------------------------------
+
+FROM python:${PYTHON_VERSION}-slim AS runtime
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# ONNX Runtime otherwise stores an identifier of the device under the home as soon as it is imported.
+ENV ORT_DISABLE_TELEMETRY=1
+RUN groupadd --gid 10001 atelier \
+    && useradd --uid 10001 --gid atelier --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin atelier
+WORKDIR /app
+
+FROM runtime AS train
+# Whoever runs it (--user) owns data and artifacts; without --user it is atelier.
+RUN install --directory --owner atelier --group atelier data artifacts
+COPY --link --from=requirements-train /opt/venv /opt/venv
+COPY --link --from=build /app /app
+ENV HOME=/tmp NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+VOLUME ["/app/data", "/app/artifacts"]
+ENTRYPOINT ["python", "-m"]
+CMD ["training"]
+
+FROM runtime AS server
+COPY --link --from=build /app/serving /app/serving
+COPY --link --from=build /app/protos /app/protos
+USER 10001:10001
+# The model repository, artifacts/models; the server only reads it.
+VOLUME ["/models"]
+EXPOSE 50051
+# Drains; give it --stop-timeout (terminationGracePeriodSeconds) of more than --drain-timeout-s, 30 s.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-m", "serving.client", "--health", "--timeout-s", "3"]
+# More flags go behind the image's name. Inside, the port stays 50051: publish it as another.
+ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0"]
+
+FROM server AS serve-gpu
+COPY --link --from=requirements-gpu /opt/venv /opt/venv
+# Compiled kernels would be cached in a home that is not there.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CUDA_CACHE_DISABLE=1
+
+# Last, so that a plain `docker build .` makes this one.
+FROM server AS serve
+COPY --link --from=requirements-serve /opt/venv /opt/venv

@@ -1,0 +1,93 @@
+"""A LeNet-5 with seeded weights and what an export makes of it, made once for all tests."""
+
+import functools
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from export.onnx_model import onnx_from_program
+from export.parity import truth_of
+from export.parity_inputs import ParityInputs, Truth
+from export.torch_program import program_bytes, program_from_model
+from serving.backends.base import Images
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, TensorSpec
+from training.dataset import CLASSES
+from training.model import LeNet5, initialise
+
+MAX_BATCH_SIZE = 16
+
+
+def seeded_model() -> LeNet5:
+    model = LeNet5()
+    initialise(model, seed=0)
+    return model.eval()
+
+
+def program_and_onnx(model: LeNet5, max_batch_size: int = MAX_BATCH_SIZE) -> dict[str, bytes]:
+    program = program_from_model(model, max_batch_size)
+    model_onnx = onnx_from_program(
+        program, classes=CLASSES, checkpoint_sha256="0" * 64, architecture="tutorial", precision="fp32"
+    )
+    return {PROGRAM_NAME: program_bytes(program), ONNX_NAME: model_onnx}
+
+
+@functools.cache
+def exported_files() -> dict[str, bytes]:
+    return program_and_onnx(seeded_model())
+
+
+@functools.cache
+def truth() -> Truth:
+    return truth_of(seeded_model())
+
+
+def noise_images(num_images: int, seed: int = 0) -> Images:
+    return np.random.default_rng(seed).integers(0, 256, (num_images, 1, 28, 28), dtype=np.uint8)
+
+
+def noise_inputs(num_images: int = 20) -> ParityInputs:
+    images = noise_images(num_images)
+    return ParityInputs(images=images, labels=truth()(images).argmax(1).astype(np.uint8), edge_names=())
+
+
+def manifest_for(digests: dict[str, str]) -> Manifest:
+    return Manifest(
+        model_name="lenet5",
+        version=0,
+        architecture="tutorial",
+        precision="fp32",
+        classes=CLASSES,
+        input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
+        output=TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),
+        max_batch_size=MAX_BATCH_SIZE,
+        opset=20,
+        checkpoint_sha256="0" * 64,
+        parity_passed=True,
+        files=digests,
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+    """The weights and biases, without the constants of the graph."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {name: tensor for name, tensor in tensors.items() if name.endswith((".weight", ".bias"))}
+
+
+def with_weights(model_bytes: bytes, changed: dict[str, NDArray[np.float32]]) -> bytes:
+    """The same ONNX model with other values in some tensors."""
+    model = onnx.load_from_string(model_bytes)
+    for tensor in model.graph.initializer:
+        if tensor.name in changed:
+            tensor.CopyFrom(numpy_helper.from_array(changed[tensor.name], tensor.name))
+    return model.SerializeToString()
+
+
+def perturbed(model_bytes: bytes, name: str, index: int, by: float = 1e-2) -> bytes:
+    """The same ONNX model with one element of one tensor moved."""
+    weight = weights_of(onnx.load_from_string(model_bytes))[name].copy()
+    weight.flat[index] += by
+    return with_weights(model_bytes, {name: weight})

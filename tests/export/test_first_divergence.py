@@ -1,0 +1,58 @@
+import copy
+
+import onnx
+import pytest
+
+from export.first_divergence import Divergence, divergence_of_onnx, divergence_of_program, explain_failure
+from export.parity import TOLERANCES, run_gate
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.manifest import ONNX_NAME, PROGRAM_NAME
+from tests.export.small_model import (
+    exported_files,
+    noise_images,
+    noise_inputs,
+    perturbed,
+    program_and_onnx,
+    seeded_model,
+    truth,
+    weights_of,
+)
+
+FP32 = TOLERANCES["fp32"]
+IMAGE = noise_images(1)
+ONNX = exported_files()[ONNX_NAME]
+
+
+def test_good_models_diverge_nowhere() -> None:
+    assert divergence_of_onnx(seeded_model(), ONNX, IMAGE, FP32) is None
+    assert divergence_of_program(seeded_model(), exported_files()[PROGRAM_NAME], IMAGE, FP32) is None
+
+
+@pytest.mark.parametrize("name", weights_of(onnx.load_from_string(ONNX)))
+def test_the_layer_of_a_moved_onnx_weight_is_named(name: str) -> None:
+    divergence = divergence_of_onnx(seeded_model(), perturbed(ONNX, name, 0, by=0.1), IMAGE, FP32)
+    assert isinstance(divergence, Divergence)
+    assert divergence.layer == name.rpartition(".")[0]
+    assert divergence.max_abs_diff > 1e-5
+
+
+def test_the_layer_of_a_moved_program_weight_is_named() -> None:
+    moved = copy.deepcopy(seeded_model())
+    moved.get_parameter("layers.conv2.bias").data += 0.1
+    divergence = divergence_of_program(seeded_model(), program_and_onnx(moved)[PROGRAM_NAME], IMAGE, FP32)
+    assert isinstance(divergence, Divergence)
+    assert (divergence.layer, divergence.value) == ("layers.conv2", "conv2d_1")
+
+
+def test_a_layer_that_yields_no_number_is_named() -> None:
+    broken = perturbed(ONNX, "layers.linear1.bias", 0, by=float("nan"))
+    divergence = divergence_of_onnx(seeded_model(), broken, IMAGE, FP32)
+    assert isinstance(divergence, Divergence)
+    assert divergence.layer == "layers.linear1"
+
+
+def test_a_failed_report_is_explained_in_words() -> None:
+    broken = perturbed(ONNX, "layers.conv1.bias", 0, by=0.1)
+    report = run_gate(truth(), [OnnxRuntimeBackend(broken, max_batch_size=2)], noise_inputs(4), "fp32")
+    explained = explain_failure(report, seeded_model(), {ONNX_NAME: broken}, noise_inputs(4))
+    assert explained.startswith("first diverging layer layers.conv1 (value conv2d, max_abs_diff 0.1")

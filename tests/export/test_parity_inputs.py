@@ -1,0 +1,45 @@
+import numpy as np
+
+from export.parity_inputs import margins, parity_inputs
+from tests.export.small_model import noise_images, truth
+
+TEST_IMAGES = noise_images(6)
+INPUTS = parity_inputs(TEST_IMAGES, np.zeros(6, np.uint8), truth())
+
+
+def edge_images(name: str) -> np.ndarray:
+    chosen = [index for index, edge in enumerate(INPUTS.edge_names) if edge.startswith(name)]
+    return INPUTS.images[6:][chosen]
+
+
+def test_test_images_come_first_and_every_edge_image_has_a_name() -> None:
+    np.testing.assert_array_equal(INPUTS.images[:6], TEST_IMAGES)
+    assert len(INPUTS.images) == 6 + len(INPUTS.edge_names)
+    assert INPUTS.images.dtype == np.uint8
+
+
+def test_an_image_is_described_by_its_index_or_its_edge() -> None:
+    assert INPUTS.describe(5) == "test image 5"
+    assert INPUTS.describe(7) == "edge image 1 (all 255, number 0)"
+
+
+def test_edges_are_black_white_every_single_pixel_and_noise() -> None:
+    assert (edge_images("all 0") == 0).all()
+    assert (edge_images("all 255") == 255).all()
+    assert len(edge_images("noise")) > 0
+    pixels = edge_images("single pixel")
+    assert ((pixels == 255).sum(axis=(1, 2, 3)) == 1).all()
+    assert (pixels.sum(axis=0) == 255).all()  # each place once
+
+
+def test_near_ties_lie_on_both_sides_of_the_decision() -> None:
+    # Seeded weights give all noise one class, so an all-or-nothing truth of two classes stands in for a trained one.
+    def brighter_than_half(images: np.ndarray) -> np.ndarray:
+        light = images.mean(axis=(1, 2, 3)) / 255 - 0.5
+        return np.stack([light, -light], axis=1)
+
+    dark_and_light = np.stack([np.full((1, 28, 28), value, np.uint8) for value in (10, 250)])
+    inputs = parity_inputs(dark_and_light, np.zeros(2, np.uint8), brighter_than_half)
+    near_ties = inputs.images[-2:]
+    assert (margins(brighter_than_half(near_ties)) < 0.01).all()
+    assert set(brighter_than_half(near_ties).argmax(1)) == {0, 1}

@@ -1,0 +1,146 @@
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.repository import publish
+from serving.errors import BadDataError, MissingInputError
+from serving.manifest import MANIFEST_NAME, list_versions, load_manifest, read_verified
+from tests.export.small_model import manifest_for
+
+FILES = {"model.onnx": b"the model" * 1000, "parity.md": b"pass\n"}
+MANIFEST = manifest_for({name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()})
+
+PREPARE = """
+import os, signal, sys
+from pathlib import Path
+from export.repository import publish
+from tests.export.test_repository import FILES, MANIFEST
+model_dir = Path(sys.argv[1])
+"""
+
+
+def start(program: str, *arguments: str | Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", PREPARE + program, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_whole(model_dir: Path) -> list[int]:
+    """Every version that a reader sees is one that it can use. Returns them."""
+    for version in list_versions(model_dir):
+        manifest = load_manifest(model_dir / str(version))
+        assert manifest.version == version
+        assert {name: read_verified(model_dir / str(version), manifest, name) for name in manifest.files} == FILES
+    return list_versions(model_dir)
+
+
+def test_versions_count_up_and_hold_what_was_given(tmp_path: Path) -> None:
+    assert publish(tmp_path / "lenet5", FILES, MANIFEST) == tmp_path / "lenet5" / "1"
+    assert publish(tmp_path / "lenet5", FILES, MANIFEST) == tmp_path / "lenet5" / "2"
+    assert assert_whole(tmp_path / "lenet5") == [1, 2]
+    assert sorted(path.name for path in (tmp_path / "lenet5").iterdir()) == ["1", "2", "config.pbtxt"]
+
+
+def test_numbers_go_on_from_the_highest(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    assert publish(tmp_path, FILES, MANIFEST).name == "8"
+
+
+def test_triton_finds_its_configuration_beside_the_versions(tmp_path: Path) -> None:
+    version_dir = publish(tmp_path, FILES, MANIFEST)
+    config = (tmp_path / "config.pbtxt").read_text()
+    for line in ('name: "lenet5"', 'platform: "onnxruntime_onnx"', "max_batch_size: 16", "dynamic_batching { }"):
+        assert line in config
+    assert 'input [ { name: "images", data_type: TYPE_UINT8, dims: [1, 28, 28] } ]' in config
+    assert 'output [ { name: "logits", data_type: TYPE_FP32, dims: [10] } ]' in config
+    assert (tmp_path / "config.pbtxt").stat().st_mtime_ns >= version_dir.stat().st_mtime_ns
+
+
+def test_configuration_is_renewed_at_every_export(tmp_path: Path) -> None:
+    publish(tmp_path, FILES, MANIFEST)
+    os.utime(tmp_path / "config.pbtxt", (0, 0))
+    publish(tmp_path, FILES, MANIFEST)
+    assert (tmp_path / "config.pbtxt").stat().st_mtime > 0
+
+
+def test_other_users_may_read_a_version(tmp_path: Path) -> None:
+    version_dir = publish(tmp_path, FILES, MANIFEST)
+    assert version_dir.stat().st_mode & 0o055 == 0o055
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in version_dir.iterdir())
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    version_dir = publish(tmp_path, FILES, MANIFEST)
+    model = bytearray(FILES["model.onnx"])
+    model[5] ^= 1
+    (version_dir / "model.onnx").write_bytes(model)
+    with pytest.raises(BadDataError, match="HASH_MISMATCH"):
+        read_verified(version_dir, load_manifest(version_dir), "model.onnx")
+
+
+def test_a_directory_without_manifest_is_no_version(tmp_path: Path) -> None:
+    version_dir = publish(tmp_path, FILES, MANIFEST)
+    (version_dir / MANIFEST_NAME).unlink()
+    with pytest.raises(MissingInputError, match="NO_MANIFEST"):
+        load_manifest(version_dir)
+
+
+def test_exporters_at_once_get_different_versions(tmp_path: Path) -> None:
+    exporters = [start("for _ in range(5): publish(model_dir, FILES, MANIFEST)", tmp_path) for _ in range(2)]
+    for exporter in exporters:
+        _, errors = exporter.communicate(timeout=60)
+        assert exporter.returncode == 0, errors
+    assert assert_whole(tmp_path) == list(range(1, 11))
+
+
+# Python's audit events mark every opening, making, renaming and removing; the n-th child dies at the n-th of them.
+DIE_EVERYWHERE = """
+def die_at(number):
+    seen = 0
+    def count(event, arguments):
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+
+for number in range(1, 1000):
+    child = os.fork()
+    if child == 0:
+        die_at(number)
+        publish(model_dir / str(number) / "lenet5", FILES, MANIFEST)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+print(number - 1)
+"""
+
+
+def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path) -> None:
+    output, errors = start(DIE_EVERYWHERE, tmp_path).communicate(timeout=60)
+    num_deaths = int(output or 0)
+    assert num_deaths > 10, errors
+    for number in range(1, num_deaths + 1):
+        model_dir = tmp_path / str(number) / "lenet5"
+        survived = assert_whole(model_dir)
+        assert survived in ([], [1])
+        publish(model_dir, FILES, MANIFEST)
+        assert assert_whole(model_dir) == [*survived, len(survived) + 1]
+        assert not list(model_dir.glob(".building*"))
+
+
+def test_a_full_disk_leaves_nothing_and_is_reported(tmp_path: Path) -> None:
+    program = """
+import resource
+from serving.errors import run_program
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(run_program(lambda _: publish(model_dir, FILES, MANIFEST) and 0, []))
+"""
+    exporter = start(program, tmp_path)
+    _, errors = exporter.communicate(timeout=60)
+    assert errors.startswith(f"error: NO_SPACE: cannot write {tmp_path}")
+    assert exporter.returncode == os.EX_IOERR
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,53 @@
+"""A small data set, a trainer to call, and a finished run to look at."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.errors import run_program
+from tests.idx_files import write_idx_files
+from training.train import main
+
+Train = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 training and 100 test images: three steps an epoch."""
+    directory = tmp_path_factory.mktemp("data")
+    write_idx_files(directory)
+    return directory
+
+
+def call_trainer(data_dir: Path, run_dir: Path, *options: str) -> int:
+    """Runs the trainer in this process, for two epochs unless told otherwise; returns its exit code."""
+    fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data"]
+    return run_program(main, [*fixed, "--device", "cpu", "--threads", "1", "--epochs", "2", *options])
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def train(data_dir: Path, run_dir: Path) -> Train:
+    """`train("--option", ...)` trains into `run_dir`."""
+    return lambda *options: call_trainer(data_dir, run_dir, *options)
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of seed 0; not to be changed."""
+    directory = tmp_path_factory.mktemp("finished") / "checkpoint"
+    assert call_trainer(data_dir, directory) == 0
+    return directory
+
+
+@pytest.fixture
+def trained_dir(finished_run: Path, run_dir: Path) -> Path:
+    """A copy of the finished run, at `run_dir`, to be changed at will."""
+    shutil.copytree(finished_run, run_dir)
+    return run_dir
