@@ -35,7 +35,7 @@ class LeNet5(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1, 28, 28) uint8 -> (N, 10) logits."""
-        dtype = self.layers.conv1.weight.dtype
+        dtype = next(self.parameters()).dtype  # float32, or float64 for the ground truth
         scaled: Tensor = images.to(dtype) / 255  # (N, 1, 28, 28) in [0, 1]
         logits: Tensor = self.layers(scaled)  # (N, 10)
         return logits

@@ -78,8 +78,9 @@ def _options(num_threads: int) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _FATAL_ONLY
-    # The arena keeps the largest batch's memory and rounds it up to a power of two; without it no image is slower.
-    options.enable_cpu_mem_arena = False
+    # The arena keeps what the largest batches need (after batches of every size to 256: 121 MB resident, and steady);
+    # without it a batch of 64 takes 8 % longer.
+    options.enable_cpu_mem_arena = True
     # Threads that spin between batches take the cores that the front end needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # External data is looked for in a directory that cannot exist: a model that refers to any fails to load.

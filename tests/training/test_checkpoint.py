@@ -1,0 +1,254 @@
+"""What is saved comes back exactly, and nothing else comes back at all."""
+
+import hashlib
+import json
+import pickle
+import random
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from serving.errors import BadDataError, MissingInputError, run_program
+from training.checkpoint import load_checkpoint, load_model, save_checkpoint, write_atomically
+from training.model import LeNet5, initialise
+from training.record import RECORD_NAME, RunRecord, find_finished, load_record, weights_name
+
+State = dict[str, Tensor]
+
+
+def weights_of(seed: int) -> State:
+    model = LeNet5()
+    initialise(model, seed)
+    return model.state_dict()
+
+
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def edit_record(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = directory / RECORD_NAME
+    document = json.loads(path.read_bytes())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def put_weights(directory: Path, data: bytes) -> None:
+    """Makes `data` the weights, digest and all."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    (directory / weights_name(sha256)).write_bytes(data)
+    edit_record(directory, lambda document: document.update(weights=weights_name(sha256), sha256=sha256))
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond `num_bytes`: a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def record(finished_run: Path) -> RunRecord:
+    return load_record(finished_run)[0]
+
+
+def test_saved_weights_and_record_come_back_exactly(tmp_path: Path, record: RunRecord) -> None:
+    weights = weights_of(1)
+    save_checkpoint(tmp_path, weights, record)
+    checkpoint = load_checkpoint(tmp_path)
+    assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in weights.items())
+    assert load_record(tmp_path) == (record, checkpoint.sha256)
+    assert checkpoint.metrics == record.metrics
+    assert checkpoint.architecture == "tutorial"
+
+
+def test_loaded_model_is_ready_to_answer(finished_run: Path) -> None:
+    model, checkpoint = load_model(finished_run)
+    assert not model.training
+    assert model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape == (2, 10)
+    assert list(checkpoint.state_dict) and checkpoint.is_complete
+
+
+def test_new_checkpoint_replaces_the_old_one_and_what_killed_writers_left(tmp_path: Path, record: RunRecord) -> None:
+    save_checkpoint(tmp_path, weights_of(0), record)
+    (tmp_path / ".weights-0.safetensors.12345678.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path, weights_of(1), record)
+    assert sorted(files_in(tmp_path)) == [RECORD_NAME, weights_name(load_checkpoint(tmp_path).sha256)]
+
+
+def test_same_weights_make_the_same_bytes(tmp_path: Path, record: RunRecord) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name, weights_of(0), record)
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
+
+
+# --- Disks that fill up ----------------------------------------------------------------------------------------------
+
+
+def test_full_disk_leaves_the_old_checkpoint_byte_for_byte(tmp_path: Path, record: RunRecord) -> None:
+    save_checkpoint(tmp_path, weights_of(0), record)
+    before = files_in(tmp_path)
+    for limit in (0, 1, 100_000):
+        with file_size_limit(limit), pytest.raises(OSError, match="File too large") as caught:
+            save_checkpoint(tmp_path, weights_of(1), record)
+        assert str(tmp_path) in str(caught.value)
+        assert files_in(tmp_path) == before
+
+
+def test_full_disk_ends_the_trainer_with_exit_code_74(
+    trained_dir: Path, train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_in(trained_dir)
+    with file_size_limit(100_000):
+        assert train("--again") == 74
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: NO_SPACE: cannot write {trained_dir}/weights-")
+    before[".lock"] = (trained_dir / ".lock").read_bytes()  # the two runs' process
+    assert files_in(trained_dir) == before
+
+
+def test_unwritable_directory_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere/file"):
+        write_atomically(tmp_path / "nowhere/file", b"data")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(IsADirectoryError, match="directory"):
+        write_atomically(tmp_path / "directory", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+# --- Files that are not what they were -------------------------------------------------------------------------------
+
+
+def test_no_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"NO_CHECKPOINT: .*checkpoint\.json does not exist \(make train\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:
+    _, sha256 = load_record(trained_dir)
+    path = trained_dir / weights_name(sha256)
+    good = path.read_bytes()
+    for position in random.Random(0).sample(range(8 * len(good)), 100):
+        data = bytearray(good)
+        data[position // 8] ^= 1 << position % 8
+        path.write_bytes(data)
+        with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*has SHA-256"):
+            load_checkpoint(trained_dir)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 7, 1000])
+def test_truncated_weights_are_refused_even_with_their_own_digest(trained_dir: Path, num_bytes: int) -> None:
+    put_weights(trained_dir, save(weights_of(0))[:num_bytes])
+    with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*is not a safetensors file"):
+        load_checkpoint(trained_dir)
+
+
+def test_missing_weights_are_named(trained_dir: Path) -> None:
+    record, sha256 = load_record(trained_dir)
+    (trained_dir / weights_name(sha256)).unlink()
+    with pytest.raises(BadDataError, match=rf"{weights_name(sha256)} does not exist, but checkpoint\.json names it"):
+        load_checkpoint(trained_dir)
+    with pytest.raises(BadDataError, match="BAD_CHECKPOINT"):  # and is not taken for a finished run either
+        find_finished(trained_dir, record.recipe, record.seed, record.dataset_digests)
+
+
+class Canary:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return write_canary, ("canary",)
+
+
+def write_canary(name: str) -> None:
+    Path(name).write_text("sang")
+
+
+def test_pickle_in_place_of_the_weights_is_not_run(trained_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained_dir)
+    data = pickle.dumps(Canary())
+    put_weights(trained_dir, data)
+    with pytest.raises(BadDataError, match="is not a safetensors file"):
+        load_checkpoint(trained_dir)
+    assert not Path("canary").exists()
+    pickle.loads(data)  # noqa: S301 - the canary can sing
+    assert Path("canary").exists()
+
+
+def without(name: str) -> State:
+    return {key: tensor for key, tensor in weights_of(0).items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        (without("layers.conv1.bias"), "missing layers.conv1.bias"),
+        (weights_of(0) | {"layers.extra": torch.zeros(3)}, "unexpected layers.extra"),
+        (
+            weights_of(0) | {"layers.linear3.bias": torch.zeros(11)},
+            r"layers.linear3.bias is torch.float32 \(11,\), not torch.float32 \(10,\)",
+        ),
+        (
+            weights_of(0) | {"layers.linear3.bias": torch.zeros(10, dtype=torch.float64)},
+            "layers.linear3.bias is torch.float64",
+        ),
+    ],
+)
+def test_weights_of_another_architecture_are_listed(trained_dir: Path, weights: State, complaint: str) -> None:
+    put_weights(trained_dir, save(weights))
+    with pytest.raises(BadDataError, match=f"BAD_CHECKPOINT: .*does not fit 'tutorial': {complaint}"):
+        load_model(trained_dir)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_neither_loaded_nor_saved(
+    trained_dir: Path, record: RunRecord, value: float
+) -> None:
+    weights = weights_of(0)
+    weights["layers.conv2.weight"][3, 2, 1, 0] = value
+    before = files_in(trained_dir)
+    with pytest.raises(BadDataError, match=r"NON_FINITE: .*layers\.conv2\.weight"):
+        save_checkpoint(trained_dir, weights, record)
+    assert files_in(trained_dir) == before
+    put_weights(trained_dir, save(weights))
+    with pytest.raises(BadDataError, match=r"NON_FINITE: .*layers\.conv2\.weight"):
+        load_checkpoint(trained_dir)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda document: document.pop("format"),
+        lambda document: document.update(format=2),
+        lambda document: document.update(weights="../weights-000000000000.safetensors"),
+        lambda document: document.update(sha256="0" * 64),
+        lambda document: document.update(sha256=7),
+        lambda document: document.pop("seed"),
+        lambda document: document.update(surprise=1),
+        lambda document: document.update(recipe=[]),
+        lambda document: document["recipe"].update(batch_size=0),
+        lambda document: document.update(completed_epochs=3),
+        lambda document: document["metrics"][0].pop("test_acc"),
+    ],
+)
+def test_record_that_is_not_one_of_ours_is_refused(trained_dir: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    edit_record(trained_dir, edit)
+    with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*checkpoint\.json is malformed"):
+        load_checkpoint(trained_dir)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}'])
+def test_record_that_is_not_json_of_ours_is_refused(trained_dir: Path, data: bytes) -> None:
+    (trained_dir / RECORD_NAME).write_bytes(data)
+    assert run_program(lambda _: len(load_checkpoint(trained_dir).sha256), []) == 65

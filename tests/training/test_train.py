@@ -1,0 +1,284 @@
+"""The command: what it leaves behind, what it says, and what it refuses."""
+
+import csv
+import dataclasses
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving.errors import BadDataError, ConfigurationError, UsageError, run_program
+from tests.idx_files import write_idx_files
+from tests.training.conftest import call_trainer
+from training.checkpoint import load_checkpoint
+from training.config import TrainConfig
+from training.curves import CURVES_NAME, HISTORY_NAME
+from training.data_files import FILES
+from training.dataset import load_dataset
+from training.epoch import image_order, split_on, train_epoch
+from training.model import LeNet5, initialise
+from training.process import StopRequest
+from training.recipes import RECIPES
+from training.record import RECORD_NAME, differences, load_record
+from training.run import train_seeds
+from training.train import main
+
+Train = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def interrupted_dir(trained_dir: Path) -> Path:
+    """The finished run, as if it had been stopped after two epochs of four."""
+    path = trained_dir / RECORD_NAME
+    path.write_text(path.read_text().replace('"num_epochs": 2', '"num_epochs": 4'))
+    return trained_dir
+
+
+def digest_of(directory: Path) -> str:
+    return load_record(directory)[1]
+
+
+# --- What a run leaves behind ----------------------------------------------------------------------------------------
+
+
+def test_run_ends_with_the_tutorials_lines(train: Train, capsys: Capture) -> None:
+    assert train() == 0
+    captured = capsys.readouterr()
+    *_, result, step_rate, wall_rate = captured.out.splitlines()
+    assert [words.rsplit(" ", 1)[0] for words in result.split(", ")] == ["train loss", "train acc", "test acc"]
+    assert all(len(words.rsplit(".", 1)[1]) == 3 for words in result.split(", "))
+    assert step_rate.endswith(" examples/sec on cpu (training steps alone, as the tutorial counts)")
+    assert wall_rate.endswith(" examples/sec on cpu (wall clock, with data loading and evaluation)")
+    assert float(step_rate.split()[0]) > float(wall_rate.split()[0]) > 0
+    assert "epoch  1/2: train loss" in captured.out and "epoch  2/2: train loss" in captured.out
+    assert captured.err.startswith("warning: UNVERIFIED_DATA") and captured.err.count("\n") == 1  # no bar: no terminal
+
+
+def test_same_seed_makes_the_same_weights_and_another_seed_others(
+    finished_run: Path, train: Train, run_dir: Path
+) -> None:
+    assert train() == 0
+    assert digest_of(run_dir) == digest_of(finished_run)
+    assert train("--seed", "1") == 0
+    assert digest_of(run_dir) != digest_of(finished_run)
+
+
+def test_run_is_one_epoch_after_another_each_in_its_own_order(finished_run: Path, data_dir: Path) -> None:
+    data = load_dataset(data_dir, verify=False)
+    split = split_on(torch.device("cpu"), data.train_images, data.train_labels)
+    model = LeNet5()
+    initialise(model, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.9)
+    for epoch in (1, 2):
+        train_epoch(model, optimizer, split, image_order(0, epoch, 600), 256, title="", before_step=lambda: None)
+    weights = load_checkpoint(finished_run).state_dict
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_record_says_what_was_trained_on_what(finished_run: Path, data_dir: Path) -> None:
+    record, _ = load_record(finished_run)
+    assert record.recipe == dataclasses.replace(RECIPES["tutorial"], num_epochs=2)
+    assert (record.seed, record.device, record.num_threads, record.num_train_images) == (0, "cpu", 1, 600)
+    assert record.dataset_digests == load_dataset(data_dir, verify=False).digests and not record.dataset_verified
+    assert [metrics.epoch for metrics in record.metrics] == [1, 2]
+    assert record.versions["torch"] == torch.__version__.split("+")[0]
+    assert record.created.endswith("+00:00") and record.hardware
+    assert record.wall_seconds > sum(metrics.seconds for metrics in record.metrics)
+    assert all(metrics.seconds > metrics.step_seconds > 0 for metrics in record.metrics)
+
+
+def test_history_holds_one_line_per_epoch(finished_run: Path) -> None:
+    with (finished_run / HISTORY_NAME).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, metrics in zip(rows, load_record(finished_run)[0].metrics, strict=True):
+        assert list(row) == ["epoch", "train_loss", "train_acc", "test_acc", "seconds"]
+        assert int(row["epoch"]) == metrics.epoch
+        for name in ("train_loss", "train_acc", "test_acc"):
+            assert float(row[name]) == getattr(metrics, name)
+
+
+def test_curves_are_a_picture_of_readable_size(finished_run: Path) -> None:
+    png = (finished_run / CURVES_NAME).read_bytes()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">II", png[16:24]) == (840, 504)  # width, height
+
+
+@pytest.mark.parametrize("name", [HISTORY_NAME, CURVES_NAME])
+def test_history_that_cannot_be_written_costs_one_warning_and_not_the_run(
+    finished_run: Path, run_dir: Path, train: Train, capsys: Capture, name: str
+) -> None:
+    (run_dir / name).mkdir(parents=True)
+    assert train() == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == ["UNVERIFIED_DATA", "NOT_WRITTEN"]
+    assert digest_of(run_dir) == digest_of(finished_run)
+
+
+def test_several_seeds_report_their_spread_and_keep_the_first_as_the_result(
+    finished_run: Path, run_dir: Path, train: Train, capsys: Capture
+) -> None:
+    assert train("--seeds", "2") == 0
+    assert digest_of(run_dir) == digest_of(finished_run)
+    records = [load_record(directory)[0] for directory in (run_dir, run_dir / "seed-1")]
+    assert [record.seed for record in records] == [0, 1]
+    losses = [record.metrics[-1].train_loss for record in records]
+    document = json.loads((run_dir / "seeds.json").read_bytes())
+    assert document["mean"]["train_loss"] == pytest.approx(sum(losses) / 2)
+    assert document["standard_deviation"]["train_loss"] == pytest.approx(statistics.stdev(losses))
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines[-8:-3]]
+    assert [row[0] for row in table] == ["seed", "0", "1", "mean", "tutorial"]
+    assert table[-1][1:] == ["0.347", "0.872", "0.852"]
+    assert f"{sum(losses) / 2:.3f} ± {statistics.stdev(losses):.3f}" in lines[-5]
+
+
+# --- A run that is there already -------------------------------------------------------------------------------------
+
+
+def test_finished_run_is_not_trained_again_unless_asked(trained_dir: Path, train: Train, capsys: Capture) -> None:
+    before = (trained_dir / RECORD_NAME).read_bytes()
+    assert train() == 0
+    assert "seed 0 is trained already" in capsys.readouterr().out
+    assert train("--resume") == 0
+    assert (trained_dir / RECORD_NAME).read_bytes() == before
+    assert train("--again") == 0
+    assert (trained_dir / RECORD_NAME).read_bytes() != before  # other times
+    assert json.loads(before)["sha256"] == digest_of(trained_dir)
+
+
+def test_finished_run_on_the_real_data_is_recognised_without_data_or_torch(trained_dir: Path) -> None:
+    path = trained_dir / RECORD_NAME
+    document = json.loads(path.read_bytes())
+    document["dataset_digests"] = {file.name: file.sha256 for file in FILES}
+    path.write_text(json.dumps(document))
+    options = ["--epochs", "2", "--checkpoint-dir", str(trained_dir), "--data-dir", "/nowhere"]
+    code = f"import sys; from training.train import main; sys.exit(main({options!r}) or 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "is trained already (--again trains it anew)" in done.stdout and "train loss" in done.stdout
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    interrupted_dir: Path, data_dir: Path, tmp_path: Path, train: Train, capsys: Capture
+) -> None:
+    assert train("--epochs", "4", "--resume") == 0
+    assert "has 2 of 4 epochs" in capsys.readouterr().out
+    assert call_trainer(data_dir, tmp_path / "uninterrupted", "--epochs", "4") == 0
+    assert digest_of(interrupted_dir) == digest_of(tmp_path / "uninterrupted")
+    assert [metrics.epoch for metrics in load_record(interrupted_dir)[0].metrics] == [1, 2, 3, 4]
+
+
+def test_interrupted_run_starts_anew_without_resume_and_says_that_it_could_go_on(
+    interrupted_dir: Path, train: Train, capsys: Capture
+) -> None:
+    assert train("--epochs", "4") == 0
+    captured = capsys.readouterr().out
+    assert "starting anew" in captured and "--resume would go on from there" in captured
+    assert "epoch  1/4" in captured
+    assert load_record(interrupted_dir)[0].is_complete
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [(["--seed", "1"], "seed 1 != 0"), (["--epochs", "3"], "num_epochs 3 != 4")],
+)
+def test_run_of_another_configuration_is_not_resumed(
+    interrupted_dir: Path, train: Train, capsys: Capture, options: list[str], difference: str
+) -> None:
+    before = (interrupted_dir / RECORD_NAME).read_bytes()
+    assert train("--epochs", "4", *options, "--resume") == os.EX_CONFIG
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: CONFIG_MISMATCH: cannot resume") and difference in error
+    assert (interrupted_dir / RECORD_NAME).read_bytes() == before
+
+
+def test_run_on_other_data_is_not_resumed(interrupted_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    write_idx_files(tmp_path / "other", seed=1)
+    assert call_trainer(tmp_path / "other", interrupted_dir, "--epochs", "4", "--resume") == os.EX_CONFIG
+    assert "train-images-idx3-ubyte" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", "other"), ("architecture", "modern"), ("num_epochs", 9), ("batch_size", 128), ("learning_rate", 0.1)],
+)
+def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Path, field: str, value: object) -> None:
+    record, _ = load_record(finished_run)
+    changed = dataclasses.replace(record.recipe, **{field: value})  # type: ignore[arg-type] # one of five types
+    found = differences(record, changed, record.seed, record.dataset_digests)
+    assert found == [f"{field} {value} != {getattr(record.recipe, field)}"]
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+def test_run_that_diverges_names_the_step_and_keeps_the_last_good_checkpoint(trained_dir: Path, data_dir: Path) -> None:
+    before = {path.name: path.read_bytes() for path in trained_dir.iterdir()}
+    recipe = dataclasses.replace(RECIPES["tutorial"], learning_rate=1e38)
+    config = TrainConfig(recipe=recipe, device="cpu", num_threads=1, again=True, checkpoint_dir=trained_dir)
+    complaint = r"DIVERGED: seed 0, epoch 1/10, step \d of 3: .* at learning rate 1e\+38"
+    with StopRequest() as stop, pytest.raises(BadDataError, match=complaint):
+        train_seeds(config, load_dataset(data_dir, verify=False), stop, started=0.0)
+    assert {path.name: path.read_bytes() for path in trained_dir.iterdir()} == before
+
+
+def test_gpu_that_is_not_there_is_an_error_and_not_replaced(train: Train, run_dir: Path, capsys: Capture) -> None:
+    assert train("--device", "cuda:99") == os.EX_UNAVAILABLE
+    assert "error: NO_GPU: asked for cuda:99, but torch" in capsys.readouterr().err
+    assert not (run_dir / RECORD_NAME).exists()
+
+
+def test_bad_data_end_the_command_with_exit_code_65_before_any_training(
+    data_dir: Path, run_dir: Path, capsys: Capture
+) -> None:
+    options = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir)]
+    assert run_program(main, options) == os.EX_DATAERR
+    assert capsys.readouterr().err.startswith(f"error: BAD_DATASET: {data_dir}/train-images-idx3-ubyte")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resume": True, "again": True},
+        {"device": "gpu"},
+        {"device": "cuda:-1"},
+        {"seed": -1},
+        {"num_seeds": 0},
+        {"num_threads": -1},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="BAD_OPTIONS"):
+        TrainConfig(recipe=RECIPES["tutorial"], **settings)  # type: ignore[arg-type] # of several types
+
+
+@pytest.mark.parametrize("field", ["num_epochs", "batch_size", "learning_rate"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_recipe_that_makes_no_sense_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"BAD_RECIPE: {field} of recipe 'tutorial' is {value}"):
+        dataclasses.replace(RECIPES["tutorial"], **{field: value})  # type: ignore[arg-type] # of several types
+
+
+def test_summary_needs_neither_data_nor_a_run(capsys: Capture) -> None:
+    assert run_program(main, ["--summary"]) == 0
+    assert "61,706" in capsys.readouterr().out
+
+
+# --- On a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_same_seed_makes_the_same_weights_on_a_gpu(train: Train, run_dir: Path) -> None:
+    assert train("--device", "cuda") == 0
+    first = digest_of(run_dir)
+    assert load_record(run_dir)[0].device == "cuda:0"
+    assert train("--device", "cuda", "--again") == 0
+    assert digest_of(run_dir) == first

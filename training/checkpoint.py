@@ -1,0 +1,107 @@
+"""A checkpoint: `weights-<digest>.safetensors`, and `checkpoint.json` that names it.
+
+The rename of the JSON is the moment at which a new checkpoint takes the old one's place: a reader, or a power cut,
+finds one or the other, whole. Nothing here can execute code that it loads, and no weights are used whose digest is not
+the one recorded (no file format notices a flipped bit by itself).
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from serving.errors import BadDataError
+from training.model import ARCHITECTURES
+from training.record import (
+    RECORD_NAME,
+    RunRecord,
+    bad_checkpoint,
+    json_from,
+    load_record,
+    read_weights,
+    weights_name,
+)
+from training.storage import TEMPORARY_FILES, write_atomically
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_model", "save_checkpoint", "write_atomically"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint(RunRecord):
+    """A record and its weights."""
+
+    state_dict: dict[str, Tensor]  # on the CPU, in the model's dtype
+    sha256: str  # of the weights file
+
+
+def save_checkpoint(directory: Path, state_dict: dict[str, Tensor], record: RunRecord) -> None:
+    """Makes (`state_dict`, `record`) the checkpoint of `directory`; only one process may write there at a time.
+
+    Raises BadDataError NON_FINITE for weights that are not finite, and OSError where the disk fails; the previous
+    checkpoint is then still there, whole.
+    """
+    check_finite(state_dict, "the weights to save")
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    write_atomically(directory / weights_name(digest), data)
+    write_atomically(directory / RECORD_NAME, json_from(record, digest))
+    # From here on the new checkpoint counts; what is left of older saves, finished or not, goes.
+    for leftover in [*directory.glob("weights-*.safetensors"), *directory.glob(TEMPORARY_FILES)]:
+        if leftover.name != weights_name(digest):
+            leftover.unlink(missing_ok=True)
+
+
+def check_finite(state_dict: dict[str, Tensor], where: str) -> None:
+    """Raises BadDataError NON_FINITE, naming the first tensor that holds a NaN or an infinity."""
+    for name, tensor in state_dict.items():
+        if not bool(tensor.isfinite().all()):
+            raise BadDataError("NON_FINITE", f"{where}: {name} holds NaN or infinity", "train with a smaller step")
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """The checkpoint of `directory`, its weights checked against their digest.
+
+    Raises MissingInputError NO_CHECKPOINT where there is none, BadDataError BAD_CHECKPOINT where a file is missing,
+    truncated, changed or not of this format, and NON_FINITE where a weight is no number.
+    """
+    record, sha256 = load_record(directory)
+    path = directory / weights_name(sha256)
+    try:
+        state_dict = load(read_weights(directory, sha256))
+    except SafetensorError as error:
+        raise bad_checkpoint(path, f"is not a safetensors file: {error}") from None
+    check_finite(state_dict, str(path))
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
+
+
+def load_model(directory: Path) -> tuple[nn.Module, Checkpoint]:
+    """The trained model, on the CPU and in eval mode, and the checkpoint that it came from.
+
+    Raises as `load_checkpoint` does, and BadDataError BAD_CHECKPOINT listing the tensors where the weights are not
+    those of the architecture that the checkpoint names.
+    """
+    checkpoint = load_checkpoint(directory)
+    if checkpoint.architecture not in ARCHITECTURES:
+        what = f"holds the architecture {checkpoint.architecture!r}, this program knows {', '.join(ARCHITECTURES)}"
+        raise bad_checkpoint(directory, what)
+    model = ARCHITECTURES[checkpoint.architecture]()
+    differences = _differences(checkpoint.state_dict, model.state_dict())
+    if differences:
+        raise bad_checkpoint(directory, f"does not fit {checkpoint.architecture!r}: {'; '.join(differences)}")
+    model.load_state_dict(checkpoint.state_dict)
+    return model.eval(), checkpoint
+
+
+def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    differences = [f"missing {name}" for name in wanted if name not in found]
+    differences += [f"unexpected {name}" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        theirs, ours = found[name], wanted[name]
+        if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+            differences.append(f"{name} is {theirs.dtype} {tuple(theirs.shape)}, not {ours.dtype} {tuple(ours.shape)}")
+    return sorted(differences)

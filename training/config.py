@@ -1,0 +1,126 @@
+"""The trainer's settings and its command line."""
+
+import argparse
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import UsageError
+from training.recipes import RECIPES, Recipe
+from training.record import CHECKPOINT_DIR
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What one call of the trainer is to do; only `recipe`, `seed` and the data decide the weights."""
+
+    recipe: Recipe
+    """How to train."""
+
+    seed: int = 0
+    """The first (or only) seed: of the initial weights and of the order of the images."""
+
+    num_seeds: int = 1
+    """Runs to make, with the seeds `seed`, `seed + 1`, ..."""
+
+    device: str = "auto"
+    """`auto` (the first GPU, or else the CPU), `cpu`, `cuda` or `cuda:<index>`."""
+
+    num_threads: int = 0
+    """Threads on the CPU; 0 leaves the choice to torch."""
+
+    data_dir: Path | None = None
+    """Where the four files are; None looks in the usual places and fetches them if need be."""
+
+    verify_data: bool = True
+    """Whether the data must be Fashion-MNIST, byte for byte."""
+
+    checkpoint_dir: Path = CHECKPOINT_DIR
+    """Holds the first seed's checkpoint; those of further seeds are in its subdirectories `seed-<seed>`."""
+
+    resume: bool = False
+    """Go on from the checkpoint where there is one."""
+
+    again: bool = False
+    """Train even where the same run is finished already."""
+
+    summary: bool = False
+    """Print the layers and do nothing else."""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.again:
+            raise UsageError("BAD_OPTIONS", "--resume goes on with a run, --again starts it anew", "use one of them")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(
+                "BAD_OPTIONS", f"--device is {self.device!r}", "it must be auto, cpu, cuda or cuda:<index>"
+            )
+        for option, value, least in (
+            ("--seed", self.seed, 0),
+            ("--seeds", self.num_seeds, 1),
+            ("--threads", self.num_threads, 0),
+        ):
+            if value < least:
+                raise UsageError("BAD_OPTIONS", f"{option} is {value}", f"it must be at least {least}")
+
+    @property
+    def run_dirs(self) -> dict[int, Path]:
+        """Each seed's checkpoint directory. The first seed's is the one to export: no picking by test accuracy."""
+        further = range(self.seed + 1, self.seed + self.num_seeds)
+        return {self.seed: self.checkpoint_dir} | {seed: self.checkpoint_dir / f"seed-{seed}" for seed in further}
+
+
+EPILOG = """
+  python -m training                     the tutorial's run: 10 epochs, seed 0, into artifacts/checkpoint
+  python -m training --resume            go on with an interrupted run, to the weights it would have had
+  python -m training --seeds 3           how much of the result is luck: mean and spread over seeds 0, 1, 2
+  python -m training --summary           the layers, their shapes, parameters and multiply-adds
+
+Ctrl-C stops after the running step; the checkpoint of the last whole epoch stays. The same recipe, seed, machine and
+--threads give the same weights, bit for bit.
+"""
+
+
+def config_from(arguments: list[str]) -> TrainConfig:
+    """Reads the command line; `--help` explains it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train LeNet-5 on Fashion-MNIST.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what, how, run = (parser.add_argument_group(title) for title in ("what to train", "on what", "beginning and end"))
+    what.add_argument(
+        "--recipe", choices=RECIPES, default="tutorial", help="a recipe of training/recipes.py (tutorial)"
+    )
+    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's number; recorded")
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of the images (0)")
+    what.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="train N seeds from --seed on; report the spread"
+    )
+    what.add_argument("--summary", action="store_true", help="print the layers of the recipe's model, and stop")
+    how.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:<index>")
+    how.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (torch's choice)")
+    how.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them"
+    )
+    how.add_argument("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
+    run.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help=f"({CHECKPOINT_DIR})")
+    run.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    run.add_argument("--again", action="store_true", help="train anew what is there already")
+    run.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    recipe = RECIPES[options.recipe]
+    return TrainConfig(
+        recipe=recipe if options.epochs is None else dataclasses.replace(recipe, num_epochs=options.epochs),
+        seed=options.seed,
+        num_seeds=options.seeds,
+        device=options.device,
+        num_threads=options.threads,
+        data_dir=options.data_dir,
+        verify_data=not options.unverified_data,
+        checkpoint_dir=options.checkpoint_dir,
+        resume=options.resume,
+        again=options.again,
+        summary=options.summary,
+    )

@@ -1,0 +1,68 @@
+"""A run's history as numbers (`history.csv`) and as a picture (`curves.png`), beside its checkpoint.
+
+Neither is worth a run: where one cannot be written, a warning is all that happens.
+"""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.record import EpochMetrics, RunRecord
+from training.storage import write_atomically
+
+HISTORY_NAME = "history.csv"
+CURVES_NAME = "curves.png"
+LINES = (("train_loss", "-", "tab:blue"), ("train_acc", "--", "tab:purple"), ("test_acc", "-.", "tab:green"))
+
+
+def save_history(directory: Path, metrics: Sequence[EpochMetrics]) -> bool:
+    """Writes one line per epoch; returns whether that worked, and warns where it did not."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["epoch", "train_loss", "train_acc", "test_acc", "seconds"])
+    for epoch in metrics:
+        writer.writerow([epoch.epoch, epoch.train_loss, epoch.train_acc, epoch.test_acc, round(epoch.seconds, 3)])
+    try:
+        write_atomically(directory / HISTORY_NAME, text.getvalue().encode())
+    except OSError as error:
+        _warn(directory / HISTORY_NAME, error)
+        return False
+    return True
+
+
+def save_curves(directory: Path, record: RunRecord) -> bool:
+    """Draws the tutorial's three lines; returns whether that worked, and warns where it did not."""
+    try:
+        write_atomically(directory / CURVES_NAME, _png_from(record))
+    except Exception as error:  # whatever a drawing library may raise, the checkpoint is what counts
+        _warn(directory / CURVES_NAME, error)
+        return False
+    return True
+
+
+def _png_from(record: RunRecord) -> bytes:
+    from matplotlib.figure import Figure  # only when there is something to draw: it takes a while to import
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [metrics.epoch for metrics in record.metrics]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")  # inches; no pyplot, so no display and no global state
+    axes = figure.add_subplot()
+    for name, style, color in LINES:
+        values = [getattr(metrics, name) for metrics in record.metrics]
+        label = f"{name.replace('_', ' ')}: {values[-1]:.3f}"
+        axes.plot(epochs, values, style, marker="o", markersize=3, color=color, label=label)
+    axes.set(xlabel="epoch", ylabel="loss, accuracy")
+    axes.set_title(f"LeNet-5 on Fashion-MNIST, recipe {record.recipe.name}, seed {record.seed}")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(title=f"after epoch {epochs[-1]}")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    return png.getvalue()
+
+
+def _warn(path: Path, error: Exception) -> None:
+    print(f"warning: NOT_WRITTEN: {path}: {error} (training is not affected)", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""The four files of Fashion-MNIST: what they must be, and where they may be."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import MissingInputError
+from training.idx import bad_dataset, num_bytes, read_idx_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One of the four files, as Zalando Research published it."""
+
+    name: str  # of the uncompressed file; `.gz` may follow
+    shape: tuple[int, ...]  # (images, 28, 28) or (labels,)
+    sha256: str  # of the uncompressed bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the uncompressed file."""
+        return num_bytes(self.shape)
+
+
+FILES = (
+    DataFile(
+        name="train-images-idx3-ubyte",
+        shape=(60_000, 28, 28),
+        sha256="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    DataFile(
+        name="train-labels-idx1-ubyte",
+        shape=(60_000,),
+        sha256="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
+    DataFile(
+        name="t10k-images-idx3-ubyte",
+        shape=(10_000, 28, 28),
+        sha256="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    DataFile(
+        name="t10k-labels-idx1-ubyte",
+        shape=(10_000,),
+        sha256="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+)
+
+PLACES = (
+    Path("data"),
+    Path("/usr/share/datasets/fashion-mnist"),  # Debian's and Ubuntu's package dataset-fashion-mnist
+    Path("data/FashionMNIST/raw"),  # torchvision.datasets.FashionMNIST("data")
+)
+
+
+def find_dataset(data_dir: Path | None = None) -> Path | None:
+    """The first directory that has all four files, or None; raises DATA_MISSING where the chosen one lacks any."""
+    chosen = data_dir or os.environ.get("FASHION_MNIST_DIR")
+    if chosen:
+        if not _has_all_files(Path(chosen)):
+            raise data_missing(f"you chose {_missing_from(Path(chosen))}")
+        return Path(chosen)
+    return next((place for place in PLACES if _has_all_files(place)), None)
+
+
+def path_of(file: DataFile, directory: Path) -> Path | None:
+    """Where `directory` has the file, gzipped or not; None where it does not."""
+    return next((path for path in (directory / file.name, directory / f"{file.name}.gz") if path.is_file()), None)
+
+
+def _has_all_files(directory: Path) -> bool:
+    """Whether the four are there; what is in them is another matter."""
+    return all(path_of(file, directory) for file in FILES)
+
+
+def _missing_from(directory: Path) -> str:
+    """The directory and, in brackets, what it lacks."""
+    missing = [file.name for file in FILES if path_of(file, directory) is None]
+    return f"{directory} (no {', '.join(missing)})" if len(missing) < len(FILES) else f"{directory} (none of the four)"
+
+
+def read_verified(path: Path, file: DataFile) -> bytes:
+    """The uncompressed bytes of `path` once they are known to be `file`'s; raises BadDataError BAD_DATASET."""
+    data = read_idx_bytes(path, file.num_bytes)
+    if len(data) != file.num_bytes:
+        raise bad_dataset(path, f"expected {file.num_bytes} bytes, found {len(data)}")
+    found = hashlib.sha256(data).hexdigest()
+    if found != file.sha256:
+        raise bad_dataset(path, f"expected SHA-256 {file.sha256}, found {found}")
+    return data
+
+
+def not_in_any_place() -> str:
+    """The places looked at, and what each lacks."""
+    return f"it is not in {', '.join(_missing_from(place) for place in PLACES)}"
+
+
+def data_missing(what: str) -> MissingInputError:
+    """`DATA_MISSING: <what>`, and every way to get the data."""
+    cure = (
+        f"put {', '.join(file.name for file in FILES)}, gzipped or not, into {PLACES[0]}/ or name their directory with "
+        "--data-dir or FASHION_MNIST_DIR, or install the Debian package dataset-fashion-mnist, or run make data online"
+    )
+    return MissingInputError("DATA_MISSING", f"no Fashion-MNIST: {what}", cure)

@@ -1,0 +1,44 @@
+"""Where the arithmetic happens, and that it gives the same numbers every time."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from serving.errors import ResourceUnavailableError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `--device`; what was asked for by name and is not there is an error, never replaced."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    index = 0 if wanted == "auto" else torch.device(wanted).index or 0
+    if index >= num_gpus:
+        what = f"asked for {wanted}, but torch {torch.__version__} sees {num_gpus} GPUs"
+        raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu or --device auto")
+    return torch.device("cuda", index)
+
+
+def make_deterministic(num_threads: int) -> None:
+    """Same recipe, seed and machine: same weights, bit for bit. On the CPU that holds per number of threads."""
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read when CUDA starts; cuBLAS is deterministic with it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def hardware_of(device: torch.device) -> str:
+    """The device's name as its maker gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -1,0 +1,156 @@
+"""What is known about a run: the content of `checkpoint.json`.
+
+Apart from the weights, so that it can be read without torch (which takes seconds to import): the record alone says
+whether there is anything left to train.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.errors import BadDataError, ConfigurationError, MissingInputError
+from training.recipes import Recipe
+
+CHECKPOINT_DIR = Path("artifacts/checkpoint")
+RECORD_NAME = "checkpoint.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """One epoch's results; accuracies are fractions of 1."""
+
+    epoch: int  # from 1
+    train_loss: float  # mean over the epoch's images, each counted with the weights of its own step
+    train_acc: float  # likewise
+    test_acc: float  # over all test images, after the epoch
+    step_seconds: float  # training steps alone
+    seconds: float  # training steps and evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The fields of `checkpoint.json`: what was trained, on what, how far, and with which results."""
+
+    recipe: Recipe
+    seed: int
+    completed_epochs: int
+    metrics: tuple[EpochMetrics, ...]  # one per completed epoch
+    dataset_digests: dict[str, str]  # file name -> SHA-256 of its uncompressed bytes
+    dataset_verified: bool  # False: trained on data that is not Fashion-MNIST (`--unverified-data`)
+    num_train_images: int
+    versions: dict[str, str]  # package -> version
+    hardware: str
+    device: str  # "cpu", "cuda:0"
+    num_threads: int  # of the CPU; results are bitwise the same only for the same number
+    created: str  # ISO 8601, UTC
+    wall_seconds: float  # the whole run so far, data loading and evaluation included
+
+    def __post_init__(self) -> None:
+        if self.completed_epochs != len(self.metrics):
+            raise ValueError(f"completed_epochs is {self.completed_epochs}, but it has {len(self.metrics)} metrics")
+
+    @property
+    def architecture(self) -> str:
+        """A key of `training.model.ARCHITECTURES`."""
+        return self.recipe.architecture
+
+    @property
+    def is_complete(self) -> bool:
+        return self.completed_epochs >= self.recipe.num_epochs
+
+
+def weights_name(sha256: str) -> str:
+    """The name holds the digest, so new weights never overwrite old ones."""
+    return f"weights-{sha256[:12]}.safetensors"
+
+
+def json_from(record: RunRecord, sha256: str) -> bytes:
+    """`checkpoint.json`, for weights of this digest."""
+    document = {"format": FORMAT, "weights": weights_name(sha256), "sha256": sha256, **dataclasses.asdict(record)}
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def load_record(directory: Path) -> tuple[RunRecord, str]:
+    """The record of `directory`'s checkpoint and its weights' SHA-256; the weights themselves are not looked at.
+
+    Raises MissingInputError NO_CHECKPOINT where there is none, BadDataError BAD_CHECKPOINT where it is malformed.
+    """
+    path = directory / RECORD_NAME
+    try:
+        document = json.loads(path.read_bytes())
+        if document.pop("format") != FORMAT:
+            raise ValueError(f"this program reads format {FORMAT}")
+        name, sha256 = document.pop("weights"), document.pop("sha256")
+        # A name that could lead elsewhere (`../`) is never joined to a path.
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256) or name != weights_name(sha256):
+            raise ValueError(f"weights {name!r} and sha256 {sha256!r} do not belong together")
+        return _record_from(document), sha256
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", "make train") from None
+    except (AttributeError, KeyError, TypeError, ValueError, ConfigurationError) as error:
+        raise bad_checkpoint(path, f"is malformed: {error!r}") from None
+
+
+def read_weights(directory: Path, sha256: str) -> bytes:
+    """The weights file's bytes, once their digest is known to be the recorded one.
+
+    Raises BadDataError BAD_CHECKPOINT where the file is missing, truncated or changed.
+    """
+    path = directory / weights_name(sha256)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise bad_checkpoint(path, f"does not exist, but {RECORD_NAME} names it") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise bad_checkpoint(path, f"has SHA-256 {found[:12]}…, {RECORD_NAME} says {sha256[:12]}…")
+    return data
+
+
+def find_record(directory: Path) -> RunRecord | None:
+    """As `load_record`, but None where there is no checkpoint."""
+    try:
+        return load_record(directory)[0]
+    except MissingInputError:
+        return None
+
+
+def find_finished(directory: Path, recipe: Recipe, seed: int, dataset_digests: dict[str, str]) -> RunRecord | None:
+    """The record of this very run, trained to its end with its weights unharmed; None where it is yet to be trained.
+
+    Raises BadDataError BAD_CHECKPOINT where a finished run's weights are not those it ended with.
+    """
+    try:
+        record, sha256 = load_record(directory)
+    except MissingInputError:
+        return None
+    if not record.is_complete or differences(record, recipe, seed, dataset_digests):
+        return None
+    read_weights(directory, sha256)
+    return record
+
+
+def differences(record: RunRecord, recipe: Recipe, seed: int, dataset_digests: dict[str, str]) -> list[str]:
+    """Where the wanted run (its recipe, seed and data) is not the recorded one, as `field wanted != recorded`."""
+    wanted = {**dataclasses.asdict(recipe), "seed": seed, **dataset_digests}
+    recorded = {**dataclasses.asdict(record.recipe), "seed": record.seed, **record.dataset_digests}
+    return [
+        f"{field} {value} != {recorded.get(field)}" for field, value in wanted.items() if value != recorded.get(field)
+    ]
+
+
+def _record_from(document: dict[str, Any]) -> RunRecord:
+    fields = dict(document)
+    fields["recipe"] = Recipe(**fields["recipe"])
+    fields["metrics"] = tuple(EpochMetrics(**metrics) for metrics in fields["metrics"])
+    return RunRecord(**fields)
+
+
+def bad_checkpoint(path: Path, what: str) -> BadDataError:
+    """`BAD_CHECKPOINT: <path> <what>`, and how to get a good one."""
+    return BadDataError("BAD_CHECKPOINT", f"{path} {what}", "python -m training --again trains a new one")

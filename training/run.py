@@ -1,0 +1,177 @@
+"""Runs: from a data set in memory to one checkpoint per seed."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from serving.errors import BadDataError, ConfigurationError, InterruptedRunError
+from training.checkpoint import load_model, save_checkpoint
+from training.config import TrainConfig
+from training.curves import save_curves, save_history
+from training.dataset import FashionMNIST
+from training.device import choose_device, hardware_of, make_deterministic
+from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
+from training.model import ARCHITECTURES, initialise
+from training.process import StopRequest, StopRequestedError
+from training.recipes import Recipe
+from training.record import EpochMetrics, RunRecord, differences, find_finished, find_record
+from training.report import SEEDS_NAME, epoch_line, seeds_json
+from training.storage import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workplace:
+    """What all runs of one call share."""
+
+    config: TrainConfig
+    dataset: FashionMNIST
+    device: torch.device
+    train: Split
+    test: Split
+    stop: StopRequest
+
+
+def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, started: float) -> list[RunRecord]:
+    """One finished run per seed; `started` is when (`time.perf_counter()`) the work on the first began.
+
+    Raises ResourceUnavailableError NO_GPU, ConfigurationError CONFIG_MISMATCH, BadDataError DIVERGED,
+    InterruptedRunError INTERRUPTED, and OSError where the disk fails.
+    """
+    device = choose_device(config.device)
+    make_deterministic(config.num_threads)
+    print(f"training on {device} ({hardware_of(device)}), data from {dataset.source}", flush=True)
+    train = split_on(device, dataset.train_images, dataset.train_labels)
+    test = split_on(device, dataset.test_images, dataset.test_labels)
+    workplace = Workplace(config=config, dataset=dataset, device=device, train=train, test=test, stop=stop)
+    records = []
+    for seed, directory in config.run_dirs.items():
+        directory.mkdir(parents=True, exist_ok=True)
+        record = None if config.again else find_finished(directory, config.recipe, seed, dataset.digests)
+        if record:
+            print(f"seed {seed} is trained already, in {directory} (--again trains it anew)", flush=True)
+        records.append(record or train_run(workplace, seed, directory, started))
+        started = time.perf_counter()
+    if len(records) > 1:
+        write_atomically(config.checkpoint_dir / SEEDS_NAME, seeds_json(records))
+    return records
+
+
+def train_run(workplace: Workplace, seed: int, directory: Path, started: float) -> RunRecord:
+    """Trains one seed to its last epoch, with a whole checkpoint in `directory` after each."""
+    model, record = _begin(workplace, seed, directory)
+    earlier_seconds = record.wall_seconds
+    model.to(workplace.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=record.recipe.learning_rate)
+    can_write = True
+    while not record.is_complete:
+        metrics = _run_epoch(workplace, model, optimizer, record, directory)
+        record = dataclasses.replace(
+            record,
+            completed_epochs=metrics.epoch,
+            metrics=(*record.metrics, metrics),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            wall_seconds=earlier_seconds + time.perf_counter() - started,
+        )
+        save_checkpoint(directory, model.state_dict(), record)
+        print(epoch_line(record), flush=True)
+        can_write = can_write and save_history(directory, record.metrics)  # one warning is enough
+    if can_write:
+        save_curves(directory, record)
+    return record
+
+
+def _run_epoch(
+    workplace: Workplace, model: nn.Module, optimizer: torch.optim.Optimizer, record: RunRecord, directory: Path
+) -> EpochMetrics:
+    recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
+    order = image_order(record.seed, epoch, record.num_train_images)  # (N,)
+    title = f"seed {record.seed}, epoch {epoch}/{recipe.num_epochs}"
+    try:
+        result = train_epoch(
+            model, optimizer, workplace.train, order, recipe.batch_size, title=title, before_step=workplace.stop.check
+        )
+    except StopRequestedError as signal:
+        what = f"{signal} in {title}; {directory} has {record.completed_epochs} whole epochs"
+        raise InterruptedRunError("INTERRUPTED", what, "the same command with --resume goes on from there") from None
+    _check_convergence(result, model, title, recipe.learning_rate)
+    test_acc = accuracy(model, workplace.test, recipe.batch_size)
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=result.loss,
+        train_acc=result.acc,
+        test_acc=test_acc,
+        step_seconds=result.seconds,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_convergence(result: TrainResult, model: nn.Module, title: str, learning_rate: float) -> None:
+    """Raises BadDataError DIVERGED for the first step whose loss, or after which a weight, is no finite number."""
+    num_steps = len(result.step_losses)
+    losses = torch.tensor(result.step_losses)  # (S,)
+    bad_steps = (~losses.isfinite()).nonzero().flatten().tolist()
+    if not bad_steps and all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        return
+    step = bad_steps[0] + 1 if bad_steps else num_steps
+    what = f"{title}, step {step} of {num_steps}: the loss or a weight is not finite at learning rate {learning_rate}"
+    raise BadDataError("DIVERGED", what, "the last good checkpoint is kept; lower the learning rate")
+
+
+# --- Where a run begins --------------------------------------------------------------------------------------------
+
+
+def _begin(workplace: Workplace, seed: int, directory: Path) -> tuple[nn.Module, RunRecord]:
+    """Model and record to go on from: those of the checkpoint with `--resume`, else new ones."""
+    config = workplace.config
+    record = None if config.again else find_record(directory)
+    if record is None:
+        return _new_model(config.recipe, seed), _new_record(workplace, seed)
+    found = differences(record, config.recipe, seed, workplace.dataset.digests)
+    done = f"{record.completed_epochs} of {record.recipe.num_epochs} epochs"
+    if not config.resume:
+        what = f"of another run ({'; '.join(found)})" if found else "of this very run; --resume would go on from there"
+        print(f"starting anew: {directory} has {done} {what}", flush=True)
+        return _new_model(config.recipe, seed), _new_record(workplace, seed)
+    if found:
+        what = f"cannot resume the run in {directory}: {'; '.join(found)}"
+        raise ConfigurationError("CONFIG_MISMATCH", what, "use its options, or --again for a new run in its place")
+    print(f"resuming: {directory} has {done}", flush=True)
+    if (str(workplace.device), torch.get_num_threads()) != (record.device, record.num_threads):
+        print(
+            f"note: begun on {record.device} with {record.num_threads} threads; the weights may differ in the last bit"
+        )
+    model, _ = load_model(directory)
+    return model, record
+
+
+def _new_model(recipe: Recipe, seed: int) -> nn.Module:
+    model = ARCHITECTURES[recipe.architecture]()
+    initialise(model, seed)
+    return model
+
+
+def _new_record(workplace: Workplace, seed: int) -> RunRecord:
+    packages = ("torch", "numpy", "safetensors")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return RunRecord(
+        recipe=workplace.config.recipe,
+        seed=seed,
+        completed_epochs=0,
+        metrics=(),
+        dataset_digests=workplace.dataset.digests,
+        dataset_verified=workplace.dataset.verified,
+        num_train_images=len(workplace.train.images),
+        versions=versions,
+        hardware=hardware_of(workplace.device),
+        device=str(workplace.device),
+        num_threads=torch.get_num_threads(),
+        created="",
+        wall_seconds=0.0,
+    )

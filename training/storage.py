@@ -1,0 +1,35 @@
+"""How everything here is written: whole or not at all."""
+
+import os
+import secrets
+from pathlib import Path
+
+TEMPORARY_FILES = ".*.tmp"  # what a killed writer may leave behind
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` whole or not at all: whatever was there stays until the new file is safely on the disk.
+
+    Raises OSError, with `path` as its file name, and then leaves nothing behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # unique: two writers do not meet in it
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)  # the rename itself
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # write() and fsync() do not say which file failed
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
