@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -41,6 +42,14 @@ def test_metadata_tells_classes_checkpoint_architecture_and_precision() -> None:
 def test_file_holds_no_path_of_this_machine() -> None:
     assert b".py" not in exported_files()[ONNX_NAME]
     assert b"site-packages" not in exported_files()[ONNX_NAME]
+
+
+def test_the_exporters_notes_on_each_node_are_gone() -> None:
+    graph = model().graph
+    parts: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for part in parts:
+        assert not part.metadata_props
+        assert not part.doc_string
 
 
 def test_same_weights_give_the_same_bytes_in_another_directory(tmp_path: Path) -> None:
@@ -107,8 +116,13 @@ def a_function(model: ModelProto) -> None:
     model.functions.add(name="f")
 
 
-def shapes_that_do_not_fit(model: ModelProto) -> None:
+def a_truncated_weight(model: ModelProto) -> None:
     model.graph.initializer[1].dims[0] = 7
+
+
+def shapes_that_do_not_fit(model: ModelProto) -> None:
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    next(attribute for attribute in gemm.attribute if attribute.name == "transB").i = 0
 
 
 @pytest.mark.parametrize(
@@ -126,6 +140,7 @@ def shapes_that_do_not_fit(model: ModelProto) -> None:
         (another_opset, "opset is not 20"),
         (too_many_bytes, "the limit is 16777216"),
         (a_function, "has functions"),
+        (a_truncated_weight, "by its checker"),
         (shapes_that_do_not_fit, "by its checker"),
     ],
 )

@@ -152,6 +152,14 @@ def test_another_class_outside_a_tie_is_a_disagreement_and_a_flip() -> None:
     assert result.max_batch_movement == 1
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_number_in_the_right_class_is_outside_the_tolerance(value: float) -> None:
+    found = logits_of_two(value, 4)  # NumPy's argmax takes NaN for the best
+    result = against(logits_of_two(5, 4), found)
+    assert not result
+    assert (result.num_outside, result.num_non_finite, result.top1_agreement) == (1, 1, 1)
+
+
 def test_the_worst_image_is_named() -> None:
     truth_logits = np.concatenate(5 * [logits_of_two(5, 4)])
     found = truth_logits.copy()

@@ -4,6 +4,7 @@ import json
 
 from export.parity import ParityReport, run_gate
 from export.parity_report import reports_from, table_from
+from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
@@ -14,7 +15,7 @@ from tests.export.small_model import exported_files, noise_inputs, perturbed, tr
 def report_on(by: float) -> ParityReport:
     """The gate's report where one bias of the ONNX model is moved by `by`."""
     moved = perturbed(exported_files()[ONNX_NAME], "layers.linear3.bias", 0, by)
-    backends = [
+    backends: list[Backend] = [
         TorchBackend(exported_files()[PROGRAM_NAME], max_batch_size=4),
         OnnxRuntimeBackend(moved, max_batch_size=4),
     ]

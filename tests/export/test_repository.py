@@ -25,7 +25,8 @@ model_dir = Path(sys.argv[1])
 
 def start(program: str, *arguments: str | Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", PREPARE + program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def assert_whole(model_dir: Path) -> list[int]:
@@ -88,12 +89,25 @@ def test_a_directory_without_manifest_is_no_version(tmp_path: Path) -> None:
         load_manifest(version_dir)
 
 
+WAIT_AND_PUBLISH = """
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    publish(model_dir, FILES, MANIFEST)
+"""
+
+
 def test_exporters_at_once_get_different_versions(tmp_path: Path) -> None:
-    exporters = [start("for _ in range(5): publish(model_dir, FILES, MANIFEST)", tmp_path) for _ in range(2)]
+    exporters = [start(WAIT_AND_PUBLISH, tmp_path) for _ in range(2)]
+    assert [exporter.stdout and exporter.stdout.readline() for exporter in exporters] == ["ready\n", "ready\n"]
+    for exporter in exporters:
+        assert exporter.stdin is not None
+        exporter.stdin.write("go\n")
+        exporter.stdin.flush()
     for exporter in exporters:
         _, errors = exporter.communicate(timeout=60)
         assert exporter.returncode == 0, errors
-    assert assert_whole(tmp_path) == list(range(1, 11))
+    assert assert_whole(tmp_path) == list(range(1, 41))
 
 
 # Python's audit events mark every opening, making, renaming and removing; the n-th child dies at the n-th of them.

@@ -1,0 +1,76 @@
+"""The exporter's settings and its command line."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import UsageError
+from training.record import CHECKPOINT_DIR
+
+REPOSITORY_DIR = Path("artifacts/models")
+LARGEST_MAX_BATCH_SIZE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What one export reads, proves and writes."""
+
+    checkpoint_dir: Path = CHECKPOINT_DIR
+    """Where `python -m training` left its checkpoint."""
+
+    repository_dir: Path = REPOSITORY_DIR
+    """The model repository; the version goes under `<repository_dir>/lenet5/`."""
+
+    data_dir: Path | None = None
+    """Where the test images are; None looks in the usual places and fetches them if need be."""
+
+    verify_data: bool = True
+    """Whether the data must be Fashion-MNIST, byte for byte."""
+
+    max_batch_size: int = 256
+    """The largest batch that is proven, and so the largest that may be served."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_batch_size <= LARGEST_MAX_BATCH_SIZE:
+            what = f"--max-batch-size is {self.max_batch_size}"
+            raise UsageError("BAD_OPTIONS", what, f"it must be 1 to {LARGEST_MAX_BATCH_SIZE}")
+
+    @property
+    def failed_dir(self) -> Path:
+        """Where the reports of a failed gate go, to be read; never a place that a server looks at."""
+        return self.repository_dir.parent / "parity-failed"
+
+
+EPILOG = f"""
+  python -m export                       {CHECKPOINT_DIR} becomes the next version under {REPOSITORY_DIR}/lenet5
+
+Makes a torch.export program and an ONNX model of the checkpoint, and proves that each gives the answers of the model in
+float64: on every test image and on edge cases, in batches of 1, 2, 7, 64 and the largest. Then publishes them, whole or
+not at all. Where the proof fails nothing is published, the exit code is 65, and parity-failed/parity.md beside the
+repository tells what differs, on which image, and from which layer on.
+"""
+
+
+def config_from(arguments: list[str]) -> ExportConfig:
+    """Reads the command line; `--help` explains it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Turn the trained model into what is served, and prove that it gives the same answers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help=f"({CHECKPOINT_DIR})")
+    add("--repository", type=Path, default=REPOSITORY_DIR, metavar="DIR", help=f"where versions go ({REPOSITORY_DIR})")
+    add("--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them")
+    add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
+    add("--max-batch-size", type=int, default=256, metavar="N", help="largest to prove, and so to serve (256)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    return ExportConfig(
+        checkpoint_dir=options.checkpoint_dir,
+        repository_dir=options.repository,
+        data_dir=options.data_dir,
+        verify_data=not options.unverified_data,
+        max_batch_size=options.max_batch_size,
+    )

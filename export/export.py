@@ -1,0 +1,106 @@
+"""Checkpoint -> program and ONNX model -> parity gate -> a published version."""
+
+import dataclasses
+import datetime
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from export.config import ExportConfig, config_from
+from export.first_divergence import explain_failure
+from export.onnx_model import OPSET, onnx_from_program
+from export.parity import ParityReport, run_gate, truth_of
+from export.parity_inputs import parity_inputs
+from export.parity_report import reports_from, table_from
+from export.provenance import package_versions
+from export.repository import publish
+from export.tensorrt_engine import why_no_engine
+from export.torch_program import program_bytes, program_from_model
+from serving.backends.base import Backend
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.torch_backend import TorchBackend
+from serving.errors import BadDataError, ResourceUnavailableError
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, TensorSpec
+from training.checkpoint import Checkpoint, load_model
+from training.dataset import CLASSES, load_dataset
+from training.device import hardware_of
+from training.storage import write_atomically
+
+MODEL_NAME = "lenet5"
+PRECISION = "fp32"
+
+
+def open_backends(files: Mapping[str, bytes], max_batch_size: int) -> list[Backend]:
+    """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works."""
+    backends: list[Backend] = []
+    for device in ("cpu", "cuda"):
+        for open_backend, name in ((TorchBackend, PROGRAM_NAME), (OnnxRuntimeBackend, ONNX_NAME)):
+            try:
+                backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
+            except ResourceUnavailableError as error:
+                reason, _, _cure = str(error).partition(" (")  # nobody asked for CUDA
+                print(f"not compared: {reason}")
+    return backends
+
+
+def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: Path) -> BadDataError:
+    """Leaves the reports of a failure in `directory`, to be read; the error names runtime, difference, image, layer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in reports.items():
+        write_atomically(directory / name, data)
+    failed = next(runtime for runtime in report.runtimes if not runtime)
+    what = (
+        f"{failed.runtime} on {failed.device}: max_abs_diff {failed.max_abs_diff:.3g} from the float64 truth, worst "
+        f"image index {failed.worst_image} ({failed.worst_image_name}), {report.first_divergence}"
+    )
+    return BadDataError("PARITY", what, f"nothing was published; read {directory / 'parity.md'}")
+
+
+def manifest_of(files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig) -> Manifest:
+    """The manifest of a version whose gate passed; publishing gives it its number."""
+    return Manifest(
+        model_name=MODEL_NAME,
+        version=0,
+        architecture=checkpoint.architecture,
+        precision=PRECISION,
+        classes=CLASSES,
+        input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
+        output=TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),
+        max_batch_size=config.max_batch_size,
+        opset=OPSET,
+        checkpoint_sha256=checkpoint.sha256,
+        parity_passed=True,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        versions=package_versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Exports, proves and publishes one version. Raises ProgramError, and then nothing is published."""
+    config = config_from(arguments)
+    model, checkpoint = load_model(config.checkpoint_dir)
+    data = load_dataset(config.data_dir, verify=config.verify_data)
+
+    program = program_from_model(model, config.max_batch_size)
+    source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": PRECISION}
+    files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_from_program(program, classes=CLASSES, **source)}
+
+    truth = truth_of(model)
+    inputs = parity_inputs(data.test_images, data.test_labels, truth)
+    report = run_gate(truth, open_backends(files, config.max_batch_size), inputs, PRECISION)
+    if not report:
+        report = dataclasses.replace(report, first_divergence=explain_failure(report, model, files, inputs))
+    images = "Fashion-MNIST, digests checked" if data.verified else "not Fashion-MNIST, or not checked"
+    circumstances = {"hardware": hardware_of(torch.device("cpu")), "test images": images}
+    reports = reports_from(report, source | package_versions() | circumstances)
+    if not report:
+        raise parity_error(report, reports, config.failed_dir)
+
+    files |= reports
+    version_dir = publish(config.repository_dir / MODEL_NAME, files, manifest_of(files, checkpoint, config))
+    print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
+    print(why_no_engine(config.max_batch_size))
+    return 0

@@ -1,0 +1,201 @@
+"""The parity gate: every runtime against the model in float64, on the same images, at several batch sizes.
+
+A runtime passes where every logit of every image at every batch size is within the tolerance of the truth and the
+class is the truth's wherever the truth is not a tie. Results hold the numbers and are true when they passed.
+"""
+
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from export.parity_inputs import ParityInputs, Truth, margins
+from serving.backends.base import Backend, Images
+from serving.errors import BadDataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """As in NumPy: a logit passes where |found - truth| <= atol + rtol * |truth|."""
+
+    rtol: float
+    atol: float
+
+
+TOLERANCES = {"fp32": Tolerance(rtol=1e-5, atol=1e-5)}  # per precision
+TIE_MARGIN = 1e-4  # where the truth's two best logits are closer than this, either class is right
+BATCH_SIZES = (1, 2, 7, 64)  # and the largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeParity:
+    """One runtime against the truth. Differences are of logits, the largest over all images and batch sizes."""
+
+    runtime: str
+    device: str
+    num_compared: int  # logits
+    num_outside: int  # of them beyond the tolerance, NaN and infinity included
+    num_non_finite: int
+    max_abs_diff: float
+    max_rel_diff: float  # relative to the truth, where that is not 0
+    mean_abs_diff: float
+    tolerance_used: float  # the largest share of a logit's tolerance: over 1 is outside
+    worst_image: int  # index of the image that uses that share
+    worst_image_name: str
+    num_decided: int  # images whose truth is no tie
+    top1_agreement: float  # fraction of those that get the truth's class at every batch size
+    accuracy: float  # on the test images, at the largest batch size
+    max_batch_movement: float  # how far a logit moves with the size of the batch that its image lands in
+    num_batch_flips: int  # images that are no tie, and whose class changes with the batch
+
+    def __bool__(self) -> bool:
+        # A flip is a disagreement at one batch size, and of ties alone the agreement is 0: neither can pass.
+        return self.num_outside == 0 and self.top1_agreement == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDifference:
+    """Two runtimes against each other; nothing to pass, since both are held against the truth."""
+
+    runtimes: tuple[str, str]
+    max_abs_diff: float
+    mean_abs_diff: float
+    top1_agreement: float  # outside ties
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """The gate's result."""
+
+    precision: str
+    tolerance: Tolerance
+    batch_sizes: tuple[int, ...]
+    num_test_images: int
+    num_edge_images: int
+    num_ties: int
+    truth_accuracy: float
+    runtimes: tuple[RuntimeParity, ...]
+    pairs: tuple[PairDifference, ...]
+    first_divergence: str = ""  # where the first runtime that failed leaves the truth, in words
+
+    def __bool__(self) -> bool:
+        return bool(self.runtimes) and all(self.runtimes)
+
+
+def run_gate(truth: Truth, backends: Sequence[Backend], inputs: ParityInputs, precision: str) -> ParityReport:
+    """Holds every backend against the truth and against the others, and shows its progress.
+
+    Raises BadDataError PARITY where there is nothing to compare.
+    """
+    if not backends or not len(inputs.labels):
+        what = f"nothing was compared: {len(backends)} runtimes, {len(inputs.labels)} test images"
+        raise BadDataError("PARITY", what, "give at least one of each")
+    images, tolerance = inputs.images, TOLERANCES[precision]
+    max_batch_size = min(backend.max_batch_size for backend in backends)
+    batch_sizes = tuple(sorted({*(size for size in BATCH_SIZES if size < max_batch_size), max_batch_size}))
+    true_logits = truth(images)  # (N, 10)
+    decided = margins(true_logits) >= TIE_MARGIN  # (N,)
+    found = [_logits_at_batch_sizes(backend, images, batch_sizes) for backend in backends]  # each (B, N, 10)
+    runtimes = [
+        compare(true_logits, logits, inputs, tolerance, runtime=backend.name, device=backend.device)
+        for backend, logits in zip(backends, found, strict=True)
+    ]
+    named = zip((f"{backend.name} on {backend.device}" for backend in backends), found, strict=True)
+    return ParityReport(
+        precision=precision,
+        tolerance=tolerance,
+        batch_sizes=batch_sizes,
+        num_test_images=len(inputs.labels),
+        num_edge_images=len(inputs.edge_names),
+        num_ties=int((~decided).sum()),
+        truth_accuracy=_fraction(true_logits[: len(inputs.labels)].argmax(1) == inputs.labels),
+        runtimes=tuple(runtimes),
+        pairs=tuple(_pair_difference(one, other, decided) for one, other in itertools.combinations(named, 2)),
+    )
+
+
+def truth_of(model: nn.Module) -> Truth:
+    """The model in float64: its error is a billionth of float32's, so it stands for the mathematics."""
+    double = copy.deepcopy(model).double().eval()
+
+    def truth(images: Images) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            chunks = [double(torch.tensor(chunk)) for chunk in np.array_split(images, len(images) // 256 + 1)]
+        logits: NDArray[np.float64] = torch.cat(chunks).numpy()  # (N, 10)
+        return logits
+
+    return truth
+
+
+def _logits_at_batch_sizes(backend: Backend, images: Images, batch_sizes: Sequence[int]) -> NDArray[np.float32]:
+    """(B, N, 10): the logits of all images, in batches of each size in turn (the last of each may be smaller)."""
+    logits = np.empty((len(batch_sizes), len(images), 10), np.float32)
+    with tqdm(total=logits[..., 0].size, unit="image", desc=backend.name, disable=None) as progress:
+        for row, batch_size in enumerate(batch_sizes):
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                logits[row, start : start + batch_size] = backend.infer(batch)
+                progress.update(len(batch))
+    return logits
+
+
+@np.errstate(invalid="ignore")  # infinity less infinity is NaN, and counts as outside
+def compare(
+    truth: NDArray[np.float64],
+    found: NDArray[np.float32],
+    inputs: ParityInputs,
+    tolerance: Tolerance,
+    *,
+    runtime: str,
+    device: str,
+) -> RuntimeParity:
+    """`truth` (N, 10) against `found` (B, N, 10), one row per batch size, the largest last."""
+    diff, size = np.abs(found - truth), np.abs(truth)  # (B, N, 10), (N, 10)
+    used = np.nan_to_num(diff / (tolerance.atol + tolerance.rtol * size), nan=np.inf)  # (B, N, 10): 1 is all of it
+    relative = np.divide(diff, size, where=size > 0, out=np.zeros_like(diff))  # (B, N, 10)
+    decided = margins(truth) >= TIE_MARGIN  # (N,)
+    classes = found.argmax(2)  # (B, N)
+    worst_image = int(used.max(axis=(0, 2)).argmax())
+    return RuntimeParity(
+        runtime=runtime,
+        device=device,
+        num_compared=diff.size,
+        num_outside=int((used > 1).sum()),
+        num_non_finite=int((~np.isfinite(found)).sum()),
+        max_abs_diff=float(diff.max()),
+        max_rel_diff=float(relative.max()),
+        mean_abs_diff=float(diff.mean()),
+        tolerance_used=float(used.max()),
+        worst_image=worst_image,
+        worst_image_name=inputs.describe(worst_image),
+        num_decided=int(decided.sum()),
+        top1_agreement=_fraction((classes == truth.argmax(1)).all(axis=0)[decided]),
+        accuracy=_fraction(classes[-1, : len(inputs.labels)] == inputs.labels),
+        max_batch_movement=float((found.max(axis=0) - found.min(axis=0)).max()),
+        num_batch_flips=int((classes != classes[0]).any(axis=0)[decided].sum()),
+    )
+
+
+@np.errstate(invalid="ignore")
+def _pair_difference(
+    one: tuple[str, NDArray[np.float32]], other: tuple[str, NDArray[np.float32]], decided: NDArray[np.bool_]
+) -> PairDifference:
+    diff = np.abs(one[1] - other[1])  # (B, N, 10)
+    same_class = (one[1].argmax(2) == other[1].argmax(2)).all(axis=0)  # (N,)
+    return PairDifference(
+        runtimes=(one[0], other[0]),
+        max_abs_diff=float(diff.max()),
+        mean_abs_diff=float(diff.mean()),
+        top1_agreement=_fraction(same_class[decided]),
+    )
+
+
+def _fraction(right: NDArray[np.bool_]) -> float:
+    """Of nothing it is 0: comparing nothing is no success."""
+    return float(right.mean()) if right.size else 0.0

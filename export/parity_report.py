@@ -1,0 +1,91 @@
+"""The gate's result for people and for programs: a table, `parity.md` and `parity.json`."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from export.parity import TIE_MARGIN, ParityReport, RuntimeParity
+
+HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invariance", "pass")
+
+
+def table_from(report: ParityReport) -> str:
+    """One line per runtime, in aligned Markdown."""
+    truth = ("float64 truth", "0", "100 %", f"{report.truth_accuracy:.4f}", "", "")
+    return _aligned([HEADER, truth, *(_row(runtime) for runtime in report.runtimes)])
+
+
+def _row(runtime: RuntimeParity) -> tuple[str, ...]:
+    return (
+        f"{runtime.runtime} on {runtime.device}",
+        f"{runtime.max_abs_diff:.2e}",
+        f"{100 * runtime.top1_agreement:.5g} %",
+        f"{runtime.accuracy:.4f}",
+        f"{runtime.max_batch_movement:.2e}, {runtime.num_batch_flips} flips",
+        "pass" if runtime else "FAIL",
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def reports_from(report: ParityReport, made_with: dict[str, str]) -> dict[str, bytes]:
+    """File name -> content."""
+    return {"parity.json": json_from(report, made_with), "parity.md": markdown_from(report, made_with)}
+
+
+def json_from(report: ParityReport, made_with: dict[str, str]) -> bytes:
+    """Every number of the report; NaN and infinity, which JSON does not have, as strings."""
+    document: dict[str, Any] = {"passed": bool(report), **dataclasses.asdict(report)}
+    for entry, runtime in zip(document["runtimes"], report.runtimes, strict=True):
+        entry["passed"] = bool(runtime)
+        entry.update({name: str(value) for name, value in entry.items() if _has_no_json(value)})
+    for entry in document["pairs"]:
+        entry.update({name: str(value) for name, value in entry.items() if _has_no_json(value)})
+    return (json.dumps({**document, "made_with": made_with}, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _has_no_json(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def markdown_from(report: ParityReport, made_with: dict[str, str]) -> bytes:
+    """The report to read."""
+    tolerance, batch_sizes = report.tolerance, ", ".join(map(str, report.batch_sizes))
+    sections = [
+        f"# Parity, {report.precision}: {'pass' if report else 'FAIL'}",
+        f"Compared: {report.num_test_images:,} test images and {report.num_edge_images:,} edge images (all 0, all 255, "
+        f"every single pixel, noise, near ties), in batches of {batch_sizes}.",
+        "The truth is the model in float64. A logit passes where |found - truth| <= "
+        f"{tolerance.atol:g} + {tolerance.rtol:g} * |truth|. The class must be the truth's, except at the "
+        f"{report.num_ties} ties: images whose two best logits are, in truth, less than {TIE_MARGIN:g} apart. Batch "
+        "invariance: how far a logit moves, and how many classes flip, with the size of the batch an image lands in.",
+        table_from(report),
+        "## Where the largest differences are",
+        "\n".join(_worst_line(runtime) for runtime in report.runtimes),
+        f"The fault: {report.first_divergence}." if report.first_divergence else "",
+        "## Between the runtimes",
+        "\n".join(
+            f"- {' and '.join(pair.runtimes)}: max_abs_diff {pair.max_abs_diff:.2e}, mean {pair.mean_abs_diff:.2e}, "
+            f"top-1 agreement {100 * pair.top1_agreement:.5g} %"
+            for pair in report.pairs
+        ),
+        "## Made with",
+        "\n".join(f"- {name}: {value}" for name, value in made_with.items()),
+    ]
+    return ("\n\n".join(section for section in sections if section) + "\n").encode()
+
+
+def _worst_line(runtime: RuntimeParity) -> str:
+    return (
+        f"- {runtime.runtime} on {runtime.device}: {runtime.worst_image_name} uses {100 * runtime.tolerance_used:.3g} "
+        f"% of its tolerance. Of {runtime.num_compared:,} logits {runtime.num_outside:,} are outside and "
+        f"{runtime.num_non_finite:,} not finite; max_rel_diff {runtime.max_rel_diff:.2e}, "
+        f"mean_abs_diff {runtime.mean_abs_diff:.2e}"
+    )

@@ -1,0 +1,88 @@
+"""The model repository: `<repository>/lenet5/<version>/`, whole or not there at all.
+
+A version is built in a hidden directory beside its place, flushed to the disk, and then renamed, so a reader sees
+all of it or nothing, whenever the exporter dies. The same tree is a Triton model repository through `config.pbtxt`.
+"""
+
+import dataclasses
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving.manifest import MANIFEST_NAME, Manifest, list_versions, save_manifest
+from training.storage import write_atomically
+
+_BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
+
+
+def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> Path:
+    """Publishes `files` under the next free version and returns its directory; the manifest gets that number.
+
+    Of two exporters the second waits and takes the number after. Raises OSError where the disk is full or read-only,
+    and then nothing is visible.
+    """
+    model_dir.mkdir(parents=True, exist_ok=True)
+    building = model_dir / _BUILDING_NAME
+    with _only_exporter(model_dir):
+        _remove(building)  # what an exporter left that was killed: the lock says that nobody works there
+        try:
+            version = max(list_versions(model_dir), default=0) + 1
+            _build(building, files, dataclasses.replace(manifest, version=version))
+            version_dir = building.rename(model_dir / str(version))
+            _flush(model_dir)
+        finally:
+            _remove(building)
+        # Last, and at every export: its time of change says when the newest version came.
+        write_atomically(model_dir / "config.pbtxt", triton_config(manifest).encode())
+    return version_dir
+
+
+@contextmanager
+def _only_exporter(model_dir: Path) -> Iterator[None]:
+    """Waits for its turn in `model_dir`. The kernel opens the lock when its owner dies, however it dies."""
+    lock = os.open(model_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove(building: Path) -> None:
+    if building.exists():
+        shutil.rmtree(building)
+
+
+def _build(building: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
+    """The files, the manifest last, all of it on the disk before anybody can see it."""
+    building.mkdir()
+    for name, data in files.items():
+        write_atomically(building / name, data)
+    save_manifest(manifest, building)
+    _flush(building / MANIFEST_NAME)
+    _flush(building)
+
+
+def _flush(path: Path) -> None:
+    """Waits until the disk has a file's bytes, or a directory's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def triton_config(manifest: Manifest) -> str:
+    """What Triton wants beside the versions; the batch is not part of its dims."""
+    images, logits = manifest.input, manifest.output
+    return f"""name: "{manifest.model_name}"
+platform: "onnxruntime_onnx"
+default_model_filename: "model.onnx"
+max_batch_size: {manifest.max_batch_size}
+input [ {{ name: "{images.name}", data_type: TYPE_UINT8, dims: {list(images.shape[1:])} }} ]
+output [ {{ name: "{logits.name}", data_type: TYPE_FP32, dims: {list(logits.shape[1:])} }} ]
+dynamic_batching {{ }}
+"""

@@ -1,0 +1,150 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.config import ExportConfig, config_from
+from export.export import main
+from export.onnx_model import onnx_from_program
+from serving.backends.select import open_backend
+from serving.errors import UsageError, run_program
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, load_manifest, read_verified
+from tests.export.small_model import noise_images, perturbed, seeded_model, truth
+from tests.idx_files import write_idx_files
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.dataset import CLASSES
+from training.recipes import RECIPES
+from training.record import RunRecord
+
+RECORD = RunRecord(
+    recipe=RECIPES["tutorial"],
+    seed=0,
+    completed_epochs=0,
+    metrics=(),
+    dataset_digests={},
+    dataset_verified=False,
+    num_train_images=0,
+    versions={},
+    hardware="none",
+    device="cpu",
+    num_threads=1,
+    created="2026-01-01T00:00:00+00:00",
+    wall_seconds=0.0,
+)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A directory with `data` and `checkpoint`; versions go to `models`."""
+    write_idx_files(tmp_path / "data", num_train=10, num_test=30)
+    (tmp_path / "checkpoint").mkdir()
+    save_checkpoint(tmp_path / "checkpoint", seeded_model().state_dict(), RECORD)
+    return tmp_path
+
+
+def export_in(workplace: Path, *options: str) -> int:
+    directories = {"--data-dir": "data", "--checkpoint-dir": "checkpoint", "--repository": "models"}
+    given = [part for option, name in directories.items() for part in (option, str(workplace / name))]
+    return run_program(main, [*given, "--unverified-data", "--max-batch-size", "16", *options])
+
+
+def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_in(workplace) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "| torch on cpu " in printed.out
+    assert "| onnxruntime on cpu " in printed.out
+    assert f"Version 1 of lenet5 is in {workplace}/models/lenet5/1\n" in printed.out
+    assert "TensorRT engine left out" in printed.out
+
+    first_dir = workplace / "models" / "lenet5" / "1"
+    manifest = load_manifest(first_dir)
+    assert set(manifest.files) == {PROGRAM_NAME, ONNX_NAME, "parity.json", "parity.md"}
+    assert {path.name for path in first_dir.iterdir()} == {*manifest.files, "manifest.json"}
+    assert manifest.classes == CLASSES
+    assert manifest.checkpoint_sha256 == load_checkpoint(workplace / "checkpoint").sha256
+    assert (manifest.max_batch_size, manifest.precision, manifest.opset) == (16, "fp32", 20)
+    report = json.loads(read_verified(first_dir, manifest, "parity.json"))
+    assert report["passed"] is True
+    assert (report["num_test_images"], report["batch_sizes"]) == (30, [1, 2, 7, 16])
+    assert report["made_with"]["test images"] == "not Fashion-MNIST, or not checked"
+
+    backend, _ = open_backend("auto", "cpu", first_dir, manifest, max_batch_size=16, num_threads=1)
+    np.testing.assert_allclose(backend.infer(noise_images(5)), truth()(noise_images(5)), rtol=1e-5, atol=1e-5)
+
+    assert export_in(workplace) == 0
+    second = load_manifest(workplace / "models" / "lenet5" / "2")
+    assert second.version == 2
+    assert second.files[ONNX_NAME] == manifest.files[ONNX_NAME]  # same checkpoint, same bytes
+    assert second.files[PROGRAM_NAME] == manifest.files[PROGRAM_NAME]
+
+
+def test_a_failed_gate_publishes_nothing_and_names_runtime_image_and_layer(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slightly_wrong(*arguments: Any, **properties: Any) -> bytes:
+        return perturbed(onnx_from_program(*arguments, **properties), "layers.conv2.bias", 0)
+
+    monkeypatch.setattr("export.export.onnx_from_program", slightly_wrong)
+    assert export_in(workplace) == os.EX_DATAERR
+    error = capsys.readouterr().err
+    report = json.loads((workplace / "parity-failed" / "parity.json").read_bytes())
+    torch, onnxruntime = report["runtimes"]
+    assert (report["passed"], torch["passed"], onnxruntime["passed"]) == (False, True, False)
+    assert error.startswith("error: PARITY: onnxruntime on cpu: max_abs_diff 0.0")
+    assert f"worst image index {onnxruntime['worst_image']} (" in error
+    assert "first diverging layer layers.conv2 (value conv2d_1, max_abs_diff 0.01)" in error
+    assert error.count("\n") == 1
+    assert report["first_divergence"] in error
+    assert report["first_divergence"] in (workplace / "parity-failed" / "parity.md").read_text()
+    assert not (workplace / "models").exists()
+
+
+@pytest.mark.parametrize("flipped_byte", [0, 100, 5000, -1])
+def test_a_changed_checkpoint_is_refused_and_nothing_is_made(
+    flipped_byte: int, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = next((workplace / "checkpoint").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[flipped_byte] ^= 4
+    weights.write_bytes(data)
+    assert export_in(workplace) == os.EX_DATAERR
+    assert capsys.readouterr().err.startswith("error: BAD_CHECKPOINT: ")
+    assert not (workplace / "models").exists()
+
+
+def test_a_missing_checkpoint_is_told(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_in(workplace, "--checkpoint-dir", str(workplace / "nowhere")) == os.EX_NOINPUT
+    assert capsys.readouterr().err.startswith("error: NO_CHECKPOINT: ")
+
+
+def test_data_that_is_not_fashion_mnist_is_refused_unless_allowed(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directories = ["--data-dir", str(workplace / "data"), "--checkpoint-dir", str(workplace / "checkpoint")]
+    assert run_program(main, [*directories, "--repository", str(workplace / "models")]) == os.EX_DATAERR
+    assert capsys.readouterr().err.startswith("error: BAD_DATASET: ")
+    assert not (workplace / "models").exists()
+
+
+def test_command_line_becomes_a_config() -> None:
+    assert config_from([]) == ExportConfig()
+    assert config_from(["--max-batch-size", "64", "--data-dir", "d", "--debug"]) == ExportConfig(
+        max_batch_size=64, data_dir=Path("d")
+    )
+
+
+@pytest.mark.parametrize("max_batch_size", [-1, 0, 4097])
+def test_a_largest_batch_out_of_bounds_is_refused(max_batch_size: int) -> None:
+    with pytest.raises(UsageError, match=f"BAD_OPTIONS: --max-batch-size is {max_batch_size} .*1 to 4096"):
+        ExportConfig(max_batch_size=max_batch_size)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_of:
+        config_from(["--help"])
+    assert exit_of.value.code == 0
+    assert "parity-failed/parity.md" in capsys.readouterr().out
