@@ -5,10 +5,10 @@ The event loop owns the queue; one thread owns the device; a batch travels there
     event loop:    submit -> queue -> dispatch ------.            .--> deliver -> futures, next dispatch
     device thread:                                    '-> infer -'
 
-A free device never waits, so batches grow exactly while the device is busy. It counts as busy until its outcome has
-been delivered: while the event loop is that far behind, an earlier start would only make smaller batches. Where a full
-batch waits, though, growing is over, and it is handed to the thread ahead, so that the device goes on without a pause.
-Which requests form a batch is BatchQueue's to say; this file has the thread, the hand-over and the watchdog.
+A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
+outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
+device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say; this file has the
+thread, the hand-over and the watchdog.
 """
 
 import asyncio
@@ -24,12 +24,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.backends.base import Backend, Images
+from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
 from serving.ranking import Ranking, check_logits, join, rank
 
 logger = logging.getLogger(__name__)
+
+
+BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
 
 
 class Answer(NamedTuple):
@@ -45,6 +48,7 @@ class Batch:
     """What is handed to the device thread, which notes when it began."""
 
     parts: list[Part]
+    images: Images  # (N, 1, 28, 28) uint8
     started_s: float = math.inf
 
 
@@ -152,11 +156,20 @@ class Batcher:
             for request in expired:
                 self._settle(request, ExpiredError("EXPIRED", "the deadline passed while the request was queued"))
             if parts:
-                batch = Batch(parts)
-                self._on_device.append(batch)
-                self._to_device.put(batch)
-                if self._next_hang_check is None:
-                    self._next_hang_check = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
+                self._hand_over(parts)
+
+    def _hand_over(self, parts: list[Part]) -> None:
+        try:
+            batch = Batch(parts, _images_of(parts))
+        except Exception:
+            logger.exception("a batch of %d requests could not be assembled", len(parts))
+            for part in parts:
+                self._settle(part.request, BATCH_FAILED)
+            return
+        self._on_device.append(batch)
+        self._to_device.put(batch)
+        if self._next_hang_check is None:
+            self._next_hang_check = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
 
     def _close_window(self) -> None:
         self._end_of_window = None
@@ -173,38 +186,45 @@ class Batcher:
         self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
         while (batch := self._to_device.get()) is not None:
             batch.started_s = self._clock()
-            outcome = self._infer(batch.parts)
+            outcome = self._infer(batch.images)
             self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
         self._backend.close()
 
-    def _infer(self, parts: list[Part]) -> Ranking | RequestError:
-        """Never raises: a failure is the batch's outcome. What failed stands in the log, not on the wire."""
+    def _infer(self, images: Images) -> Logits | None:
+        """None where the backend failed. Why stands in the log, not on the wire."""
         try:
-            images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
-            logits = self._backend.infer(images)
-            check_logits(logits, len(images))
-            return rank(logits)
-        except Exception as error:
-            logger.exception("a batch of %d requests failed", len(parts))
-            if isinstance(error, RequestError):
-                return error
-            return BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
+            return self._backend.infer(images)
+        except Exception:
+            logger.exception("a batch of %d images failed", len(images))
+            return None
 
     # --- On the event loop: the way out --------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch, outcome: Ranking | RequestError, seconds: float) -> None:
+    def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
         """Answer i belongs to image i of the batch."""
         self._on_device.popleft()
+        ranking = self._ranking_of(batch, logits)
         stop = 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
-            if isinstance(outcome, RequestError):
-                self._settle(part.request, outcome)
+            if isinstance(ranking, RequestError):
+                self._settle(part.request, ranking)
                 continue
             queue_s = batch.started_s - part.request.arrived_s
-            self._settle_part(part, Answer(outcome.rows(start, stop), int(queue_s * 1e6), int(seconds * 1e6)))
+            self._settle_part(part, Answer(ranking.rows(start, stop), int(queue_s * 1e6), int(seconds * 1e6)))
         self._queue.observe(stop, seconds)
         self._dispatch()
+
+    def _ranking_of(self, batch: Batch, logits: Logits | None) -> Ranking | RequestError:
+        """Not the thread's work: each NumPy call there may cost a fight for the GIL with a busy event loop."""
+        if logits is None:
+            return BATCH_FAILED
+        try:
+            check_logits(logits, len(batch.images))
+        except BackendError as error:
+            logger.error("%s", error)
+            return error
+        return rank(logits)
 
     def _settle_part(self, part: Part, answer: Answer) -> None:
         request = part.request
@@ -244,6 +264,13 @@ class Batcher:
         for request in [*stuck, *self._queue.clear()]:
             self._settle(request, reason)
         self._on_hang()
+
+
+def _images_of(parts: list[Part]) -> Images:
+    """(N, 1, 28, 28) uint8: the images of all parts; a single part's are not copied."""
+    if len(parts) == 1:
+        return parts[0].images
+    return np.frombuffer(b"".join([part.images.data for part in parts]), np.uint8).reshape(-1, *IMAGE_SHAPE)
 
 
 def _rejoined(parts: list[Answer]) -> Answer:

@@ -5,11 +5,13 @@ for a moment, answering UNAVAILABLE, and only then stops.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -140,6 +142,7 @@ async def serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     await server.start()
+    gc.freeze()  # what exists now stays: no collection needs to walk over it again
     await server.run_until_stopped()
 
 
@@ -147,5 +150,5 @@ def main(arguments: list[str]) -> int:
     """`python -m serving`."""
     config = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO if "--debug" in arguments else logging.WARNING)
-    asyncio.run(serve(config))
+    uvloop.run(serve(config))  # under load, a tenth to a fifth faster than asyncio's own loop
     return 0

@@ -39,19 +39,55 @@ def test_free_device_takes_a_request_at_once(loop: asyncio.AbstractEventLoop) ->
     assert queue.ready_in_s(0.0) == 0.0
 
 
-def test_delay_window_counts_from_the_oldest_request(loop: asyncio.AbstractEventLoop) -> None:
+def queue_after_batch_of(num_requests: int, loop: asyncio.AbstractEventLoop) -> BatchQueue:
+    """A queue that handed out a batch of so many requests at 10 s; its window is 1 ms."""
     queue = make_queue(max_queue_delay_us=1000)
-    queue.add(request(loop, arrived_s=10.0), 10.0)
-    queue.add(request(loop, arrived_s=10.0009), 10.0009)
-    assert queue.ready_in_s(10.0004) == pytest.approx(0.0006)
-    assert queue.ready_in_s(10.002) == 0.0
+    for _ in range(num_requests):
+        queue.add(request(loop), 10.0)
+    queue.take(10.0)
+    return queue
 
 
-def test_full_batch_ends_the_delay_window(loop: asyncio.AbstractEventLoop) -> None:
-    queue = make_queue(max_queue_delay_us=1000)
-    queue.add(request(loop, 3), 0.0)
-    assert queue.ready_in_s(0.0) == pytest.approx(0.001)
-    queue.add(request(loop, 1), 0.0)
+def test_lone_request_never_waits(loop: asyncio.AbstractEventLoop) -> None:
+    queue = queue_after_batch_of(1, loop)
+    queue.add(request(loop, arrived_s=10.001), 10.001)
+    assert queue.ready_in_s(10.001) == 0.0
+
+
+def test_window_counts_from_the_oldest_request(loop: asyncio.AbstractEventLoop) -> None:
+    queue = queue_after_batch_of(3, loop)
+    queue.add(request(loop, arrived_s=10.001), 10.001)
+    queue.add(request(loop, arrived_s=10.0015), 10.0015)
+    assert queue.ready_in_s(10.0016) == pytest.approx(0.0004)
+    assert queue.ready_in_s(10.0021) == 0.0
+
+
+def test_as_many_requests_as_last_time_end_the_window(loop: asyncio.AbstractEventLoop) -> None:
+    queue = queue_after_batch_of(2, loop)
+    queue.add(request(loop, arrived_s=10.001), 10.001)
+    assert queue.ready_in_s(10.001) == pytest.approx(0.001)
+    queue.add(request(loop, arrived_s=10.0012), 10.0012)
+    assert queue.ready_in_s(10.0012) == 0.0
+
+
+def test_full_batch_ends_the_window(loop: asyncio.AbstractEventLoop) -> None:
+    queue = queue_after_batch_of(3, loop)
+    queue.add(request(loop, 4, arrived_s=10.001), 10.001)
+    assert queue.ready_in_s(10.001) == 0.0
+
+
+def test_request_after_a_pause_never_waits(loop: asyncio.AbstractEventLoop) -> None:
+    queue = queue_after_batch_of(3, loop)
+    queue.add(request(loop, arrived_s=10.5), 10.5)
+    assert queue.ready_in_s(10.5) == 0.0
+
+
+def test_window_of_zero_never_waits(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_delay_us=0)
+    for _ in range(3):
+        queue.add(request(loop), 0.0)
+    queue.take(0.0)
+    queue.add(request(loop), 0.0)
     assert queue.ready_in_s(0.0) == 0.0
 
 
