@@ -27,7 +27,7 @@ import numpy as np
 from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
-from serving.ranking import Ranking, check_logits, join, rank
+from serving.ranking import check_logits
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on thi
 class Answer(NamedTuple):
     """What a request's future resolves to."""
 
-    ranking: Ranking
+    logits: list[list[float]]  # N rows of 10; float32 values
     queue_us: int
     inference_us: int
 
@@ -203,28 +203,28 @@ class Batcher:
     def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
         """Answer i belongs to image i of the batch."""
         self._on_device.popleft()
-        ranking = self._ranking_of(batch, logits)
+        rows = self._rows_of(batch, logits)
         stop = 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
-            if isinstance(ranking, RequestError):
-                self._settle(part.request, ranking)
+            if isinstance(rows, RequestError):
+                self._settle(part.request, rows)
                 continue
             queue_s = batch.started_s - part.request.arrived_s
-            self._settle_part(part, Answer(ranking.rows(start, stop), int(queue_s * 1e6), int(seconds * 1e6)))
+            self._settle_part(part, Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6)))
         self._queue.observe(stop, seconds)
         self._dispatch()
 
-    def _ranking_of(self, batch: Batch, logits: Logits | None) -> Ranking | RequestError:
-        """Not the thread's work: each NumPy call there may cost a fight for the GIL with a busy event loop."""
+    def _rows_of(self, batch: Batch, logits: Logits | None) -> list[list[float]] | RequestError:
         if logits is None:
             return BATCH_FAILED
         try:
-            check_logits(logits, len(batch.images))
+            rows: list[list[float]] = logits.tolist()
+            check_logits(rows, len(batch.images))
         except BackendError as error:
             logger.error("%s", error)
             return error
-        return rank(logits)
+        return rows
 
     def _settle_part(self, part: Part, answer: Answer) -> None:
         request = part.request
@@ -275,5 +275,5 @@ def _images_of(parts: list[Part]) -> Images:
 
 def _rejoined(parts: list[Answer]) -> Answer:
     """The answer to a split request: its longest wait, and the sum of its batches' run times."""
-    ranking = join([part.ranking for part in parts])
-    return Answer(ranking, max(part.queue_us for part in parts), sum(part.inference_us for part in parts))
+    logits = [row for part in parts for row in part.logits]
+    return Answer(logits, max(part.queue_us for part in parts), sum(part.inference_us for part in parts))

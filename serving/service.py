@@ -17,6 +17,7 @@ from serving.config import ServerConfig
 from serving.errors import InvalidRequestError, UnknownModelError
 from serving.images import image_from_picture, images_from_bytes
 from serving.manifest import TensorSpec
+from serving.ranking import rank
 from serving.served_model import ServedModel
 
 
@@ -115,11 +116,10 @@ class ClassifierService:
         response = pb.ClassifyResponse(model_name=self._name, model_version=self._version)
         response.time.queue_us, response.time.inference_us = answer.queue_us, answer.inference_us
         classes, add = self._classes, response.classifications.add
-        labels, probabilities = answer.ranking.labels[:, :top_k].tolist(), answer.ranking.probabilities.tolist()
-        for best, row in zip(labels, probabilities, strict=True):
+        for logits in answer.logits:
             add_prediction = add().predictions.add
-            for label in best:
-                add_prediction(label=label, name=classes[label], probability=row[label])
+            for label, probability in rank(logits, top_k):
+                add_prediction(label=label, name=classes[label], probability=probability)
         return response.SerializeToString()
 
 

@@ -1,0 +1,52 @@
+"""Softmax and its order, against NumPy in float64."""
+
+import numpy as np
+import pytest
+
+from serving.errors import BackendError
+from serving.ranking import check_logits, rank
+
+
+def softmax(logits: list[float]) -> list[float]:
+    exponentials = np.exp(np.array(logits) - max(logits))
+    return (exponentials / exponentials.sum()).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 50, 3e4])
+def test_probabilities_are_the_softmax_and_descend(scale: float) -> None:
+    for logits in np.random.default_rng(0).normal(0, scale, (100, 10)).tolist():
+        ranked = rank(logits, 10)
+        probabilities = softmax(logits)
+        assert [label for label, _ in ranked] == np.argsort(-np.array(logits)).tolist()
+        assert [probability for _, probability in ranked] == pytest.approx(sorted(probabilities, reverse=True))
+        assert sum(probability for _, probability in ranked) == pytest.approx(1)
+
+
+def test_equal_logits_rank_in_the_order_of_their_labels() -> None:
+    assert [label for label, _ in rank([0.0, 2.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0], 4)] == [1, 3, 9, 2]
+
+
+def test_top_k_returns_so_many() -> None:
+    assert [len(rank([0.0] * 10, top_k)) for top_k in (1, 3, 10)] == [1, 3, 10]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("row", [0, 2])
+@pytest.mark.parametrize("column", [0, 9])
+def test_single_value_that_is_not_finite_is_refused(value: float, row: int, column: int) -> None:
+    rows = [[0.0] * 10 for _ in range(3)]
+    check_logits(rows, 3)
+    rows[row][column] = value
+    with pytest.raises(BackendError, match="not finite"):
+        check_logits(rows, 3)
+
+
+def test_infinities_that_cancel_are_refused() -> None:
+    with pytest.raises(BackendError, match="not finite"):
+        check_logits([[float("inf")] * 10, [float("-inf")] * 10], 2)
+
+
+@pytest.mark.parametrize("rows", [[], [[0.0] * 10], [[0.0] * 9] * 2, [[0.0] * 10] * 3])
+def test_other_shape_than_one_row_per_image_is_refused(rows: list[list[float]]) -> None:
+    with pytest.raises(BackendError, match="BAD_OUTPUT"):
+        check_logits(rows, 2)
