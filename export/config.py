@@ -27,6 +27,9 @@ class ExportConfig:
     verify_data: bool = True
     """Whether the data must be Fashion-MNIST, byte for byte."""
 
+    incomplete: bool = False
+    """Whether a checkpoint may be exported whose training has not finished."""
+
     max_batch_size: int = 256
     """The largest batch that is proven, and so the largest that may be served."""
 
@@ -64,6 +67,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
     add("--repository", type=Path, default=REPOSITORY_DIR, metavar="DIR", help=f"where versions go ({REPOSITORY_DIR})")
     add("--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them")
     add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
+    add("--incomplete", action="store_true", help="export a checkpoint even if its training has not finished")
     add("--max-batch-size", type=int, default=256, metavar="N", help="largest to prove, and so to serve (256)")
     add("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
@@ -72,5 +76,6 @@ def config_from(arguments: list[str]) -> ExportConfig:
         repository_dir=options.repository,
         data_dir=options.data_dir,
         verify_data=not options.unverified_data,
+        incomplete=options.incomplete,
         max_batch_size=options.max_batch_size,
     )

@@ -32,6 +32,18 @@ MODEL_NAME = "lenet5"
 PRECISION = "fp32"
 
 
+def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
+    """Raises BadDataError for a checkpoint that nobody means to serve: a training broken off, or other data."""
+    done, planned = checkpoint.completed_epochs, checkpoint.recipe.num_epochs
+    if not checkpoint.is_complete and not config.incomplete:
+        what = f"{config.checkpoint_dir} has {done} of {planned} epochs"
+        cure = "python -m training --resume finishes it; --incomplete exports it as it is"
+        raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)
+    if config.verify_data and not checkpoint.dataset_verified:
+        what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"
+        raise BadDataError("UNVERIFIED_CHECKPOINT", what, "train it again without --unverified-data")
+
+
 def open_backends(files: Mapping[str, bytes], max_batch_size: int) -> list[Backend]:
     """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works."""
     backends: list[Backend] = []
@@ -82,6 +94,7 @@ def main(arguments: list[str]) -> int:
     """Exports, proves and publishes one version. Raises ProgramError, and then nothing is published."""
     config = config_from(arguments)
     model, checkpoint = load_model(config.checkpoint_dir)
+    check_provenance(checkpoint, config)
     data = load_dataset(config.data_dir, verify=config.verify_data)
 
     program = program_from_model(model, config.max_batch_size)

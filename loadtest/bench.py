@@ -93,7 +93,11 @@ def requests_per_s(server: ServerProcess, load: Load, scale: float) -> float:
         command += ["--header=content-type: application/grpc", "--header=te: trailers"]
         done = subprocess.run([*command, f"http://{server.target}{CLASSIFY}"], capture_output=True, text=True)  # noqa: S603
     rate = re.search(r"finished in .*, ([\d.]+) req/s", done.stdout)
-    if done.returncode or rate is None or f" {num_requests} succeeded, 0 failed, 0 errored, 0 timeout" not in done.stdout:
+    if (
+        done.returncode
+        or rate is None
+        or f" {num_requests} succeeded, 0 failed, 0 errored, 0 timeout" not in done.stdout
+    ):
         raise ProgramError("LOAD_FAILED", f"h2load: {done.stdout[-500:]} {done.stderr[-500:]}")
     return float(rate[1])
 

@@ -1,6 +1,6 @@
 """The least that a grpc.aio server can do: take a message, answer with one of a given size. The yardstick of `bench`.
 
-    python -m loadtest.echo_server --reply-bytes 60
+python -m loadtest.echo_server --reply-bytes 60
 """
 
 import argparse
@@ -17,7 +17,7 @@ class EchoHandler(grpc.GenericRpcHandler):
         async def handle(_request: bytes, _context: object) -> bytes:
             return reply
 
-        self._handler = grpc.unary_unary_rpc_method_handler(handle)
+        self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(handle)
 
     def service(self, _call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """The one handler, whatever is called."""

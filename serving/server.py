@@ -105,6 +105,8 @@ class Server:
         except RuntimeError:
             what = f"cannot listen on {address}"
             raise ResourceUnavailableError("PORT_IN_USE", what, "stop what uses it, or choose another --port") from None
+        if config.host not in ("127.0.0.1", "localhost", "[::1]"):
+            print(f"warning: {config.host} may be reached by others, and there is no TLS or authentication", flush=True)
         await self._grpc_server.start()
 
     async def _get_model(self, message: bytes, _deadline_s: float) -> bytes:

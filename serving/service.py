@@ -40,7 +40,7 @@ class ClassifierService:
         _parse(request, message)
         self._check_model(request.model_name, request.model_version)
         top_k = self._checked_top_k(request.top_k)
-        images = await self._images_of(request)
+        images = await self._decoded_pictures(request) if request.pictures else self._raw_images(request)
         answer = await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
         self.num_requests += 1
         return self._response(answer, top_k)
@@ -87,18 +87,20 @@ class ClassifierService:
             raise InvalidRequestError("BAD_TOP_K", f"top_k is {top_k}", limit)
         return top_k or 1
 
-    async def _images_of(self, request: pb.ClassifyRequest) -> Images:
-        """(N, 1, 28, 28) uint8; pictures are decoded in threads, off the event loop."""
-        if request.pictures and request.images:
+    def _raw_images(self, request: pb.ClassifyRequest) -> Images:
+        """(N, 1, 28, 28) uint8, a view of the message."""
+        if request.invert:
+            what = "invert is set, but it is for pictures only"
+            raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
+        images = images_from_bytes(request.images)
+        self._check_count(len(images))
+        return images
+
+    async def _decoded_pictures(self, request: pb.ClassifyRequest) -> Images:
+        """(N, 1, 28, 28) uint8, decoded in threads, off the event loop."""
+        if request.images:
             what = "both images and pictures are set, so their order is not defined"
             raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
-        if not request.pictures:
-            if request.invert:
-                what = "invert is set, but it is for pictures only"
-                raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
-            images = images_from_bytes(request.images)
-            self._check_count(len(images))
-            return images
         self._check_count(len(request.pictures))
         loop = asyncio.get_running_loop()
         decoded = [

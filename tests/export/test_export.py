@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,13 +18,13 @@ from tests.idx_files import write_idx_files
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import CLASSES
 from training.recipes import RECIPES
-from training.record import RunRecord
+from training.record import EpochMetrics, RunRecord
 
 RECORD = RunRecord(
-    recipe=RECIPES["tutorial"],
+    recipe=dataclasses.replace(RECIPES["tutorial"], num_epochs=1),
     seed=0,
-    completed_epochs=0,
-    metrics=(),
+    completed_epochs=1,
+    metrics=(EpochMetrics(epoch=1, train_loss=2.3, train_acc=0.1, test_acc=0.1, step_seconds=1.0, seconds=1.0),),
     dataset_digests={},
     dataset_verified=False,
     num_train_images=0,
@@ -124,6 +125,8 @@ def test_a_missing_checkpoint_is_told(workplace: Path, capsys: pytest.CaptureFix
 def test_data_that_is_not_fashion_mnist_is_refused_unless_allowed(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    verified = dataclasses.replace(RECORD, dataset_verified=True)
+    save_checkpoint(workplace / "checkpoint", seeded_model().state_dict(), verified)
     directories = ["--data-dir", str(workplace / "data"), "--checkpoint-dir", str(workplace / "checkpoint")]
     assert run_program(main, [*directories, "--repository", str(workplace / "models")]) == os.EX_DATAERR
     assert capsys.readouterr().err.startswith("error: BAD_DATASET: ")
@@ -148,3 +151,21 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         config_from(["--help"])
     assert exit_of.value.code == 0
     assert "parity-failed/parity.md" in capsys.readouterr().out
+
+
+def test_training_that_broke_off_is_exported_only_on_request(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = dataclasses.replace(RECORD, completed_epochs=0, metrics=())
+    save_checkpoint(workplace / "checkpoint", seeded_model().state_dict(), record)
+    assert export_in(workplace) == os.EX_DATAERR
+    assert capsys.readouterr().err.startswith("error: INCOMPLETE_CHECKPOINT: ")
+    assert not (workplace / "models").exists()
+    assert export_in(workplace, "--incomplete") == 0
+
+
+def test_model_of_unverified_data_is_not_exported_as_if_of_fashion_mnist(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program(main, ["--checkpoint-dir", str(workplace / "checkpoint")]) == os.EX_DATAERR
+    assert capsys.readouterr().err.startswith("error: UNVERIFIED_CHECKPOINT: ")

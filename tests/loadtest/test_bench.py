@@ -9,7 +9,7 @@ import pytest
 from loadtest import bench
 from loadtest.bench import BATCHED, SINGLE, Row, check_count
 from serving.errors import ProgramError
-from tests.test_end_to_end import data, job
+from tests.test_end_to_end import Job, data, job
 
 __all__ = ["data", "job"]  # fixtures
 
@@ -35,9 +35,7 @@ def test_answer_too_few_or_too_many_fails_the_run(difference: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load: apt-get install nghttp2-client")
-def test_bench_measures_every_contender(
-    job: "data", tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "bench.json"
     arguments = ["--repository", str(job.repository), "--repeats", "1", "--scale", "0.02", "--report", str(report)]
     assert bench.main(arguments) == 0
