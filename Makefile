@@ -6,14 +6,15 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-SETUP := $(VENV)/.set-up
-CHECKPOINT := artifacts/checkpoint/checkpoint.json
+# The last thing that a finished training writes; a broken-off one has a checkpoint too.
+TRAINED := artifacts/checkpoint/curves.png
 # Written anew by every export, after the version it announces is whole.
 EXPORTED := artifacts/models/lenet5/config.pbtxt
 
 # A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
-RUNTIME ?= $(if $(shell nvidia-smi --list-gpus 2>/dev/null),gpu,serve)
+RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
 EXTRAS ?= $(RUNTIME),train,export,dev
+SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train export serve classify test check bench clean
@@ -29,6 +30,7 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.prot
 	  echo "error: BAD_PYTHON: $(PYTHON) is $$($(PYTHON) --version 2>&1) (Python 3.11 or later: make setup PYTHON=python3.12)" >&2; exit 78; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: NO_VENV: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 69; }
+	@$(RUN) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null; rm -f $(VENV)/.set-up-*
 	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -38,13 +40,13 @@ data: $(SETUP) ## find Fashion-MNIST, or fetch it, and check its digests
 train: $(SETUP) ## train LeNet-5 on the 60,000 images: artifacts/checkpoint/
 	$(RUN) -m training $(ARGS)
 
-$(CHECKPOINT): | $(SETUP)
-	$(RUN) -m training
+$(TRAINED): | $(SETUP)
+	$(RUN) -m training --resume
 
-export: $(CHECKPOINT) ## write a new version to artifacts/models/lenet5/, once every runtime gives the same answers
+export: $(TRAINED) ## write a new version to artifacts/models/lenet5/, once every runtime gives the same answers
 	$(RUN) -m export $(ARGS)
 
-$(EXPORTED): $(CHECKPOINT)
+$(EXPORTED): $(TRAINED)
 	$(RUN) -m export
 
 serve: $(EXPORTED) ## answer Classify over gRPC on localhost:50051

@@ -37,7 +37,7 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
     done, planned = checkpoint.completed_epochs, checkpoint.recipe.num_epochs
     if not checkpoint.is_complete and not config.incomplete:
         what = f"{config.checkpoint_dir} has {done} of {planned} epochs"
-        cure = "python -m training --resume finishes it; --incomplete exports it as it is"
+        cure = "make train ARGS=--resume finishes it; --incomplete exports it as it is"
         raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)
     if config.verify_data and not checkpoint.dataset_verified:
         what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"

@@ -21,8 +21,8 @@ _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a versio
 def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> Path:
     """Publishes `files` under the next free version and returns its directory; the manifest gets that number.
 
-    Of two exporters the second waits and takes the number after. Raises OSError where the disk is full or read-only,
-    and then nothing is visible.
+    Of two exporters the second waits and takes the number after. Raises OSError where the disk is full or read-only;
+    then nothing is visible, or, where only `config.pbtxt` failed, the whole version.
     """
     model_dir.mkdir(parents=True, exist_ok=True)
     building = model_dir / _BUILDING_NAME

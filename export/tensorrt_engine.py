@@ -9,6 +9,6 @@ def why_no_engine(max_batch_size: int) -> str:
     images = "x1x28x28"
     shapes = f"--minShapes=images:1{images} --optShapes=images:64{images} --maxShapes=images:{max_batch_size}{images}"
     return (
-        f"TensorRT engine left out: {host} this release does not build engines yet. By hand, on the GPU that will run "
-        f"it:\n    trtexec --onnx=model.onnx --saveEngine=model.plan {shapes}"
+        f"TensorRT engine left out: {host} this release neither builds nor serves engines yet. By hand, for "
+        f"other servers, on the GPU that will run it:\n    trtexec --onnx=model.onnx --saveEngine=model.plan {shapes}"
     )

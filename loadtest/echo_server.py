@@ -8,6 +8,7 @@ import asyncio
 import signal
 
 import grpc
+import uvloop
 
 
 class EchoHandler(grpc.GenericRpcHandler):
@@ -43,8 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.echo_server", description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default)")
     parser.add_argument("--reply-bytes", type=int, default=60, help="size of the answer, 60 like a label (default)")
+    parser.add_argument("--uvloop", action="store_true", help="on uvloop instead of asyncio's own loop")
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.port, arguments.reply_bytes))
+    run = uvloop.run if arguments.uvloop else asyncio.run
+    run(serve(arguments.port, arguments.reply_bytes))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def _read_output(server: ServerProcess, ready: threading.Event) -> None:
         return
     for line in server.process.stdout:
         server.lines.append(line)
-        if found := re.search(r" on [\w.\[\]:]+:(\d+)", line):
+        if found := re.search(r"(?:serving|echo).* on \S+?:(\d+)", line):
             server.port = int(found[1])
             ready.set()
     ready.set()  # the process ended

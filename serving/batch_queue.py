@@ -5,6 +5,7 @@ tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue
 """
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -89,8 +90,10 @@ class BatchQueue:
         self._requests.append(request)
 
     def forget(self, request: Request) -> None:
-        """Frees the room of a request whose client is gone; `take` will pass over it, as its future is done."""
+        """Frees the room, and the memory, of a request whose client is gone."""
         self._release(request)
+        with contextlib.suppress(ValueError):  # a batch has it already
+            self._requests.remove(request)
 
     def ready_in_s(self, now_s: float) -> float | None:
         """When a free device should take the next batch: 0 now, None when there is nothing to wait for."""
@@ -145,10 +148,12 @@ class BatchQueue:
     def observe(self, num_images: int, seconds: float) -> None:
         """Learns the device's pace from a finished batch.
 
-        Only well-filled batches count: a small one says little about how fast a full queue would be worked off.
+        A small batch says little about how fast a full queue is worked off, but it is never faster than a large one:
+        so it counts where it was faster than thought. Otherwise one slow batch could have everything refused that
+        would set it right.
         """
-        if 2 * num_images >= self.max_batch_size:
-            pace = seconds / num_images
+        pace = seconds / num_images
+        if 2 * num_images >= self.max_batch_size or pace < self._seconds_per_image:
             self._seconds_per_image += (pace - self._seconds_per_image) * (0.1 if self._seconds_per_image else 1.0)
 
     def _drop_finished(self) -> None:

@@ -12,6 +12,7 @@ thread, the hand-over and the watchdog.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -27,7 +28,7 @@ import numpy as np
 from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
-from serving.ranking import check_logits
+from serving.ranking import checked_rows
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Batcher:
         self._next_dispatch: asyncio.Handle | None = None
         self._end_of_window: asyncio.Handle | None = None
         self._next_hang_check: asyncio.Handle | None = None
+        self._is_overdue = False
         self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
         self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()
@@ -150,7 +152,8 @@ class Batcher:
                 return
             if ready_in_s > 0:
                 if self._end_of_window is None:
-                    self._end_of_window = self._loop.call_later(ready_in_s, self._close_window)
+                    # uvloop counts in milliseconds, and would spin for less than half of one.
+                    self._end_of_window = self._loop.call_later(max(ready_in_s, 0.001), self._close_window)
                 return
             parts, expired = self._queue.take(now_s)
             for request in expired:
@@ -187,7 +190,8 @@ class Batcher:
         while (batch := self._to_device.get()) is not None:
             batch.started_s = self._clock()
             outcome = self._infer(batch.images)
-            self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
+            with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
+                self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
         self._backend.close()
 
     def _infer(self, images: Images) -> Logits | None:
@@ -212,19 +216,18 @@ class Batcher:
                 continue
             queue_s = batch.started_s - part.request.arrived_s
             self._settle_part(part, Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6)))
-        self._queue.observe(stop, seconds)
+        if logits is not None:
+            self._queue.observe(stop, seconds)
         self._dispatch()
 
     def _rows_of(self, batch: Batch, logits: Logits | None) -> list[list[float]] | RequestError:
         if logits is None:
             return BATCH_FAILED
         try:
-            rows: list[list[float]] = logits.tolist()
-            check_logits(rows, len(batch.images))
+            return checked_rows(logits, len(batch.images))
         except BackendError as error:
             logger.error("%s", error)
             return error
-        return rows
 
     def _settle_part(self, part: Part, answer: Answer) -> None:
         request = part.request
@@ -240,7 +243,7 @@ class Batcher:
         if request.future.done():
             return
         if isinstance(outcome, RequestError):
-            request.future.set_exception(outcome)
+            request.future.set_exception(outcome.with_traceback(None))  # one error for many: see `submit`
         else:
             self.num_answered += len(request.images)
             request.future.set_result(outcome)
@@ -254,16 +257,24 @@ class Batcher:
         self._next_hang_check = None
         left_s = self._hang_timeout_s - self._busy_s()
         if left_s > 0:
+            self._is_overdue = False
             if self._on_device:
                 self._next_hang_check = self._loop.call_later(left_s, self._check_for_hang)
-            return
-        reason = NotServingError("BACKEND_HUNG", f"the device has not answered for {self._hang_timeout_s:g} s")
-        logger.error("%s", reason)
+        elif not self._is_overdue:  # perhaps the whole process was stopped, and the outcome is just being delivered
+            self._is_overdue = True
+            self._next_hang_check = self._loop.call_later(min(1.0, self._hang_timeout_s), self._check_for_hang)
+        else:
+            reason = NotServingError("BACKEND_HUNG", f"the device has not answered for {self._hang_timeout_s:g} s")
+            logger.error("%s", reason)
+            self.abandon(reason)
+            self._on_hang()
+
+    def abandon(self, reason: NotServingError) -> None:
+        """Fails everything that was accepted and not answered, and refuses what comes."""
         self.refuse(reason)
-        stuck = [part.request for batch in self._on_device for part in batch.parts]
-        for request in [*stuck, *self._queue.clear()]:
+        running = [part.request for batch in self._on_device for part in batch.parts]
+        for request in [*running, *self._queue.clear()]:
             self._settle(request, reason)
-        self._on_hang()
 
 
 def _images_of(parts: list[Part]) -> Images:

@@ -11,17 +11,17 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 HEALTH = "grpc.health.v1.Health"
 
 # Classify changes nothing, so a call may be repeated. A server that is shutting down answers UNAVAILABLE, and
-# CANCELLED to what reaches it too late; neither has run. Three retries over two seconds outlast its restart. A server
-# that keeps refusing is spared: once 500 more calls failed than tenfold succeeded, retries stop.
+# CANCELLED to what reaches it too late; neither has run. Four retries over about four seconds outlast its restart. A
+# server that keeps refusing is spared: retries stop while failures outnumber a tenth of the successes by 500.
 SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": SERVICE}],
             "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "backoffMultiplier": 4,
-                "maxBackoff": "2s",
+                "maxAttempts": 5,  # the most that gRPC allows
+                "initialBackoff": "0.4s",
+                "backoffMultiplier": 2,
+                "maxBackoff": "4s",
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }

@@ -64,7 +64,7 @@ class Client(Methods):
         top_k: int = 1,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Answer:
-        """PNG, JPEG or WebP, of any size; `invert` if they are dark on a light background."""
+        """PNG, JPEG or WebP, up to 16 megapixels; `invert` if they are dark on a light background."""
         request = request_from_pictures(pictures, top_k, invert)
         with classify_errors():
             return answer_from_response(self._classify(request, timeout=timeout_s))
@@ -183,7 +183,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving.client", description="Classify pictures of garments.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, of any size")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, up to 16 megapixels")
     parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
     parser.add_argument("--invert", action="store_true", help="the pictures are dark on a light background")
     parser.add_argument(

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from serving.backends.select import KINDS
 from serving.errors import ConfigurationError
-
-BACKENDS = ("auto", "onnxruntime", "torch", "tensorrt")
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -33,13 +32,15 @@ class ServerConfig:
     )
     device: str = _setting("auto", "auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails.")
     num_threads: int = _setting(1, "Threads that one inference may use on the CPU.")
-    max_batch_size: int = _setting(64, "Most images in one run of the model.")
+    max_batch_size: int | None = _setting(
+        None, "Most images in one run of the model, at most what parity was proven for; None takes that, up to 64."
+    )
     max_queue_size: int = _setting(4096, "Most images that may wait; one more is refused with RESOURCE_EXHAUSTED.")
     max_queue_delay_us: int = _setting(
         2000, "Longest that a free device waits for as many requests as the last batch had; a lone request never waits."
     )
     max_images_per_request: int = _setting(1024, "Most images in one request.")
-    max_message_bytes: int = _setting(4 << 20, "Largest request on the wire; it bounds the pictures that can be sent.")
+    max_message_bytes: int = _setting(16 << 20, "Largest request on the wire; it bounds the pictures that can be sent.")
     max_concurrent_requests: int = _setting(4096, "Most calls being handled at once, the last fence before memory.")
     default_deadline_s: float = _setting(10.0, "Deadline of a request whose client set none.")
     message_timeout_s: float = _setting(5.0, "How long a client may take to send its message after the headers.")
@@ -52,10 +53,10 @@ class ServerConfig:
     drain_timeout_s: float = _setting(30.0, "After SIGTERM, how long accepted requests may take.")
 
     def __post_init__(self) -> None:
-        self._check("backend", self.backend in BACKENDS, f"one of {', '.join(BACKENDS)}")
+        self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
         for name in ("num_threads", "max_batch_size", "max_images_per_request", "max_concurrent_requests"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
+            self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("default_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
         self._check("lame_duck_s", 0 <= self.lame_duck_s < 1e6, "0 seconds or more")

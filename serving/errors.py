@@ -7,6 +7,7 @@ and export end their programs through it too.
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -88,12 +89,12 @@ def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = 
         return 130
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE  # as a shell would say: what was asked for may not be done
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         failure = error if isinstance(error, ProgramError) else _program_error_from(error)
-        print(f"error: {failure}", file=sys.stderr)
+        print("error:", " ".join(str(failure).split()), file=sys.stderr)  # one line, whatever a library's message has
         return failure.exit_code
 
 

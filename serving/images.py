@@ -22,7 +22,7 @@ EDGE = IMAGE_SHAPE[-1]
 
 # What one picture may make the decoder do. A JPEG read row by row is scaled down 8 times on the way, so a large
 # photograph costs little; one in several scans is held in memory whole, and every scan passes over all of it.
-MAX_PICTURE_PIXELS = 4 << 20
+MAX_PICTURE_PIXELS = 16 << 20
 MAX_JPEG_PIXELS = 64 << 20
 MAX_SCANNED_JPEG_PIXELS = 16 << 20
 MAX_PIXELS_TIMES_SCANS = 12 * MAX_SCANNED_JPEG_PIXELS

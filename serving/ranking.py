@@ -6,7 +6,12 @@ GIL nowhere, which NumPy does with each call and a busy server pays for.
 
 from math import exp, isfinite
 
+import numpy as np
+
+from serving.backends.base import Logits
 from serving.errors import BackendError
+
+NUM_CLASSES = 10
 
 
 def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
@@ -21,10 +26,15 @@ def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
     return [(label, exponentials[label] / total) for label in best]
 
 
-def check_logits(rows: list[list[float]], num_images: int, num_classes: int = 10) -> None:
-    """Raises BackendError unless there is one finite row per image: the largest of NaN would be a confident answer."""
-    if len(rows) != num_images or any(len(row) != num_classes for row in rows):
-        shape = f"{len(rows)} rows of {sorted({len(row) for row in rows})}"
-        raise BackendError("BAD_OUTPUT", f"the backend answered with {shape}, not {num_images} of {num_classes}")
+def checked_rows(logits: Logits, num_images: int) -> list[list[float]]:
+    """The logits, one row of floats per image.
+
+    Raises BackendError unless there is one finite row of 10 per image: the largest of NaN would be a confident answer.
+    """
+    if np.shape(logits) != (num_images, NUM_CLASSES):
+        expected = (num_images, NUM_CLASSES)
+        raise BackendError("BAD_OUTPUT", f"the backend answered with shape {np.shape(logits)}, expected {expected}")
+    rows: list[list[float]] = logits.tolist()
     if not isfinite(sum(map(sum, rows))):  # any NaN or infinity makes the sum one
         raise BackendError("BAD_OUTPUT", "the backend answered with logits that are not finite")
+    return rows

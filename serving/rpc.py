@@ -45,8 +45,8 @@ class ClassifierHandler(grpc.GenericRpcHandler):
             try:
                 if self.refusal is not None:
                     raise self.refusal.with_traceback(None)
-                left_s = cast("float | None", context.time_remaining())
                 message = await self._reader.read(context)
+                left_s = cast("float | None", context.time_remaining())
                 if left_s is None:
                     left_s = self._config.default_deadline_s
                 return await method(message, time.monotonic() + left_s)

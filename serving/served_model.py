@@ -1,12 +1,22 @@
 """The model behind a server: which version, on which backend, and why."""
 
+import contextlib
 from dataclasses import dataclass
 
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
 from serving.config import ServerConfig
-from serving.errors import MissingInputError
+from serving.errors import BadDataError, MissingInputError
 from serving.manifest import FILE_OF_BACKEND, Manifest, list_versions, load_manifest
+
+
+def say(line: str) -> None:
+    """Tells the operator. A server goes on, and drains, when nobody reads any more (`make serve | tee log`, Ctrl-C)."""
+    with contextlib.suppress(OSError):
+        print(f"atelier: {line}", flush=True)
+
+
+DEFAULT_MAX_BATCH_SIZE = 64  # on CPUs, larger batches only wait longer: their throughput is no higher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +35,26 @@ def load_model(config: ServerConfig) -> ServedModel:
     """
     model_dir = config.repository / config.model
     versions = list_versions(model_dir)
-    version = config.model_version or max(versions, default=None)
+    version = max(versions, default=None) if config.model_version is None else config.model_version
     if version is None or version not in versions:
         there = ", ".join(map(str, versions)) or "none"
-        what = f"no version {version or ''} of {config.model} in {config.repository}; there: {there}"
+        wanted = "any version" if version is None else f"version {version}"
+        what = f"{config.repository} has not {wanted} of {config.model}; there: {there}"
         raise MissingInputError("NO_MODEL", what, "make export writes one")
     version_dir = model_dir / str(version)
     manifest = load_manifest(version_dir)
+    if (manifest.model_name, manifest.version) != (config.model, version):
+        what = f"{version_dir} holds version {manifest.version} of {manifest.model_name}, by its manifest"
+        raise BadDataError("BAD_MANIFEST", what, "versions cannot be renamed or copied: make export writes a new one")
     backend, why = open_backend(
         config.backend,
         config.device,
         version_dir,
         manifest,
-        max_batch_size=min(config.max_batch_size, manifest.max_batch_size),
+        max_batch_size=config.max_batch_size or min(DEFAULT_MAX_BATCH_SIZE, manifest.max_batch_size),
         num_threads=config.num_threads,
     )
     sha256 = manifest.files[FILE_OF_BACKEND[backend.name]]
-    print(f"atelier: {config.model} version {version} from {version_dir}, {manifest.precision}, sha256 {sha256[:12]}…")
-    print(f"atelier: {backend.name} on {backend.device}: {why}", flush=True)
+    say(f"{config.model} version {version} from {version_dir}, {manifest.precision}, sha256 {sha256[:12]}…")
+    say(f"{backend.name} on {backend.device}: {why}")
     return ServedModel(manifest=manifest, backend=backend, sha256=sha256)

@@ -5,10 +5,12 @@ for a moment, answering UNAVAILABLE, and only then stops.
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import os
 import signal
+import socket
 
 import grpc
 import uvloop
@@ -21,7 +23,7 @@ from serving.channel import SERVICE
 from serving.config import ServerConfig, parse_arguments
 from serving.errors import NotServingError, ProgramError, ResourceUnavailableError
 from serving.rpc import ClassifierHandler, Method
-from serving.served_model import ServedModel, load_model
+from serving.served_model import ServedModel, load_model, say
 from serving.service import ClassifierService
 
 
@@ -50,7 +52,7 @@ class Server:
         await self._batcher.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         limits = f"batches of up to {model.backend.max_batch_size} images, up to {config.max_queue_size} waiting"
-        print(f"atelier: serving {SERVICE} on {config.host}:{self.port}: {limits}", flush=True)
+        say(f"serving {SERVICE} on {config.host}:{self.port}: {limits}")
 
     def stop(self) -> None:
         """Begins the drain."""
@@ -61,24 +63,22 @@ class Server:
         await self._is_stopping.wait()
         config = self._config
         await self._health.enter_graceful_shutdown()  # NOT_SERVING
-        if self._failure is None:
-            print("atelier: draining: new calls are told to retry elsewhere", flush=True)
-            self._handler.refusal = NotServingError(
-                "DRAINING", "the server is shutting down", "retry: another may serve"
-            )
-            await asyncio.sleep(config.lame_duck_s)
-            self._batcher.refuse(self._handler.refusal)
-            try:
-                async with asyncio.timeout(config.drain_timeout_s):
-                    await self._batcher.drain()
-            except TimeoutError:
-                what = f"{self._batcher.num_unanswered} requests were unanswered after {config.drain_timeout_s:g} s"
-                self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
+        say("draining: new calls are told to retry elsewhere")
+        self._handler.refusal = NotServingError("DRAINING", "the server is shutting down", "retry: another may serve")
+        await asyncio.sleep(config.lame_duck_s)
+        self._batcher.refuse(self._handler.refusal)
+        try:
+            async with asyncio.timeout(config.drain_timeout_s):
+                await self._batcher.drain()
+        except TimeoutError:
+            what = f"{self._batcher.num_unanswered} requests were unanswered after {config.drain_timeout_s:g} s"
+            self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
+            self._batcher.abandon(NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"))
         await self._grpc_server.stop(grace=1.0)
         await self._batcher.close(timeout_s=1.0)
         self._service.close()
         num_requests, num_images = self._service.num_requests, self._batcher.num_answered
-        print(f"atelier: answered {num_requests} requests, {num_images} images", flush=True)
+        say(f"answered {num_requests} requests, {num_images} images")
         if self._failure is not None:
             raise self._failure
 
@@ -96,25 +96,36 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc_server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc_server)
-        methods: dict[str, Method] = {"Classify": self._service.classify, "GetModel": self._get_model}
+        methods: dict[str, Method] = {"Classify": self._service.classify, "GetModel": self._service.get_model}
         self._handler = ClassifierHandler(methods, config)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
         address = f"{config.host}:{config.port}"
         try:
             self.port = self._grpc_server.add_insecure_port(address)
         except RuntimeError:
-            what = f"cannot listen on {address}"
-            raise ResourceUnavailableError("PORT_IN_USE", what, "stop what uses it, or choose another --port") from None
+            raise _cannot_listen(config.host, config.port) from None
         if config.host not in ("127.0.0.1", "localhost", "[::1]"):
-            print(f"warning: {config.host} may be reached by others, and there is no TLS or authentication", flush=True)
+            say(f"warning: {config.host} may be reached by others, and there is no TLS or authentication")
         await self._grpc_server.start()
-
-    async def _get_model(self, message: bytes, _deadline_s: float) -> bytes:
-        return self._service.get_model(message)
 
     async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
+
+
+def _cannot_listen(host: str, port: int) -> ResourceUnavailableError:
+    """grpcio does not say why: the system does."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host.strip("[]"), port), family=family).close()
+        why = "grpc refuses the address"
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            cure = "stop what uses it, or choose another --port"
+            return ResourceUnavailableError("PORT_IN_USE", f"cannot listen on {host}:{port}", cure)
+        why = error.strerror or str(error)
+    cure = "choose another --host or --port; IPv6 addresses are written in brackets"
+    return ResourceUnavailableError("CANNOT_LISTEN", f"cannot listen on {host}:{port}: {why}", cure)
 
 
 def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
@@ -137,12 +148,13 @@ async def serve(config: ServerConfig) -> None:
     server = Server(config, load_model(config))
     loop = asyncio.get_running_loop()
 
-    def on_signal(number: int) -> None:
+    def on_signal() -> None:
         server.stop()
-        loop.add_signal_handler(number, os._exit, 128 + number)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, os._exit, 128 + each)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+        loop.add_signal_handler(number, on_signal)
     await server.start()
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
     await server.run_until_stopped()

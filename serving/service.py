@@ -1,11 +1,14 @@
 """What Classify and GetModel do, from message bytes to message bytes; no gRPC library in sight.
 
-A front end (server.py for grpcio) hands over the raw message and its deadline, and maps RequestError to a status.
+A front end (rpc.py for grpcio) hands over the raw message and its deadline, and maps RequestError to a status.
 Working on bytes lets a malformed message be answered as what it is, a bad request.
 """
 
 import asyncio
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -14,7 +17,7 @@ from protos import classifier_pb2 as pb
 from serving.backends.base import Images
 from serving.batcher import Answer, Batcher
 from serving.config import ServerConfig
-from serving.errors import InvalidRequestError, UnknownModelError
+from serving.errors import ExpiredError, InvalidRequestError, OverloadedError, UnknownModelError
 from serving.images import image_from_picture, images_from_bytes
 from serving.manifest import TensorSpec
 from serving.ranking import rank
@@ -32,6 +35,7 @@ class ClassifierService:
         self._classes = model.manifest.classes
         self._name, self._version = model.manifest.model_name, str(model.manifest.version)
         # Two threads: enough to overlap, and a bound on the memory that decoding takes at any moment.
+        self._num_decoding = 0  # pictures
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
     async def classify(self, message: bytes, deadline_s: float) -> bytes:
@@ -40,12 +44,15 @@ class ClassifierService:
         _parse(request, message)
         self._check_model(request.model_name, request.model_version)
         top_k = self._checked_top_k(request.top_k)
-        images = await self._decoded_pictures(request) if request.pictures else self._raw_images(request)
+        if request.pictures:
+            images = await self._decoded_pictures(request, deadline_s)
+        else:
+            images = self._raw_images(request)
         answer = await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
         self.num_requests += 1
         return self._response(answer, top_k)
 
-    def get_model(self, message: bytes) -> bytes:
+    async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
         """GetModelRequest to GetModelResponse."""
         request = pb.GetModelRequest()
         _parse(request, message)
@@ -96,18 +103,23 @@ class ClassifierService:
         self._check_count(len(images))
         return images
 
-    async def _decoded_pictures(self, request: pb.ClassifyRequest) -> Images:
-        """(N, 1, 28, 28) uint8, decoded in threads, off the event loop."""
+    async def _decoded_pictures(self, request: pb.ClassifyRequest, deadline_s: float) -> Images:
+        """(N, 1, 28, 28) uint8, decoded in a thread, off the event loop."""
         if request.images:
             what = "both images and pictures are set, so their order is not defined"
             raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
-        self._check_count(len(request.pictures))
-        loop = asyncio.get_running_loop()
-        decoded = [
-            loop.run_in_executor(self._decoders, _decode, picture, index, request.invert)
-            for index, picture in enumerate(request.pictures)
-        ]
-        return np.stack(await asyncio.gather(*decoded))
+        num_pictures = len(request.pictures)
+        self._check_count(num_pictures)
+        if self._num_decoding + num_pictures > self._config.max_queue_size:
+            what = f"{self._num_decoding} pictures wait to be decoded, and {num_pictures} more would exceed"
+            cure = "try again later, or raise --max-queue-size"
+            raise OverloadedError("QUEUE_FULL", f"{what} {self._config.max_queue_size}", cure)
+        self._num_decoding += num_pictures
+        try:
+            decode = partial(_decode, request.pictures, request.invert, deadline_s)
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+        finally:
+            self._num_decoding -= num_pictures
 
     def _check_count(self, num_images: int) -> None:
         limit = self._config.max_images_per_request
@@ -133,8 +145,14 @@ def _parse(request: Message, message: bytes) -> None:
         raise InvalidRequestError("MALFORMED", what, "build the message from protos/classifier.proto") from None
 
 
-def _decode(picture: bytes, index: int, invert: bool) -> Images:
-    return image_from_picture(picture, index=index, invert=invert)
+def _decode(pictures: Sequence[bytes], invert: bool, deadline_s: float) -> Images:
+    """One picture after the other, until one is bad or nobody waits any more."""
+    images = []
+    for index, picture in enumerate(pictures):
+        if time.monotonic() >= deadline_s:
+            raise ExpiredError("EXPIRED", f"the deadline passed after {index} of {len(pictures)} pictures were decoded")
+        images.append(image_from_picture(picture, index=index, invert=invert))
+    return np.stack(images)
 
 
 def _tensor_spec(spec: TensorSpec) -> pb.TensorSpec:

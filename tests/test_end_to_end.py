@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,55 +20,16 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.backends.base import Images
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.client import ClassifyError, Client
-from serving.errors import MissingInputError
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
-from training.dataset import FashionMNIST, load_dataset
+from tests.conftest import Job, command
+from training.dataset import FashionMNIST
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the commands left behind, and what they printed."""
-
-    checkpoint_dir: Path
-    repository: Path
-    printed: str
-
-    @property
-    def version_dir(self) -> Path:
-        return self.repository / "lenet5" / "1"
-
-
-def command(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=250, check=False
-    )
 
 
 def served(repository: Path, *arguments: str, port: int = 0) -> AbstractContextManager[ServerProcess]:
     settings = ("--repository", str(repository), "--port", str(port), "--device", "cpu", *arguments)
     return server_process("serving", *settings)
-
-
-@pytest.fixture(scope="module")
-def data() -> FashionMNIST:
-    try:
-        return load_dataset(fetch=False)
-    except MissingInputError as error:
-        pytest.skip(f"needs the real data set, which `make data` finds or fetches: {error}")
-
-
-@pytest.fixture(scope="module")
-def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """One epoch on the 60,000 images, exported through the gate on all 10,000."""
-    root = tmp_path_factory.mktemp("job")
-    checkpoint_dir, repository = root / "checkpoint", root / "models"
-    trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
-    assert trained.returncode == 0, trained.stderr
-    exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
-    assert exported.returncode == 0, exported.stderr
-    return Job(checkpoint_dir, repository, trained.stdout + exported.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +146,17 @@ def test_restarts_under_load_lose_no_answer(job: Job, data: FashionMNIST) -> Non
             assert second.stop() == 0
     assert failures == []
     assert sum(answers) >= before + 100
+
+
+def test_server_drains_when_nobody_reads_its_output(job: Job) -> None:
+    """`make serve | tee log`, and Ctrl-C ends tee first."""
+    arguments = ("--repository", str(job.repository), "--port", "0", "--device", "cpu", "--lame-duck-s", "0.1")
+    process = subprocess.Popen([sys.executable, "-m", "serving", *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any("serving atelier.v1.Classifier" in line for line in process.stdout)
+    process.stdout.close()
+    process.terminate()
+    assert process.wait(20) == 0
 
 
 def test_second_export_makes_version_2_and_the_server_takes_it(job: Job) -> None:

@@ -4,6 +4,7 @@ A file is checked before it gets its name, and gets it by a rename: an interrupt
 that looks like data, and two downloads at once do not meet.
 """
 
+import errno
 import shutil
 import subprocess
 import tempfile
@@ -93,6 +94,8 @@ def _download(file: DataFile, workspace: Path, mirrors: Sequence[str]) -> Path:
             _save_url(url, path, max_bytes=file.num_bytes + GZIP_OVERHEAD_BYTES)
             read_verified(path, file)
         except (OSError, HTTPException, BadDataError) as error:  # URLError and timeouts are OSErrors
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # no other mirror would fit either
             failures.append(f"{url}: {error}")
         else:
             return path

@@ -208,6 +208,27 @@ def test_pace_is_not_learnt_from_nearly_empty_batches(loop: asyncio.AbstractEven
     queue.add(request(loop, deadline_s=0.5), 0.0)
 
 
+def test_one_slow_batch_does_not_have_everything_refused_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_batch_size=64, max_queue_size=1000)
+    queue.observe(64, 0.5)  # the machine was busy with something else
+    queue.add(request(loop, 60), 0.0)
+    with pytest.raises(OverloadedError, match="DEADLINE_TOO_SHORT"):
+        queue.add(request(loop, deadline_s=0.1), 0.0)
+    for _ in range(30):
+        queue.observe(8, 0.001)  # what is let through is served fast
+    queue.add(request(loop, deadline_s=0.1), 0.0)
+
+
+def test_forgotten_request_keeps_no_memory(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue()
+    for _ in range(1000):
+        gone = request(loop)
+        queue.add(gone, 0.0)
+        gone.future.cancel()
+        queue.forget(gone)
+    assert list(queue.clear()) == []
+
+
 def test_clearing_yields_what_waited_and_leaves_nothing(loop: asyncio.AbstractEventLoop) -> None:
     queue = make_queue()
     requests = [request(loop, 2), request(loop, 3)]

@@ -1,4 +1,4 @@
-"""The seven rules of the batcher, on a fake device whose gate and clock the test drives. Nothing sleeps."""
+"""The seven rules of the batcher, on a fake device whose gate and clock the test drives."""
 
 import asyncio
 import threading
@@ -23,12 +23,18 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def running(backend: FakeBackend, **settings: Any) -> AsyncIterator[Batcher]:
-    queue = BatchQueue(max_batch_size=backend.max_batch_size, max_queue_size=settings.pop("max_queue_size", 1000))
+    queue = BatchQueue(
+        max_batch_size=backend.max_batch_size,
+        max_queue_size=settings.pop("max_queue_size", 1000),
+        max_queue_delay_us=settings.pop("max_queue_delay_us", 0),
+    )
     batcher = Batcher(backend, queue, **settings)
     await batcher.start()
-    yield batcher
-    backend.gate.set()
-    await batcher.close()
+    try:
+        yield batcher
+    finally:
+        backend.gate.set()
+        await batcher.close()
 
 
 async def device_started(backend: FakeBackend) -> None:
@@ -97,6 +103,35 @@ def test_full_queue_refuses_at_once() -> None:
             await batcher.answer_to(running_request)
             await batcher.answer_to(waiting)
         assert 3 not in backend.executed
+
+    run(test())
+
+
+def test_window_gathers_as_many_requests_as_the_last_batch_and_then_ends() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with running(backend, max_queue_delay_us=10_000_000) as batcher:
+            together = [batcher.submit(image(1), FAR_S) for _ in range(3)]
+            await asyncio.gather(*map(batcher.answer_to, together))
+            first, second = batcher.submit(image(2), FAR_S), batcher.submit(image(3), FAR_S)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert backend.executed == [1, 1, 1]  # the two wait for a third
+            third = batcher.submit(image(4), FAR_S)
+            await asyncio.gather(*map(batcher.answer_to, (first, second, third)))
+        assert backend.batches == [[1, 1, 1], [2, 3, 4]]
+
+    run(test())
+
+
+def test_window_that_nobody_fills_ends_by_itself() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with running(backend, max_queue_delay_us=20_000) as batcher:
+            together = [batcher.submit(image(1), FAR_S) for _ in range(3)]
+            await asyncio.gather(*map(batcher.answer_to, together))
+            assert labels(await batcher.answer_to(batcher.submit(image(2), FAR_S))) == [2]
+        assert backend.batches == [[1, 1, 1], [2]]
 
     run(test())
 
@@ -181,6 +216,23 @@ def test_failing_batch_fails_exactly_its_requests_and_tells_no_secret() -> None:
     run(test())
 
 
+def test_failures_collect_no_tracebacks() -> None:
+    """One error stands for many: with each raise its traceback would grow, and pin what it points to."""
+
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.poison[2] = RuntimeError("broken")
+        depths = []
+        async with running(backend) as batcher:
+            for _ in range(5):
+                with pytest.raises(BackendError) as caught:
+                    await batcher.answer_to(batcher.submit(image(2), FAR_S))
+                depths.append(len(caught.traceback))
+        assert len(set(depths)) == 1
+
+    run(test())
+
+
 def test_images_that_cannot_be_assembled_fail_their_batch_only() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -203,10 +255,12 @@ def test_images_that_cannot_be_assembled_fail_their_batch_only() -> None:
         np.zeros((1, 10), np.float32),
         np.zeros((3, 10), np.float32),
         np.zeros((2, 9), np.float32),
+        np.zeros(20, np.float32),
+        np.zeros((2, 10, 1), np.float32),
         np.full((2, 10), np.nan, np.float32),
         np.full((2, 10), np.inf, np.float32),
     ],
-    ids=["a row too few", "a row too many", "a class too few", "nan", "infinity"],
+    ids=["a row too few", "a row too many", "a class too few", "flat", "nested", "nan", "infinity"],
 )
 def test_output_that_makes_no_sense_is_an_error_and_never_a_label(answer: Any) -> None:
     async def test() -> None:

@@ -120,12 +120,12 @@ def test_what_a_restarting_server_refuses_is_retried(
     assert len(server.requests) == 3
 
 
-def test_retries_end_after_four_attempts(server: ScriptedServer, ask: Ask) -> None:
+def test_retries_end_after_five_attempts(server: ScriptedServer, ask: Ask) -> None:
     server.script = [UNAVAILABLE] * 9
     with pytest.raises(ClassifyError, match="UNAVAILABLE: DRAINING: the server") as caught:
         ask(server.target, "classify", images(8))
     assert (caught.value.status, caught.value.word) == ("UNAVAILABLE", "DRAINING")
-    assert len(server.requests) == 4
+    assert len(server.requests) == 5
 
 
 @pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.errors import BackendError
-from serving.ranking import check_logits, rank
+from serving.ranking import checked_rows, rank
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -30,23 +30,23 @@ def test_top_k_returns_so_many() -> None:
     assert [len(rank([0.0] * 10, top_k)) for top_k in (1, 3, 10)] == [1, 3, 10]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("row", [0, 2])
 @pytest.mark.parametrize("column", [0, 9])
 def test_single_value_that_is_not_finite_is_refused(value: float, row: int, column: int) -> None:
-    rows = [[0.0] * 10 for _ in range(3)]
-    check_logits(rows, 3)
-    rows[row][column] = value
+    logits = np.zeros((3, 10), np.float32)
+    assert checked_rows(logits, 3) == [[0.0] * 10] * 3
+    logits[row, column] = value
     with pytest.raises(BackendError, match="not finite"):
-        check_logits(rows, 3)
+        checked_rows(logits, 3)
 
 
 def test_infinities_that_cancel_are_refused() -> None:
     with pytest.raises(BackendError, match="not finite"):
-        check_logits([[float("inf")] * 10, [float("-inf")] * 10], 2)
+        checked_rows(np.array([[np.inf] * 10, [-np.inf] * 10], np.float32), 2)
 
 
-@pytest.mark.parametrize("rows", [[], [[0.0] * 10], [[0.0] * 9] * 2, [[0.0] * 10] * 3])
-def test_other_shape_than_one_row_per_image_is_refused(rows: list[list[float]]) -> None:
+@pytest.mark.parametrize("shape", [(0,), (10,), (20,), (1, 10), (2, 9), (3, 10), (2, 10, 1)])
+def test_other_shape_than_one_row_per_image_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(BackendError, match="BAD_OUTPUT"):
-        check_logits(rows, 2)
+        checked_rows(np.zeros(shape, np.float32), 2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -182,6 +183,37 @@ def test_pictures_are_decoded_in_order() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             reply = await calls.classify(pb.ClassifyRequest(pictures=[png(label) for label in (3, 1, 8)]))
         assert [answer.predictions[0].label for answer in reply.classifications] == [3, 1, 8]
+
+    run(test())
+
+
+def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def slow(picture: bytes, *, index: int, invert: bool) -> Any:
+        time.sleep(0.05)
+        decoded.append(index)
+        return image(1)[0]
+
+    monkeypatch.setattr("serving.service.image_from_picture", slow)
+
+    async def test() -> None:
+        settings = {"max_images_per_request": 40, "max_queue_size": 60}
+        async with serving(FakeBackend(), **settings) as (_, calls, _):
+            pictures = pb.ClassifyRequest(pictures=[PNG.getvalue()] * 40)
+            first = asyncio.ensure_future(calls.classify(pictures, timeout=0.3))
+            while not decoded:
+                await asyncio.sleep(0.01)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(pictures)
+            assert (caught.value.code(), (caught.value.details() or "")[:10]) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "QUEUE_FULL",
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await first
+            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert len(decoded) < 20
 
     run(test())
 
@@ -455,8 +487,9 @@ def test_drain_that_takes_too_long_ends_with_an_error() -> None:
             server.stop()
             with pytest.raises(ProgramError, match="DRAIN_TIMEOUT: 1 request"):
                 await stopped
-            with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stuck
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
     run(test())
 

@@ -1,0 +1,50 @@
+"""One real training and export for all tests that need one."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from serving.errors import MissingInputError
+from training.dataset import FashionMNIST, load_dataset
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the commands left behind, and what they printed."""
+
+    checkpoint_dir: Path
+    repository: Path
+    printed: str
+
+    @property
+    def version_dir(self) -> Path:
+        return self.repository / "lenet5" / "1"
+
+
+def command(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=250, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def data() -> FashionMNIST:
+    try:
+        return load_dataset(fetch=False)
+    except MissingInputError as error:
+        pytest.skip(f"needs the real data set, which `make data` finds or fetches: {error}")
+
+
+@pytest.fixture(scope="session")
+def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """One epoch on the 60,000 images, exported through the gate on all 10,000."""
+    root = tmp_path_factory.mktemp("job")
+    checkpoint_dir, repository = root / "checkpoint", root / "models"
+    trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
+    assert trained.returncode == 0, trained.stderr
+    exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
+    assert exported.returncode == 0, exported.stderr
+    return Job(checkpoint_dir, repository, trained.stdout + exported.stdout)
