@@ -52,8 +52,8 @@ def open_backends(files: Mapping[str, bytes], max_batch_size: int) -> list[Backe
             try:
                 backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
             except ResourceUnavailableError as error:
-                reason, _, _cure = str(error).partition(" (")  # nobody asked for CUDA
-                print(f"not compared: {reason}")
+                reason = str(error).partition(" (")[0].split(": ", 2)[-1]  # without what was asked for: nobody did
+                print(f"not compared on {device}: {reason}")
     return backends
 
 

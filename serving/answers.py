@@ -113,6 +113,9 @@ def program_errors(target: str, about: str = "") -> Iterator[None]:
         if not error.word and error.status in NO_CONNECTION:
             word, what, cure = NO_CONNECTION[error.status]
             raise kind(word, f"{what} {target}", cure) from None
+        if not error.word and error.status == "RESOURCE_EXHAUSTED":  # gRPC's own limit, met before the server's code
+            cure = "scale the picture down, or raise the server's --max-message-bytes"
+            raise BadDataError("MESSAGE_TOO_LARGE", about + error.message, cure) from None
         raise kind(error.word or error.status, about + error.message.removeprefix(f"{error.word}: ")) from None
 
 

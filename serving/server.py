@@ -157,7 +157,10 @@ async def serve(config: ServerConfig) -> None:
         loop.add_signal_handler(number, on_signal)
     await server.start()
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
-    await server.run_until_stopped()
+    try:
+        await server.run_until_stopped()
+    finally:
+        gc.unfreeze()
 
 
 def main(arguments: list[str]) -> int:

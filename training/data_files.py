@@ -58,7 +58,11 @@ def find_dataset(data_dir: Path | None = None) -> Path | None:
     chosen = data_dir or os.environ.get("FASHION_MNIST_DIR")
     if chosen:
         if not _has_all_files(Path(chosen)):
-            raise data_missing(f"you chose {_missing_from(Path(chosen))}")
+            raise MissingInputError(
+                "DATA_MISSING",
+                f"no Fashion-MNIST in the directory chosen, {_missing_from(Path(chosen))}",
+                "choose another, or none: without --data-dir and FASHION_MNIST_DIR it is looked for, and fetched",
+            )
         return Path(chosen)
     return next((place for place in PLACES if _has_all_files(place)), None)
 

@@ -98,8 +98,11 @@ def _run_epoch(
             model, optimizer, workplace.train, order, recipe.batch_size, title=title, before_step=workplace.stop.check
         )
     except StopRequestedError as signal:
-        what = f"{signal} in {title}; {directory} has {record.completed_epochs} whole epochs"
-        raise InterruptedRunError("INTERRUPTED", what, "the same command with --resume goes on from there") from None
+        what = f"{signal} in {title}; {directory} has the {record.completed_epochs} epochs before"
+        cure = "the same with --resume goes on from there: make train ARGS=--resume"
+        if not record.completed_epochs:
+            what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
+        raise InterruptedRunError("INTERRUPTED", what, cure) from None
     _check_convergence(result, model, title, recipe.learning_rate)
     test_acc = accuracy(model, workplace.test, recipe.batch_size)
     return EpochMetrics(

@@ -47,8 +47,13 @@ def train(config: TrainConfig) -> list[RunRecord]:
 
 
 def find_all_finished(config: TrainConfig) -> list[RunRecord]:
-    """The records of all seeds where there is nothing left to train, else none. Needs neither data nor torch."""
-    if config.again or not config.verify_data:
+    """The records of all seeds where there is nothing left to train, else none. Needs neither data nor torch.
+
+    A data directory or a GPU that was asked for is looked at even so: what is not there is an error.
+    """
+    if config.again or not config.verify_data or config.data_dir or os.environ.get("FASHION_MNIST_DIR"):
+        return []
+    if config.device.startswith("cuda"):
         return []
     digests = {file.name: file.sha256 for file in FILES}
     records = [find_finished(directory, config.recipe, seed, digests) for seed, directory in config.run_dirs.items()]

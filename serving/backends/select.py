@@ -51,8 +51,9 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
     try:
         return open_on("cuda"), "CUDA works here"
     except ResourceUnavailableError as error:
-        reason, _, _cure = str(error).partition(" (")  # the cure is for who asked for CUDA
-        return open_on("cpu"), f"on the CPU, since CUDA does not work here: {reason}"
+        # `NO_GPU: asked for <backend> on cuda:0: <reason> (<cure>)`, but nobody asked.
+        reason = str(error).partition(" (")[0].split(": ", 2)[-1]
+        return open_on("cpu"), f"no CUDA here: {reason}"
 
 
 def _why_not_tensorrt(device: str, manifest: Manifest) -> str:

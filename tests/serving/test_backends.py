@@ -244,7 +244,7 @@ def test_auto_takes_onnxruntime_on_the_cpu_where_there_is_no_gpu_and_says_why(ve
     backend, why = open_it("auto", "auto", version)
     assert (backend.name, backend.device) == ("onnxruntime", "cpu")
     assert "no TensorRT engine" in why
-    assert "on the CPU, since CUDA does not work here" in why
+    assert "no CUDA here: " in why
 
 
 @needs_cuda

@@ -158,11 +158,14 @@ def test_finished_run_on_the_real_data_is_recognised_without_data_or_torch(train
     document = json.loads(path.read_bytes())
     document["dataset_digests"] = {file.name: file.sha256 for file in FILES}
     path.write_text(json.dumps(document))
-    options = ["--epochs", "2", "--checkpoint-dir", str(trained_dir), "--data-dir", "/nowhere"]
+    options = ["--epochs", "2", "--checkpoint-dir", str(trained_dir)]
     code = f"import sys; from training.train import main; sys.exit(main({options!r}) or 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "is trained already (--again trains it anew)" in done.stdout and "train loss" in done.stdout
+    assert run_program(main, [*options, "--data-dir", "/nowhere"]) == os.EX_NOINPUT
+    if not torch.cuda.is_available():
+        assert run_program(main, [*options, "--device", "cuda"]) == os.EX_UNAVAILABLE
 
 
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
