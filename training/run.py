@@ -98,7 +98,7 @@ def _run_epoch(
             model, optimizer, workplace.train, order, recipe.batch_size, title=title, before_step=workplace.stop.check
         )
     except StopRequestedError as signal:
-        what = f"{signal} in {title}; {directory} has the {record.completed_epochs} epochs before"
+        what = f"{signal} in {title}; {directory} has {record.completed_epochs} of {recipe.num_epochs} epochs"
         cure = "the same with --resume goes on from there: make train ARGS=--resume"
         if not record.completed_epochs:
             what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"

@@ -64,7 +64,7 @@ def test_signal_stops_the_run_with_exit_code_75_and_leaves_the_last_whole_checkp
         trainer.send_signal(number)
         _, error = trainer.communicate(timeout=60)
     assert trainer.returncode == 75
-    found = re.search(rf"^error: INTERRUPTED: {number.name} in .*has the (\d+) epochs before \(.*--resume", error, re.M)
+    found = re.search(rf"^error: INTERRUPTED: {number.name} in .*has (\d+) of \d+ epochs \(.*--resume", error, re.M)
     assert found and len(load_checkpoint(run_dir).metrics) == int(found[1])
     assert error.count("\n") == 2  # the warning that the data are unverified, and the error
 
