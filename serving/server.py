@@ -107,6 +107,14 @@ class Server:
         if config.host not in ("127.0.0.1", "localhost", "[::1]"):
             say(f"warning: {config.host} may be reached by others, and there is no TLS or authentication")
         await self._grpc_server.start()
+        self._acceptor = asyncio.create_task(self._grpc_server.wait_for_termination())
+        self._acceptor.add_done_callback(self._on_accept_loop_end)
+
+    def _on_accept_loop_end(self, acceptor: "asyncio.Task[bool]") -> None:
+        """grpcio's accept loop dies of a method name that is not UTF-8; the process would live on without a port."""
+        if not acceptor.cancelled() and acceptor.exception() is not None:
+            self._failure = ProgramError("ACCEPT_FAILED", "gRPC stopped accepting calls", "restart the server")
+            self._is_stopping.set()
 
     async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE):

@@ -77,7 +77,7 @@ class ClassifierService:
 
     def close(self) -> None:
         """Ends the decoding threads."""
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _check_model(self, name: str, version: str) -> None:
         if name and name != self._name:
