@@ -10,6 +10,7 @@ import torch
 
 from export.config import ExportConfig, config_from
 from export.first_divergence import explain_failure
+from export.inference_model import inference_model
 from export.onnx_model import OPSET, onnx_from_program
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs
@@ -97,15 +98,16 @@ def main(arguments: list[str]) -> int:
     check_provenance(checkpoint, config)
     data = load_dataset(config.data_dir, verify=config.verify_data)
 
-    program = program_from_model(model, config.max_batch_size)
+    inferring = inference_model(model)
+    program = program_from_model(inferring, config.max_batch_size)
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": PRECISION}
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_from_program(program, classes=CLASSES, **source)}
 
-    truth = truth_of(model)
+    truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
     report = run_gate(truth, open_backends(files, config.max_batch_size), inputs, PRECISION)
     if not report:
-        report = dataclasses.replace(report, first_divergence=explain_failure(report, model, files, inputs))
+        report = dataclasses.replace(report, first_divergence=explain_failure(report, inferring, files, inputs))
     images = "Fashion-MNIST, digests checked" if data.verified else "not Fashion-MNIST, or not checked"
     circumstances = {"hardware": hardware_of(torch.device("cpu")), "test images": images}
     reports = reports_from(report, source | package_versions() | circumstances)

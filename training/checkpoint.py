@@ -12,10 +12,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from serving.errors import BadDataError
-from training.model import ARCHITECTURES
+from training.model import LeNet, model_for
 from training.record import (
     RECORD_NAME,
     RunRecord,
@@ -79,17 +79,14 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
 
 
-def load_model(directory: Path) -> tuple[nn.Module, Checkpoint]:
+def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:
     """The trained model, on the CPU and in eval mode, and the checkpoint that it came from.
 
     Raises as `load_checkpoint` does, and BadDataError BAD_CHECKPOINT listing the tensors where the weights are not
     those of the architecture that the checkpoint names.
     """
     checkpoint = load_checkpoint(directory)
-    if checkpoint.architecture not in ARCHITECTURES:
-        what = f"holds the architecture {checkpoint.architecture!r}, this program knows {', '.join(ARCHITECTURES)}"
-        raise bad_checkpoint(directory, what)
-    model = ARCHITECTURES[checkpoint.architecture]()
+    model = model_for(checkpoint.recipe)
     differences = _differences(checkpoint.state_dict, model.state_dict())
     if differences:
         raise bad_checkpoint(directory, f"does not fit {checkpoint.architecture!r}: {'; '.join(differences)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import UsageError
-from training.recipes import RECIPES, Recipe
+from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS, RECIPES, Recipe
 from training.record import CHECKPOINT_DIR
 
 
@@ -74,7 +74,9 @@ EPILOG = """
   python -m training                     the tutorial's run: 10 epochs, seed 0, into artifacts/checkpoint
   python -m training --resume            go on with an interrupted run, to the weights it would have had
   python -m training --seeds 3           how much of the result is luck: mean and spread over seeds 0, 1, 2
-  python -m training --summary           the layers, their shapes, parameters and multiply-adds
+  python -m training --summary           the layers: where each shape comes from, parameters, multiply-adds
+  python -m training --architecture classic --activation relu --pooling max --learning-rate 0.1
+                                         the tutorial's training of another network; the checkpoint says which
 
 Ctrl-C stops after the running step; the checkpoint of the last whole epoch stays. The same recipe, seed, machine and
 --threads give the same weights, bit for bit.
@@ -93,6 +95,11 @@ def config_from(arguments: list[str]) -> TrainConfig:
     what.add_argument(
         "--recipe", choices=RECIPES, default="tutorial", help="a recipe of training/recipes.py (tutorial)"
     )
+    what.add_argument("--architecture", choices=ARCHITECTURES, help="instead of the recipe's; recorded, as these are:")
+    what.add_argument("--activation", choices=ACTIVATIONS, help="instead of the recipe's")
+    what.add_argument("--pooling", choices=POOLINGS, help="average or maximum of 2x2 pixels, instead of the recipe's")
+    what.add_argument("--padding-mode", choices=PADDING_MODES, help="beyond the border: zeros, or its own pixels")
+    what.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's; recorded")
     what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's number; recorded")
     what.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of the images (0)")
     what.add_argument(
@@ -110,9 +117,12 @@ def config_from(arguments: list[str]) -> TrainConfig:
     run.add_argument("--again", action="store_true", help="train anew what is there already")
     run.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    recipe = RECIPES[options.recipe]
+    changeable = ("architecture", "activation", "pooling", "padding_mode", "learning_rate")
+    changes = {field: value for field in changeable if (value := getattr(options, field)) is not None}
+    if options.epochs is not None:
+        changes["num_epochs"] = options.epochs
     return TrainConfig(
-        recipe=recipe if options.epochs is None else dataclasses.replace(recipe, num_epochs=options.epochs),
+        recipe=dataclasses.replace(RECIPES[options.recipe], **changes),
         seed=options.seed,
         num_seeds=options.seeds,
         device=options.device,

@@ -18,7 +18,7 @@ from training.curves import save_curves, save_history
 from training.dataset import FashionMNIST
 from training.device import choose_device, hardware_of, make_deterministic
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
-from training.model import ARCHITECTURES, initialise
+from training.model import LeNet, initialise, model_for
 from training.process import StopRequest, StopRequestedError
 from training.recipes import Recipe
 from training.record import EpochMetrics, RunRecord, differences, find_finished, find_record
@@ -124,13 +124,13 @@ def _check_convergence(result: TrainResult, model: nn.Module, title: str, learni
         return
     step = bad_steps[0] + 1 if bad_steps else num_steps
     what = f"{title}, step {step} of {num_steps}: the loss or a weight is not finite at learning rate {learning_rate}"
-    raise BadDataError("DIVERGED", what, "the last good checkpoint is kept; lower the learning rate")
+    raise BadDataError("DIVERGED", what, "the last good checkpoint is kept; set a lower --learning-rate")
 
 
 # --- Where a run begins --------------------------------------------------------------------------------------------
 
 
-def _begin(workplace: Workplace, seed: int, directory: Path) -> tuple[nn.Module, RunRecord]:
+def _begin(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNet, RunRecord]:
     """Model and record to go on from: those of the checkpoint with `--resume`, else new ones."""
     config = workplace.config
     record = None if config.again else find_record(directory)
@@ -154,8 +154,8 @@ def _begin(workplace: Workplace, seed: int, directory: Path) -> tuple[nn.Module,
     return model, record
 
 
-def _new_model(recipe: Recipe, seed: int) -> nn.Module:
-    model = ARCHITECTURES[recipe.architecture]()
+def _new_model(recipe: Recipe, seed: int) -> LeNet:
+    model = model_for(recipe)
     initialise(model, seed)
     return model
 

@@ -65,7 +65,7 @@ def find_all_finished(config: TrainConfig) -> list[RunRecord]:
 
 def print_summary(config: TrainConfig) -> None:
     """The layers of the recipe's model."""
-    from training.model import ARCHITECTURES
+    from training.model import model_for
     from training.summary import summarize, table_from
 
-    print(table_from(summarize(ARCHITECTURES[config.recipe.architecture]())))
+    print(table_from(summarize(model_for(config.recipe))))

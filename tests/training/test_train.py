@@ -25,7 +25,7 @@ from training.dataset import load_dataset
 from training.epoch import image_order, split_on, train_epoch
 from training.model import LeNet5, initialise
 from training.process import StopRequest
-from training.recipes import RECIPES
+from training.recipes import RECIPES, Recipe
 from training.record import RECORD_NAME, differences, load_record
 from training.run import train_seeds
 from training.train import main
@@ -208,13 +208,20 @@ def test_run_on_other_data_is_not_resumed(interrupted_dir: Path, tmp_path: Path,
     assert "train-images-idx3-ubyte" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("name", "other"), ("architecture", "modern"), ("num_epochs", 9), ("batch_size", 128), ("learning_rate", 0.1)],
-)
+OTHER_VALUES: dict[str, object] = {
+    **{"name": "other", "architecture": "classic", "activation": "gelu", "pooling": "max"},
+    **{"padding_mode": "replicate", "num_epochs": 9, "batch_size": 128, "learning_rate": 0.1},
+}
+
+
+def test_no_field_of_the_recipe_is_forgotten_here() -> None:
+    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize(("field", "value"), OTHER_VALUES.items())
 def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Path, field: str, value: object) -> None:
     record, _ = load_record(finished_run)
-    changed = dataclasses.replace(record.recipe, **{field: value})  # type: ignore[arg-type] # one of five types
+    changed = dataclasses.replace(record.recipe, **{field: value})  # type: ignore[arg-type] # of several types
     found = differences(record, changed, record.seed, record.dataset_digests)
     assert found == [f"{field} {value} != {getattr(record.recipe, field)}"]
 

@@ -1,0 +1,39 @@
+"""What is folded away at export computes the same."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from export.inference_model import inference_model
+from tests.export.small_model import noise_images, seeded_model
+from training.model import initialise, model_for
+from training.partial_convolution import PartialConv2d
+from training.recipes import RECIPES
+
+IMAGES = torch.tensor(noise_images(8))
+
+
+def test_model_with_nothing_to_fold_keeps_its_weights_bit_for_bit() -> None:
+    model = seeded_model()
+    folded = inference_model(model).state_dict()
+    assert list(folded) == list(model.state_dict())
+    assert all(torch.equal(tensor, folded[name]) for name, tensor in model.state_dict().items())
+
+
+def test_partial_convolution_becomes_an_ordinary_one_of_the_same_answers() -> None:
+    model = model_for(dataclasses.replace(RECIPES["tutorial"], architecture="classic", activation="relu")).double()
+    initialise(model, seed=0)
+    folded = inference_model(model)
+    assert any(isinstance(layer, PartialConv2d) for layer in model.modules())
+    assert not any(isinstance(layer, PartialConv2d) for layer in folded.modules())
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), rtol=1e-12, atol=1e-12)
+
+
+def test_normalisation_that_cannot_be_folded_is_an_error() -> None:
+    model = seeded_model()
+    model.layers = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1))
+    model.bias = nn.Parameter(torch.zeros(1))
+    with pytest.raises(TypeError, match="behind ReLU cannot be folded"):
+        inference_model(model)

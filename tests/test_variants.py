@@ -1,0 +1,79 @@
+"""Every architecture and option, as a user meets it: trained, exported through the gate, and served."""
+
+import gzip
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.export import main as export_main
+from loadtest.server_process import server_process
+from serving.client import Client
+from serving.errors import run_program
+from tests.idx_files import idx_bytes
+from training.checkpoint import load_model
+from training.data_files import FILES
+from training.dataset import FashionMNIST, load_dataset
+from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS
+from training.train import main as train_main
+
+pytestmark = pytest.mark.slow
+
+NUM_TRAIN, NUM_TEST = 4096, 512
+
+# Every architecture with every activation, and every two options together at least once.
+VARIANTS = [
+    (architecture, activation, POOLINGS[(i + j) % 2], PADDING_MODES[(i + j // 2) % 2])
+    for i, architecture in enumerate(ARCHITECTURES)
+    for j, activation in enumerate(ACTIVATIONS)
+]
+
+
+@pytest.fixture(scope="module")
+def real_images(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first real images of either kind, so that an epoch takes a second."""
+    directory = tmp_path_factory.mktemp("real")
+    arrays = (
+        *(data.train_images[:NUM_TRAIN, 0], data.train_labels[:NUM_TRAIN]),
+        *(data.test_images[:NUM_TEST, 0], data.test_labels[:NUM_TEST]),
+    )
+    for file, array in zip(FILES, arrays, strict=True):
+        (directory / f"{file.name}.gz").write_bytes(gzip.compress(idx_bytes(array), compresslevel=1))
+    return directory
+
+
+def test_chosen_variants_hold_every_pair_of_choices() -> None:
+    choices = (ARCHITECTURES, ACTIVATIONS, POOLINGS, PADDING_MODES)
+    for first, second in itertools.combinations(range(len(choices)), 2):
+        pairs = {(variant[first], variant[second]) for variant in VARIANTS}
+        assert pairs == set(itertools.product(choices[first], choices[second])), (first, second)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_variant_is_trained_exported_through_the_gate_and_served(
+    variant: tuple[str, str, str, str], real_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint_dir, repository = tmp_path / "checkpoint", tmp_path / "models"
+    options = zip(("--architecture", "--activation", "--pooling", "--padding-mode"), variant, strict=True)
+    where = ["--data-dir", str(real_images), "--unverified-data", "--checkpoint-dir", str(checkpoint_dir)]
+    how = ["--epochs", "1", "--learning-rate", "0.1", "--device", "cpu", "--threads", "1", *itertools.chain(*options)]
+    assert run_program(train_main, [*where, *how]) == 0
+    model, checkpoint = load_model(checkpoint_dir)
+    recipe = checkpoint.recipe
+    assert (recipe.architecture, recipe.activation, recipe.pooling, recipe.padding_mode) == variant
+
+    gate = ["--repository", str(repository), "--max-batch-size", "64"]
+    assert run_program(export_main, [*where, *gate]) == 0, capsys.readouterr().err
+
+    images = load_dataset(real_images, verify=False).test_images  # (512, 1, 28, 28)
+    with (
+        server_process("serving", "--repository", str(repository), "--port", "0", "--device", "cpu") as server,
+        Client(server.target) as client,
+    ):
+        served = client.classify(images, timeout_s=30).labels
+    import torch
+
+    with torch.inference_mode():
+        wanted = model.double()(torch.tensor(images)).argmax(1).numpy()
+    assert np.array_equal(served, wanted)
