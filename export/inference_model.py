@@ -1,7 +1,6 @@
 """A trained model as the runtimes compute it: what only training needs is folded into the layers that stay."""
 
 import copy
-from collections import OrderedDict
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -19,15 +18,22 @@ def inference_model(model: LeNet) -> LeNet:
     """
     dtype = next(model.parameters()).dtype
     folded = copy.deepcopy(model).double().eval()
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, layer in folded.layers.named_children():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            before, previous = layers.popitem()
-            layers[before] = _fused(previous, layer)
-        else:
-            layers[name] = layer.dense() if isinstance(layer, PartialConv2d) else layer
-    folded.layers = nn.Sequential(layers)
+    _fold(folded)
     return folded.to(dtype)
+
+
+def _fold(parent: nn.Module) -> None:
+    """Folds, in place, what follows upon another layer in `parent` or in one of the layers in it."""
+    before = ""
+    for name, layer in list(parent.named_children()):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(parent, before, _fused(parent.get_submodule(before), layer))
+            delattr(parent, name)
+            continue
+        if isinstance(layer, PartialConv2d):
+            setattr(parent, name, layer.dense())
+        _fold(layer)
+        before = name
 
 
 def _fused(layer: nn.Module, normalisation: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:

@@ -22,7 +22,9 @@ from training.record import (
     bad_checkpoint,
     json_from,
     load_record,
+    load_state_digest,
     read_weights,
+    state_name,
     weights_name,
 )
 from training.storage import TEMPORARY_FILES, write_atomically
@@ -38,21 +40,37 @@ class Checkpoint(RunRecord):
     sha256: str  # of the weights file
 
 
-def save_checkpoint(directory: Path, state_dict: dict[str, Tensor], record: RunRecord) -> None:
+def save_checkpoint(
+    directory: Path, state_dict: dict[str, Tensor], record: RunRecord, training_state: dict[str, Tensor] | None = None
+) -> None:
     """Makes (`state_dict`, `record`) the checkpoint of `directory`; only one process may write there at a time.
+
+    `training_state` is what a run needs beside the weights to go on; a finished one needs nothing.
 
     Raises BadDataError NON_FINITE for weights that are not finite, and OSError where the disk fails; the previous
     checkpoint is then still there, whole.
     """
     check_finite(state_dict, "the weights to save")
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()})
+    data = _bytes_from(state_dict)
     digest = hashlib.sha256(data).hexdigest()
-    write_atomically(directory / weights_name(digest), data)
-    write_atomically(directory / RECORD_NAME, json_from(record, digest))
+    files = {weights_name(digest): data}
+    state_digest = ""
+    if training_state:
+        state_data = _bytes_from(training_state)
+        state_digest = hashlib.sha256(state_data).hexdigest()
+        files[state_name(state_digest)] = state_data
+    for name, content in files.items():
+        write_atomically(directory / name, content)
+    write_atomically(directory / RECORD_NAME, json_from(record, digest, state_digest))
     # From here on the new checkpoint counts; what is left of older saves, finished or not, goes.
-    for leftover in [*directory.glob("weights-*.safetensors"), *directory.glob(TEMPORARY_FILES)]:
-        if leftover.name != weights_name(digest):
-            leftover.unlink(missing_ok=True)
+    for pattern in ("weights-*.safetensors", "state-*.safetensors", TEMPORARY_FILES):
+        for leftover in directory.glob(pattern):
+            if leftover.name not in files:
+                leftover.unlink(missing_ok=True)
+
+
+def _bytes_from(tensors: dict[str, Tensor]) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def check_finite(state_dict: dict[str, Tensor], where: str) -> None:
@@ -69,14 +87,26 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     truncated, changed or not of this format, and NON_FINITE where a weight is no number.
     """
     record, sha256 = load_record(directory)
-    path = directory / weights_name(sha256)
-    try:
-        state_dict = load(read_weights(directory, sha256))
-    except SafetensorError as error:
-        raise bad_checkpoint(path, f"is not a safetensors file: {error}") from None
-    check_finite(state_dict, str(path))
+    state_dict = _load_tensors(directory / weights_name(sha256), sha256)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
+
+
+def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        tensors = load(read_weights(path, sha256))
+    except SafetensorError as error:
+        raise bad_checkpoint(path, f"is not a safetensors file: {error}") from None
+    check_finite(tensors, str(path))
+    return tensors
+
+
+def load_training_state(directory: Path) -> dict[str, Tensor]:
+    """What was saved as `training_state` with the checkpoint. Raises as `load_checkpoint` does."""
+    sha256 = load_state_digest(directory)
+    if not sha256:
+        raise bad_checkpoint(directory / RECORD_NAME, "names no training state to resume from")
+    return _load_tensors(directory / state_name(sha256), sha256)
 
 
 def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:

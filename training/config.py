@@ -100,7 +100,13 @@ def config_from(arguments: list[str]) -> TrainConfig:
     what.add_argument("--pooling", choices=POOLINGS, help="average or maximum of 2x2 pixels, instead of the recipe's")
     what.add_argument("--padding-mode", choices=PADDING_MODES, help="beyond the border: zeros, or its own pixels")
     what.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's; recorded")
-    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's number; recorded")
+    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's (a teacher gets no more)")
+    what.add_argument(
+        "--validation-images",
+        type=int,
+        metavar="N",
+        help="put N training images aside to judge by, not the test images",
+    )
     what.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of the images (0)")
     what.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train N seeds from --seed on; report the spread"
@@ -117,12 +123,16 @@ def config_from(arguments: list[str]) -> TrainConfig:
     run.add_argument("--again", action="store_true", help="train anew what is there already")
     run.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
+    recipe = RECIPES[options.recipe]
     changeable = ("architecture", "activation", "pooling", "padding_mode", "learning_rate")
     changes = {field: value for field in changeable if (value := getattr(options, field)) is not None}
     if options.epochs is not None:
         changes["num_epochs"] = options.epochs
+        changes["teacher_epochs"] = min(options.epochs, recipe.teacher_epochs)
+    if options.validation_images is not None:
+        changes["num_validation_images"] = options.validation_images
     return TrainConfig(
-        recipe=dataclasses.replace(RECIPES[options.recipe], **changes),
+        recipe=dataclasses.replace(recipe, **changes),
         seed=options.seed,
         num_seeds=options.seeds,
         device=options.device,

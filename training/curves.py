@@ -14,16 +14,22 @@ from training.storage import write_atomically
 
 HISTORY_NAME = "history.csv"
 CURVES_NAME = "curves.png"
-LINES = (("train_loss", "-", "tab:blue"), ("train_acc", "--", "tab:purple"), ("test_acc", "-.", "tab:green"))
+LINES = (
+    ("train_loss", "-", "tab:blue"),
+    ("train_acc", "--", "tab:purple"),
+    ("val_acc", ":", "tab:orange"),
+    ("test_acc", "-.", "tab:green"),
+)
 
 
 def save_history(directory: Path, metrics: Sequence[EpochMetrics]) -> bool:
     """Writes one line per epoch; returns whether that worked, and warns where it did not."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["epoch", "train_loss", "train_acc", "test_acc", "seconds"])
+    writer.writerow(["epoch", "train_loss", "train_acc", "val_acc", "test_acc", "seconds"])
     for epoch in metrics:
-        writer.writerow([epoch.epoch, epoch.train_loss, epoch.train_acc, epoch.test_acc, round(epoch.seconds, 3)])
+        accuracies = (epoch.train_acc, epoch.val_acc, epoch.test_acc)  # None is written as nothing
+        writer.writerow([epoch.epoch, epoch.train_loss, *accuracies, round(epoch.seconds, 3)])
     try:
         write_atomically(directory / HISTORY_NAME, text.getvalue().encode())
     except OSError as error:
@@ -46,11 +52,14 @@ def _png_from(record: RunRecord) -> bytes:
     from matplotlib.figure import Figure  # only when there is something to draw: it takes a while to import
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [metrics.epoch for metrics in record.metrics]
     figure = Figure(figsize=(7, 4.2), layout="constrained")  # inches; no pyplot, so no display and no global state
     axes = figure.add_subplot()
     for name, style, color in LINES:
-        values = [getattr(metrics, name) for metrics in record.metrics]
+        points = {metrics.epoch: getattr(metrics, name) for metrics in record.metrics}
+        points = {epoch: value for epoch, value in points.items() if value is not None}
+        if not points:
+            continue
+        epochs, values = list(points), list(points.values())
         label = f"{name.replace('_', ' ')}: {values[-1]:.3f}"
         axes.plot(epochs, values, style, marker="o", markersize=3, color=color, label=label)
     axes.set(xlabel="epoch", ylabel="loss, accuracy")
@@ -58,7 +67,7 @@ def _png_from(record: RunRecord) -> bytes:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(title=f"after epoch {epochs[-1]}")
+    axes.legend(title=f"after epoch {record.completed_epochs}")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     return png.getvalue()

@@ -8,6 +8,7 @@ LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document reco
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -156,13 +157,94 @@ class Subsampling(nn.Sequential):
         )
 
 
-ARCHITECTURES: dict[str, type[LeNet5] | type[ClassicLeNet5]] = {"tutorial": LeNet5, "classic": ClassicLeNet5}
+class ModernLeNet5(LeNet):
+    """LeNet-5's shape, with today's means: 60,546 parameters, 60,194 once the normalisation is folded away.
+
+    Of the tutorial's 61,706 parameters 48,120 are in the first dense layer. Here most of them are in the second
+    convolution, which sees the whole of each map (padding) and is pooled to 3x3. 6.1 million multiply-adds an image.
+    """
+
+    def __init__(self, activation: str = "gelu", pooling: str = "max", padding_mode: PaddingMode = "zeros") -> None:
+        super().__init__()
+        activate, pool = ACTIVATIONS[activation], POOLINGS[pooling]
+        self.layers = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(1, 24, kernel_size=5, padding=2, padding_mode=padding_mode),  # (N, 24, 28, 28)
+                norm1=nn.BatchNorm2d(24),
+                activation1=activate(),
+                pool1=pool(kernel_size=2, stride=2),  # (N, 24, 14, 14)
+                conv2=nn.Conv2d(24, 48, kernel_size=5, padding=2, padding_mode=padding_mode),  # (N, 48, 14, 14)
+                norm2=nn.BatchNorm2d(48),
+                activation2=activate(),
+                pool2=pool(kernel_size=4, stride=4),  # (N, 48, 3, 3)
+                flatten=nn.Flatten(),  # (N, 432)
+                linear1=nn.Linear(432, 64),  # (N, 64)
+                norm3=nn.BatchNorm1d(64),
+                activation3=activate(),
+                linear2=nn.Linear(64, 40),  # (N, 40)
+                norm4=nn.BatchNorm1d(40),
+                activation4=activate(),
+                linear3=nn.Linear(40, NUM_CLASSES),  # (N, 10)
+            )
+        )
+
+    @staticmethod
+    def initialise_layer(layer: WeightedLayer) -> None:
+        """PyTorch's own: uniform within 1 / sqrt(F), F being the number of inputs of a unit."""
+        layer.reset_parameters()
+
+
+class Teacher(ModernLeNet5):
+    """Not a LeNet: a small residual network (He et al., 2016) for a LeNet to learn from; 261,754 parameters."""
+
+    def __init__(self, activation: str = "relu", pooling: str = "max", padding_mode: PaddingMode = "zeros") -> None:
+        super().__init__(activation, pooling, padding_mode)
+        activate, pool = ACTIVATIONS[activation], POOLINGS[pooling]
+        width = 24
+
+        def block(num_inputs: int, num_outputs: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(num_inputs, num_outputs, kernel_size=3, padding=1, padding_mode=padding_mode)
+            return [convolution, nn.BatchNorm2d(num_outputs), activate()]
+
+        def residual(num_maps: int) -> Residual:
+            return Residual(*block(num_maps, num_maps), *block(num_maps, num_maps)[:2])
+
+        self.layers = nn.Sequential(
+            *block(1, width),  # (N, 24, 28, 28)
+            pool(kernel_size=2, stride=2),  # (N, 24, 14, 14)
+            *block(width, 2 * width),  # (N, 48, 14, 14)
+            residual(2 * width),
+            activate(),
+            pool(kernel_size=2, stride=2),  # (N, 48, 7, 7)
+            *block(2 * width, 4 * width),  # (N, 96, 7, 7)
+            residual(4 * width),
+            activate(),
+            pool(kernel_size=7, stride=7),  # (N, 96, 1, 1)
+            nn.Flatten(),  # (N, 96)
+            nn.Linear(4 * width, NUM_CLASSES),  # (N, 10)
+        )
+
+
+class Residual(nn.Sequential):
+    """Its input plus what its layers make of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        result: Tensor = x + super().forward(x)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return result
+
+
+ARCHITECTURES: dict[str, Callable[[str, str, PaddingMode], LeNet]] = {
+    "tutorial": LeNet5,
+    "classic": ClassicLeNet5,
+    "modern": ModernLeNet5,
+    "teacher": Teacher,
+}
 
 
 def model_for(recipe: Recipe) -> LeNet:
     """The recipe's model, with weights that are yet to be initialised."""
-    architecture = ARCHITECTURES[recipe.architecture]
-    return architecture(recipe.activation, recipe.pooling, recipe.padding_mode)
+    return ARCHITECTURES[recipe.architecture](recipe.activation, recipe.pooling, recipe.padding_mode)
 
 
 def initialise(model: LeNet, seed: int) -> None:

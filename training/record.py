@@ -18,6 +18,7 @@ from training.recipes import Recipe
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
 RECORD_NAME = "checkpoint.json"
 FORMAT = 1
+STATE_KEY = "state_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,10 @@ class EpochMetrics:
     epoch: int  # from 1
     train_loss: float  # mean over the epoch's images, each counted with the weights of its own step
     train_acc: float  # likewise
-    test_acc: float  # over all test images, after the epoch
+    test_acc: float | None  # over all test images, after the epoch; None where they are kept for the last one
     step_seconds: float  # training steps alone
     seconds: float  # training steps and evaluation
+    val_acc: float | None = None  # over the recipe's validation images, where it has any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,16 @@ def weights_name(sha256: str) -> str:
     return f"weights-{sha256[:12]}.safetensors"
 
 
-def json_from(record: RunRecord, sha256: str) -> bytes:
-    """`checkpoint.json`, for weights of this digest."""
+def state_name(sha256: str) -> str:
+    """Of what an unfinished run needs beside its weights."""
+    return f"state-{sha256[:12]}.safetensors"
+
+
+def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
+    """`checkpoint.json`, for weights, and perhaps a training state, of these digests."""
     document = {"format": FORMAT, "weights": weights_name(sha256), "sha256": sha256, **dataclasses.asdict(record)}
+    if state_sha256:
+        document[STATE_KEY] = state_sha256
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -85,6 +94,7 @@ def load_record(directory: Path) -> tuple[RunRecord, str]:
         document = json.loads(path.read_bytes())
         if document.pop("format") != FORMAT:
             raise ValueError(f"this program reads format {FORMAT}")
+        document.pop(STATE_KEY, None)
         name, sha256 = document.pop("weights"), document.pop("sha256")
         # A name that could lead elsewhere (`../`) is never joined to a path.
         if not re.fullmatch(r"[0-9a-f]{64}", sha256) or name != weights_name(sha256):
@@ -96,12 +106,20 @@ def load_record(directory: Path) -> tuple[RunRecord, str]:
         raise bad_checkpoint(path, f"is malformed: {error!r}") from None
 
 
-def read_weights(directory: Path, sha256: str) -> bytes:
+def load_state_digest(directory: Path) -> str:
+    """Of the training state that was saved with the checkpoint; "" where there is none. Raises as `load_record`."""
+    load_record(directory)
+    sha256 = json.loads((directory / RECORD_NAME).read_bytes()).get(STATE_KEY, "")
+    if sha256 and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)):
+        raise bad_checkpoint(directory / RECORD_NAME, f"is malformed: {STATE_KEY} is {sha256!r}")
+    return str(sha256)
+
+
+def read_weights(path: Path, sha256: str) -> bytes:
     """The weights file's bytes, once their digest is known to be the recorded one.
 
     Raises BadDataError BAD_CHECKPOINT where the file is missing, truncated or changed.
     """
-    path = directory / weights_name(sha256)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -131,7 +149,7 @@ def find_finished(directory: Path, recipe: Recipe, seed: int, dataset_digests: d
         return None
     if not record.is_complete or differences(record, recipe, seed, dataset_digests):
         return None
-    read_weights(directory, sha256)
+    read_weights(directory / weights_name(sha256), sha256)
     return record
 
 

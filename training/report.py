@@ -5,7 +5,7 @@ import json
 import statistics
 from collections.abc import Sequence
 
-from training.record import RunRecord
+from training.record import EpochMetrics, RunRecord
 
 SEEDS_NAME = "seeds.json"
 # Dive into Deep Learning, section 7.6: one run, on a GPU.
@@ -15,8 +15,13 @@ TUTORIAL = {"train_loss": 0.347, "train_acc": 0.872, "test_acc": 0.852}
 def epoch_line(record: RunRecord) -> str:
     """The last completed epoch's results."""
     last = record.metrics[-1]
-    results = f"train loss {last.train_loss:.3f}, train acc {last.train_acc:.3f}, test acc {last.test_acc:.3f}"
-    return f"epoch {last.epoch:>2}/{record.recipe.num_epochs}: {results} ({last.seconds:.1f} s)"
+    return f"epoch {last.epoch:>2}/{record.recipe.num_epochs}: {_results(last)} ({last.seconds:.1f} s)"
+
+
+def _results(metrics: EpochMetrics) -> str:
+    accuracies = {"val acc": metrics.val_acc, "test acc": metrics.test_acc}
+    known = "".join(f", {name} {value:.3f}" for name, value in accuracies.items() if value is not None)
+    return f"train loss {metrics.train_loss:.3f}, train acc {metrics.train_acc:.3f}{known}"
 
 
 def result_lines(record: RunRecord) -> list[str]:
@@ -26,7 +31,7 @@ def result_lines(record: RunRecord) -> list[str]:
     step_seconds = sum(metrics.step_seconds for metrics in record.metrics)
     rate, wall_rate = num_examples / step_seconds, num_examples / record.wall_seconds
     return [
-        f"train loss {last.train_loss:.3f}, train acc {last.train_acc:.3f}, test acc {last.test_acc:.3f}",
+        _results(last),
         f"{rate:.1f} examples/sec on {record.device} (training steps alone, as the tutorial counts)",
         f"{wall_rate:.1f} examples/sec on {record.device} (wall clock, with data loading and evaluation)",
     ]

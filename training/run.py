@@ -9,21 +9,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from serving.errors import BadDataError, ConfigurationError, InterruptedRunError
-from training.checkpoint import load_model, save_checkpoint
+from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history
 from training.dataset import FashionMNIST
 from training.device import choose_device, hardware_of, make_deterministic
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
 from training.model import LeNet, initialise, model_for
+from training.optimisation import Optimisation, all_logits
 from training.process import StopRequest, StopRequestedError
-from training.recipes import Recipe
+from training.recipes import RECIPES, Recipe
 from training.record import EpochMetrics, RunRecord, differences, find_finished, find_record
 from training.report import SEEDS_NAME, epoch_line, seeds_json
 from training.storage import write_atomically
+from training.validation import put_aside
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +38,8 @@ class Workplace:
     train: Split
     test: Split
     stop: StopRequest
+    validation: Split | None = None
+    teacher_logits: Tensor | None = None  # (2, N, 10): of the training images as they are, and mirrored
 
 
 def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, started: float) -> list[RunRecord]:
@@ -48,8 +52,13 @@ def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, s
     make_deterministic(config.num_threads)
     print(f"training on {device} ({hardware_of(device)}), data from {dataset.source}", flush=True)
     train = split_on(device, dataset.train_images, dataset.train_labels)
+    train, validation = put_aside(train, config.recipe.num_validation_images)
     test = split_on(device, dataset.test_images, dataset.test_labels)
-    workplace = Workplace(config=config, dataset=dataset, device=device, train=train, test=test, stop=stop)
+    workplace = Workplace(
+        config=config, dataset=dataset, device=device, train=train, test=test, stop=stop, validation=validation
+    )
+    if config.recipe.teacher:
+        workplace = dataclasses.replace(workplace, teacher_logits=_teacher_logits(workplace, started))
     records = []
     for seed, directory in config.run_dirs.items():
         directory.mkdir(parents=True, exist_ok=True)
@@ -68,7 +77,14 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     model, record = _begin(workplace, seed, directory)
     earlier_seconds = record.wall_seconds
     model.to(workplace.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=record.recipe.learning_rate)
+    optimizer: torch.optim.Optimizer | Optimisation
+    if record.recipe.is_plain:
+        optimizer = torch.optim.SGD(model.parameters(), lr=record.recipe.learning_rate)
+    else:
+        optimizer = Optimisation(model, record.recipe, workplace.teacher_logits)
+        if record.completed_epochs and not record.is_complete:
+            optimizer.restore(load_training_state(directory))
+        model = optimizer.averaged
     can_write = True
     while not record.is_complete:
         metrics = _run_epoch(workplace, model, optimizer, record, directory)
@@ -79,7 +95,8 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=earlier_seconds + time.perf_counter() - started,
         )
-        save_checkpoint(directory, model.state_dict(), record)
+        state = None if record.is_complete or not isinstance(optimizer, Optimisation) else optimizer.state()
+        save_checkpoint(directory, model.state_dict(), record, state)
         print(epoch_line(record), flush=True)
         can_write = can_write and save_history(directory, record.metrics)  # one warning is enough
     if can_write:
@@ -88,15 +105,30 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
 
 
 def _run_epoch(
-    workplace: Workplace, model: nn.Module, optimizer: torch.optim.Optimizer, record: RunRecord, directory: Path
+    workplace: Workplace,
+    model: LeNet,
+    optimizer: torch.optim.Optimizer | Optimisation,
+    record: RunRecord,
+    directory: Path,
 ) -> EpochMetrics:
     recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
     order = image_order(record.seed, epoch, record.num_train_images)  # (N,)
     title = f"seed {record.seed}, epoch {epoch}/{recipe.num_epochs}"
     try:
-        result = train_epoch(
-            model, optimizer, workplace.train, order, recipe.batch_size, title=title, before_step=workplace.stop.check
-        )
+        if isinstance(optimizer, Optimisation):
+            result = optimizer.train_epoch(
+                workplace.train, order, record.seed, epoch, title=title, before_step=workplace.stop.check
+            )
+        else:
+            result = train_epoch(
+                model,
+                optimizer,
+                workplace.train,
+                order,
+                recipe.batch_size,
+                title=title,
+                before_step=workplace.stop.check,
+            )
     except StopRequestedError as signal:
         what = f"{signal} in {title}; {directory} has {record.completed_epochs} of {recipe.num_epochs} epochs"
         cure = "the same with --resume goes on from there: make train ARGS=--resume"
@@ -104,12 +136,14 @@ def _run_epoch(
             what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
         raise InterruptedRunError("INTERRUPTED", what, cure) from None
     _check_convergence(result, model, title, recipe.learning_rate)
-    test_acc = accuracy(model, workplace.test, recipe.batch_size)
+    validation = workplace.validation
+    is_tested = validation is None or epoch == recipe.num_epochs
     return EpochMetrics(
         epoch=epoch,
         train_loss=result.loss,
         train_acc=result.acc,
-        test_acc=test_acc,
+        test_acc=accuracy(model, workplace.test, recipe.batch_size) if is_tested else None,
+        val_acc=accuracy(model, validation, recipe.batch_size) if validation else None,
         step_seconds=result.seconds,
         seconds=time.perf_counter() - started,
     )
@@ -125,6 +159,28 @@ def _check_convergence(result: TrainResult, model: nn.Module, title: str, learni
     step = bad_steps[0] + 1 if bad_steps else num_steps
     what = f"{title}, step {step} of {num_steps}: the loss or a weight is not finite at learning rate {learning_rate}"
     raise BadDataError("DIVERGED", what, "the last good checkpoint is kept; set a lower --learning-rate")
+
+
+def _teacher_logits(workplace: Workplace, started: float) -> Tensor:
+    """(2, N, 10): the teacher's answers to the training images as they are, and mirrored. It is trained if need be.
+
+    One teacher, of seed 0, is there for all seeds: the same seed makes the same model, whatever is trained beside it.
+    """
+    wanted = workplace.config.recipe
+    recipe = dataclasses.replace(
+        RECIPES[wanted.teacher],
+        num_epochs=wanted.teacher_epochs,
+        num_validation_images=wanted.num_validation_images,
+    )
+    directory = workplace.config.checkpoint_dir / wanted.teacher
+    directory.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(workplace.config, recipe=recipe, seed=0, num_seeds=1)
+    if not find_finished(directory, recipe, 0, workplace.dataset.digests) or config.again:
+        print(f"first the teacher, recipe {recipe.name!r}, into {directory}", flush=True)
+        train_run(dataclasses.replace(workplace, config=config), 0, directory, started)
+    teacher, _ = load_model(directory)
+    images = workplace.train.images
+    return torch.stack([all_logits(teacher.to(images.device), view) for view in (images, images.flip(3))])
 
 
 # --- Where a run begins --------------------------------------------------------------------------------------------

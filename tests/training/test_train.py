@@ -99,7 +99,8 @@ def test_history_holds_one_line_per_epoch(finished_run: Path) -> None:
     with (finished_run / HISTORY_NAME).open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row, metrics in zip(rows, load_record(finished_run)[0].metrics, strict=True):
-        assert list(row) == ["epoch", "train_loss", "train_acc", "test_acc", "seconds"]
+        assert list(row) == ["epoch", "train_loss", "train_acc", "val_acc", "test_acc", "seconds"]
+        assert row["val_acc"] == ""
         assert int(row["epoch"]) == metrics.epoch
         for name in ("train_loss", "train_acc", "test_acc"):
             assert float(row[name]) == getattr(metrics, name)
@@ -153,7 +154,10 @@ def test_finished_run_is_not_trained_again_unless_asked(trained_dir: Path, train
     assert json.loads(before)["sha256"] == digest_of(trained_dir)
 
 
-def test_finished_run_on_the_real_data_is_recognised_without_data_or_torch(trained_dir: Path) -> None:
+def test_finished_run_on_the_real_data_is_recognised_without_data_or_torch(
+    trained_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)  # which would be looked at
     path = trained_dir / RECORD_NAME
     document = json.loads(path.read_bytes())
     document["dataset_digests"] = {file.name: file.sha256 for file in FILES}
@@ -211,11 +215,20 @@ def test_run_on_other_data_is_not_resumed(interrupted_dir: Path, tmp_path: Path,
 OTHER_VALUES: dict[str, object] = {
     **{"name": "other", "architecture": "classic", "activation": "gelu", "pooling": "max"},
     **{"padding_mode": "replicate", "num_epochs": 9, "batch_size": 128, "learning_rate": 0.1},
+    **{"optimizer": "adamw", "momentum": 0.9, "weight_decay": 1e-3, "schedule": "cosine", "warmup": 0.1},
+    **{"label_smoothing": 0.1, "flip": True, "max_shift": 2, "cutout": 8, "average_decay": 0.9},
+    **{"distillation_temperature": 2.0, "num_validation_images": 100},
+}
+# A teacher comes with all that belongs to it.
+TEACHING: dict[str, dict[str, object]] = {
+    "teacher": {"teacher": "teacher", "teacher_epochs": 2, "distillation_weight": 0.5},
+    "teacher_epochs": {"teacher_epochs": 3},
+    "distillation_weight": {"distillation_weight": 0.7},
 }
 
 
 def test_no_field_of_the_recipe_is_forgotten_here() -> None:
-    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Recipe)}
+    assert OTHER_VALUES.keys() | TEACHING.keys() == {field.name for field in dataclasses.fields(Recipe)}
 
 
 @pytest.mark.parametrize(("field", "value"), OTHER_VALUES.items())
@@ -224,6 +237,17 @@ def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Pa
     changed = dataclasses.replace(record.recipe, **{field: value})  # type: ignore[arg-type] # of several types
     found = differences(record, changed, record.seed, record.dataset_digests)
     assert found == [f"{field} {value} != {getattr(record.recipe, field)}"]
+
+
+@pytest.mark.parametrize("field", TEACHING)
+def test_teacher_is_part_of_the_configuration(finished_run: Path, field: str) -> None:
+    record, _ = load_record(finished_run)
+    taught = dataclasses.replace(record.recipe, **TEACHING["teacher"])  # type: ignore[arg-type] # of several types
+    before = record.recipe if field == "teacher" else taught
+    changed = dataclasses.replace(taught, **TEACHING[field])  # type: ignore[arg-type] # of several types
+    found = differences(dataclasses.replace(record, recipe=before), changed, record.seed, record.dataset_digests)
+    assert f"{field} {getattr(changed, field)} != {getattr(before, field)}" in found
+    assert len(found) == len(TEACHING[field])
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------

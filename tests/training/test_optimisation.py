@@ -1,0 +1,282 @@
+"""What recipes do beyond the tutorial's steps: each means what it says, and survives an interruption."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serving.errors import BadDataError, ConfigurationError
+from tests.training.conftest import call_trainer
+from training.augmentation import augment
+from training.checkpoint import load_checkpoint, load_model, load_training_state
+from training.dataset import load_dataset
+from training.epoch import Split, accuracy, image_order, split_on
+from training.model import LeNet, initialise, model_for
+from training.optimisation import Optimisation, all_logits, distillation_loss, learning_rate_share
+from training.recipes import RECIPES, Recipe
+from training.record import RECORD_NAME, load_record
+from training.validation import put_aside
+
+CPU = torch.device("cpu")
+PLAIN = RECIPES["tutorial"]
+MODERN = dataclasses.replace(
+    RECIPES["modern"], teacher="", teacher_epochs=0, distillation_weight=0.0, num_validation_images=0
+)
+
+
+def changed(recipe: Recipe, **fields: object) -> Recipe:
+    return dataclasses.replace(recipe, **fields)  # type: ignore[arg-type] # of several types
+
+
+def model_of(recipe: Recipe) -> LeNet:
+    model = model_for(recipe)
+    initialise(model, seed=0)
+    return model
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def split(data_dir: Path) -> Split:
+    data = load_dataset(data_dir, verify=False)
+    return split_on(CPU, data.train_images, data.train_labels)
+
+
+# --- Images ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_asked_for_leaves_the_images_as_they_are(split: Split) -> None:
+    images, is_flipped = augment(split.images[:50], PLAIN, generator())
+    assert torch.equal(images, split.images[:50]) and not is_flipped.any()
+
+
+def test_half_of_the_images_are_mirrored_and_known(split: Split) -> None:
+    images, is_flipped = augment(split.images, changed(PLAIN, flip=True), generator())
+    assert 0.4 < is_flipped.float().mean() < 0.6
+    assert torch.equal(images[is_flipped], split.images[is_flipped].flip(3))
+    assert torch.equal(images[~is_flipped], split.images[~is_flipped])
+
+
+def test_images_are_moved_by_every_number_of_pixels_up_to_the_largest(split: Split) -> None:
+    bright = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
+    bright[:, 0, 14, 14] = 255
+    images, _ = augment(bright, changed(PLAIN, max_shift=2), generator())
+    assert images.dtype == torch.uint8 and images.shape == bright.shape
+    places = {(row, column) for _, _, row, column in images.nonzero().tolist()}
+    assert places == {(row, column) for row in range(12, 17) for column in range(12, 17)}
+    assert (images.flatten(1).sum(1) == 255).all()
+
+
+def test_cutout_puts_one_square_of_background_on_each_image() -> None:
+    white = torch.full((500, 1, 28, 28), 255, dtype=torch.uint8)
+    images, _ = augment(white, changed(PLAIN, cutout=8), generator())
+    areas = (images == 0).flatten(1).sum(1)  # (500,): smaller where the square hangs over the border
+    assert areas.max() == 64 and areas.min() >= 16
+    rows, columns = (images == 0).any(3).flatten(1).sum(1), (images == 0).any(2).flatten(1).sum(1)
+    assert torch.equal(rows * columns, areas)  # a rectangle
+
+
+# --- Steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_schedules_are_what_they_say() -> None:
+    classic, cosine = RECIPES["classic"], changed(PLAIN, schedule="cosine", warmup=0.2)
+    by_epoch = [learning_rate_share(classic, epoch * 10, 200) for epoch in range(20)]
+    assert by_epoch == [1.0] * 2 + [0.4] * 3 + [0.2] * 3 + [0.1] * 4 + [0.02] * 8
+    assert learning_rate_share(PLAIN, 7, 10) == 1.0
+    shares = [learning_rate_share(cosine, step, 100) for step in range(100)]
+    assert shares[:20] == sorted(shares[:20]) and shares[20:] == sorted(shares[20:], reverse=True)
+    assert shares[20] == 1.0 and 0 < shares[0] < 0.1 and 0 < shares[-1] < 0.001
+
+
+def test_a_teacher_is_learnt_from_where_its_answers_differ() -> None:
+    logits = torch.randn(8, 10, requires_grad=True)
+    assert distillation_loss(logits, logits.detach(), 3.0).item() == pytest.approx(0, abs=1e-6)
+    other = torch.randn(8, 10)
+    loss = distillation_loss(logits, other, 2.0)
+    ours, theirs = (logits / 2).log_softmax(1), (other / 2).softmax(1)
+    assert loss.item() == pytest.approx((4 * theirs * (theirs.log() - ours)).sum(1).mean().item(), rel=1e-4)
+
+
+def run_steps(recipe: Recipe, split: Split, num_epochs: int = 1, logits: torch.Tensor | None = None) -> Optimisation:
+    optimisation = Optimisation(model_of(recipe), recipe, logits)
+    for epoch in range(1, num_epochs + 1):
+        order = image_order(0, epoch, len(split.images))
+        optimisation.train_epoch(split, order, 0, epoch, title="", before_step=lambda: None)
+    return optimisation
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"optimizer": "adamw"}, {"momentum": 0.5}, {"weight_decay": 0.1}, {"schedule": "cosine", "warmup": 0.5}),
+        *({"schedule": "steps"}, {"label_smoothing": 0.3}, {"flip": True}, {"max_shift": 3}, {"cutout": 9}),
+        *({"average_decay": 0.9},),
+    ],
+)
+def test_every_setting_changes_the_weights_and_makes_a_recipe_other_than_plain(
+    fields: dict[str, object], split: Split
+) -> None:
+    recipe = changed(PLAIN, num_epochs=1, learning_rate=0.01, momentum=0.1)  # other than plain, too
+    wanted = changed(recipe, **fields)
+    assert changed(PLAIN, num_epochs=1, learning_rate=0.01).is_plain and not wanted.is_plain
+    states = [run_steps(one, split).averaged.state_dict() for one in (recipe, wanted)]
+    assert not torch.equal(states[0]["layers.conv1.weight"], states[1]["layers.conv1.weight"])
+
+
+def test_mirrored_images_are_taught_by_the_answers_to_mirrored_images(split: Split) -> None:
+    """A teacher that says class 0 of images as they are, and class 1 of mirrored ones."""
+    recipe = changed(
+        MODERN, num_epochs=8, flip=True, max_shift=0, teacher="teacher", teacher_epochs=1, distillation_weight=0.99
+    )
+    logits = torch.zeros(2, len(split.images), 10)
+    logits[0, :, 0] = logits[1, :, 1] = 20.0
+    one_sided = split.images.clone()
+    one_sided[..., 14:] = 0  # so that which is which can be seen
+    learnt = run_steps(recipe, Split(images=one_sided, labels=split.labels), 8, logits).model
+    assert (all_logits(learnt, one_sided).argmax(1) == 0).float().mean() > 0.9
+    assert (all_logits(learnt, one_sided.flip(3)).argmax(1) == 1).float().mean() > 0.9
+
+
+def test_average_follows_the_weights_slowly_and_statistics_too(split: Split) -> None:
+    recipe = changed(MODERN, average_decay=0.9, num_epochs=1)
+    optimisation = Optimisation(model_of(recipe), recipe)
+    before = {name: tensor.clone() for name, tensor in optimisation.averaged.state_dict().items()}
+    optimisation.train_epoch(split, torch.arange(256), 0, 1, title="", before_step=lambda: None)  # one step
+    after = optimisation.model.state_dict()
+    for name, mean in optimisation.averaged.state_dict().items():
+        if mean.is_floating_point():
+            torch.testing.assert_close(mean, 0.1 * before[name] + 0.9 * after[name])  # the first step forgets most
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def recipe_call(data_dir: Path, run_dir: Path, *options: str) -> int:
+    return call_trainer(data_dir, run_dir, "--recipe", "modern", "--validation-images", "100", *options)
+
+
+@pytest.fixture(scope="module")
+def modern_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of `modern`, teacher and all; not to be changed."""
+    directory = tmp_path_factory.mktemp("modern") / "checkpoint"
+    assert recipe_call(data_dir, directory) == 0
+    return directory
+
+
+def test_modern_run_trains_a_teacher_first_and_uses_the_test_images_once(modern_run: Path) -> None:
+    record, teacher = load_record(modern_run)[0], load_record(modern_run / "teacher")[0]
+    assert (record.recipe.name, record.num_train_images) == ("modern", 500)
+    assert (teacher.recipe.name, teacher.recipe.num_epochs, teacher.num_train_images) == ("teacher", 2, 500)
+    for metrics in (*record.metrics, *teacher.metrics):
+        assert metrics.val_acc is not None
+        assert (metrics.test_acc is None) == (metrics.epoch == 1)
+    model, _ = load_model(modern_run)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 62_000
+    assert not list(modern_run.glob("state-*"))  # a finished run has nothing to resume
+
+
+def test_same_seed_makes_the_same_modern_weights(modern_run: Path, data_dir: Path, run_dir: Path) -> None:
+    assert recipe_call(data_dir, run_dir) == 0
+    assert load_checkpoint(run_dir).sha256 == load_checkpoint(modern_run).sha256
+
+
+class StopAtEpochError(Exception):
+    """Ends a run in the middle of it."""
+
+
+def test_interrupted_modern_run_resumes_to_the_weights_of_an_undisturbed_one(
+    modern_run: Path, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Optimisation.train_epoch
+
+    def stop_in_second_epoch(
+        self: Optimisation, split: Split, order: torch.Tensor, seed: int, epoch: int, **rest: object
+    ) -> object:
+        if epoch == 2 and self.recipe.name == "modern":
+            raise StopAtEpochError
+        return original(self, split, order, seed, epoch, **rest)  # type: ignore[arg-type] # passed on
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimisation, "train_epoch", stop_in_second_epoch)
+        assert recipe_call(data_dir, run_dir) == os.EX_SOFTWARE
+    assert load_record(run_dir)[0].completed_epochs == 1
+    assert any(name.startswith("optimizer.") for name in load_training_state(run_dir))
+    assert recipe_call(data_dir, run_dir, "--resume") == 0
+    assert load_checkpoint(run_dir).sha256 == load_checkpoint(modern_run).sha256
+
+
+def test_changed_training_state_is_not_resumed_from(
+    modern_run: Path, data_dir: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.checkpoint import save_checkpoint
+
+    record = load_record(modern_run)[0]
+    begun = dataclasses.replace(record, completed_epochs=1, metrics=record.metrics[:1])
+    run_dir.mkdir()
+    save_checkpoint(run_dir, load_checkpoint(modern_run).state_dict, begun, {"model.x": torch.zeros(3)})
+    path = next(run_dir.glob("state-*"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*state-.* has SHA-256"):
+        load_training_state(run_dir)
+    document = json.loads((run_dir / RECORD_NAME).read_bytes())
+    (run_dir / RECORD_NAME).write_text(json.dumps(document | {"state_sha256": "../" + "0" * 61}))
+    with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*state_sha256"):
+        load_training_state(run_dir)
+    save_checkpoint(run_dir, load_checkpoint(modern_run).state_dict, begun)  # and none at all
+    (run_dir / "teacher").mkdir()
+    for file in (modern_run / "teacher").iterdir():
+        if file.is_file():
+            (run_dir / "teacher" / file.name).write_bytes(file.read_bytes())
+    assert recipe_call(data_dir, run_dir, "--resume") == os.EX_DATAERR
+    assert "names no training state to resume from" in capsys.readouterr().err
+
+
+def test_validation_images_are_the_same_for_all_and_none_is_trained_on(split: Split) -> None:
+    rest, chosen = put_aside(split, 100)
+    again = put_aside(split, 100)[1]
+    assert chosen is not None and again is not None
+    assert torch.equal(chosen.images, again.images) and len(rest.images) == 500
+    both = torch.cat([rest.images, chosen.images]).flatten(1).numpy()
+    assert len(np.unique(both, axis=0)) == len(np.unique(split.images.flatten(1).numpy(), axis=0)) == 600
+    assert put_aside(split, 0) == (split, None)
+    with pytest.raises(ConfigurationError, match="BAD_RECIPE: num_validation_images is 600, of 600"):
+        put_aside(split, 600)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"momentum": 1.0}, "momentum"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"average_decay": math.nan}, "average_decay"),
+        ({"weight_decay": math.inf}, "weight_decay"),
+        ({"max_shift": 28}, "max_shift .* is 28 .*0 to 27"),
+        ({"cutout": -1}, "cutout"),
+        ({"flip": 1}, "flip"),
+        ({"schedule": "linear"}, "schedule .*constant, steps, cosine"),
+        ({"teacher": "teacher"}, "teacher_epochs .* above 0 with a teacher"),
+        ({"distillation_weight": 0.5}, "distillation_weight .* above 0 with a teacher, 0 without"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"BAD_RECIPE: {complaint}"):
+        changed(PLAIN, **fields)
+
+
+def test_classic_recipe_trains_on_small_batches_and_learns(
+    data_dir: Path, run_dir: Path, train: Callable[..., int]
+) -> None:
+    assert train("--recipe", "classic", "--epochs", "20") == 0
+    model, checkpoint = load_model(run_dir)
+    assert checkpoint.architecture == "classic"
+    data = load_dataset(data_dir, verify=False)
+    assert accuracy(model, split_on(CPU, data.test_images, data.test_labels), 100) > 0.9
