@@ -1,31 +1,38 @@
 """Every architecture and option, as a user meets it: trained, exported through the gate, and served."""
 
+import copy
 import gzip
 import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
 from export.export import main as export_main
 from loadtest.server_process import server_process
 from serving.client import Client
 from serving.errors import run_program
+from serving.manifest import ONNX_NAME
 from tests.idx_files import idx_bytes
 from training.checkpoint import load_model
 from training.data_files import FILES
 from training.dataset import FashionMNIST, load_dataset
-from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS
+from training.model import LeNet
+from training.recipes import ACTIVATIONS, PADDING_MODES, POOLINGS, RECIPES
+from training.record import load_record
 from training.train import main as train_main
 
 pytestmark = pytest.mark.slow
 
 NUM_TRAIN, NUM_TEST = 4096, 512
 
-# Every architecture with every activation, and every two options together at least once.
+LENETS = ("tutorial", "classic")
+# Both with every activation, and every two options together at least once. `modern` and `teacher` come with recipes.
 VARIANTS = [
     (architecture, activation, POOLINGS[(i + j) % 2], PADDING_MODES[(i + j // 2) % 2])
-    for i, architecture in enumerate(ARCHITECTURES)
+    for i, architecture in enumerate(LENETS)
     for j, activation in enumerate(ACTIVATIONS)
 ]
 
@@ -44,27 +51,18 @@ def real_images(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_chosen_variants_hold_every_pair_of_choices() -> None:
-    choices = (ARCHITECTURES, ACTIVATIONS, POOLINGS, PADDING_MODES)
+    choices = (LENETS, ACTIVATIONS, POOLINGS, PADDING_MODES)
     for first, second in itertools.combinations(range(len(choices)), 2):
         pairs = {(variant[first], variant[second]) for variant in VARIANTS}
         assert pairs == set(itertools.product(choices[first], choices[second])), (first, second)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
-def test_variant_is_trained_exported_through_the_gate_and_served(
-    variant: tuple[str, str, str, str], real_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint_dir, repository = tmp_path / "checkpoint", tmp_path / "models"
-    options = zip(("--architecture", "--activation", "--pooling", "--padding-mode"), variant, strict=True)
+def train_export_and_serve(real_images: Path, directory: Path, *options: str) -> LeNet:
+    """The model of the checkpoint, once the server has given its labels, in float64, to every test image."""
+    checkpoint_dir, repository = directory / "checkpoint", directory / "models"
     where = ["--data-dir", str(real_images), "--unverified-data", "--checkpoint-dir", str(checkpoint_dir)]
-    how = ["--epochs", "1", "--learning-rate", "0.1", "--device", "cpu", "--threads", "1", *itertools.chain(*options)]
-    assert run_program(train_main, [*where, *how]) == 0
-    model, checkpoint = load_model(checkpoint_dir)
-    recipe = checkpoint.recipe
-    assert (recipe.architecture, recipe.activation, recipe.pooling, recipe.padding_mode) == variant
-
-    gate = ["--repository", str(repository), "--max-batch-size", "64"]
-    assert run_program(export_main, [*where, *gate]) == 0, capsys.readouterr().err
+    assert run_program(train_main, [*where, "--epochs", "1", "--device", "cpu", "--threads", "1", *options]) == 0
+    assert run_program(export_main, [*where, "--repository", str(repository), "--max-batch-size", "64"]) == 0
 
     images = load_dataset(real_images, verify=False).test_images  # (512, 1, 28, 28)
     with (
@@ -72,8 +70,27 @@ def test_variant_is_trained_exported_through_the_gate_and_served(
         Client(server.target) as client,
     ):
         served = client.classify(images, timeout_s=30).labels
-    import torch
-
+    model, _ = load_model(checkpoint_dir)
     with torch.inference_mode():
-        wanted = model.double()(torch.tensor(images)).argmax(1).numpy()
+        wanted = copy.deepcopy(model).double()(torch.tensor(images)).argmax(1).numpy()
     assert np.array_equal(served, wanted)
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_variant_is_trained_exported_through_the_gate_and_served(
+    variant: tuple[str, str, str, str], real_images: Path, tmp_path: Path
+) -> None:
+    options = zip(("--architecture", "--activation", "--pooling", "--padding-mode"), variant, strict=True)
+    train_export_and_serve(real_images, tmp_path, "--learning-rate", "0.1", *itertools.chain(*options))
+    recipe = load_record(tmp_path / "checkpoint")[0].recipe
+    assert (recipe.architecture, recipe.activation, recipe.pooling, recipe.padding_mode) == variant
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "tutorial"])
+def test_recipe_is_trained_exported_through_the_gate_and_served(recipe: str, real_images: Path, tmp_path: Path) -> None:
+    model = train_export_and_serve(real_images, tmp_path, "--recipe", recipe, "--validation-images", "500")
+    has_normalisation = any("norm" in name or "running" in name for name, _ in model.named_buffers())
+    assert has_normalisation == (recipe != "classic")
+    exported = onnx.load_from_string((tmp_path / "models" / "lenet5" / "1" / ONNX_NAME).read_bytes())
+    assert "BatchNormalization" not in {node.op_type for node in exported.graph.node}
