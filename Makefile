@@ -17,7 +17,7 @@ EXTRAS ?= $(RUNTIME),train,export,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train export serve classify test check bench clean
+.PHONY: help setup data train curves export serve classify test check bench clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -37,8 +37,11 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.prot
 data: $(SETUP) ## find Fashion-MNIST, or fetch it, and check its digests
 	$(RUN) -m training.dataset $(ARGS)
 
-train: $(SETUP) ## train LeNet-5 on the 60,000 images: artifacts/checkpoint/
-	$(RUN) -m training $(ARGS)
+train: $(SETUP) ## train LeNet-5 on the 60,000 images: artifacts/checkpoint/; make train RECIPE=classic, or modern
+	$(RUN) -m training $(if $(RECIPE),--recipe $(RECIPE)) $(ARGS)
+
+curves: $(SETUP) ## watch a training, in the browser: TensorBoard on localhost:6006
+	$(RUN) -m tensorboard.main --logdir artifacts/checkpoint $(ARGS)
 
 $(TRAINED): | $(SETUP)
 	$(RUN) -m training --resume

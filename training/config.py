@@ -83,6 +83,22 @@ Ctrl-C stops after the running step; the checkpoint of the last whole epoch stay
 """
 
 
+def _setting_from(assignment: str, recipe: Recipe) -> tuple[str, bool | int | float | str]:
+    """`cutout=8` -> ("cutout", 8), in the type that the field has. Raises UsageError for what is no field or value."""
+    name, _, text = assignment.partition("=")
+    fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
+    if name not in fields:
+        raise UsageError("BAD_OPTIONS", f"--set {assignment}: a recipe has no {name!r}", f"it has {', '.join(fields)}")
+    kind = type(getattr(recipe, name))
+    try:
+        return name, {"true": True, "false": False}[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise UsageError(
+            "BAD_OPTIONS", f"--set {assignment}: {text!r} is no value of {name}", f"give {wanted}"
+        ) from None
+
+
 def config_from(arguments: list[str]) -> TrainConfig:
     """Reads the command line; `--help` explains it."""
     parser = argparse.ArgumentParser(
@@ -99,6 +115,13 @@ def config_from(arguments: list[str]) -> TrainConfig:
     what.add_argument("--activation", choices=ACTIVATIONS, help="instead of the recipe's")
     what.add_argument("--pooling", choices=POOLINGS, help="average or maximum of 2x2 pixels, instead of the recipe's")
     what.add_argument("--padding-mode", choices=PADDING_MODES, help="beyond the border: zeros, or its own pixels")
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any field of the recipe (training/recipes.py)",
+    )
     what.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's; recorded")
     what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's (a teacher gets no more)")
     what.add_argument(
@@ -129,6 +152,7 @@ def config_from(arguments: list[str]) -> TrainConfig:
     if options.epochs is not None:
         changes["num_epochs"] = options.epochs
         changes["teacher_epochs"] = min(options.epochs, recipe.teacher_epochs)
+    changes |= dict(_setting_from(assignment, recipe) for assignment in options.set)
     if options.validation_images is not None:
         changes["num_validation_images"] = options.validation_images
     return TrainConfig(

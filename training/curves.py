@@ -8,9 +8,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.record import EpochMetrics, RunRecord
 from training.storage import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HISTORY_NAME = "history.csv"
 CURVES_NAME = "curves.png"
@@ -33,7 +37,7 @@ def save_history(directory: Path, metrics: Sequence[EpochMetrics]) -> bool:
     try:
         write_atomically(directory / HISTORY_NAME, text.getvalue().encode())
     except OSError as error:
-        _warn(directory / HISTORY_NAME, error)
+        warn_not_written(directory / HISTORY_NAME, error)
         return False
     return True
 
@@ -41,14 +45,14 @@ def save_history(directory: Path, metrics: Sequence[EpochMetrics]) -> bool:
 def save_curves(directory: Path, record: RunRecord) -> bool:
     """Draws the tutorial's three lines; returns whether that worked, and warns where it did not."""
     try:
-        write_atomically(directory / CURVES_NAME, _png_from(record))
+        write_atomically(directory / CURVES_NAME, _curves_png_from(record))
     except Exception as error:  # whatever a drawing library may raise, the checkpoint is what counts
-        _warn(directory / CURVES_NAME, error)
+        warn_not_written(directory / CURVES_NAME, error)
         return False
     return True
 
 
-def _png_from(record: RunRecord) -> bytes:
+def _curves_png_from(record: RunRecord) -> bytes:
     from matplotlib.figure import Figure  # only when there is something to draw: it takes a while to import
     from matplotlib.ticker import MaxNLocator
 
@@ -63,15 +67,28 @@ def _png_from(record: RunRecord) -> bytes:
         label = f"{name.replace('_', ' ')}: {values[-1]:.3f}"
         axes.plot(epochs, values, style, marker="o", markersize=3, color=color, label=label)
     axes.set(xlabel="epoch", ylabel="loss, accuracy")
-    axes.set_title(f"LeNet-5 on Fashion-MNIST, recipe {record.recipe.name}, seed {record.seed}")
+    axes.set_title(f"LeNet-5 on Fashion-MNIST, {title_of(record)}")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title=f"after epoch {record.completed_epochs}")
+    return png_from(figure)
+
+
+def title_of(record: RunRecord) -> str:
+    """`recipe tutorial, seed 0`; with the architecture where it is not the recipe's namesake."""
+    recipe = record.recipe
+    architecture = f" ({recipe.architecture})" if recipe.architecture != recipe.name else ""
+    return f"recipe {recipe.name}{architecture}, seed {record.seed}"
+
+
+def png_from(figure: "Figure") -> bytes:
+    """The figure as a file's bytes, 120 pixels an inch."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     return png.getvalue()
 
 
-def _warn(path: Path, error: Exception) -> None:
+def warn_not_written(path: Path, error: Exception) -> None:
+    """One line on stderr, for what nothing else depends on."""
     print(f"warning: NOT_WRITTEN: {path}: {error} (training is not affected)", file=sys.stderr)

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from serving.errors import BadDataError, ConfigurationError, InterruptedRunError
 from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
-from training.curves import save_curves, save_history
+from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
 from training.device import choose_device, hardware_of, make_deterministic
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
+from training.events import EventLog
 from training.model import LeNet, initialise, model_for
 from training.optimisation import Optimisation, all_logits
+from training.pictures import save_pictures
 from training.process import StopRequest, StopRequestedError
 from training.recipes import RECIPES, Recipe
 from training.record import EpochMetrics, RunRecord, differences, find_finished, find_record
@@ -85,9 +87,9 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
         if record.completed_epochs and not record.is_complete:
             optimizer.restore(load_training_state(directory))
         model = optimizer.averaged
-    can_write = True
+    can_write, events = True, EventLog(directory, record)
     while not record.is_complete:
-        metrics = _run_epoch(workplace, model, optimizer, record, directory)
+        metrics = _run_epoch(workplace, model, optimizer, record, directory, events)
         record = dataclasses.replace(
             record,
             completed_epochs=metrics.epoch,
@@ -99,7 +101,9 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
         save_checkpoint(directory, model.state_dict(), record, state)
         print(epoch_line(record), flush=True)
         can_write = can_write and save_history(directory, record.metrics)  # one warning is enough
+    events.close()
     if can_write:
+        print(save_pictures(directory, model, workplace.test, title_of(record)), flush=True)
         save_curves(directory, record)
     return record
 
@@ -110,6 +114,7 @@ def _run_epoch(
     optimizer: torch.optim.Optimizer | Optimisation,
     record: RunRecord,
     directory: Path,
+    events: EventLog,
 ) -> EpochMetrics:
     recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
     order = image_order(record.seed, epoch, record.num_train_images)  # (N,)
@@ -138,7 +143,7 @@ def _run_epoch(
     _check_convergence(result, model, title, recipe.learning_rate)
     validation = workplace.validation
     is_tested = validation is None or epoch == recipe.num_epochs
-    return EpochMetrics(
+    metrics = EpochMetrics(
         epoch=epoch,
         train_loss=result.loss,
         train_acc=result.acc,
@@ -147,6 +152,8 @@ def _run_epoch(
         step_seconds=result.seconds,
         seconds=time.perf_counter() - started,
     )
+    events.add(metrics, result.step_losses)
+    return metrics
 
 
 def _check_convergence(result: TrainResult, model: nn.Module, title: str, learning_rate: float) -> None:

@@ -30,7 +30,7 @@ def weights_of(seed: int) -> State:
 
 
 def files_in(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
 def edit_record(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:

@@ -24,6 +24,7 @@ from training.data_files import FILES
 from training.dataset import load_dataset
 from training.epoch import image_order, split_on, train_epoch
 from training.model import LeNet5, initialise
+from training.pictures import KERNELS_NAME
 from training.process import StopRequest
 from training.recipes import RECIPES, Recipe
 from training.record import RECORD_NAME, differences, load_record
@@ -112,7 +113,7 @@ def test_curves_are_a_picture_of_readable_size(finished_run: Path) -> None:
     assert struct.unpack(">II", png[16:24]) == (840, 504)  # width, height
 
 
-@pytest.mark.parametrize("name", [HISTORY_NAME, CURVES_NAME])
+@pytest.mark.parametrize("name", [HISTORY_NAME, CURVES_NAME, KERNELS_NAME])
 def test_history_that_cannot_be_written_costs_one_warning_and_not_the_run(
     finished_run: Path, run_dir: Path, train: Train, capsys: Capture, name: str
 ) -> None:
@@ -254,13 +255,13 @@ def test_teacher_is_part_of_the_configuration(finished_run: Path, field: str) ->
 
 
 def test_run_that_diverges_names_the_step_and_keeps_the_last_good_checkpoint(trained_dir: Path, data_dir: Path) -> None:
-    before = {path.name: path.read_bytes() for path in trained_dir.iterdir()}
+    before = {path.name: path.read_bytes() for path in trained_dir.iterdir() if path.is_file()}
     recipe = dataclasses.replace(RECIPES["tutorial"], learning_rate=1e38)
     config = TrainConfig(recipe=recipe, device="cpu", num_threads=1, again=True, checkpoint_dir=trained_dir)
     complaint = r"DIVERGED: seed 0, epoch 1/10, step \d of 3: .* at learning rate 1e\+38"
     with StopRequest() as stop, pytest.raises(BadDataError, match=complaint):
         train_seeds(config, load_dataset(data_dir, verify=False), stop, started=0.0)
-    assert {path.name: path.read_bytes() for path in trained_dir.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in trained_dir.iterdir() if path.is_file()} == before
 
 
 def test_gpu_that_is_not_there_is_an_error_and_not_replaced(train: Train, run_dir: Path, capsys: Capture) -> None:
@@ -298,6 +299,28 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) ->
 def test_recipe_that_makes_no_sense_is_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"BAD_RECIPE: {field} of recipe 'tutorial' is {value}"):
         dataclasses.replace(RECIPES["tutorial"], **{field: value})  # type: ignore[arg-type] # of several types
+
+
+def test_any_field_of_the_recipe_can_be_set_and_is_recorded(train: Train, run_dir: Path) -> None:
+    settings = ("flip=true", "max_shift=1", "weight_decay=1e-3", "optimizer=adamw", "learning_rate=0.01")
+    assert train(*(part for setting in settings for part in ("--set", setting))) == 0
+    recipe = load_record(run_dir)[0].recipe
+    assert (recipe.flip, recipe.max_shift, recipe.weight_decay, recipe.optimizer) == (True, 1, 1e-3, "adamw")
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("depth=3", "a recipe has no 'depth' (it has architecture, activation"),
+        ("name=mine", "a recipe has no 'name'"),
+        ("cutout=8.5", "'8.5' is no value of cutout (give a whole number)"),
+        ("flip=yes", "'yes' is no value of flip (give true or false)"),
+        ("momentum", "'' is no value of momentum (give a number)"),
+    ],
+)
+def test_setting_that_no_recipe_has_is_refused(train: Train, capsys: Capture, setting: str, complaint: str) -> None:
+    assert train("--set", setting) == 2
+    assert f"error: BAD_OPTIONS: --set {setting}: {complaint}" in capsys.readouterr().err
 
 
 def test_summary_needs_neither_data_nor_a_run(capsys: Capture) -> None:

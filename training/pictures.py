@@ -1,0 +1,141 @@
+"""What a trained model is like, as pictures beside its checkpoint: what it mixes up, where it is surest and wrong, and
+what its first layer looks for. And `classes.csv`: its accuracy on each class.
+
+Like the curves, none of them is worth a run: where one cannot be written, a warning is all that happens.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from training.curves import png_from, warn_not_written
+from training.dataset import CLASSES
+from training.epoch import Split
+from training.model import LeNet
+from training.optimisation import all_logits
+from training.storage import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFUSION_NAME = "confusion.png"
+MISTAKES_NAME = "mistakes.png"
+KERNELS_NAME = "kernels.png"
+CLASSES_NAME = "classes.csv"
+NUM_MISTAKES = 24
+
+
+def save_pictures(directory: Path, model: LeNet, test: Split, title: str) -> str:
+    """Writes them all, from the answers to the test images; returns a line on the accuracy per class."""
+    probabilities = all_logits(model, test.images).softmax(1).cpu()  # (N, 10)
+    labels = test.labels.cpu()  # (N,)
+    counts = confusion_matrix(probabilities.argmax(1), labels)  # (10, 10)
+    makers: dict[str, Callable[[], bytes]] = {
+        CLASSES_NAME: lambda: _csv_from(counts),
+        CONFUSION_NAME: lambda: png_from(_confusion_figure(counts, title)),
+        MISTAKES_NAME: lambda: png_from(_mistakes_figure(test.images.cpu(), probabilities, labels, title)),
+        KERNELS_NAME: lambda: png_from(_kernels_figure(model, title)),
+    }
+    for name, make in makers.items():
+        try:
+            write_atomically(directory / name, make())
+        except Exception as error:  # whatever a drawing library may raise, the checkpoint is what counts
+            warn_not_written(directory / name, error)
+    rates = [f"{name} {rate:.3f}" for name, rate in zip(CLASSES, _class_accuracies(counts), strict=True)]
+    return f"test acc per class: {', '.join(rates)}"
+
+
+def confusion_matrix(found: Tensor, labels: Tensor) -> Tensor:
+    """(N,), (N,) -> (10, 10) int64: how many images of the row's class were given the column's."""
+    num_classes = len(CLASSES)
+    return torch.bincount(labels * num_classes + found, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def _class_accuracies(counts: Tensor) -> list[float]:
+    rates: list[float] = (counts.diagonal() / counts.sum(1).clamp(min=1)).tolist()
+    return rates
+
+
+def _csv_from(counts: Tensor) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "name", "images", "right", "accuracy"])
+    for label, (name, rate) in enumerate(zip(CLASSES, _class_accuracies(counts), strict=True)):
+        writer.writerow([label, name, int(counts[label].sum()), int(counts[label, label]), rate])
+    return text.getvalue().encode()
+
+
+def _confusion_figure(counts: Tensor, title: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")  # inches
+    axes = figure.add_subplot()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # of each row
+    axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)  # the root: mistakes are few, and are to be seen
+    for row, column in (counts > 0).nonzero().tolist():
+        color = "white" if shares[row, column] > 0.4 else "black"
+        axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
+    names = [f"{name}  {rate:.1%}" for name, rate in zip(CLASSES, _class_accuracies(counts), strict=True)]
+    axes.set_yticks(range(len(CLASSES)), names)
+    axes.set(xlabel="the model's answer", ylabel="the label, and how often it was found")
+    total = counts.diagonal().sum() / counts.sum().clamp(min=1)
+    axes.set_title(f"{title}: {total:.2%} of {int(counts.sum()):,} test images right")
+    return figure
+
+
+def _mistakes_figure(images: Tensor, probabilities: Tensor, labels: Tensor, title: str) -> "Figure":
+    """The wrong answers with the highest probability first."""
+    confidence, found = probabilities.max(1)  # (N,), (N,)
+    wrong = (found != labels).nonzero().flatten()
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES]
+    captions = [
+        f"#{index}: {CLASSES[int(found[index])]} {confidence[index]:.1%}\nlabel: {CLASSES[int(labels[index])]}"
+        for index in worst.tolist()
+    ]
+    title = f"{title}: most confident mistakes on the test images"
+    return _sheet(255 - images[worst, 0].float(), captions, title, num_columns=6, cell_inches=1.9, colors="gray")
+
+
+def _kernels_figure(model: LeNet, title: str) -> "Figure":
+    """Blue pixels speak for a map's activation, red ones against it; one scale for all kernels."""
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    kernels = first.weight.detach().cpu()[:, 0]  # (C, k, k)
+    captions = [str(number) for number in range(len(kernels))]
+    limit = float(kernels.abs().max())
+    title = f"{title}: kernels of the first layer, from {-limit:.2f} (red) to {limit:.2f} (blue)"
+    return _sheet(kernels, captions, title, num_columns=6, cell_inches=1.2, colors="RdBu")
+
+
+def _sheet(
+    cells: Tensor, captions: list[str], title: str, *, num_columns: int, cell_inches: float, colors: str
+) -> "Figure":
+    """(C, H, W) pictures in rows, a caption above each. All on one pair of axes: 24 would take a second to draw."""
+    from matplotlib.figure import Figure
+
+    size = cells.shape[-1]
+    gap = 0.25 * size  # for a caption of two lines
+    num_rows = max(1, -(-len(cells) // num_columns))
+    inches = cell_inches / size
+    width, height = num_columns * (size + gap), num_rows * (size + gap) + gap
+    figure = Figure(figsize=(width * inches, height * inches + 0.4))
+    axes = figure.add_axes((0.0, 0.0, 1.0, height * inches / (height * inches + 0.4)))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    # Grey values have a scale of their own; kernels are shown around 0.
+    limit = float(cells.abs().max()) if len(cells) else 1.0
+    low, high = (0.0, 255.0) if colors == "gray" else (-limit, limit)
+    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
+        left = (number % num_columns) * (size + gap) + gap / 2
+        top = (number // num_columns) * (size + gap) + gap
+        extent = (left, left + size, top + size, top)
+        axes.imshow(cell.numpy(), cmap=colors, vmin=low, vmax=high, extent=extent, aspect="auto")
+        axes.text(left + size / 2, top - 0.02 * size, caption, ha="center", va="bottom", fontsize=7)
+    axes.set(xlim=(0, width), ylim=(height, 0))  # which imshow changes
+    return figure
