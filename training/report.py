@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from training.record import EpochMetrics, RunRecord
 
@@ -37,32 +39,63 @@ def result_lines(record: RunRecord) -> list[str]:
     ]
 
 
-def spread(records: Sequence[RunRecord]) -> dict[str, tuple[float, float]]:
-    """Mean and sample standard deviation of each result of the last epoch over two runs or more."""
-    results = {name: [getattr(record.metrics[-1], name) for record in records] for name in TUTORIAL}
-    return {name: (statistics.mean(values), statistics.stdev(values)) for name, values in results.items()}
+# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom.
+T_95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One result of the last epoch over two seeds or more."""
+
+    mean: float
+    sd: float  # sample standard deviation: how far one run is from another
+    half_width: float  # of the 95 % interval of the mean: where many more seeds would bring it
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.mean - self.half_width, self.mean + self.half_width
+
+
+def spread(records: Sequence[RunRecord]) -> dict[str, Spread]:
+    """Of each result that the tutorial names."""
+    return {name: _spread([getattr(record.metrics[-1], name) for record in records]) for name in TUTORIAL}
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    sd = statistics.stdev(values)
+    freedom = len(values) - 1
+    # Beyond the table its last value is used: too wide by at most 4 %.
+    t = T_95[min(freedom, len(T_95)) - 1]
+    return Spread(mean=statistics.mean(values), sd=sd, half_width=t * sd / math.sqrt(len(values)))
 
 
 def seeds_table(records: Sequence[RunRecord]) -> str:
     """One line per seed, then their spread, then the tutorial's figures."""
-    lines = [f"{'seed':<10}" + "".join(f"{name.replace('_', ' '):>16}" for name in TUTORIAL)]
+    lines = [f"{'seed':<10}" + "".join(f"{name.replace('_', ' '):>18}" for name in TUTORIAL)]
     for record in records:
-        results = "".join(f"{getattr(record.metrics[-1], name):>16.3f}" for name in TUTORIAL)
+        results = "".join(f"{getattr(record.metrics[-1], name):>18.4f}" for name in TUTORIAL)
         lines.append(f"{record.seed:<10}{results}")
-    lines.append(
-        f"{'mean ± sd':<10}" + "".join(f"{f'{mean:.3f} ± {sd:.3f}':>16}" for mean, sd in spread(records).values())
-    )
-    lines.append(f"{'tutorial':<10}" + "".join(f"{value:>16.3f}" for value in TUTORIAL.values()))
+    spreads = spread(records).values()
+    lines.append(f"{'mean ± sd':<10}" + "".join(f"{f'{s.mean:.4f} ± {s.sd:.4f}':>18}" for s in spreads))
+    intervals = (f"{low:.4f} to {high:.4f}" for low, high in (s.interval for s in spreads))
+    lines.append(f"{'95 %':<10}" + "".join(f"{interval:>18}" for interval in intervals))
+    if records[0].recipe.name == "tutorial":
+        lines.append(f"{'tutorial':<10}" + "".join(f"{value:>18.3f}" for value in TUTORIAL.values()))
     return "\n".join(lines)
 
 
 def seeds_json(records: Sequence[RunRecord]) -> bytes:
     """The same as JSON, with what is needed to judge it."""
-    first = records[0]
+    first, spreads = records[0], spread(records)
     document = {
         "seeds": [{"seed": record.seed, **dataclasses.asdict(record.metrics[-1])} for record in records],
-        "mean": {name: mean for name, (mean, _) in spread(records).items()},
-        "standard_deviation": {name: sd for name, (_, sd) in spread(records).items()},
+        "mean": {name: spread.mean for name, spread in spreads.items()},
+        "standard_deviation": {name: spread.sd for name, spread in spreads.items()},
+        "interval_95": {name: spread.interval for name, spread in spreads.items()},
         "tutorial": TUTORIAL,
         "recipe": dataclasses.asdict(first.recipe),
         "hardware": first.hardware,

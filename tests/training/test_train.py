@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import statistics
 import struct
@@ -135,10 +136,14 @@ def test_several_seeds_report_their_spread_and_keep_the_first_as_the_result(
     assert document["mean"]["train_loss"] == pytest.approx(sum(losses) / 2)
     assert document["standard_deviation"]["train_loss"] == pytest.approx(statistics.stdev(losses))
     lines = capsys.readouterr().out.splitlines()
-    table = [line.split() for line in lines[-8:-3]]
-    assert [row[0] for row in table] == ["seed", "0", "1", "mean", "tutorial"]
+    table = [line.split() for line in lines[-9:-3]]
+    assert [row[0] for row in table] == ["seed", "0", "1", "mean", "95", "tutorial"]
     assert table[-1][1:] == ["0.347", "0.872", "0.852"]
-    assert f"{sum(losses) / 2:.3f} ± {statistics.stdev(losses):.3f}" in lines[-5]
+    assert f"{sum(losses) / 2:.4f} ± {statistics.stdev(losses):.4f}" in lines[-6]
+    half = 12.706 * statistics.stdev(losses) / math.sqrt(2)  # Student's t for two runs
+    low, high = document["interval_95"]["train_loss"]
+    assert (low, high) == pytest.approx((sum(losses) / 2 - half, sum(losses) / 2 + half))
+    assert f"{low:.4f} to {high:.4f}" in lines[-5]
 
 
 # --- A run that is there already -------------------------------------------------------------------------------------
