@@ -59,14 +59,14 @@ def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, s
     workplace = Workplace(
         config=config, dataset=dataset, device=device, train=train, test=test, stop=stop, validation=validation
     )
-    if config.recipe.teacher:
-        workplace = dataclasses.replace(workplace, teacher_logits=_teacher_logits(workplace, started))
     records = []
     for seed, directory in config.run_dirs.items():
         directory.mkdir(parents=True, exist_ok=True)
         record = None if config.again else find_finished(directory, config.recipe, seed, dataset.digests)
         if record:
             print(f"seed {seed} is trained already, in {directory} (--again trains it anew)", flush=True)
+        elif config.recipe.teacher and workplace.teacher_logits is None:
+            workplace = dataclasses.replace(workplace, teacher_logits=_teacher_logits(workplace, started))
         records.append(record or train_run(workplace, seed, directory, started))
         started = time.perf_counter()
     if len(records) > 1:

@@ -14,7 +14,7 @@ from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Images
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, TensorSpec
 from training.dataset import CLASSES
-from training.model import LeNet5, initialise
+from training.model import LeNet, LeNet5, initialise
 
 MAX_BATCH_SIZE = 16
 
@@ -25,7 +25,7 @@ def seeded_model() -> LeNet5:
     return model.eval()
 
 
-def program_and_onnx(model: LeNet5, max_batch_size: int = MAX_BATCH_SIZE) -> dict[str, bytes]:
+def program_and_onnx(model: LeNet, max_batch_size: int = MAX_BATCH_SIZE) -> dict[str, bytes]:
     program = program_from_model(model, max_batch_size)
     model_onnx = onnx_from_program(
         program, classes=CLASSES, checkpoint_sha256="0" * 64, architecture="tutorial", precision="fp32"

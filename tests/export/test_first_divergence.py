@@ -4,6 +4,7 @@ import onnx
 import pytest
 
 from export.first_divergence import Divergence, divergence_of_onnx, divergence_of_program, explain_failure
+from export.inference_model import inference_model
 from export.parity import TOLERANCES, run_gate
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
@@ -17,6 +18,8 @@ from tests.export.small_model import (
     truth,
     weights_of,
 )
+from training.model import initialise, model_for
+from training.recipes import RECIPES
 
 FP32 = TOLERANCES["fp32"]
 IMAGE = noise_images(1)
@@ -56,3 +59,18 @@ def test_a_failed_report_is_explained_in_words() -> None:
     report = run_gate(truth(), [OnnxRuntimeBackend(broken, max_batch_size=2)], noise_inputs(4), "fp32")
     explained = explain_failure(report, seeded_model(), {ONNX_NAME: broken}, noise_inputs(4))
     assert explained.startswith("first diverging layer layers.conv1 (value conv2d, max_abs_diff 0.1")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weight"),
+    [("classic", "layers.c3.weight"), ("classic", "layers.s4.scale.weight"), ("modern", "layers.conv2.weight")],
+)
+def test_the_layer_is_named_in_other_architectures_too_and_in_what_was_folded(recipe: str, weight: str) -> None:
+    trained = model_for(RECIPES[recipe])
+    initialise(trained, seed=0)
+    model = inference_model(trained.eval())
+    good = program_and_onnx(model)
+    assert divergence_of_onnx(model, good[ONNX_NAME], IMAGE, FP32) is None
+    divergence = divergence_of_onnx(model, perturbed(good[ONNX_NAME], weight, 0, by=0.5), IMAGE, FP32)
+    assert isinstance(divergence, Divergence)
+    assert divergence.layer == weight.rpartition(".")[0]

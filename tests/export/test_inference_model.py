@@ -37,3 +37,19 @@ def test_normalisation_that_cannot_be_folded_is_an_error() -> None:
     model.bias = nn.Parameter(torch.zeros(1))
     with pytest.raises(TypeError, match="behind ReLU cannot be folded"):
         inference_model(model)
+
+
+@pytest.mark.parametrize("recipe", ["modern", "teacher"])
+def test_normalisation_is_folded_away_and_the_answers_stay(recipe: str) -> None:
+    model = model_for(RECIPES[recipe]).double()
+    initialise(model, seed=0)
+    model.train()(IMAGES)  # so that the statistics are not 0 and 1
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.normal_(layer.bias)
+    model.eval()
+    folded = inference_model(model)
+    assert not any("Norm" in type(layer).__name__ for layer in folded.modules())
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), rtol=1e-10, atol=1e-10)
+    assert any("Norm" in type(layer).__name__ for layer in model.modules())  # the model itself is left alone
