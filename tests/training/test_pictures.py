@@ -73,6 +73,7 @@ def test_new_run_in_the_place_of_another_shows_no_curves_of_that_one(trained_dir
     assert len(scalars(trained_dir, "epoch/train_loss")) == 2
     assert train("--again", "--epochs", "1") == 0
     assert [epoch for epoch, _ in scalars(trained_dir, "epoch/train_loss")] == [1]
+    assert len(list((trained_dir / EVENTS_NAME).iterdir())) == 1
 
 
 def test_event_files_that_cannot_be_written_cost_a_warning_and_not_the_run(
