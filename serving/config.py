@@ -40,7 +40,7 @@ class ServerConfig:
     )
     max_queue_size: int = _setting(4096, "Most images that may wait; one more is refused with RESOURCE_EXHAUSTED.")
     max_queue_delay_us: int = _setting(
-        4000, "Longest that a free device waits for as many requests as the last batch had; a lone request never waits."
+        8000, "Longest that a free device waits for as many requests as the last batch had; a lone request never waits."
     )
     max_images_per_request: int = _setting(1024, "Most images in one request.")
     max_message_bytes: int = _setting(16 << 20, "Largest request on the wire; it bounds the pictures that can be sent.")
