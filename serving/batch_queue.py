@@ -57,7 +57,8 @@ class BatchQueue:
     A batch costs the same few hand-overs between threads whatever its size, and under load those are most of what a
     small request costs. So a free device waits for up to `max_queue_delay_us` until as many requests wait as its last
     batch had: the clients that were answered together come back together. After a lone request that is one, which
-    does not wait; when clients stay away, one wait is lost, and the next batch expects fewer.
+    does not wait; when clients stay away, the wait ends once none has come for a third of it, and the next batch
+    expects fewer.
     """
 
     def __init__(self, *, max_batch_size: int, max_queue_size: int, max_queue_delay_us: int = 0) -> None:
@@ -102,7 +103,9 @@ class BatchQueue:
             return None
         if self.is_full_batch or len(self._requests) >= self._preferred_requests(now_s):
             return 0.0
-        return max(0.0, self._requests[0].arrived_s + self.max_queue_delay_s - now_s)
+        longest_s = self._requests[0].arrived_s + self.max_queue_delay_s
+        quiet_s = self._requests[-1].arrived_s + self.max_queue_delay_s / 3
+        return max(0.0, min(longest_s, quiet_s) - now_s)
 
     def _preferred_requests(self, now_s: float) -> int:
         """As many requests as the last batch had, unless that was long ago."""

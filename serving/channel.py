@@ -12,7 +12,7 @@ HEALTH = "grpc.health.v1.Health"
 
 # Classify changes nothing, so a call may be repeated. A server that is shutting down answers UNAVAILABLE, and
 # CANCELLED to what reaches it too late; neither has run. Four retries over about four seconds outlast its restart. A
-# server that keeps refusing is spared: retries stop while failures outnumber a tenth of the successes by 500.
+# server that keeps refusing is spared: retries stop while failures outnumber successes by 500.
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -26,7 +26,7 @@ SERVICE_CONFIG = {
             },
         }
     ],
-    "retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.1},
+    "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
 }
 CHANNEL_OPTIONS = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),

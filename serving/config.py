@@ -31,16 +31,20 @@ class ServerConfig:
         "auto", "auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."
     )
     device: str = _setting("auto", "auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails.")
+    workers: int | None = _setting(
+        None, "Server processes on the port; None takes one on a GPU, and on a CPU one per core, up to 4."
+    )
     num_threads: int = _setting(1, "Threads that one inference may use on the CPU.")
     max_batch_size: int | None = _setting(
         None, "Most images in one run of the model, at most what parity was proven for; None takes that, up to 64."
     )
     max_queue_size: int = _setting(4096, "Most images that may wait; one more is refused with RESOURCE_EXHAUSTED.")
     max_queue_delay_us: int = _setting(
-        4000, "Longest that a free device waits for as many requests as the last batch had; a lone request never waits."
+        8000, "Longest that a free device waits for as many requests as the last batch had; a lone request never waits."
     )
     max_images_per_request: int = _setting(1024, "Most images in one request.")
     max_message_bytes: int = _setting(16 << 20, "Largest request on the wire; it bounds the pictures that can be sent.")
+    max_encoded_bytes: int = _setting(64 << 20, "Most bytes of encoded pictures that may wait to be decoded.")
     max_concurrent_requests: int = _setting(4096, "Most calls being handled at once, the last fence before memory.")
     default_deadline_s: float = _setting(10.0, "Deadline of a request whose client set none.")
     message_timeout_s: float = _setting(5.0, "How long a client may take to send its message after the headers.")
@@ -50,12 +54,22 @@ class ServerConfig:
     lame_duck_s: float = _setting(
         0.3, "After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."
     )
+    max_memory_growth_mb: int = _setting(
+        1024, "A worker process that has grown by more than this since it was ready is drained and replaced."
+    )
     drain_timeout_s: float = _setting(30.0, "After SIGTERM, how long accepted requests may take.")
 
     def __post_init__(self) -> None:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
-        for name in ("num_threads", "max_batch_size", "max_images_per_request", "max_concurrent_requests"):
+        for name in (
+            "workers",
+            "num_threads",
+            "max_batch_size",
+            "max_images_per_request",
+            "max_concurrent_requests",
+            "max_memory_growth_mb",
+        ):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("default_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
@@ -65,6 +79,8 @@ class ServerConfig:
         self._check("max_queue_size", self.max_queue_size >= enough, f"at least max_images_per_request, {enough}")
         enough = self.max_images_per_request * 784 + 1024
         self._check("max_message_bytes", enough <= self.max_message_bytes < 2**31, f"{enough} to 2147483647")
+        enough = self.max_message_bytes
+        self._check("max_encoded_bytes", self.max_encoded_bytes >= enough, f"at least max_message_bytes, {enough}")
 
     def _check(self, name: str, is_met: bool, limit: str) -> None:
         if not is_met:

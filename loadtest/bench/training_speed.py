@@ -1,0 +1,55 @@
+"""Training's speed beside the tutorial's own loop: both from the command line, in turn, on the same images."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from serving.errors import ProgramError
+from training.dataset import load_dataset
+
+RAW_DIR = Path("FashionMNIST") / "raw"  # where torchvision looks
+
+
+def training_rates(num_workers: int, num_epochs: int = 1) -> tuple[float, float]:
+    """Examples/s of ours and of the tutorial's loop, wall clock, evaluation included. Both use all cores.
+
+    `num_workers` are the DataLoader's, of the tutorial's loop.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        checkpoint_dir = str(root / "checkpoint")
+        ours = _run("training", "--epochs", str(num_epochs), "--checkpoint-dir", checkpoint_dir, "--device", "cpu")
+        _lay_out(root)
+        loop = ("--data-dir", directory, "--epochs", str(num_epochs), "--workers", str(num_workers))
+        tutorials = _run("loadtest.bench.tutorial_loop", *loop)
+    return _rate(r"([\d.]+) examples/sec on cpu \(wall clock", ours), _rate(r"([\d.]+) examples/s", tutorials)
+
+
+def _lay_out(root: Path) -> None:
+    """The data set as torchvision's own class reads it: IDX files, uncompressed."""
+    dataset = load_dataset()
+    (root / RAW_DIR).mkdir(parents=True)
+    for name, array in (
+        ("train-images-idx3-ubyte", dataset.train_images.reshape(-1, 28, 28)),
+        ("train-labels-idx1-ubyte", dataset.train_labels),
+        ("t10k-images-idx3-ubyte", dataset.test_images.reshape(-1, 28, 28)),
+        ("t10k-labels-idx1-ubyte", dataset.test_labels),
+    ):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (root / RAW_DIR / name).write_bytes(header + array.tobytes())
+
+
+def _run(module: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise ProgramError("BENCH_FAILED", f"{module}: {done.stderr[-300:]}")
+    return done.stdout
+
+
+def _rate(pattern: str, printed: str) -> float:
+    found = re.search(pattern, printed)
+    if found is None:
+        raise ProgramError("BENCH_FAILED", f"no rate in {printed[-300:]!r}")
+    return float(found[1])

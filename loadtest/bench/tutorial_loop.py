@@ -1,0 +1,86 @@
+"""The yardstick for training: the tutorial's own loop, image by image, as it stands in its chapter.
+
+python -m loadtest.bench.tutorial_loop --data-dir DIR --epochs 1 --workers 0
+
+torchvision's data set and ToTensor, a DataLoader, and per batch forward, loss, backward, step, with loss and accuracy
+accumulated as in d2l's train_ch6 (Dive into Deep Learning, 7.6). The network is built here, layer by layer as there, so
+that nothing of ours is in the yardstick. Prints examples/s by the wall clock, evaluation included.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.datasets import FashionMNIST
+from torchvision.transforms import ToTensor
+
+
+def network() -> nn.Sequential:
+    """(N, 1, 28, 28) -> (N, 10)."""
+    layers = nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.Sigmoid(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.Sigmoid(),
+        nn.Linear(120, 84),
+        nn.Sigmoid(),
+        nn.Linear(84, 10),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+    return layers
+
+
+def train(root: Path, num_epochs: int, num_workers: int) -> float:
+    """Examples per second, wall clock."""
+    batches, test_batches = (
+        DataLoader(
+            FashionMNIST(root, train=is_train, transform=ToTensor()), 256, shuffle=is_train, num_workers=num_workers
+        )
+        for is_train in (True, False)
+    )
+    model, loss_of = network(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.9)
+    started_s = time.perf_counter()
+    num_examples = 0
+    for _ in range(num_epochs):
+        model.train()
+        total_loss = total_right = 0.0
+        for images, labels in batches:
+            optimizer.zero_grad()
+            logits = model(images)
+            loss = loss_of(logits, labels)
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                total_loss += float(loss) * len(labels)
+                total_right += float((logits.argmax(1) == labels).sum())
+            num_examples += len(labels)
+        model.eval()
+        with torch.no_grad():
+            sum(float((model(images).argmax(1) == labels).sum()) for images, labels in test_batches)
+    return num_examples / (time.perf_counter() - started_s)
+
+
+def main() -> None:
+    """`python -m loadtest.bench.tutorial_loop`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="holds FashionMNIST/raw, as torchvision lays it out"
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="default 1")
+    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader; 0 loads in the loop (default)")
+    options = parser.parse_args()
+    print(f"{train(options.data_dir, options.epochs, options.workers):.1f} examples/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What tools ask a server about itself: health (grpc.health.v1) and reflection (grpc.reflection.v1alpha).
+
+grpcio's own servicers answer. They are not registered as theirs but spoken to with parsed messages, so that malformed
+bytes, silence and floods are met as on every other method.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+
+from serving.channel import HEALTH, SERVICE
+from serving.errors import InvalidRequestError
+from serving.rpc import Context, Conversation
+from serving.service import parse
+
+
+def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conversation]:
+    """The methods by their paths."""
+    servicer: Any = health_servicer  # its types ask for contexts of its own messages
+    reflector: Any = reflection.aio.ReflectionServicer((SERVICE, HEALTH, reflection.SERVICE_NAME))
+
+    async def check(messages: AsyncIterator[bytes], context: Context) -> None:
+        reply = await servicer.Check(await _only(messages), context)
+        await context.write(reply.SerializeToString())
+
+    async def watch(messages: AsyncIterator[bytes], context: Context) -> None:
+        await servicer.Watch(await _only(messages), _Writer(context))
+
+    async def reflect(messages: AsyncIterator[bytes], context: Context) -> None:
+        async for reply in reflector.ServerReflectionInfo(_each(messages), context):
+            await context.write(reply.SerializeToString())
+
+    return {
+        f"/{HEALTH}/Check": check,
+        f"/{HEALTH}/Watch": watch,
+        f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": reflect,
+    }
+
+
+class _Writer:
+    """A context whose `write` takes a message, as the health servicer expects."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def write(self, message: Message) -> None:
+        await self._context.write(message.SerializeToString())
+
+
+async def _only(messages: AsyncIterator[bytes]) -> HealthCheckRequest:
+    async for message in messages:
+        return parse(HealthCheckRequest(), message)
+    raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one HealthCheckRequest")
+
+
+async def _each(messages: AsyncIterator[bytes]) -> AsyncIterator[ServerReflectionRequest]:
+    async for message in messages:
+        yield parse(ServerReflectionRequest(), message)

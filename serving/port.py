@@ -1,0 +1,51 @@
+"""The server's port: held by one server, shared by its workers.
+
+With SO_REUSEPORT the kernel spreads new connections over all sockets that listen on a port, and would let two
+servers share it unnoticed. So a port is first taken alone, and then reserved for sockets that ask to share it.
+"""
+
+import errno
+import socket
+
+from serving.errors import ResourceUnavailableError
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port while it is open, and does not listen; workers listen beside it.
+
+    Port 0 lets the system choose; `getsockname` tells. Raises ResourceUnavailableError where the port is taken.
+    """
+    reservation = None
+    try:
+        family, address = _resolved(host, port)
+        with socket.create_server(address, family=family) as alone:  # refuses a port that anybody listens on
+            address = alone.getsockname()
+        reservation = socket.socket(family)
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind(address)
+        return reservation
+    except OSError as error:
+        if reservation is not None:
+            reservation.close()
+        raise cannot_listen(host, port, error) from None
+
+
+def cannot_listen(host: str, port: int, error: OSError | None = None) -> ResourceUnavailableError:
+    """What to tell the user. grpcio does not say why it cannot listen: without an error, the system is asked."""
+    if error is None:
+        try:
+            reserve_port(host, port).close()
+        except ResourceUnavailableError as reason:
+            return reason
+    if error is not None and error.errno == errno.EADDRINUSE:
+        cure = "stop what uses it, or choose another --port"
+        return ResourceUnavailableError("PORT_IN_USE", f"cannot listen on {host}:{port}", cure)
+    why = "grpc refuses the address" if error is None else error.strerror or str(error)
+    cure = "choose another --host or --port; IPv6 addresses are written in brackets"
+    return ResourceUnavailableError("CANNOT_LISTEN", f"cannot listen on {host}:{port}: {why}", cure)
+
+
+def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return family, (str(address[0]), int(address[1]))

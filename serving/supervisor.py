@@ -1,0 +1,215 @@
+"""One port, several server processes: start them, watch them, replace those that end, drain them all.
+
+One Python process answers no faster than one core runs its event loop, so a server on the CPU is several processes:
+each a whole server with its own model, listening on the same port; the kernel spreads connections over them. One that
+dies, hangs or grows without bound is replaced, and costs only what it was working on.
+
+The supervisor uses neither gRPC nor a runtime, and has one thread: so it may fork at any time. A pipe connects it with
+each worker. The worker tells that it is ready, and at its end what it has answered; a word on the pipe, or its end when
+the supervisor dies, tells the worker to drain.
+"""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from serving.channel import SERVICE
+from serving.config import ServerConfig, parse_arguments
+from serving.errors import ResourceUnavailableError
+from serving.port import reserve_port
+from serving.served_model import say
+from serving.worker import run_worker
+
+MAX_AUTO_WORKERS = 4
+MAX_FAILED_STARTS = 3  # in a row, of workers that were to replace others
+
+# What a worker process does, with its end of the pipe; the flag: whether it tells people about the model.
+Work = Callable[[ServerConfig, Connection, bool], int]
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process, and the supervisor's end of the pipe to it."""
+
+    process: BaseProcess
+    link: Connection
+    is_ready: bool = False
+
+
+class Supervisor:
+    """Runs `work` in as many processes as the settings say. `run` serves until SIGTERM or SIGINT."""
+
+    def __init__(self, config: ServerConfig, work: Work = run_worker) -> None:
+        self._config = config
+        self._work = work
+        self._workers: list[Worker] = []
+        self._num_wanted = config.workers or 1  # until the first worker tells its device
+        self._is_announced = False
+        self._is_stopping = False
+        self._num_failed_starts = 0
+        self._num_requests = 0
+        self._num_images = 0
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """The exit code: 0 if all that was accepted was answered, else that of the first worker that failed.
+
+        Raises ResourceUnavailableError where the port is taken, or workers cannot be replaced.
+        """
+        config = self._config
+        with reserve_port(config.host, config.port) as reservation, _signals() as signals:
+            self._config = replace(config, port=reservation.getsockname()[1])
+            self._start_worker()
+            while self._workers:
+                self._await_event(signals)
+        if self._num_failed_starts >= MAX_FAILED_STARTS:
+            what = f"{self._num_failed_starts} new workers in a row ended before they could serve"
+            raise ResourceUnavailableError("WORKERS_FAIL", what, "see their errors above")
+        if self._is_announced:
+            say(f"answered {self._num_requests} requests, {self._num_images} images")
+        return self._exit_code
+
+    def _start_worker(self) -> None:
+        fork = multiprocessing.get_context("fork")
+        link, workers_end = fork.Pipe()
+        inherited = [link, *(worker.link for worker in self._workers)]
+        is_first = not (self._workers or self._is_announced)
+        arguments = (self._work, self._config, workers_end, inherited, is_first)
+        process = fork.Process(target=_run_in_child, args=arguments, name="worker")
+        process.start()
+        workers_end.close()
+        self._workers.append(Worker(process, link))
+
+    def _await_event(self, signals: socket.socket) -> None:
+        links: dict[Any, Worker] = {worker.link: worker for worker in self._workers}
+        sentinels: dict[Any, Worker] = {worker.process.sentinel: worker for worker in self._workers}
+        for event in wait([signals, *links, *sentinels]):
+            if event is signals:
+                self._on_signal(signals.recv(1)[0])
+            elif event in links:
+                self._on_message(links[event])
+            else:
+                self._on_end(sentinels[event])
+
+    def _on_signal(self, number: int) -> None:
+        if self._is_stopping:  # the second one
+            self._exit_code = 128 + number
+            for worker in self._workers:
+                worker.process.kill()
+        else:
+            say("draining: new calls are told to retry elsewhere")
+            self._stop()
+
+    def _on_message(self, worker: Worker) -> bool:
+        """Takes one message; false where there is none because the worker has ended: its sentinel tells the rest."""
+        try:
+            message = json.loads(worker.link.recv_bytes())
+        except (EOFError, OSError):
+            return False
+        if "num_requests" in message:
+            self._num_requests += message["num_requests"]
+            self._num_images += message["num_images"]
+        else:
+            worker.is_ready = True
+            self._num_failed_starts = 0
+            self._complete(**message)
+        return True
+
+    def _complete(self, device: str, limits: str) -> None:
+        """Starts the other workers once the first is ready, and tells people when all are."""
+        if self._is_announced or self._is_stopping:
+            return
+        if self._config.workers is None:
+            self._num_wanted = _num_workers_for(device)
+        while len(self._workers) < self._num_wanted:
+            self._start_worker()
+        if all(worker.is_ready for worker in self._workers):
+            self._is_announced = True
+            config, count = self._config, len(self._workers)
+            workers = "one process, with" if count == 1 else f"{count} processes, each with"
+            say(f"serving {SERVICE} on {config.host}:{config.port}: {workers} {limits}")
+
+    def _on_end(self, worker: Worker) -> None:
+        while worker.link.poll() and self._on_message(worker):
+            pass
+        worker.process.join()
+        worker.link.close()
+        self._workers.remove(worker)
+        code = worker.process.exitcode or 0
+        code = 128 - code if code < 0 else code  # as a shell reports an end by signal
+        if self._is_stopping or not self._is_announced:
+            self._exit_code = self._exit_code or code
+            self._stop()  # the first start failed: why, the worker has said
+            return
+        self._num_failed_starts += 0 if worker.is_ready else 1
+        if self._num_failed_starts >= MAX_FAILED_STARTS:
+            self._stop()
+            return
+        say(f"warning: a worker process ended with exit code {code}: starting another")
+        self._start_worker()
+
+    def _stop(self) -> None:
+        """Tells all workers to drain."""
+        self._is_stopping = True
+        for worker in self._workers:
+            with contextlib.suppress(OSError):  # it has just ended
+                worker.link.send_bytes(b"drain")
+
+
+def _run_in_child(
+    work: Work, config: ServerConfig, link: Connection, inherited: list[Connection], is_first: bool
+) -> None:
+    """In the new process. No child may keep the supervisor's ends of the pipes: they must close with the supervisor."""
+    for other in inherited:
+        other.close()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all of a terminal's processes; the supervisor heeds it
+    sys.exit(work(config, link, is_first))
+
+
+def _num_workers_for(device: str) -> int:
+    """A GPU is fed best by one process, in large batches; on a CPU each core can run one."""
+    if device != "cpu" or sys.platform != "linux":  # elsewhere, the kernel does not spread connections
+        return 1
+    return min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket on which each SIGTERM and SIGINT arrives as a byte, its number."""
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.setblocking(False)
+        before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        handlers = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield receiver
+        finally:
+            signal.set_wakeup_fd(before)
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m serving`."""
+    config = parse_arguments(arguments)
+    if config.host not in ("127.0.0.1", "localhost", "[::1]"):
+        say(f"warning: {config.host} may be reached by others, and there is no TLS or authentication")
+    is_debugging = "--debug" in arguments
+    logging.basicConfig(level=logging.INFO if is_debugging else logging.WARNING)
+    if not is_debugging:  # what strangers send must not fill the log
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    return Supervisor(config).run()

@@ -1,0 +1,83 @@
+"""A worker process: a server from its start to its drain, as its supervisor tells it.
+
+Its memory is watched. Every bound that a server can set on one call, strangers can multiply: gRPC keeps the unfinished
+messages of every stream of every connection, and has no bound on their sum. So a worker that has grown too much stops
+accepting, answers what it has accepted, and is replaced.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import resource
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import uvloop
+
+from serving.config import ServerConfig
+from serving.errors import ProgramError, run_program
+from serving.served_model import load_model, say
+from serving.server import Server
+
+
+def run_worker(config: ServerConfig, link: Connection, is_first: bool) -> int:
+    """Serves until the supervisor says otherwise; the exit code. Errors end as one line on stderr."""
+
+    def main(_arguments: list[str]) -> int:
+        uvloop.run(_serve(config, link, is_first))  # under load, a tenth to a fifth faster than asyncio's own loop
+        return os.EX_OK
+
+    return run_program(main, [])
+
+
+async def _serve(config: ServerConfig, link: Connection, is_first: bool) -> None:
+    model = load_model(config)
+    if is_first:
+        for line in model.introduction:
+            say(line)
+    server = Server(config, model, shares_port=True)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, server.stop)
+    loop.add_reader(link.fileno(), _on_word, loop, link, server)
+    await server.start()
+    limits = f"batches of up to {model.backend.max_batch_size} images, up to {config.max_queue_size} waiting"
+    _tell(link, device=model.backend.device, limits=limits)
+    gc.freeze()  # what exists now stays: no collection needs to walk over it again
+    gc.set_threshold(50_000, 20, 100)  # calls leave no cycles behind: looking for them is 6 % of a small request
+    watch = asyncio.create_task(_watch_memory(server, config.max_memory_growth_mb << 20))
+    try:
+        await server.run_until_stopped()
+    finally:
+        watch.cancel()
+        gc.unfreeze()
+        _tell(link, num_requests=server.num_requests, num_images=server.num_images)
+
+
+def _on_word(loop: asyncio.AbstractEventLoop, link: Connection, server: Server) -> None:
+    """The supervisor says one thing, drain, and its death means the same."""
+    loop.remove_reader(link.fileno())
+    server.stop()
+
+
+def _tell(link: Connection, **message: object) -> None:
+    with contextlib.suppress(OSError):  # the supervisor is dead
+        link.send_bytes(json.dumps(message).encode())
+
+
+async def _watch_memory(server: Server, most_growth_bytes: int) -> None:
+    before = _resident_bytes()
+    while (growth := _resident_bytes() - before) <= most_growth_bytes:
+        await asyncio.sleep(1.0)
+    what = f"{growth >> 20} MB more than at the start, the limit is {most_growth_bytes >> 20}"
+    server.stop(ProgramError("MEMORY_GROWN", what, "another worker takes over; raise --max-memory-growth-mb"))
+
+
+def _resident_bytes() -> int:
+    """What the process holds in memory now; where the system does not tell, the most that it ever held."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
