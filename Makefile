@@ -17,7 +17,7 @@ EXTRAS ?= $(RUNTIME),train,export,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train export serve classify test check bench clean
+.PHONY: help setup data train export serve classify test check bench ladder clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -65,6 +65,9 @@ check: $(SETUP) ## lint, format and types
 
 bench: $(EXPORTED) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
 	$(RUN) -m loadtest.bench $(ARGS)
+
+ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
+	$(RUN) -m export.ladder $(ARGS)
 
 clean: ## remove what was made here, but not the data
 	rm -rf $(VENV) artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi

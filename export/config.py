@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.precision import PRECISIONS
 from serving.errors import UsageError
 from training.record import CHECKPOINT_DIR
 
@@ -33,7 +34,12 @@ class ExportConfig:
     max_batch_size: int = 256
     """The largest batch that is proven, and so the largest that may be served."""
 
+    precision: str = "fp32"
+    """What the layers compute in, one of PRECISIONS; `images` are uint8 and `logits` float32 in all of them."""
+
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError("BAD_OPTIONS", f"--precision is {self.precision!r}", f"one of {', '.join(PRECISIONS)}")
         if not 1 <= self.max_batch_size <= LARGEST_MAX_BATCH_SIZE:
             what = f"--max-batch-size is {self.max_batch_size}"
             raise UsageError("BAD_OPTIONS", what, f"it must be 1 to {LARGEST_MAX_BATCH_SIZE}")
@@ -69,6 +75,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
     add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
     add("--incomplete", action="store_true", help="export a checkpoint even if its training has not finished")
     add("--max-batch-size", type=int, default=256, metavar="N", help="largest to prove, and so to serve (256)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="what the layers compute in (fp32)")
     add("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     return ExportConfig(
@@ -78,4 +85,5 @@ def config_from(arguments: list[str]) -> ExportConfig:
         verify_data=not options.unverified_data,
         incomplete=options.incomplete,
         max_batch_size=options.max_batch_size,
+        precision=options.precision,
     )

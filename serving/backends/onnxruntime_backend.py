@@ -24,16 +24,20 @@ _FATAL_ONLY = 4  # ONNX Runtime's log severity; what it would log also comes as 
 class OnnxRuntimeBackend:
     """An ONNX model in one session. `model` is the whole file; nothing else is read from disk.
 
+    `tf32` allows CUDA to multiply in TF32; a CPU has no such arithmetic and computes in full float32.
+
     Raises BadDataError where the model cannot be loaded, refers to external data or breaks the contract of tensors;
     ResourceUnavailableError where the device or the provider is not to be had; UsageError for an unknown device.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes, *, device: str = "cpu", num_threads: int = 1, max_batch_size: int) -> None:
+    def __init__(
+        self, model: bytes, *, device: str = "cpu", num_threads: int = 1, max_batch_size: int, tf32: bool = False
+    ) -> None:
         self.device = "cuda:0" if device == "cuda" else device
         self.max_batch_size = max_batch_size
-        self._session = _session_from(model, self.device, num_threads)
+        self._session = _session_from(model, self.device, num_threads, tf32)
         _check_contract(self._session)
 
     def infer(self, images: Images) -> Logits:
@@ -53,13 +57,13 @@ class OnnxRuntimeBackend:
         del self._session
 
 
-def _session_from(model: bytes, device: str, num_threads: int) -> Any:
+def _session_from(model: bytes, device: str, num_threads: int, tf32: bool) -> Any:
     """The session on `device`, or an error: never another provider."""
     options = _options(num_threads)
     if device == "cpu":
         providers: list[Any] = ["CPUExecutionProvider"]
     else:
-        providers = [_cuda_provider(device)]
+        providers = [_cuda_provider(device, tf32)]
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no node may stay on the CPU
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
@@ -88,8 +92,8 @@ def _options(num_threads: int) -> Any:
     return options
 
 
-def _cuda_provider(device: str) -> tuple[str, dict[str, str]]:
-    """The CUDA provider on the device of `cuda:<index>`, in full float32."""
+def _cuda_provider(device: str, tf32: bool) -> tuple[str, dict[str, str]]:
+    """The CUDA provider on the device of `cuda:<index>`; float32 in full unless TF32 is what was proven."""
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index.isdecimal():
         raise UsageError("BAD_DEVICE", f"{device!r} is no device of ONNX Runtime's", "use cpu, cuda or cuda:<index>")
@@ -98,7 +102,7 @@ def _cuda_provider(device: str) -> tuple[str, dict[str, str]]:
     onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where they are installed that way
     options = {
         "device_id": index,
-        "use_tf32": "0",  # TF32 keeps 10 bits of 23, which is another precision than the one proven
+        "use_tf32": str(int(tf32)),  # TF32 keeps 10 bits of 23, which is another precision than fp32
         "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm at each new batch size
         "arena_extend_strategy": "kSameAsRequested",
     }
@@ -113,6 +117,9 @@ def _no_cuda(device: str, why: str) -> ResourceUnavailableError:
 def _start_error(error: Exception, device: str) -> Exception:
     """What ONNX Runtime's exception means: on CUDA anything but an unreadable model may be the provider's fault."""
     reason = str(error).splitlines()[0]
+    if type(error).__name__ == "NotImplemented":
+        what = f"asked for onnxruntime on {device}: {reason.rpartition(' : ')[2]}"
+        return ResourceUnavailableError("NO_KERNELS", what, "export another --precision, or use another device")
     if device != "cpu" and type(error).__name__ not in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):
         return _no_cuda(device, reason)
     return BadDataError("BAD_MODEL", f"ONNX Runtime cannot load it: {reason}", "make export writes a new version")

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from export.config import ExportConfig, config_from
 from export.export import main
 from export.onnx_model import onnx_from_program
 from serving.backends.select import open_backend
-from serving.errors import UsageError, run_program
+from serving.errors import MissingInputError, UsageError, run_program
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, load_manifest, read_verified
 from tests.export.small_model import noise_images, perturbed, seeded_model, truth
 from tests.idx_files import write_idx_files
@@ -169,3 +170,35 @@ def test_model_of_unverified_data_is_not_exported_as_if_of_fashion_mnist(
 ) -> None:
     assert run_program(main, ["--checkpoint-dir", str(workplace / "checkpoint")]) == os.EX_DATAERR
     assert capsys.readouterr().err.startswith("error: UNVERIFIED_CHECKPOINT: ")
+
+
+def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_fp32(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_in(workplace, "--precision", "int8") == 0
+    assert "| onnxruntime on cpu " in capsys.readouterr().out
+    version_dir = workplace / "models" / "lenet5" / "1"
+    manifest = load_manifest(version_dir)
+    assert manifest.precision == "int8"
+    assert set(manifest.files) == {ONNX_NAME, "parity.json", "parity.md"}
+    report = json.loads(read_verified(version_dir, manifest, "parity.json"))
+    assert [runtime["precision"] for runtime in report["runtimes"] if runtime["device"] == "cpu"] == ["fp32", "int8"]
+    backend, _ = open_backend("onnxruntime", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
+    off = np.abs(backend.infer(noise_images(5)) - truth()(noise_images(5))).max()
+    assert 1e-4 < off < 0.4  # 8 bits, and really so
+    with pytest.raises(MissingInputError, match=r"NO_ARTIFACT: version 1 has no model\.pt2"):
+        open_backend("torch", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
+def test_a_precision_that_no_runtime_here_has_is_not_published(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_in(workplace, "--precision", "bf16") == os.EX_UNAVAILABLE
+    assert capsys.readouterr().err.startswith("error: NO_KERNELS: no runtime on this machine computes in bf16")
+    assert not (workplace / "models").exists()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"BAD_OPTIONS: --precision is 'fp64' .*fp32, tf32, fp16, bf16, int8"):
+        ExportConfig(precision="fp64")
