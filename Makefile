@@ -12,8 +12,9 @@ TRAINED := artifacts/checkpoint/curves.png
 EXPORTED := artifacts/models/lenet5/config.pbtxt
 
 # A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
+comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
-EXTRAS ?= $(RUNTIME),train,export,dev
+EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help

@@ -18,13 +18,13 @@ from export.parity_report import reports_from, table_from
 from export.precision import onnx_in
 from export.provenance import package_versions
 from export.repository import publish
-from export.tensorrt_engine import why_no_engine
+from export.tensorrt_engine import add_engine
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
 from serving.errors import BadDataError, ResourceUnavailableError
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, TensorSpec
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, TensorSpec
 from training.checkpoint import Checkpoint, load_model
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
@@ -45,7 +45,9 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
         raise BadDataError("UNVERIFIED_CHECKPOINT", what, "train it again without --unverified-data")
 
 
-def open_backends(files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32") -> list[Backend]:
+def open_backends(
+    files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32", engine: EngineSpec | None = None
+) -> list[Backend]:
     """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
 
     Raises ResourceUnavailableError NO_KERNELS where none but the reference can run here what would be published.
@@ -59,10 +61,24 @@ def open_backends(files: Mapping[str, bytes], max_batch_size: int, precision: st
             except ResourceUnavailableError as error:
                 reason = str(error).partition(" (")[0].split(": ", 2)[-1]  # without what was asked for: nobody did
                 print(f"not compared on {device}: {reason}")
+    if engine is not None:
+        backends.append(_open_engine(files, engine, max_batch_size))
     if all(backend.name == "torch" for backend in backends):
         what = f"no runtime on this machine computes in {precision}, so nothing would be proven"
         raise ResourceUnavailableError("NO_KERNELS", what, "export on a machine with an NVIDIA GPU, or another one")
     return backends
+
+
+def _open_engine(files: Mapping[str, bytes], spec: EngineSpec, max_batch_size: int) -> Backend:
+    from serving.backends.tensorrt_backend import TensorRTBackend  # needs CUDA's bindings, which came with the engine
+
+    return TensorRTBackend(
+        files[ENGINE_NAME], spec, onnx_sha256=_sha256(files[ONNX_NAME]), device="cuda", max_batch_size=max_batch_size
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: Path) -> BadDataError:
@@ -78,7 +94,9 @@ def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: 
     return BadDataError("PARITY", what, f"nothing was published; read {directory / 'parity.md'}")
 
 
-def manifest_of(files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig) -> Manifest:
+def manifest_of(
+    files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engine: EngineSpec | None
+) -> Manifest:
     """The manifest of a version whose gate passed; publishing gives it its number."""
     return Manifest(
         model_name=MODEL_NAME,
@@ -92,9 +110,10 @@ def manifest_of(files: Mapping[str, bytes], checkpoint: Checkpoint, config: Expo
         opset=opset_of(config.precision),
         checkpoint_sha256=checkpoint.sha256,
         parity_passed=True,
-        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        files={name: _sha256(data) for name, data in files.items()},
         versions=package_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        engine=engine,
     )
 
 
@@ -109,10 +128,11 @@ def main(arguments: list[str]) -> int:
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
+    engine, about_engine = add_engine(files, config.engine_options, config.engine)
 
     truth = truth_of(model)
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
-    backends = open_backends(files, config.max_batch_size, config.precision)
+    backends = open_backends(files, config.max_batch_size, config.precision, engine)
     report = run_gate(truth, backends, inputs, config.precision)
     if not report:
         report = dataclasses.replace(report, first_divergence=explain_failure(report, model, files, inputs))
@@ -125,7 +145,7 @@ def main(arguments: list[str]) -> int:
     if config.precision != "fp32":
         del files[PROGRAM_NAME]  # the reference, not what was asked for: nobody is to serve it under this precision
     files |= reports
-    version_dir = publish(config.repository_dir / MODEL_NAME, files, manifest_of(files, checkpoint, config))
+    version_dir = publish(config.repository_dir / MODEL_NAME, files, manifest_of(files, checkpoint, config, engine))
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
-    print(why_no_engine(config.max_batch_size))
+    print(about_engine)
     return 0
