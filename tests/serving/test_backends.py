@@ -24,6 +24,7 @@ from export.repository import publish
 from serving.backends.base import Backend
 from serving.backends.cuda import Gpu
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.onnxruntime_graphs import BoundRuns
 from serving.backends.select import open_backend
 from serving.backends.torch_backend import TorchBackend
 from serving.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
@@ -119,6 +120,41 @@ def test_serving_onnx_never_imports_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], input=ONNX, stdout=subprocess.PIPE, check=True)
     assert done.stdout.strip() == b"False"
+
+
+class TestRunsOnBoundTensors:
+    """What CUDA gets, on ONNX Runtime's own tensors in host memory: all but the graphs themselves."""
+
+    @pytest.fixture
+    def runs(self) -> BoundRuns:
+        session = onnxruntime.InferenceSession(ONNX, providers=["CPUExecutionProvider"])
+        return BoundRuns(session, kind="cpu", index=0, max_batch_size=12)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8, 11, 12])
+    def test_logits_are_the_models_for_every_batch_size(self, batch_size: int, runs: BoundRuns) -> None:
+        for seed in range(2):
+            images = noise_images(batch_size, seed=seed)
+            np.testing.assert_allclose(runs.infer(images), truth()(images), rtol=1e-5, atol=1e-5)
+
+    def test_an_answer_stays_when_the_next_one_comes(self, runs: BoundRuns) -> None:
+        first = runs.infer(noise_images(2, seed=1))
+        kept = first.copy()
+        runs.infer(noise_images(2, seed=2))
+        np.testing.assert_array_equal(first, kept)
+
+    @pytest.mark.parametrize(
+        "images", [noise_images(2).astype(np.float32), noise_images(2)[:, :, :27], noise_images(13)]
+    )
+    def test_images_of_another_dtype_or_size_are_an_error(self, images: np.ndarray, runs: BoundRuns) -> None:
+        with pytest.raises(ValueError, match="images are"):
+            runs.infer(images)
+
+    def test_each_bucket_is_bound_once_and_has_a_graph_of_its_own(self, runs: BoundRuns) -> None:
+        for batch_size in (1, 2, 3, 4, 5, 12, 11, 10, 2, 1):
+            runs.infer(noise_images(batch_size))
+        assert sorted(runs._buckets) == [1, 2, 4, 8, 12]
+        ids = [bucket.run_options.get_run_config_entry("gpu_graph_id") for bucket in runs._buckets.values()]
+        assert len(set(ids)) == 5
 
 
 # --- Models that are not ours -----------------------------------------------------------------------------------------
