@@ -18,11 +18,11 @@ EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train export serve classify test check bench ladder clean
+.PHONY: help setup data train export serve classify test check bench ladder gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## make .venv and install the pinned versions (with the GPU's where nvidia-smi answers)
 
@@ -70,6 +70,9 @@ bench: $(EXPORTED) ## Classify beside a bare gRPC echo server and raw ONNX Runti
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
 	$(RUN) -m export.ladder $(ARGS)
 
+gpu-report: $(SETUP) ## measure every claim about GPUs here, in 10 minutes: reports/gpu-<name>-<date>.md; without a GPU, rehearse
+	$(RUN) -m loadtest.gpu_report $(ARGS)
+
 clean: ## remove what was made here, but not the data
-	rm -rf $(VENV) artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi
+	rm -rf $(VENV) .cache artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

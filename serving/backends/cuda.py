@@ -129,3 +129,23 @@ class Stream:
     def free(self) -> None:
         """Destroys it."""
         call(runtime.cudaStreamDestroy(self.handle))
+
+
+class Event:
+    """A moment in a stream, for timing what lies between two of them."""
+
+    def __init__(self) -> None:
+        self._handle = call(runtime.cudaEventCreate())
+
+    def record(self, stream: Any) -> None:
+        """Enqueues it; `stream` is a Stream or a raw handle."""
+        call(runtime.cudaEventRecord(self._handle, int(stream)))
+
+    def milliseconds_since(self, start: "Event") -> float:
+        """Waits for it, and tells how long after `start` it was reached."""
+        call(runtime.cudaEventSynchronize(self._handle))
+        return float(call(runtime.cudaEventElapsedTime(start._handle, self._handle)))
+
+    def free(self) -> None:
+        """Destroys it."""
+        call(runtime.cudaEventDestroy(self._handle))

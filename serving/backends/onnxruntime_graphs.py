@@ -1,7 +1,7 @@
 """ONNX Runtime on CUDA with nothing but kernels in a run: tensors bound once, one CUDA graph per batch size bucket.
 
-ONNX Runtime captures a graph by itself, one for each `gpu_graph_id`, in the first runs on bound tensors; later ones replay
-it. A batch is padded to the next bucket.
+ONNX Runtime captures a graph by itself, one for each `gpu_graph_id`, in the first runs on bound tensors; later runs
+replay it. A batch is padded to the next bucket.
 """
 
 import bisect

@@ -46,7 +46,7 @@ class TensorRTBackend:
         self._engine = _engine_from(self._trt, self._runtime, engine, spec)
         self._sizes = batch_size_buckets(max_batch_size)
         self._buckets: dict[int, _Bucket] = {}
-        self._stream = Stream()
+        self.stream = Stream()
         self._images = PinnedArray((max_batch_size, *IMAGE_SHAPE), np.uint8)
         self._logits = PinnedArray((max_batch_size, 10), np.float32)
         self._device_images = DeviceMemory(max_batch_size * IMAGE_BYTES)
@@ -64,8 +64,8 @@ class TensorRTBackend:
         use_device(self._index)  # a setting of the calling thread
         bucket = self._bucket_of(num_images)
         self._images.array[:num_images] = images  # what is left of an earlier batch pads it; rows do not mix
-        bucket.graph.launch(self._stream)
-        self._stream.synchronize()
+        bucket.graph.launch(self.stream)
+        self.stream.synchronize()
         logits: Logits = self._logits.array[:num_images].copy()
         return logits
 
@@ -82,7 +82,7 @@ class TensorRTBackend:
         del self._engine, self._runtime
         for resource in (self._images, self._logits, self._device_images, self._device_logits, self._scratch):
             resource.free()
-        self._stream.free()
+        self.stream.free()
 
     def _bucket_of(self, num_images: int) -> "_Bucket":
         """The smallest bucket that holds the batch; captured at its first use, which warming up is."""
@@ -95,13 +95,13 @@ class TensorRTBackend:
         context = self._context(size)
 
         def run() -> None:
-            self._stream.copy_to_device(self._device_images, self._images, size * IMAGE_BYTES)
-            _expect(context.execute_async_v3(int(self._stream)), "execute")
-            self._stream.copy_to_host(self._logits, self._device_logits, size * _LOGITS_BYTES)
+            self.stream.copy_to_device(self._device_images, self._images, size * IMAGE_BYTES)
+            _expect(context.execute_async_v3(int(self.stream)), "execute")
+            self.stream.copy_to_host(self._logits, self._device_logits, size * _LOGITS_BYTES)
 
         run()  # the first run after a change of shape does what cannot be captured
-        self._stream.synchronize()
-        return _Bucket(context=context, graph=self._stream.capture(run))
+        self.stream.synchronize()
+        return _Bucket(context=context, graph=self.stream.capture(run))
 
     def _context(self, size: int) -> Any:
         """An execution context for batches of `size`, on the buffers that all share."""
@@ -109,7 +109,7 @@ class TensorRTBackend:
         if context is None:
             raise CudaError(f"TensorRT made no execution context for batches of {size}: is the device's memory full?")
         context.set_device_memory(self._scratch.address, self._scratch_bytes)
-        _expect(context.set_optimization_profile_async(0, int(self._stream)), "take profile 0")
+        _expect(context.set_optimization_profile_async(0, int(self.stream)), "take profile 0")
         _expect(context.set_input_shape("images", (size, *IMAGE_SHAPE)), f"take batches of {size}")
         _expect(context.set_tensor_address("images", self._device_images.address), "bind images")
         _expect(context.set_tensor_address("logits", self._device_logits.address), "bind logits")

@@ -20,6 +20,7 @@ import tensorrt_bindings as trt
 from export import tensorrt_engine
 from export.precision import PRECISIONS, onnx_in
 from export.tensorrt_engine import EngineOptions, check_types, engine_from_onnx, inspected_types, spec_of
+from loadtest.latency import event_times_us, floor_on
 from serving.backends import cuda
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.tensorrt_backend import TensorRTBackend
@@ -448,6 +449,18 @@ def test_refusal_by_tensorrt_is_an_error_and_no_wrong_answer(
     engine.spec._answers["create_execution_context"] = refusing
     with pytest.raises(cuda.CudaError, match="TensorRT did not"):
         backend.infer(noise_images(1))
+
+
+def test_events_time_the_backends_own_stream(backend: TensorRTBackend) -> None:
+    backend.warm_up()
+    assert event_times_us(backend, noise_images(3), repeats=2) == [1000.0, 1000.0]  # one launch between two events
+
+
+def test_the_floor_is_one_launch_of_two_copies(gpu: FakeCuda) -> None:
+    infer = floor_on("cuda", 8)
+    for _ in range(2):
+        assert infer(noise_images(5)).shape == (5, 10)
+    assert (gpu.launches, [len(work) for work in gpu.executables.values()]) == (2, [2])
 
 
 def test_gpu_that_is_not_there_is_an_error(log: list[Call]) -> None:

@@ -29,6 +29,7 @@ class FakeCuda:
         self.capturing: dict[int, list[Work]] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
+        self.events: dict[int, int] = {}
         self.launches = 0
         self._next = 1
 
@@ -117,6 +118,23 @@ class FakeCuda:
     def _cudaGraphExecDestroy(self, executable: int) -> None:  # noqa: N802
         del self.executables[executable]
 
+    def _cudaEventCreate(self) -> tuple[int]:  # noqa: N802
+        self.events[handle := self._handle()] = 0
+        return (handle,)
+
+    def _cudaEventRecord(self, event: int, stream: int) -> None:  # noqa: N802
+        assert stream in self.streams
+        self.events[event] = self.launches
+
+    def _cudaEventSynchronize(self, event: int) -> None:  # noqa: N802
+        assert event in self.events
+
+    def _cudaEventElapsedTime(self, start: int, end: int) -> tuple[float]:  # noqa: N802
+        return (float(self.events[end] - self.events[start]),)  # milliseconds: as many as launches
+
+    def _cudaEventDestroy(self, event: int) -> None:  # noqa: N802
+        del self.events[event]
+
     def is_clean(self) -> bool:
         """Whether everything was freed."""
-        return not (self.memory or self.streams or self.capturing or self.graphs or self.executables)
+        return not (self.events or self.memory or self.streams or self.capturing or self.graphs or self.executables)
