@@ -27,13 +27,13 @@ WANTED = ("auto", "yes", "no")
 HARDWARE_LEVELS = ("none", "same_compute_capability", "ampere_plus")
 IMAGE = (1, 28, 28)
 
-# As the inspector of one version or another spells them, and our name; the first that is found counts.
+# What layers compute in, as the inspector of one version or another spells it, and our name.
 _TYPES = {
     "bf16": r"\bbf(loat)?16\b",
     "fp16": r"\b(fp16|half|float16)\b",
+    "fp8": r"\bfp8\b",
     "int8": r"\bint8\b",
     "fp32": r"\b(fp32|float|float32)\b",
-    "uint8": r"\buint8\b",
 }
 # What may lie between the layers of an engine of each precision; the first of them must.
 _ALLOWED = {
@@ -138,7 +138,7 @@ def check_network(trt: Any, network: Any, precision: str) -> None:
         raise BadDataError("WRONG_PRECISION", what, "report it: a bug")
 
 
-def inspected_types(engine: bytes, precision: str) -> dict[str, int]:
+def inspected_types(engine: bytes, options: EngineOptions) -> dict[str, int]:
     """Type -> how many tensors between the engine's layers have it, held against the precision that was asked for.
 
     Raises BadDataError WRONG_PRECISION naming layer and type. A small network may end up as a single layer; then no
@@ -148,8 +148,11 @@ def inspected_types(engine: bytes, precision: str) -> dict[str, int]:
     with _translated("cannot read the engine back"):
         deserialised = polygraphy.engine_from_bytes(engine)
     inspector = deserialised.create_engine_inspector()
+    context = deserialised.create_execution_context()
+    context.set_input_shape("images", (options.batch_sizes[1], *IMAGE))
+    inspector.execution_context = context  # without the shape of a batch it tells no types
     document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-    return check_types(document["Layers"], precision)
+    return check_types(document["Layers"], options.precision)
 
 
 def check_types(layers: list[Any], precision: str) -> dict[str, int]:
@@ -157,6 +160,8 @@ def check_types(layers: list[Any], precision: str) -> dict[str, int]:
     allowed, found = _ALLOWED[precision], Counter[str]()
     for layer, tensor in _tensors_between(layers):
         kind = _type_of(str(tensor.get("Format/Datatype", "")))
+        if kind is None:
+            continue  # an index, the images as they come, or a type that it does not tell
         if kind not in allowed:
             what = f"layer {layer} of the engine puts out {tensor.get('Format/Datatype')}"
             raise BadDataError("WRONG_PRECISION", f"{what}, and {precision} was asked for", "report it: a bug")
@@ -173,13 +178,14 @@ def _tensors_between(layers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         raise BadDataError("BAD_ENGINE", "the engine tells only its layers' names", "build it with make export")
     for layer in layers:
         for tensor in layer.get("Outputs", []):
-            if tensor["Name"] not in ("images", "logits"):
+            is_shape = len(tensor.get("Dimensions", IMAGE)) < 2  # whose integers some versions describe as INT8
+            if tensor["Name"] not in ("images", "logits") and not is_shape:
                 yield layer["Name"], tensor
 
 
-def _type_of(description: str) -> str:
-    """`Row major linear FP16 format` -> fp16; an empty string where there is none that we know."""
-    return next((name for name, pattern in _TYPES.items() if re.search(pattern, description, re.IGNORECASE)), "")
+def _type_of(description: str) -> str | None:
+    """`Row major linear FP16 format` -> fp16; None where there is none that layers compute in."""
+    return next((name for name, pattern in _TYPES.items() if re.search(pattern, description, re.IGNORECASE)), None)
 
 
 # --- What is needed, and what is on record ----------------------------------------------------------------------------
@@ -241,7 +247,7 @@ def spec_of(engine: bytes, onnx_sha256: str, options: EngineOptions) -> EngineSp
         max_batch_size=largest,
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
-        layer_types=inspected_types(engine, options.precision),
+        layer_types=inspected_types(engine, options),
     )
 
 

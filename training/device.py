@@ -49,6 +49,8 @@ def make_deterministic(num_threads: int) -> None:
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
     )  # read when CUDA starts; cuBLAS is deterministic with it
     torch.use_deterministic_algorithms(True)
+    # A launch for each new tensor, to make a fault repeatable that we do not have.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     if num_threads:
         torch.set_num_threads(num_threads)

@@ -40,6 +40,7 @@ class Steps:
         self._order = torch.zeros(num_images, dtype=torch.int64, device=device)  # (N,)
         self._places = torch.arange(min(batch_size, num_images), device=device)  # (B,)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)  # (1,): number of the next step
+        self._numbers = torch.arange(len(self.sizes), device=device)  # (S,)
         self._losses = torch.zeros(len(self.sizes), device=device)  # (S,)
         self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
         self._replays: dict[tuple[float, ...], Callable[[], None]] = {}
@@ -78,7 +79,8 @@ class Steps:
         loss = self._loss(logits.float(), labels, size)  # () mean over the batch, this process's share of it
         (loss * self.peers.size).backward()  # type: ignore[no-untyped-call] # the peers' gradients are averaged
         self.optimizer.step()
-        self._losses.index_copy_(0, self._step, loss.detach().reshape(1))
+        # Not by index: PyTorch's deterministic way to do that sorts, which is many launches for one number.
+        self._losses.copy_(torch.where(self._numbers == self._step, loss.detach(), self._losses))
         self._num_correct += (logits.argmax(dim=1) == labels).sum()
         self._step += 1
 

@@ -229,13 +229,16 @@ def test_manifest_entry_tells_what_the_inspector_read(
 ) -> None:
     document = json.dumps({"Layers": layers_of("Half", "Channel major FP16 format where channel % 8 == 0", "Float")})
     inspector = Spec(trt.EngineInspector, log, get_engine_information=document)
-    engine = Spec(trt.ICudaEngine, log, create_engine_inspector=inspector)
+    context = Spec(trt.IExecutionContext, log)
+    engine = Spec(trt.ICudaEngine, log, create_engine_inspector=inspector, create_execution_context=context)
     put_in_place_of_the_runtime(monkeypatch, engine, log)
     options = EngineOptions(precision="fp16", max_batch_size=MAX_BATCH_SIZE, opt_batch_size=8)
     entry = spec_of(b"a plan", "0" * 64, options)
     assert entry == dataclasses.replace(SPEC, driver=entry.driver, layer_types={"fp16": 2, "fp32": 1})
     assert calls_of(log, "get_engine_information") == [(trt.LayerInformationFormat.JSON,)]
-    assert inspected_types(b"a plan", "fp16") == {"fp16": 2, "fp32": 1}
+    assert inspected_types(b"a plan", options) == {"fp16": 2, "fp32": 1}
+    assert calls_of(log, "set_input_shape")[0] == ("images", (8, 1, 28, 28))
+    assert calls_of(log, "execution_context")[0] == (context,)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +252,7 @@ def test_manifest_entry_tells_what_the_inspector_read(
         ("bf16", ("Half",)),
         ("int8", ("Float", "Row major linear FP32")),
         ("int8", ("Int8", "Half")),
-        ("fp32", ("a type to come",)),
+        ("int8", ("FP8", "Int8")),
     ],
 )
 def test_engine_of_another_precision_is_refused(precision: str, types: tuple[str, ...]) -> None:
@@ -273,6 +276,12 @@ def test_engine_of_the_precision_asked_for_passes(precision: str, types: tuple[s
 
 def test_network_that_became_one_layer_tells_no_types() -> None:
     assert check_types(layers_of(), "fp16") == {}
+
+
+def test_indices_shapes_and_images_are_no_matter_of_precision() -> None:
+    others = layers_of("Row major linear UINT8 format", "Int64", "Bool", "N/A due to dynamic shapes", "Half")
+    shape = {"Name": "a shape", "Dimensions": [2], "Format/Datatype": "Row major linear INT8 format"}
+    assert check_types([*others, {"Name": "reshape", "Outputs": [shape]}], "fp16") == {"fp16": 1}
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
