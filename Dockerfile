@@ -4,6 +4,7 @@
 #   alias atelier='docker run --rm --user $(id -u) --volume ./data:/app/data --volume ./artifacts:/app/artifacts'
 #   atelier --gpus all atelier-train training        (without --gpus all where there is no GPU)
 #   atelier --gpus all atelier-train export
+#   with TensorRT: --build-arg RUNTIME=gpu, and export --version-compatible, which the lean runtime of serve-gpu needs
 #
 #   docker build --target serve --tag atelier .
 #   docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges --stop-timeout 40 \
@@ -18,8 +19,9 @@ ARG PYTHON_VERSION=3.11
 # --- What is installed, apart from what is ours: a change in the source installs nothing anew ------------------------
 
 FROM python:${PYTHON_VERSION}-slim AS requirements
-# TensorRT's libraries lie on NVIDIA's own package index. Where that is reached through a mirror, or where pip should
-# take them from it directly, its address goes here; pip reads the variable by itself.
+# What builds TensorRT engines (RUNTIME=gpu below) lies on the package index of NVIDIA; serving needs only the lean runtime.
+# Where that is reached through a mirror, or where pip should take it from there, its address goes here; pip reads
+# the variable by itself.
 ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -43,7 +45,8 @@ FROM requirements AS requirements-train
 ARG RUNTIME=serve
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --constraint constraints.txt \
-        --requirement train.txt --requirement export.txt --requirement "${RUNTIME}.txt"
+        --requirement train.txt --requirement export.txt --requirement "${RUNTIME}.txt" \
+        $([ "${RUNTIME}" = gpu ] && echo --requirement tensorrt.txt)
 
 
 # --- What is ours: the wheel, which generates the protobuf modules, unpacked and compiled ----------------------------

@@ -12,16 +12,17 @@ TRAINED := artifacts/checkpoint/curves.png
 EXPORTED := artifacts/models/lenet5/config.pbtxt
 
 # A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
+comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
-EXTRAS ?= $(RUNTIME),train,export,dev
+EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test check bench clean
+.PHONY: help setup data train curves export serve classify test check bench ladder gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## make .venv and install the pinned versions (with the GPU's where nvidia-smi answers)
 
@@ -69,6 +70,12 @@ check: $(SETUP) ## lint, format and types
 bench: $(EXPORTED) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
 	$(RUN) -m loadtest.bench $(ARGS)
 
+ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
+	$(RUN) -m export.ladder $(ARGS)
+
+gpu-report: $(SETUP) ## measure every claim about GPUs here, in 10 minutes: reports/gpu-<name>-<date>.md; without a GPU, rehearse
+	$(RUN) -m loadtest.gpu_report $(ARGS)
+
 clean: ## remove what was made here, but not the data
-	rm -rf $(VENV) artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi
+	rm -rf $(VENV) .cache artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,26 +12,26 @@ import torch
 from export.config import ExportConfig, config_from
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
-from export.onnx_model import OPSET, onnx_from_program
+from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs
 from export.parity_report import reports_from, table_from
+from export.precision import onnx_in
 from export.provenance import package_versions
 from export.repository import publish
-from export.tensorrt_engine import why_no_engine
+from export.tensorrt_engine import add_engine
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
 from serving.errors import BadDataError, ResourceUnavailableError
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, TensorSpec
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, TensorSpec
 from training.checkpoint import Checkpoint, load_model
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
 from training.storage import write_atomically
 
 MODEL_NAME = "lenet5"
-PRECISION = "fp32"
 
 
 def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
@@ -45,17 +46,40 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
         raise BadDataError("UNVERIFIED_CHECKPOINT", what, "train it again without --unverified-data")
 
 
-def open_backends(files: Mapping[str, bytes], max_batch_size: int) -> list[Backend]:
-    """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works."""
+def open_backends(
+    files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32", engine: EngineSpec | None = None
+) -> list[Backend]:
+    """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
+
+    Raises ResourceUnavailableError NO_KERNELS where none but the reference can run here what would be published.
+    """
     backends: list[Backend] = []
+    open_onnx = partial(OnnxRuntimeBackend, tf32=precision == "tf32")
     for device in ("cpu", "cuda"):
-        for open_backend, name in ((TorchBackend, PROGRAM_NAME), (OnnxRuntimeBackend, ONNX_NAME)):
+        for open_backend, name in ((TorchBackend, PROGRAM_NAME), (open_onnx, ONNX_NAME)):
             try:
                 backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
             except ResourceUnavailableError as error:
                 reason = str(error).partition(" (")[0].split(": ", 2)[-1]  # without what was asked for: nobody did
                 print(f"not compared on {device}: {reason}")
+    if engine is not None:
+        backends.append(_open_engine(files, engine, max_batch_size))
+    if all(backend.name == "torch" for backend in backends):
+        what = f"no runtime on this machine computes in {precision}, so nothing would be proven"
+        raise ResourceUnavailableError("NO_KERNELS", what, "export on a machine with an NVIDIA GPU, or another one")
     return backends
+
+
+def _open_engine(files: Mapping[str, bytes], spec: EngineSpec, max_batch_size: int) -> Backend:
+    from serving.backends.tensorrt_backend import TensorRTBackend  # needs CUDA's bindings, which came with the engine
+
+    return TensorRTBackend(
+        files[ENGINE_NAME], spec, onnx_sha256=_sha256(files[ONNX_NAME]), device="cuda", max_batch_size=max_batch_size
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: Path) -> BadDataError:
@@ -71,23 +95,26 @@ def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: 
     return BadDataError("PARITY", what, f"nothing was published; read {directory / 'parity.md'}")
 
 
-def manifest_of(files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig) -> Manifest:
+def manifest_of(
+    files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engine: EngineSpec | None
+) -> Manifest:
     """The manifest of a version whose gate passed; publishing gives it its number."""
     return Manifest(
         model_name=MODEL_NAME,
         version=0,
         architecture=checkpoint.architecture,
-        precision=PRECISION,
+        precision=config.precision,
         classes=CLASSES,
         input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
         output=TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),
         max_batch_size=config.max_batch_size,
-        opset=OPSET,
+        opset=opset_of(config.precision),
         checkpoint_sha256=checkpoint.sha256,
         parity_passed=True,
-        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        files={name: _sha256(data) for name, data in files.items()},
         versions=package_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        engine=engine,
     )
 
 
@@ -100,22 +127,27 @@ def main(arguments: list[str]) -> int:
 
     inferring = inference_model(model)
     program = program_from_model(inferring, config.max_batch_size)
-    source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": PRECISION}
-    files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_from_program(program, classes=CLASSES, **source)}
+    source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
+    fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
+    files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
+    engine, about_engine = add_engine(files, config.engine_options, config.engine)
 
     truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
-    report = run_gate(truth, open_backends(files, config.max_batch_size), inputs, PRECISION)
+    backends = open_backends(files, config.max_batch_size, config.precision, engine)
+    report = run_gate(truth, backends, inputs, config.precision)
     if not report:
         report = dataclasses.replace(report, first_divergence=explain_failure(report, inferring, files, inputs))
     images = "Fashion-MNIST, digests checked" if data.verified else "not Fashion-MNIST, or not checked"
     circumstances = {"hardware": hardware_of(torch.device("cpu")), "test images": images}
-    reports = reports_from(report, source | package_versions() | circumstances)
+    reports = reports_from(report, source | {"precision": config.precision} | package_versions() | circumstances)
     if not report:
         raise parity_error(report, reports, config.failed_dir)
 
+    if config.precision != "fp32":
+        del files[PROGRAM_NAME]  # the reference, not what was asked for: nobody is to serve it under this precision
     files |= reports
-    version_dir = publish(config.repository_dir / MODEL_NAME, files, manifest_of(files, checkpoint, config))
+    version_dir = publish(config.repository_dir / MODEL_NAME, files, manifest_of(files, checkpoint, config, engine))
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
-    print(why_no_engine(config.max_batch_size))
+    print(about_engine)
     return 0

@@ -18,8 +18,10 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-from export.parity import ParityReport, Tolerance
+from export.emulation import emulated_onnx
+from export.parity import TOLERANCES, ParityReport, Tolerance
 from export.parity_inputs import ParityInputs
+from export.precision import HALF_TYPES
 from export.torch_program import program_from_model
 from serving.backends.base import Images
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
@@ -44,9 +46,10 @@ def explain_failure(report: ParityReport, model: nn.Module, files: Mapping[str, 
     failed = next(runtime for runtime in report.runtimes if not runtime)
     image = inputs.images[failed.worst_image : failed.worst_image + 1]  # (1, 1, 28, 28)
     if failed.runtime == "torch":
-        divergence = divergence_of_program(model, files[PROGRAM_NAME], image, report.tolerance)
+        divergence = divergence_of_program(model, files[PROGRAM_NAME], image, TOLERANCES[failed.precision])
     else:
-        divergence = divergence_of_onnx(model, files[ONNX_NAME], image, report.tolerance)
+        readable = emulated_onnx(files[ONNX_NAME]) if report.precision in HALF_TYPES else files[ONNX_NAME]
+        divergence = divergence_of_onnx(model, readable, image, report.tolerance)
     if divergence is not None:
         return str(divergence)
     # Values that are looked at are not fused away, and this ran on the CPU.

@@ -11,11 +11,13 @@ from torch.export import ExportedProgram
 from serving.errors import BadDataError
 
 OPSET = 20
+BF16_OPSET = 22  # the first in which convolution and pooling take bfloat16
 
 # What a LeNet needs, and nothing that loops, branches, reads files or allocates what its input says.
 ALLOWED_OPS = {
     *("Conv", "Gemm", "MatMul", "AveragePool", "MaxPool", "Sigmoid", "Tanh", "Relu", "Gelu"),
     *("Cast", "Constant", "Add", "Sub", "Mul", "Div", "Pad", "Flatten", "Reshape"),
+    *("QuantizeLinear", "DequantizeLinear"),
 }
 MAX_BYTES = 16 * 2**20  # LeNet-5 is 0.25 MiB
 
@@ -54,7 +56,12 @@ def _strip_provenance(model: ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def check_onnx(model: ModelProto) -> None:
+def opset_of(precision: str) -> int:
+    """The version of ONNX's operators that a model of this precision is written in."""
+    return BF16_OPSET if precision == "bf16" else OPSET
+
+
+def check_onnx(model: ModelProto, opset: int = OPSET) -> None:
     """Refuses a model that is not valid ONNX, or not one that Atelier makes. Raises BadDataError."""
     graph = model.graph
     size = model.ByteSize()
@@ -65,7 +72,7 @@ def check_onnx(model: ModelProto) -> None:
         (bool(foreign), f"it has the operators {', '.join(foreign)}, which no LeNet needs"),
         (bool(model.functions or graph.sparse_initializer), "it has functions or sparse weights"),
         (_has_external_data(graph), "its weights are in other files"),
-        ([(opset.domain, opset.version) for opset in model.opset_import] != [("", OPSET)], f"its opset is not {OPSET}"),
+        ([(found.domain, found.version) for found in model.opset_import] != [("", opset)], f"its opset is not {opset}"),
         (_signature(graph.input) != [("images", TensorProto.UINT8, ("batch", 1, 28, 28))], "its input is not images"),
         (_signature(graph.output) != [("logits", TensorProto.FLOAT, ("batch", 10))], "its output is not logits"),
         (first != ["Cast"], f"images go into {first}, not into one Cast, which is what TensorRT needs"),

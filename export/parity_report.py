@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from export.parity import TIE_MARGIN, ParityReport, RuntimeParity
+from export.parity import TOLERANCES, ParityReport, RuntimeParity, Tolerance
 
 HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invariance", "pass")
 
@@ -14,7 +14,7 @@ HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invar
 def table_from(report: ParityReport) -> str:
     """One line per runtime, in aligned Markdown."""
     truth = ("float64 truth", "0", "100 %", f"{report.truth_accuracy:.4f}", "", "")
-    return _aligned([HEADER, truth, *(_row(runtime) for runtime in report.runtimes)])
+    return aligned([HEADER, truth, *(_row(runtime) for runtime in report.runtimes)])
 
 
 def _row(runtime: RuntimeParity) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def _row(runtime: RuntimeParity) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, " | ".join("-" * width for width in widths))
@@ -64,8 +64,9 @@ def markdown_from(report: ParityReport, made_with: dict[str, str]) -> bytes:
         f"every single pixel, noise, near ties), in batches of {batch_sizes}.",
         "The truth is the model in float64. A logit passes where |found - truth| <= "
         f"{tolerance.atol:g} + {tolerance.rtol:g} * |truth|. The class must be the truth's, except at the "
-        f"{report.num_ties} ties: images whose two best logits are, in truth, less than {TIE_MARGIN:g} apart. Batch "
-        "invariance: how far a logit moves, and how many classes flip, with the size of the batch an image lands in.",
+        f"{report.num_ties} ties: images whose two best logits are, in truth, less than {tolerance.tie_margin:g} "
+        f"apart.{_further_rules(report.precision, tolerance)} Batch invariance: how far a logit moves, and how many "
+        "classes flip, with the size of the batch an image lands in.",
         table_from(report),
         "## Where the largest differences are",
         "\n".join(_worst_line(runtime) for runtime in report.runtimes),
@@ -80,6 +81,16 @@ def markdown_from(report: ParityReport, made_with: dict[str, str]) -> bytes:
         "\n".join(f"- {name}: {value}" for name, value in made_with.items()),
     ]
     return ("\n\n".join(section for section in sections if section) + "\n").encode()
+
+
+def _further_rules(precision: str, tolerance: Tolerance) -> str:
+    if precision == "fp32":
+        return ""
+    fp32 = TOLERANCES["fp32"]
+    return (
+        f" Accuracy on the test images may be {100 * tolerance.max_accuracy_loss:g} points below the truth's. The "
+        f"torch program is the reference in fp32, held to {fp32.atol:g} + {fp32.rtol:g} * |truth|."
+    )
 
 
 def _worst_line(runtime: RuntimeParity) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.manifest import MANIFEST_NAME, Manifest, list_versions, save_manifest
+from serving.manifest import ENGINE_NAME, MANIFEST_NAME, ONNX_NAME, Manifest, list_versions, save_manifest
 from training.storage import write_atomically
 
 _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
@@ -78,9 +78,11 @@ def _flush(path: Path) -> None:
 def triton_config(manifest: Manifest) -> str:
     """What Triton wants beside the versions; the batch is not part of its dims."""
     images, logits = manifest.input, manifest.output
+    # Triton takes one platform for all versions: the newest one's best.
+    platform, file_name = ("tensorrt_plan", ENGINE_NAME) if manifest.engine else ("onnxruntime_onnx", ONNX_NAME)
     return f"""name: "{manifest.model_name}"
-platform: "onnxruntime_onnx"
-default_model_filename: "model.onnx"
+platform: "{platform}"
+default_model_filename: "{file_name}"
 max_batch_size: {manifest.max_batch_size}
 input [ {{ name: "{images.name}", data_type: TYPE_UINT8, dims: {list(images.shape[1:])} }} ]
 output [ {{ name: "{logits.name}", data_type: TYPE_FP32, dims: {list(logits.shape[1:])} }} ]

@@ -1,14 +1,259 @@
-"""TensorRT engines: not built yet. What an export says instead."""
+"""The ONNX model as a TensorRT engine, built by Polygraphy for the GPU of this machine.
 
-import shutil
+Strongly typed networks only: every type is the graph's own (precision.py), so nothing here chooses one, and the same
+code serves TensorRT 10.16 and 11, which has no other networks any more. What does not lie in the graph is TF32, a way
+to multiply float32; it is off unless asked for. What was built is read back with the engine inspector and must be what
+was asked for.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.errors import BadDataError, ResourceUnavailableError
+from serving.manifest import ENGINE_NAME, ONNX_NAME, EngineSpec
+
+TIMING_CACHE = Path("artifacts/tensorrt-timing.cache")
+WANTED = ("auto", "yes", "no")
+HARDWARE_LEVELS = ("none", "same_compute_capability", "ampere_plus")
+IMAGE = (1, 28, 28)
+
+# What layers compute in, as the inspector of one version or another spells it, and our name.
+_TYPES = {
+    "bf16": r"\bbf(loat)?16\b",
+    "fp16": r"\b(fp16|half|float16)\b",
+    "fp8": r"\bfp8\b",
+    "int8": r"\bint8\b",
+    "fp32": r"\b(fp32|float|float32)\b",
+}
+# What may lie between the layers of an engine of each precision; the first of them must.
+_ALLOWED = {
+    "fp32": ("fp32",),
+    "tf32": ("fp32",),
+    "fp16": ("fp16", "fp32"),
+    "bf16": ("bf16", "fp32"),
+    "int8": ("int8", "fp32"),
+}
 
 
-def why_no_engine(max_batch_size: int) -> str:
-    """Why the version has no `model.plan`, and how to make one."""
-    host = "the GPU is there, but" if shutil.which("nvidia-smi") else "there is no NVIDIA GPU here, and"
-    images = "x1x28x28"
-    shapes = f"--minShapes=images:1{images} --optShapes=images:64{images} --maxShapes=images:{max_batch_size}{images}"
-    return (
-        f"TensorRT engine left out: {host} this release neither builds nor serves engines yet. By hand, for "
-        f"other servers, on the GPU that will run it:\n    trtexec --onnx=model.onnx --saveEngine=model.plan {shapes}"
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine is built."""
+
+    precision: str
+    """The precision that the ONNX model is in."""
+
+    max_batch_size: int
+    """The profile's largest batch; its smallest is 1."""
+
+    opt_batch_size: int = 64
+    """The batch that kernels are timed at, where that is not over the largest."""
+
+    version_compatible: bool = False
+    """Whether it also runs on later releases of this TensorRT's major version, and on the lean runtime."""
+
+    hardware_compatible: str = "none"
+    """One of HARDWARE_LEVELS: other GPUs than this one that it is to run on."""
+
+    timing_cache: Path = TIMING_CACHE
+    """Timings kept from build to build: a second build takes seconds and picks the same kernels."""
+
+    @property
+    def batch_sizes(self) -> tuple[int, int, int]:
+        """Smallest, best, largest."""
+        return 1, min(self.opt_batch_size, self.max_batch_size), self.max_batch_size
+
+
+def engine_from_onnx(onnx_model: bytes, options: EngineOptions) -> bytes:
+    """The serialised engine, for the GPU of this machine.
+
+    Raises ResourceUnavailableError TENSORRT_UNAVAILABLE or NO_GPU, BadDataError BAD_ENGINE where TensorRT cannot build
+    it or made something else of it.
+    """
+    trt, polygraphy = _libraries()
+    _check_gpu()
+    options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
+    smallest, best, largest = ((batch_size, *IMAGE) for batch_size in options.batch_sizes)
+    config = polygraphy.CreateConfig(
+        profiles=[polygraphy.Profile().add("images", min=smallest, opt=best, max=largest)],
+        tf32=options.precision == "tf32",
+        load_timing_cache=str(options.timing_cache) if options.timing_cache.exists() else None,
+        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # what the inspector is to read back
+        version_compatible=options.version_compatible,
+        exclude_lean_runtime=False,
+        hardware_compatibility_level=_hardware_level(trt, options.hardware_compatible),
     )
+    with _translated("cannot build an engine of this model"):
+        network = polygraphy.network_from_onnx_bytes(onnx_model, strongly_typed=True)
+        check_network(trt, network[1], options.precision)
+        engine = polygraphy.engine_bytes_from_network(network, config, save_timing_cache=str(options.timing_cache))
+    return bytes(engine)
+
+
+def add_engine(files: dict[str, bytes], options: EngineOptions, wanted: str) -> tuple[EngineSpec | None, str]:
+    """Puts the engine of `files`' ONNX model among them; its entry for the manifest, or none and why.
+
+    `wanted` is one of WANTED: `auto` goes on without where there is no TensorRT or no GPU. Raises as
+    `engine_from_onnx` does otherwise.
+    """
+    if wanted == "no":
+        return None, "TensorRT engine left out: --engine no"
+    try:
+        engine = engine_from_onnx(files[ONNX_NAME], options)
+    except ResourceUnavailableError as error:
+        if wanted == "yes":
+            raise
+        return None, f"TensorRT engine left out: {error}"
+    spec = spec_of(engine, hashlib.sha256(files[ONNX_NAME]).hexdigest(), options)
+    files[ENGINE_NAME] = engine
+    types = ", ".join(f"{number} {name}" for name, number in spec.layer_types.items()) or "one layer"
+    return spec, f"TensorRT {spec.tensorrt} engine for {spec.gpu}, {len(engine):,} bytes; between its layers: {types}"
+
+
+def _hardware_level(trt: Any, name: str) -> Any:
+    return None if name == "none" else getattr(trt.HardwareCompatibilityLevel, name.upper())
+
+
+def check_network(trt: Any, network: Any, precision: str) -> None:
+    """Holds the types that TensorRT read from the graph against the precision. Raises BadDataError WRONG_PRECISION."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    multiplying = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    expected = {"fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}.get(precision, trt.DataType.FLOAT)
+    for layer in layers:
+        if layer.type in multiplying and layer.get_output(0).dtype != expected:
+            what = f"layer {layer.name} of the network is {layer.get_output(0).dtype}, and {precision} was asked for"
+            raise BadDataError("WRONG_PRECISION", what, "report it: a bug")
+    is_quantised = any(layer.type == trt.LayerType.QUANTIZE for layer in layers)
+    if is_quantised != (precision == "int8"):
+        what = f"the network has {'' if is_quantised else 'no '}quantised layers, and {precision} was asked for"
+        raise BadDataError("WRONG_PRECISION", what, "report it: a bug")
+
+
+def inspected_types(engine: bytes, options: EngineOptions) -> dict[str, int]:
+    """Type -> how many tensors between the engine's layers have it, held against the precision that was asked for.
+
+    Raises BadDataError WRONG_PRECISION naming layer and type. A small network may end up as a single layer; then no
+    tensor lies between layers, and what was checked before the build, the network's own types, has to do.
+    """
+    trt, polygraphy = _libraries()
+    with _translated("cannot read the engine back"):
+        deserialised = polygraphy.engine_from_bytes(engine)
+    inspector = deserialised.create_engine_inspector()
+    context = deserialised.create_execution_context()
+    context.set_input_shape("images", (options.batch_sizes[1], *IMAGE))
+    inspector.execution_context = context  # without the shape of a batch it tells no types
+    document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return check_types(document["Layers"], options.precision)
+
+
+def check_types(layers: list[Any], precision: str) -> dict[str, int]:
+    """The tensors' types in the inspector's `Layers`. Raises BadDataError WRONG_PRECISION."""
+    allowed, found = _ALLOWED[precision], Counter[str]()
+    for layer, tensor in _tensors_between(layers):
+        kind = _type_of(str(tensor.get("Format/Datatype", "")))
+        if kind is None:
+            continue  # an index, the images as they come, or a type that it does not tell
+        if kind not in allowed:
+            what = f"layer {layer} of the engine puts out {tensor.get('Format/Datatype')}"
+            raise BadDataError("WRONG_PRECISION", f"{what}, and {precision} was asked for", "report it: a bug")
+        found[kind] += 1
+    if found and not found[allowed[0]]:
+        what = f"the engine's tensors are {dict(found)}: none is {allowed[0]}, and {precision} was asked for"
+        raise BadDataError("WRONG_PRECISION", what, "report it: a bug")
+    return dict(found)
+
+
+def _tensors_between(layers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(layer, output) for outputs of layers that other layers read: the ends of the model have types of their own."""
+    if any(not isinstance(layer, dict) for layer in layers):
+        raise BadDataError("BAD_ENGINE", "the engine tells only its layers' names", "build it with make export")
+    for layer in layers:
+        for tensor in layer.get("Outputs", []):
+            is_shape = len(tensor.get("Dimensions", IMAGE)) < 2  # whose integers some versions describe as INT8
+            if tensor["Name"] not in ("images", "logits") and not is_shape:
+                yield layer["Name"], tensor
+
+
+def _type_of(description: str) -> str | None:
+    """`Row major linear FP16 format` -> fp16; None where there is none that layers compute in."""
+    return next((name for name, pattern in _TYPES.items() if re.search(pattern, description, re.IGNORECASE)), None)
+
+
+# --- What is needed, and what is on record ----------------------------------------------------------------------------
+
+
+def _libraries() -> tuple[Any, Any]:
+    """TensorRT and Polygraphy's part for it. Raises ResourceUnavailableError TENSORRT_UNAVAILABLE."""
+    try:
+        import tensorrt
+        from polygraphy.backend import trt as polygraphy
+        from polygraphy.logger import G_LOGGER
+    except (ImportError, OSError, RuntimeError) as error:
+        what = f"an engine needs TensorRT and Polygraphy: {' '.join(str(error).split())}"
+        cure = "on a host with an NVIDIA GPU install the extra `tensorrt`"
+        raise ResourceUnavailableError("TENSORRT_UNAVAILABLE", what, cure) from None
+    G_LOGGER.module_severity = G_LOGGER.WARNING
+    return tensorrt, polygraphy
+
+
+def _check_gpu() -> None:
+    """Raises ResourceUnavailableError NO_GPU: TensorRT's builder needs the device, and may crash without one."""
+    from serving.backends.cuda import CudaError, gpu_at
+
+    try:
+        gpu_at(0)
+    except CudaError as error:
+        cure = "engines are built on the machine that will run them"
+        raise ResourceUnavailableError("NO_GPU", f"asked for a TensorRT engine: {error}", cure) from None
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Polygraphy's complaints, with what TensorRT logged, as one of ours."""
+    from polygraphy.exception import PolygraphyException
+
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log):
+            yield
+    except PolygraphyException as error:
+        reason = " ".join(f"{error} {log.getvalue()}".split())[-600:]
+        raise BadDataError("BAD_ENGINE", f"TensorRT {what}: {reason}", "--engine no publishes without one") from error
+
+
+def spec_of(engine: bytes, onnx_sha256: str, options: EngineOptions) -> EngineSpec:
+    """What the manifest records of an engine that was just built here."""
+    from serving.backends.cuda import gpu_at
+
+    trt, _ = _libraries()
+    gpu, (smallest, best, largest) = gpu_at(0), options.batch_sizes
+    return EngineSpec(
+        tensorrt=trt.__version__,
+        driver=_driver_version(),
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        onnx_sha256=onnx_sha256,
+        min_batch_size=smallest,
+        opt_batch_size=best,
+        max_batch_size=largest,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        layer_types=inspected_types(engine, options),
+    )
+
+
+def _driver_version() -> str:
+    command = ["nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

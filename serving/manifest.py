@@ -34,6 +34,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """What a TensorRT engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
+
+    tensorrt: str  # "11.4.0.106"
+    driver: str  # "580.82.07"; told, not compared: engines run on any driver that their TensorRT does
+    gpu: str  # "NVIDIA H200"
+    compute_capability: str  # "9.0"
+    onnx_sha256: str  # of the `model.onnx` it was built from
+    min_batch_size: int
+    opt_batch_size: int  # the kernels were timed at this one
+    max_batch_size: int
+    version_compatible: bool  # runs on later TensorRT of the same major version, and on the lean runtime
+    hardware_compatible: str  # "none", "same_compute_capability" or "ampere_plus"
+    layer_types: dict[str, int]  # type -> tensors between layers, as the engine inspector reads them back
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One exported version. All digests are SHA-256, in hexadecimal."""
 
@@ -51,6 +68,7 @@ class Manifest:
     files: dict[str, str]  # file name -> digest
     versions: dict[str, str]  # package -> version that made it
     created: str  # ISO 8601, UTC
+    engine: EngineSpec | None = None  # where the version has a TensorRT engine
 
 
 def save_manifest(manifest: Manifest, version_dir: Path) -> None:
@@ -91,6 +109,8 @@ def _manifest_from(document: dict[str, Any]) -> Manifest:
         spec = fields[name]
         fields[name] = TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
     fields["classes"] = tuple(fields["classes"])
+    if fields.get("engine"):
+        fields["engine"] = EngineSpec(**fields["engine"])
     return Manifest(**fields)
 
 

@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
         word
         for line in "\n".join(blocks("sh")).splitlines()
@@ -26,7 +26,7 @@ def test_every_make_target_that_is_named_exists() -> None:
         for word in shlex.split(line)[1:]
         if "=" not in word
     }
-    named |= {word for document in DOCUMENTS for word in re.findall(r"`make ([a-z]+)", document.read_text())}
+    named |= {word for document in DOCUMENTS for word in re.findall(r"`make ([a-z-]+)", document.read_text())}
     assert named >= {"train", "export", "serve", "classify", "test", "check"}
     assert named <= targets
 

@@ -10,6 +10,8 @@ from serving.errors import UsageError
 from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS, RECIPES, Recipe
 from training.record import CHECKPOINT_DIR
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -45,12 +47,17 @@ class TrainConfig:
     again: bool = False
     """Train even where the same run is finished already."""
 
+    precision: str = "fp32"
+    """What the steps compute in: fp32, tf32 (GPUs only) or bf16 (weights stay float32); recorded."""
+
     summary: bool = False
     """Print the layers and do nothing else."""
 
     def __post_init__(self) -> None:
         if self.resume and self.again:
             raise UsageError("BAD_OPTIONS", "--resume goes on with a run, --again starts it anew", "use one of them")
+        if self.precision not in PRECISIONS:
+            raise UsageError("BAD_OPTIONS", f"--precision is {self.precision!r}", f"one of {', '.join(PRECISIONS)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UsageError(
                 "BAD_OPTIONS", f"--device is {self.device!r}", "it must be auto, cpu, cuda or cuda:<index>"
@@ -74,6 +81,7 @@ EPILOG = """
   python -m training                     the tutorial's run: 10 epochs, seed 0, into artifacts/checkpoint
   python -m training --resume            go on with an interrupted run, to the weights it would have had
   python -m training --seeds 3           how much of the result is luck: mean and spread over seeds 0, 1, 2
+  torchrun --nproc-per-node 4 -m training   the same steps, each shared between four GPUs
   python -m training --summary           the layers: where each shape comes from, parameters, multiply-adds
   python -m training --architecture classic --activation relu --pooling max --learning-rate 0.1
                                          the tutorial's training of another network; the checkpoint says which
@@ -141,6 +149,7 @@ def config_from(arguments: list[str]) -> TrainConfig:
         "--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them"
     )
     how.add_argument("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
+    how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the steps (fp32); recorded")
     run.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help=f"({CHECKPOINT_DIR})")
     run.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
     run.add_argument("--again", action="store_true", help="train anew what is there already")
@@ -164,6 +173,7 @@ def config_from(arguments: list[str]) -> TrainConfig:
         data_dir=options.data_dir,
         verify_data=not options.unverified_data,
         checkpoint_dir=options.checkpoint_dir,
+        precision=options.precision,
         resume=options.resume,
         again=options.again,
         summary=options.summary,

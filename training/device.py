@@ -9,16 +9,38 @@ import torch
 from serving.errors import ResourceUnavailableError
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device for `--device`; what was asked for by name and is not there is an error, never replaced."""
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device for `--device`; what was asked for by name and is not there is an error, never replaced.
+
+    Of several processes on one machine each has a GPU of its own, by its `local_rank`, unless a GPU is named.
+    """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and num_gpus == 0):
         return torch.device("cpu")
-    index = 0 if wanted == "auto" else torch.device(wanted).index or 0
+    named = None if wanted == "auto" else torch.device(wanted).index
+    index = local_rank if named is None else named
     if index >= num_gpus:
         what = f"asked for {wanted}, but torch {torch.__version__} sees {num_gpus} GPUs"
         raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu or --device auto")
     return torch.device("cuda", index)
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """How float32 is multiplied from here on: in full, or in TF32, which keeps 10 bits of 23.
+
+    Convolutions in PyTorch use TF32 unless told otherwise. bf16 is the steps' own matter (steps.py). Raises
+    ResourceUnavailableError NO_SUCH_PRECISION where the device cannot do what was asked for.
+    """
+    is_able = {
+        "fp32": True,
+        "tf32": device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
+        "bf16": device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0),
+    }
+    if not is_able[precision]:
+        what = f"asked for {precision} on {device} ({hardware_of(device)}), which has no such arithmetic"
+        raise ResourceUnavailableError("NO_SUCH_PRECISION", what, "use --precision fp32, or an Ampere GPU or later")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def make_deterministic(num_threads: int) -> None:
@@ -27,6 +49,8 @@ def make_deterministic(num_threads: int) -> None:
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
     )  # read when CUDA starts; cuBLAS is deterministic with it
     torch.use_deterministic_algorithms(True)
+    # A launch for each new tensor, to make a fault repeatable that we do not have.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     if num_threads:
         torch.set_num_threads(num_threads)

@@ -12,16 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from training.split import Split
+from training.steps import Steps
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """Images and labels on one device."""
-
-    images: Tensor  # (N, 1, 28, 28) uint8
-    labels: Tensor  # (N,) int64
+__all__ = ["Split", "TrainResult", "accuracy", "image_order", "split_on", "train_epoch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +52,24 @@ def train_epoch(
     *,
     title: str,
     before_step: Callable[[], None],
+    steps: Steps | None = None,
 ) -> TrainResult:
-    """One step per `batch_size` images in the given order, (N,) int64. `before_step` may raise to stop it."""
+    """One step per `batch_size` images in the given order, (N,) int64. `before_step` may raise to stop it.
+
+    `steps` are the run's, where it has several epochs: what is captured for a GPU is captured once.
+    """
     model.train()
     started = time.perf_counter()
-    order = order.to(split.images.device)  # (N,)
-    batches = torch.split(order, batch_size)  # S times (B,); the last may be smaller
-    losses = torch.zeros(len(batches), device=order.device)  # (S,) for S steps
-    num_correct = torch.zeros((), device=order.device, dtype=torch.int64)
-    for step, indices in enumerate(tqdm(batches, desc=title, unit="step", leave=False, disable=None)):
+    steps = steps or Steps(model, optimizer, split, batch_size)
+    steps.begin(order)
+    for size in tqdm(steps.sizes, desc=title, unit="step", leave=False, disable=None):
         before_step()
-        images, labels = split.images[indices], split.labels[indices]  # (B, 1, 28, 28), (B,)
-        optimizer.zero_grad()
-        logits = model(images)  # (B, 10)
-        loss = cross_entropy(logits, labels)  # () mean over the batch
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        optimizer.step()
-        losses[step] = loss.detach()
-        num_correct += (logits.argmax(dim=1) == labels).sum()
-    step_losses = losses.tolist()  # waits for the device
+        steps.take(size)
+    step_losses, num_correct = steps.results()  # waits for the device
     seconds = time.perf_counter() - started
-    loss_sum = sum(loss * len(indices) for loss, indices in zip(step_losses, batches, strict=True))
+    loss_sum = sum(loss * size for loss, size in zip(step_losses, steps.sizes, strict=True))
     return TrainResult(
-        step_losses=step_losses, loss=loss_sum / len(order), acc=int(num_correct) / len(order), seconds=seconds
+        step_losses=step_losses, loss=loss_sum / len(order), acc=num_correct / len(order), seconds=seconds
     )
 
 
@@ -86,6 +77,10 @@ def train_epoch(
 def accuracy(model: nn.Module, split: Split, batch_size: int) -> float:
     """The fraction of all the split's images whose largest logit is the label's."""
     model.eval()
+    if split.images.is_cuda:
+        batch_size = max(
+            batch_size, 10_000
+        )  # a GPU is done with all of them before the host has launched forty batches
     num_correct = torch.zeros((), device=split.labels.device, dtype=torch.int64)
     batches = zip(torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True)
     for images, labels in batches:  # (B, 1, 28, 28), (B,)

@@ -51,6 +51,8 @@ class RunRecord:
     num_threads: int  # of the CPU; results are bitwise the same only for the same number
     created: str  # ISO 8601, UTC
     wall_seconds: float  # the whole run so far, data loading and evaluation included
+    precision: str = "fp32"  # of the steps: fp32, tf32, bf16
+    num_processes: int = 1  # that shared each step
 
     def __post_init__(self) -> None:
         if self.completed_epochs != len(self.metrics):
@@ -138,7 +140,9 @@ def find_record(directory: Path) -> RunRecord | None:
         return None
 
 
-def find_finished(directory: Path, recipe: Recipe, seed: int, dataset_digests: dict[str, str]) -> RunRecord | None:
+def find_finished(
+    directory: Path, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
+) -> RunRecord | None:
     """The record of this very run, trained to its end with its weights unharmed; None where it is yet to be trained.
 
     Raises BadDataError BAD_CHECKPOINT where a finished run's weights are not those it ended with.
@@ -147,19 +151,36 @@ def find_finished(directory: Path, recipe: Recipe, seed: int, dataset_digests: d
         record, sha256 = load_record(directory)
     except MissingInputError:
         return None
-    if not record.is_complete or differences(record, recipe, seed, dataset_digests):
+    if not record.is_complete or differences(record, recipe, seed, dataset_digests, precision):
         return None
     read_weights(directory / weights_name(sha256), sha256)
     return record
 
 
-def differences(record: RunRecord, recipe: Recipe, seed: int, dataset_digests: dict[str, str]) -> list[str]:
+def differences(
+    record: RunRecord, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
+) -> list[str]:
     """Where the wanted run (its recipe, seed and data) is not the recorded one, as `field wanted != recorded`."""
-    wanted = {**dataclasses.asdict(recipe), "seed": seed, **dataset_digests}
-    recorded = {**dataclasses.asdict(record.recipe), "seed": record.seed, **record.dataset_digests}
+    wanted = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, **dataset_digests}
+    recorded = {
+        **dataclasses.asdict(record.recipe),
+        "seed": record.seed,
+        "precision": record.precision,
+        **record.dataset_digests,
+    }
     return [
         f"{field} {value} != {recorded.get(field)}" for field, value in wanted.items() if value != recorded.get(field)
     ]
+
+
+def record_bytes(record: RunRecord | None) -> bytes:
+    """For other processes; nothing for none."""
+    return json.dumps(dataclasses.asdict(record)).encode() if record else b""
+
+
+def record_from_bytes(data: bytes) -> RunRecord | None:
+    """What `record_bytes` made."""
+    return _record_from(json.loads(data)) if data else None
 
 
 def _record_from(document: dict[str, Any]) -> RunRecord:

@@ -16,16 +16,26 @@ from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
-from training.device import choose_device, hardware_of, make_deterministic
+from training.device import choose_device, hardware_of, make_deterministic, set_precision
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
 from training.optimisation import Optimisation, all_logits
+from training.peers import Peers, local_rank, peers_on
 from training.pictures import save_pictures
 from training.process import StopRequest, StopRequestedError
 from training.recipes import RECIPES, Recipe
-from training.record import EpochMetrics, RunRecord, differences, find_finished, find_record
+from training.record import (
+    EpochMetrics,
+    RunRecord,
+    differences,
+    find_finished,
+    find_record,
+    record_bytes,
+    record_from_bytes,
+)
 from training.report import SEEDS_NAME, epoch_line, seeds_json
+from training.steps import Steps
 from training.storage import write_atomically
 from training.validation import put_aside
 
@@ -40,6 +50,7 @@ class Workplace:
     train: Split
     test: Split
     stop: StopRequest
+    peers: Peers
     validation: Split | None = None
     teacher_logits: Tensor | None = None  # (2, N, 10): of the training images as they are, and mirrored
 
@@ -50,28 +61,59 @@ def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, s
     Raises ResourceUnavailableError NO_GPU, ConfigurationError CONFIG_MISMATCH, BadDataError DIVERGED,
     InterruptedRunError INTERRUPTED, and OSError where the disk fails.
     """
-    device = choose_device(config.device)
+    device = choose_device(config.device, local_rank())
     make_deterministic(config.num_threads)
-    print(f"training on {device} ({hardware_of(device)}), data from {dataset.source}", flush=True)
+    set_precision(config.precision, device)
+    with peers_on(device) as peers:
+        return _train_seeds(config, dataset, stop, started, device, peers)
+
+
+def _train_seeds(
+    config: TrainConfig,
+    dataset: FashionMNIST,
+    stop: StopRequest,
+    started: float,
+    device: torch.device,
+    peers: Peers,
+) -> list[RunRecord]:
+    _check_recipe(config, peers)
+    if peers.is_first:
+        together = f", {peers.size} processes" if peers.size > 1 else ""
+        print(f"training on {device} ({hardware_of(device)}{together}), data from {dataset.source}", flush=True)
     train = split_on(device, dataset.train_images, dataset.train_labels)
     train, validation = put_aside(train, config.recipe.num_validation_images)
     test = split_on(device, dataset.test_images, dataset.test_labels)
     workplace = Workplace(
-        config=config, dataset=dataset, device=device, train=train, test=test, stop=stop, validation=validation
+        config=config,
+        dataset=dataset,
+        device=device,
+        train=train,
+        test=test,
+        stop=stop,
+        peers=peers,
+        validation=validation,
     )
     records = []
     for seed, directory in config.run_dirs.items():
-        directory.mkdir(parents=True, exist_ok=True)
-        record = None if config.again else find_finished(directory, config.recipe, seed, dataset.digests)
-        if record:
+        record = _finished(workplace, seed, directory)
+        if record and peers.is_first:
             print(f"seed {seed} is trained already, in {directory} (--again trains it anew)", flush=True)
         elif config.recipe.teacher and workplace.teacher_logits is None:
             workplace = dataclasses.replace(workplace, teacher_logits=_teacher_logits(workplace, started))
         records.append(record or train_run(workplace, seed, directory, started))
         started = time.perf_counter()
-    if len(records) > 1:
+    if len(records) > 1 and peers.is_first:
         write_atomically(config.checkpoint_dir / SEEDS_NAME, seeds_json(records))
     return records
+
+
+def _check_recipe(config: TrainConfig, peers: Peers) -> None:
+    """Raises ConfigurationError PLAIN_STEPS_ONLY: what only plain steps can do, no other recipe silently leaves out."""
+    if config.recipe.is_plain or (peers.size == 1 and config.precision != "bf16"):
+        return
+    asked = f"{peers.size} processes" if peers.size > 1 else f"--precision {config.precision}"
+    what = f"recipe {config.recipe.name!r} does more than plain SGD, and cannot yet use {asked}"
+    raise ConfigurationError("PLAIN_STEPS_ONLY", what, "train it in one process in fp32 or tf32")
 
 
 def train_run(workplace: Workplace, seed: int, directory: Path, started: float) -> RunRecord:
@@ -79,17 +121,18 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     model, record = _begin(workplace, seed, directory)
     earlier_seconds = record.wall_seconds
     model.to(workplace.device)
-    optimizer: torch.optim.Optimizer | Optimisation
+    trainer: Steps | Optimisation
     if record.recipe.is_plain:
-        optimizer = torch.optim.SGD(model.parameters(), lr=record.recipe.learning_rate)
+        trainer = _plain_steps(workplace, model, record.recipe)
     else:
-        optimizer = Optimisation(model, record.recipe, workplace.teacher_logits)
+        trainer = Optimisation(model, record.recipe, workplace.teacher_logits)
         if record.completed_epochs and not record.is_complete:
-            optimizer.restore(load_training_state(directory))
-        model = optimizer.averaged
-    can_write, events = True, EventLog(directory, record)
+            trainer.restore(load_training_state(directory))
+        model = trainer.averaged
+    peers, can_write = workplace.peers, True
+    events = EventLog(directory, record) if peers.is_first else None
     while not record.is_complete:
-        metrics = _run_epoch(workplace, model, optimizer, record, directory, events)
+        metrics, step_losses = _run_epoch(workplace, model, trainer, record, directory)
         record = dataclasses.replace(
             record,
             completed_epochs=metrics.epoch,
@@ -97,42 +140,49 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=earlier_seconds + time.perf_counter() - started,
         )
-        state = None if record.is_complete or not isinstance(optimizer, Optimisation) else optimizer.state()
+        if events is None:
+            continue  # the first process writes for all
+        state = None if record.is_complete or not isinstance(trainer, Optimisation) else trainer.state()
         save_checkpoint(directory, model.state_dict(), record, state)
         print(epoch_line(record), flush=True)
+        events.add(metrics, step_losses)
         can_write = can_write and save_history(directory, record.metrics)  # one warning is enough
-    events.close()
-    if can_write:
+    if events is not None:
+        events.close()
+    if can_write and peers.is_first:
         print(save_pictures(directory, model, workplace.test, title_of(record)), flush=True)
         save_curves(directory, record)
     return record
 
 
+def _plain_steps(workplace: Workplace, model: LeNet, recipe: Recipe) -> Steps:
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
+    precision, peers = workplace.config.precision, workplace.peers
+    return Steps(model, optimizer, workplace.train, recipe.batch_size, precision=precision, peers=peers)
+
+
 def _run_epoch(
-    workplace: Workplace,
-    model: LeNet,
-    optimizer: torch.optim.Optimizer | Optimisation,
-    record: RunRecord,
-    directory: Path,
-    events: EventLog,
-) -> EpochMetrics:
+    workplace: Workplace, model: LeNet, trainer: Steps | Optimisation, record: RunRecord, directory: Path
+) -> tuple[EpochMetrics, list[float]]:
+    """The epoch's metrics, and the loss of each of its steps."""
     recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
     order = image_order(record.seed, epoch, record.num_train_images)  # (N,)
     title = f"seed {record.seed}, epoch {epoch}/{recipe.num_epochs}"
     try:
-        if isinstance(optimizer, Optimisation):
-            result = optimizer.train_epoch(
+        if isinstance(trainer, Optimisation):
+            result = trainer.train_epoch(
                 workplace.train, order, record.seed, epoch, title=title, before_step=workplace.stop.check
             )
         else:
             result = train_epoch(
-                model,
-                optimizer,
+                trainer.model,
+                trainer.optimizer,
                 workplace.train,
                 order,
                 recipe.batch_size,
                 title=title,
                 before_step=workplace.stop.check,
+                steps=trainer,
             )
     except StopRequestedError as signal:
         what = f"{signal} in {title}; {directory} has {record.completed_epochs} of {recipe.num_epochs} epochs"
@@ -152,8 +202,7 @@ def _run_epoch(
         step_seconds=result.seconds,
         seconds=time.perf_counter() - started,
     )
-    events.add(metrics, result.step_losses)
-    return metrics
+    return metrics, result.step_losses
 
 
 def _check_convergence(result: TrainResult, model: nn.Module, title: str, learning_rate: float) -> None:
@@ -182,7 +231,8 @@ def _teacher_logits(workplace: Workplace, started: float) -> Tensor:
     directory = workplace.config.checkpoint_dir / wanted.teacher
     directory.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(workplace.config, recipe=recipe, seed=0, num_seeds=1)
-    if not find_finished(directory, recipe, 0, workplace.dataset.digests) or config.again:
+    finished = find_finished(directory, recipe, 0, workplace.dataset.digests, config.precision)
+    if not finished or config.again:
         print(f"first the teacher, recipe {recipe.name!r}, into {directory}", flush=True)
         train_run(dataclasses.replace(workplace, config=config), 0, directory, started)
     teacher, _ = load_model(directory)
@@ -193,13 +243,33 @@ def _teacher_logits(workplace: Workplace, started: float) -> Tensor:
 # --- Where a run begins --------------------------------------------------------------------------------------------
 
 
+def _finished(workplace: Workplace, seed: int, directory: Path) -> RunRecord | None:
+    """The record of this very run where it is trained already; the first process looks, for all."""
+    config, record = workplace.config, None
+    if workplace.peers.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not config.again:
+            record = find_finished(directory, config.recipe, seed, workplace.dataset.digests, config.precision)
+    return record_from_bytes(workplace.peers.tell(record_bytes(record), workplace.device))
+
+
 def _begin(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNet, RunRecord]:
+    """Where all processes begin: as the first one does, whose weights the others get with the first step."""
+    begun = _begin_alone(workplace, seed, directory) if workplace.peers.is_first else None
+    told = workplace.peers.tell(record_bytes(begun[1] if begun else None), workplace.device)
+    record = begun[1] if begun else record_from_bytes(told)
+    if record is None:
+        raise ConnectionError("the first process told no record")
+    return begun[0] if begun else _new_model(workplace.config.recipe, seed), record
+
+
+def _begin_alone(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNet, RunRecord]:
     """Model and record to go on from: those of the checkpoint with `--resume`, else new ones."""
     config = workplace.config
     record = None if config.again else find_record(directory)
     if record is None:
         return _new_model(config.recipe, seed), _new_record(workplace, seed)
-    found = differences(record, config.recipe, seed, workplace.dataset.digests)
+    found = differences(record, config.recipe, seed, workplace.dataset.digests, config.precision)
     done = f"{record.completed_epochs} of {record.recipe.num_epochs} epochs"
     if not config.resume:
         what = f"of another run ({'; '.join(found)})" if found else "of this very run; --resume would go on from there"
@@ -240,4 +310,6 @@ def _new_record(workplace: Workplace, seed: int) -> RunRecord:
         num_threads=torch.get_num_threads(),
         created="",
         wall_seconds=0.0,
+        precision=workplace.config.precision,
+        num_processes=workplace.peers.size,
     )

@@ -3,6 +3,7 @@
 Read on in run.py (a run, epoch by epoch), epoch.py (its steps) and model.py (the layers).
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -22,6 +23,8 @@ def main(arguments: list[str]) -> int:
         print_summary(config)
         return 0
     records = find_all_finished(config) or train(config)
+    if not is_first():
+        return 0
     if len(records) > 1:
         print(seeds_table(records))
     for line in result_lines(records[0]):
@@ -31,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
 def train(config: TrainConfig) -> list[RunRecord]:
     """Trains every seed that has no finished run; what is wrong with the data is said before torch is imported."""
-    with lock_directory(config.checkpoint_dir):
+    with lock_directory(config.checkpoint_dir) if is_first() else contextlib.nullcontext():
         started = time.perf_counter()
         dataset = load_dataset(config.data_dir, verify=config.verify_data)
         if not dataset.verified:
@@ -46,6 +49,11 @@ def train(config: TrainConfig) -> list[RunRecord]:
             return train_seeds(config, dataset, stop, started)
 
 
+def is_first() -> bool:
+    """Whether this process speaks and writes: of several that `torchrun` started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def find_all_finished(config: TrainConfig) -> list[RunRecord]:
     """The records of all seeds where there is nothing left to train, else none. Needs neither data nor torch.
 
@@ -53,10 +61,13 @@ def find_all_finished(config: TrainConfig) -> list[RunRecord]:
     """
     if config.again or not config.verify_data or config.data_dir or os.environ.get("FASHION_MNIST_DIR"):
         return []
-    if config.device.startswith("cuda"):
+    if config.device.startswith("cuda") or "RANK" in os.environ:
         return []
     digests = {file.name: file.sha256 for file in FILES}
-    records = [find_finished(directory, config.recipe, seed, digests) for seed, directory in config.run_dirs.items()]
+    records = [
+        find_finished(directory, config.recipe, seed, digests, config.precision)
+        for seed, directory in config.run_dirs.items()
+    ]
     if not all(records):
         return []
     print(f"{config.checkpoint_dir} is trained already (--again trains it anew):")

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.backends.base import Backend
-from serving.errors import ResourceUnavailableError, UsageError
+from serving.errors import BadDataError, ResourceUnavailableError, UsageError
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
@@ -31,16 +31,14 @@ def open_backend(
     if kind == "torch":
         return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), max_batch_size, num_threads))
     if kind == "onnxruntime":
-        return _on_best_device(device, partial(_open_onnxruntime, read(ONNX_NAME), max_batch_size, num_threads))
-    if kind == "tensorrt":
-        what = f"asked for tensorrt on {device}: this release has no TensorRT backend yet"
-        raise ResourceUnavailableError(
-            "TENSORRT_UNAVAILABLE", what, "use --backend onnxruntime, which runs on CUDA too"
+        return _on_best_device(
+            device, partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, max_batch_size, num_threads)
         )
+    if kind == "tensorrt":
+        on = "cuda" if device == "auto" else device
+        return _open_tensorrt(read(ENGINE_NAME), manifest, max_batch_size, on), f"TensorRT on {on} was asked for"
     if kind == "auto":
-        open_on = partial(_open_onnxruntime, read(ONNX_NAME), max_batch_size, num_threads)
-        backend, why = _on_best_device(device, open_on)
-        return backend, f"{_why_not_tensorrt(device, manifest)}; {why}"
+        return _best(device, manifest, read, max_batch_size, num_threads)
     raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
 
 
@@ -56,13 +54,25 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
         return open_on("cpu"), f"no CUDA here: {reason}"
 
 
-def _why_not_tensorrt(device: str, manifest: Manifest) -> str:
-    """TensorRT is the first choice of `auto`; this is why it was passed over."""
+def _best(
+    device: str, manifest: Manifest, read: Callable[[str], bytes], max_batch_size: int, num_threads: int
+) -> tuple[Backend, str]:
+    """TensorRT where there is an engine that runs here, then ONNX Runtime on CUDA, then on the CPU; and why."""
     if device == "cpu":
-        return "TensorRT needs a GPU"
-    if ENGINE_NAME not in manifest.files:
-        return f"version {manifest.version} has no TensorRT engine"
-    return "this release has no TensorRT backend yet"
+        why_not = "TensorRT needs a GPU"
+    elif manifest.engine is None:
+        why_not = f"version {manifest.version} has no TensorRT engine"
+    else:
+        try:
+            on = "cuda" if device == "auto" else device
+            return _open_tensorrt(read(ENGINE_NAME), manifest, max_batch_size, on), "its engine runs here"
+        except (ResourceUnavailableError, BadDataError) as error:
+            if error.word not in ("TENSORRT_UNAVAILABLE", "NO_GPU", "ENGINE_STALE"):
+                raise  # a file that was changed, or an engine that TensorRT refuses, is no matter of taste
+            why_not = f"no TensorRT here: {str(error).partition(' (')[0]}"
+    open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, max_batch_size, num_threads)
+    backend, why = _on_best_device(device, open_on)
+    return backend, f"{why_not}; {why}"
 
 
 def _open_torch(program: bytes, max_batch_size: int, num_threads: int, device: str) -> Backend:
@@ -74,7 +84,7 @@ def _open_torch(program: bytes, max_batch_size: int, num_threads: int, device: s
     return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=max_batch_size)
 
 
-def _open_onnxruntime(model: bytes, max_batch_size: int, num_threads: int, device: str) -> Backend:
+def _open_onnxruntime(model: bytes, precision: str, max_batch_size: int, num_threads: int, device: str) -> Backend:
     try:
         from serving.backends.onnxruntime_backend import (
             OnnxRuntimeBackend,
@@ -82,4 +92,22 @@ def _open_onnxruntime(model: bytes, max_batch_size: int, num_threads: int, devic
     except ImportError as error:
         cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
         raise ResourceUnavailableError("NO_ONNXRUNTIME", f"asked for onnxruntime: {error}", cure) from None
-    return OnnxRuntimeBackend(model, device=device, num_threads=num_threads, max_batch_size=max_batch_size)
+    tf32 = precision == "tf32"
+    return OnnxRuntimeBackend(model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, tf32=tf32)
+
+
+def _open_tensorrt(engine: bytes, manifest: Manifest, max_batch_size: int, device: str) -> Backend:
+    try:
+        from serving.backends.tensorrt_backend import TensorRTBackend
+    except ImportError as error:
+        cure = "install the extra `gpu`, or use --backend onnxruntime"
+        raise ResourceUnavailableError(
+            "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}: {error}", cure
+        ) from None
+    if manifest.engine is None:
+        what = f"version {manifest.version} has {ENGINE_NAME}, and its manifest says nothing about it"
+        raise BadDataError("BAD_MANIFEST", what, "make export writes a new version")
+    onnx_sha256 = manifest.files[ONNX_NAME]
+    return TensorRTBackend(
+        engine, manifest.engine, onnx_sha256=onnx_sha256, device=device, max_batch_size=max_batch_size
+    )

@@ -21,19 +21,31 @@ from serving.errors import BadDataError, ResourceUnavailableError, UsageError
 class TorchBackend:
     """A `torch.export` program. `program` is the whole file.
 
-    `num_threads` is the whole process's: torch has one pool.
+    `num_threads` is the whole process's: torch has one pool. `compiled` makes code of the program at its first run,
+    with torch.compile, which takes seconds to minutes; it is there to be compared with.
     Raises BadDataError where the program cannot be loaded or would execute code; ResourceUnavailableError where the
     device is not there; UsageError for an unknown device.
     """
 
     name = "torch"
 
-    def __init__(self, program: bytes, *, device: str = "cpu", num_threads: int = 1, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        program: bytes,
+        *,
+        device: str = "cpu",
+        num_threads: int = 1,
+        max_batch_size: int,
+        compiled: bool = False,
+    ) -> None:
         self._device = _device_from(device)
         self.device = str(self._device)
         self.max_batch_size = max_batch_size
         torch.set_num_threads(num_threads)
         self._model = _model_from(program, self._device)
+        if compiled:
+            self.name = "torch-compiled"
+            self._model.compile(dynamic=True, fullgraph=True)  # one piece of code for all batch sizes, or an error
 
     def infer(self, images: Images) -> Logits:
         """(N, 1, 28, 28) uint8 -> (N, 10) float32."""

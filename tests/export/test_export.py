@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -6,20 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from export.config import ExportConfig, config_from
 from export.export import main
 from export.onnx_model import onnx_from_program
+from export.parity import TOLERANCES
+from export.precision import PRECISIONS
+from export.repository import triton_config
 from serving.backends.select import open_backend
-from serving.errors import UsageError, run_program
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, load_manifest, read_verified
-from tests.export.small_model import noise_images, perturbed, seeded_model, truth
+from serving.errors import MissingInputError, UsageError, run_program
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, load_manifest, read_verified
+from tests.export.small_model import manifest_for, noise_images, perturbed, seeded_model, truth
 from tests.idx_files import write_idx_files
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import CLASSES
 from training.recipes import RECIPES
 from training.record import EpochMetrics, RunRecord
 
+HAS_TENSORRT = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
 RECORD = RunRecord(
     recipe=dataclasses.replace(RECIPES["tutorial"], num_epochs=1),
     seed=0,
@@ -169,3 +175,102 @@ def test_model_of_unverified_data_is_not_exported_as_if_of_fashion_mnist(
 ) -> None:
     assert run_program(main, ["--checkpoint-dir", str(workplace / "checkpoint")]) == os.EX_DATAERR
     assert capsys.readouterr().err.startswith("error: UNVERIFIED_CHECKPOINT: ")
+
+
+def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_fp32(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_in(workplace, "--precision", "int8") == 0
+    assert "| onnxruntime on cpu " in capsys.readouterr().out
+    version_dir = workplace / "models" / "lenet5" / "1"
+    manifest = load_manifest(version_dir)
+    assert manifest.precision == "int8"
+    assert set(manifest.files) == {ONNX_NAME, "parity.json", "parity.md"}
+    report = json.loads(read_verified(version_dir, manifest, "parity.json"))
+    assert [runtime["precision"] for runtime in report["runtimes"] if runtime["device"] == "cpu"] == ["fp32", "int8"]
+    backend, _ = open_backend("onnxruntime", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
+    off = np.abs(backend.infer(noise_images(5)) - truth()(noise_images(5))).max()
+    assert 1e-4 < off < 0.4  # 8 bits, and really so
+    with pytest.raises(MissingInputError, match=r"NO_ARTIFACT: version 1 has no model\.pt2"):
+        open_backend("torch", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
+def test_a_precision_that_no_runtime_here_has_is_not_published(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_in(workplace, "--precision", "bf16") == os.EX_UNAVAILABLE
+    assert capsys.readouterr().err.startswith("error: NO_KERNELS: no runtime on this machine computes in bf16")
+    assert not (workplace / "models").exists()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"BAD_OPTIONS: --precision is 'fp64' .*fp32, tf32, fp16, bf16, int8"):
+        ExportConfig(precision="fp64")
+
+
+# --- With a GPU -------------------------------------------------------------------------------------------------------
+
+
+def test_engine_asked_for_and_impossible_publishes_nothing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if HAS_TENSORRT:
+        pytest.skip("tells what happens without TensorRT")
+    assert export_in(workplace, "--engine", "yes") == os.EX_UNAVAILABLE
+    assert capsys.readouterr().err.startswith("error: TENSORRT_UNAVAILABLE: an engine needs TensorRT and Polygraphy")
+    assert not (workplace / "models").exists()
+
+
+def test_engine_not_wanted_is_not_built(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_in(workplace, "--engine", "no") == 0
+    assert "TensorRT engine left out: --engine no" in capsys.readouterr().out
+    assert load_manifest(workplace / "models" / "lenet5" / "1").engine is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_TENSORRT, reason="needs an NVIDIA GPU, and the extras `gpu` and `tensorrt`")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_engine_passes_its_gate_and_serves(precision: str, workplace: Path) -> None:
+    assert export_in(workplace, "--engine", "yes", "--precision", precision) == 0
+    version_dir = workplace / "models" / "lenet5" / "1"
+    manifest = load_manifest(version_dir)
+    assert manifest.engine is not None
+    assert manifest.engine.onnx_sha256 == manifest.files[ONNX_NAME]
+    backend, why = open_backend("auto", "auto", version_dir, manifest, max_batch_size=16, num_threads=1)
+    assert (backend.name, why) == ("tensorrt", "its engine runs here")
+    backend.warm_up()
+    tolerance = TOLERANCES[precision]
+    expected = truth()(noise_images(7))
+    np.testing.assert_allclose(backend.infer(noise_images(7)), expected, rtol=tolerance.rtol, atol=tolerance.atol)
+    backend.close()
+
+
+def test_triton_is_pointed_at_the_engine_where_there_is_one() -> None:
+    assert 'platform: "onnxruntime_onnx"' in triton_config(manifest_for({}))
+    spec = EngineSpec(
+        tensorrt="11.4.0.106",
+        driver="580.82.07",
+        gpu="NVIDIA H200",
+        compute_capability="9.0",
+        onnx_sha256="0" * 64,
+        min_batch_size=1,
+        opt_batch_size=8,
+        max_batch_size=16,
+        version_compatible=False,
+        hardware_compatible="none",
+        layer_types={},
+    )
+    config = triton_config(dataclasses.replace(manifest_for({}), engine=spec))
+    assert 'platform: "tensorrt_plan"\ndefault_model_filename: "model.plan"' in config
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"engine": "perhaps"}, "--engine is 'perhaps' "),
+        ({"hardware_compatible": "turing"}, "--hardware-compatible is 'turing' "),
+        ({"opt_batch_size": 0}, "--opt-batch-size is 0 "),
+    ],
+)
+def test_engine_options_out_of_bounds_are_refused(option: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=f"BAD_OPTIONS: {told}"):
+        ExportConfig(**option)

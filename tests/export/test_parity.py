@@ -3,7 +3,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from export.parity import TIE_MARGIN, TOLERANCES, ParityReport, RuntimeParity, compare, run_gate
+from export.parity import TIE_MARGIN, ParityReport, RuntimeParity, compare, run_gate
 from export.parity_inputs import ParityInputs
 from serving.backends.base import Images, Logits
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
@@ -99,7 +99,7 @@ def test_a_fault_at_one_batch_size_is_caught() -> None:
 # --- the comparison itself, on numbers made for it --------------------------------------------------------------------
 
 
-def against(truth_logits: NDArray[np.float64], *found: NDArray[np.float64]) -> RuntimeParity:
+def against(truth_logits: NDArray[np.float64], *found: NDArray[np.float64], precision: str = "fp32") -> RuntimeParity:
     """`found` has one array (N, 10) per batch size."""
     inputs = ParityInputs(
         images=np.zeros((len(truth_logits), 1, 28, 28), np.uint8),
@@ -107,7 +107,7 @@ def against(truth_logits: NDArray[np.float64], *found: NDArray[np.float64]) -> R
         edge_names=(),
     )
     logits = np.stack(found).astype(np.float32)
-    return compare(truth_logits, logits, inputs, TOLERANCES["fp32"], runtime="made up", device="cpu")
+    return compare(truth_logits, logits, inputs, precision, runtime="made up", device="cpu")
 
 
 def logits_of_two(first: float, second: float) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@ import dataclasses
 import functools
 import json
 
-from export.parity import ParityReport, run_gate
+from export.parity import TOLERANCES, ParityReport, run_gate
 from export.parity_report import reports_from, table_from
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
@@ -39,7 +39,7 @@ def test_json_holds_every_number_of_the_report() -> None:
     assert document["passed"] is False
     assert [runtime.pop("passed") for runtime in document["runtimes"]] == [True, False]
     assert document["runtimes"][1] == dataclasses.asdict(report_on(0.5).runtimes[1])
-    assert document["tolerance"] == {"rtol": 1e-5, "atol": 1e-5}
+    assert document["tolerance"] == dataclasses.asdict(TOLERANCES["fp32"])
     assert document["batch_sizes"] == [1, 2, 4]
     assert document["made_with"] == {"torch": "9.9"}
 

@@ -5,11 +5,13 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,11 +22,13 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from export.repository import publish
 from serving.backends.base import Backend
+from serving.backends.cuda import Gpu
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.onnxruntime_graphs import BoundRuns
 from serving.backends.select import open_backend
 from serving.backends.torch_backend import TorchBackend
 from serving.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, load_manifest
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, load_manifest, save_manifest
 from tests.export.small_model import MAX_BATCH_SIZE, exported_files, manifest_for, noise_images, truth
 
 PROGRAM, ONNX = exported_files()[PROGRAM_NAME], exported_files()[ONNX_NAME]
@@ -111,10 +115,46 @@ def test_an_unknown_device_is_an_error(backend: type[TorchBackend | OnnxRuntimeB
 def test_serving_onnx_never_imports_torch() -> None:
     program = (
         "import sys, serving.backends.select as select; "
-        "select._open_onnxruntime(sys.stdin.buffer.read(), 2, 1, 'cpu').warm_up(); print('torch' in sys.modules)"
+        "select._open_onnxruntime(sys.stdin.buffer.read(), 'fp32', 2, 1, 'cpu').warm_up(); "
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], input=ONNX, stdout=subprocess.PIPE, check=True)
     assert done.stdout.strip() == b"False"
+
+
+class TestRunsOnBoundTensors:
+    """What CUDA gets, on ONNX Runtime's own tensors in host memory: all but the graphs themselves."""
+
+    @pytest.fixture
+    def runs(self) -> BoundRuns:
+        session = onnxruntime.InferenceSession(ONNX, providers=["CPUExecutionProvider"])
+        return BoundRuns(session, kind="cpu", index=0, max_batch_size=12)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8, 11, 12])
+    def test_logits_are_the_models_for_every_batch_size(self, batch_size: int, runs: BoundRuns) -> None:
+        for seed in range(2):
+            images = noise_images(batch_size, seed=seed)
+            np.testing.assert_allclose(runs.infer(images), truth()(images), rtol=1e-5, atol=1e-5)
+
+    def test_an_answer_stays_when_the_next_one_comes(self, runs: BoundRuns) -> None:
+        first = runs.infer(noise_images(2, seed=1))
+        kept = first.copy()
+        runs.infer(noise_images(2, seed=2))
+        np.testing.assert_array_equal(first, kept)
+
+    @pytest.mark.parametrize(
+        "images", [noise_images(2).astype(np.float32), noise_images(2)[:, :, :27], noise_images(13)]
+    )
+    def test_images_of_another_dtype_or_size_are_an_error(self, images: np.ndarray, runs: BoundRuns) -> None:
+        with pytest.raises(ValueError, match="images are"):
+            runs.infer(images)
+
+    def test_each_bucket_is_bound_once_and_has_a_graph_of_its_own(self, runs: BoundRuns) -> None:
+        for batch_size in (1, 2, 3, 4, 5, 12, 11, 10, 2, 1):
+            runs.infer(noise_images(batch_size))
+        assert sorted(runs._buckets) == [1, 2, 4, 8, 12]
+        ids = [bucket.run_options.get_run_config_entry("gpu_graph_id") for bucket in runs._buckets.values()]
+        assert len(set(ids)) == 5
 
 
 # --- Models that are not ours -----------------------------------------------------------------------------------------
@@ -256,23 +296,83 @@ def test_auto_takes_onnxruntime_on_cuda_where_there_is_a_gpu(version: Version) -
 
 
 @needs_no_cuda
-@pytest.mark.parametrize("kind", ["auto", "torch", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("kind", ["auto", "torch", "onnxruntime"])
 def test_cuda_asked_for_is_never_replaced_by_the_cpu(kind: str, version: Version) -> None:
     with pytest.raises(ResourceUnavailableError):
         open_it(kind, "cuda", version)
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
-def test_tensorrt_is_refused_until_it_is_built(device: str, version: Version) -> None:
-    with pytest.raises(ResourceUnavailableError, match=r"TENSORRT_UNAVAILABLE: .*use --backend onnxruntime"):
+ENGINE = EngineSpec(
+    tensorrt="11.4.0.106",
+    driver="580.82.07",
+    gpu="NVIDIA H200",
+    compute_capability="9.0",
+    onnx_sha256="0" * 64,
+    min_batch_size=1,
+    opt_batch_size=4,
+    max_batch_size=MAX_BATCH_SIZE,
+    version_compatible=False,
+    hardware_compatible="none",
+    layer_types={"fp32": 9},
+)
+
+
+@pytest.fixture
+def with_engine(version: Version, tmp_path: Path) -> Version:
+    """The version with a `model.plan` and what a manifest says about one."""
+    version_dir, manifest = version
+    shutil.copytree(version_dir, tmp_path / "1")
+    (tmp_path / "1" / ENGINE_NAME).write_bytes(b"a plan")
+    digests = {**manifest.files, ENGINE_NAME: hashlib.sha256(b"a plan").hexdigest()}
+    save_manifest(dataclasses.replace(manifest, files=digests, engine=ENGINE), tmp_path / "1")
+    return tmp_path / "1", load_manifest(tmp_path / "1")
+
+
+def test_manifest_keeps_what_it_says_about_the_engine(with_engine: Version) -> None:
+    assert with_engine[1].engine == ENGINE
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_tensorrt_asked_for_without_an_engine_is_refused(device: str, version: Version) -> None:
+    with pytest.raises(MissingInputError, match=r"NO_ARTIFACT: version 1 has no model\.plan"):
         open_it("tensorrt", device, version)
 
 
-def test_auto_says_that_an_engine_was_passed_over(version: Version) -> None:
-    version_dir, manifest = version
-    with_engine = dataclasses.replace(manifest, files={**manifest.files, ENGINE_NAME: "0" * 64})
-    _, why = open_it("auto", "auto", (version_dir, with_engine))
-    assert "no TensorRT backend yet" in why
+def test_tensorrt_asked_for_on_the_cpu_is_refused(with_engine: Version) -> None:
+    with pytest.raises(UsageError, match="BAD_DEVICE: 'cpu' is no device of TensorRT's"):
+        open_it("tensorrt", "cpu", with_engine)
+
+
+@needs_no_cuda
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_tensorrt_that_is_not_installed_is_told_with_the_cure(device: str, with_engine: Version) -> None:
+    with pytest.raises(ResourceUnavailableError, match=r"TENSORRT_UNAVAILABLE: .*--backend onnxruntime"):
+        open_it("tensorrt", device, with_engine)
+
+
+@needs_no_cuda
+def test_auto_says_why_an_engine_was_passed_over(with_engine: Version) -> None:
+    backend, why = open_it("auto", "auto", with_engine)
+    assert backend.name == "onnxruntime"
+    assert why.startswith("no TensorRT here: TENSORRT_UNAVAILABLE: asked for tensorrt on cuda: No module named")
+
+
+def test_auto_passes_over_a_stale_engine_and_names_it(with_engine: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.backends import tensorrt_backend
+
+    monkeypatch.setattr(tensorrt_backend, "_tensorrt", lambda *_: SimpleNamespace(__version__="12.0.0.1"))
+    monkeypatch.setattr(tensorrt_backend, "_gpu", lambda *_: Gpu(name="NVIDIA H200", compute_capability="9.0"))
+    version_dir, manifest = with_engine
+    engine = dataclasses.replace(ENGINE, onnx_sha256=manifest.files[ONNX_NAME])
+    backend, why = open_it("auto", "auto", (version_dir, dataclasses.replace(manifest, engine=engine)))
+    assert backend.name == "onnxruntime"
+    assert "ENGINE_STALE: the engine was built with TensorRT 11.4.0.106, here is 12.0.0.1" in why
+
+
+def test_auto_does_not_pass_over_an_engine_that_was_changed(with_engine: Version) -> None:
+    (with_engine[0] / ENGINE_NAME).write_bytes(b"another")
+    with pytest.raises(BadDataError, match="HASH_MISMATCH"):
+        open_it("auto", "auto", with_engine)
 
 
 @pytest.mark.parametrize("kind", ["ONNXRuntime", "onnx", ""])

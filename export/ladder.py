@@ -1,0 +1,147 @@
+"""`python -m export.ladder` (make ladder): what each precision costs in accuracy and gains in speed, on this machine.
+
+Every precision goes through the parity gate on every runtime and device that can run it, and is then timed there, from
+uint8 images in host memory to float32 logits in host memory. Publishes nothing.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.emulation import emulated_onnx
+from export.export import open_backends
+from export.onnx_model import onnx_from_program
+from export.parity import RuntimeParity, run_gate, truth_of
+from export.parity_inputs import ParityInputs, parity_inputs
+from export.parity_report import aligned
+from export.precision import HALF_TYPES, PRECISIONS, onnx_in
+from export.provenance import package_versions
+from export.torch_program import program_bytes, program_from_model
+from serving.backends.base import Backend, Images
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.errors import ResourceUnavailableError, run_program
+from serving.manifest import ONNX_NAME, PROGRAM_NAME
+from training.checkpoint import load_model
+from training.dataset import CLASSES, FashionMNIST, load_dataset
+from training.device import hardware_of
+from training.record import CHECKPOINT_DIR
+from training.storage import write_atomically
+
+MAX_BATCH_SIZE = 256
+NUM_REPEATS = 7
+HEADER = ("precision", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass", "images/s (lowest to highest)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One precision on one runtime: what the gate found, and images/s of each repeat (none for an emulation)."""
+
+    parity: RuntimeParity
+    images_per_s: list[float]
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The cells under HEADER."""
+        parity, rates = self.parity, self.images_per_s
+        speed = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})" if rates else "not timed"
+        found = f"{parity.max_abs_diff:.2e}", f"{100 * parity.top1_agreement:.5g} %", f"{parity.accuracy:.4f}"
+        verdict = "pass" if parity else "FAIL"
+        return parity.precision, f"{parity.runtime} on {parity.device}", *found, verdict, speed
+
+
+class EmulatedBackend(OnnxRuntimeBackend):
+    """A half-precision model whose every operator is rounded as a GPU rounds it; exact, and not to be timed."""
+
+    name = "emulated"
+
+    def __init__(self, half_model: bytes, *, max_batch_size: int) -> None:
+        super().__init__(emulated_onnx(half_model), max_batch_size=max_batch_size)
+
+
+def climb(
+    model: nn.Module, dataset: FashionMNIST, precisions: Sequence[str] = PRECISIONS, inputs: ParityInputs | None = None
+) -> Iterator[Rung]:
+    """The rungs, precision by precision; `inputs` other than the test images and edges are for tests."""
+    program = program_from_model(model, MAX_BATCH_SIZE)
+    fp32_onnx, truth = onnx_from_program(program, classes=CLASSES, precision="fp32"), truth_of(model)
+    inputs = inputs or parity_inputs(dataset.test_images, dataset.test_labels, truth)
+    for precision in precisions:
+        onnx = onnx_in(precision, fp32_onnx, dataset.train_images)
+        files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx}
+        backends = _backends(files, precision)
+        for backend, parity in zip(backends, run_gate(truth, backends, inputs, precision).runtimes, strict=True):
+            is_real = not isinstance(backend, EmulatedBackend)
+            yield Rung(parity=parity, images_per_s=_images_per_s(backend, inputs.images) if is_real else [])
+            backend.close()
+
+
+def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
+    """All that runs this precision; the reference once, with fp32."""
+    found: list[Backend] = []
+    try:
+        found += open_backends(files, MAX_BATCH_SIZE, precision)
+    except ResourceUnavailableError as error:
+        print(error)
+    if precision != "fp32":
+        found = [backend for backend in found if backend.name != "torch"]
+    if precision in HALF_TYPES:
+        found.append(EmulatedBackend(files[ONNX_NAME], max_batch_size=MAX_BATCH_SIZE))
+    return found
+
+
+def _images_per_s(backend: Backend, images: Images) -> list[float]:
+    """One figure per repeat, of some hundred milliseconds each, at the largest batch."""
+    batch = np.resize(images, (MAX_BATCH_SIZE, *images.shape[1:]))
+    started_s = time.perf_counter()
+    backend.infer(batch)
+    num_batches = max(1, min(1000, int(0.3 / max(time.perf_counter() - started_s, 1e-6))))
+    rates = []
+    for _ in range(NUM_REPEATS):
+        started_s = time.perf_counter()
+        for _ in range(num_batches):
+            backend.infer(batch)
+        rates.append(num_batches * len(batch) / (time.perf_counter() - started_s))
+    return rates
+
+
+def table_from(rungs: Sequence[Rung]) -> str:
+    """One line per rung, in aligned Markdown."""
+    return aligned([HEADER, *(rung.row for rung in rungs)])
+
+
+def main(arguments: list[str]) -> int:
+    """Climbs and prints the table; 65 where a rung fails its gate."""
+    parser = argparse.ArgumentParser(prog="python -m export.ladder", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="(%(default)s)")
+    parser.add_argument("--data-dir", type=Path, help="the four files; default: look for them, or fetch them")
+    parser.add_argument("--report", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    model, checkpoint = load_model(options.checkpoint_dir)
+    rungs = list(climb(model, load_dataset(options.data_dir)))
+    machine = hardware_of(torch.device("cpu"))
+    print(
+        f"\n{table_from(rungs)}\n\n{machine}; one inference thread; batches of {MAX_BATCH_SIZE}, {NUM_REPEATS} repeats"
+    )
+    if options.report:
+        document = {
+            "machine": machine,
+            "versions": package_versions(),
+            "checkpoint_sha256": checkpoint.sha256,
+            "rungs": [asdict(rung) | {"passed": bool(rung.parity)} for rung in rungs],
+        }
+        write_atomically(options.report, (json.dumps(document, indent=2) + "\n").encode())
+    return 0 if all(rung.parity for rung in rungs) else 65
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

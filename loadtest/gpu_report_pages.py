@@ -1,0 +1,183 @@
+"""The GPU report to read: tables in Markdown, and latency over batch size as a plot."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Document = dict[str, Any]
+
+
+def markdown_from(document: Document, plot_stem: str) -> str:
+    """Everything that was measured, with n and spread; and what was not, with the reason."""
+    sections = [f"# GPU report, {document['date']}"]
+    if document["rehearsal"]:
+        sections = [
+            f"# Rehearsal of the GPU report, {document['date']}",
+            "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**",
+        ]
+    sections += [_host(document), _steps(document), _training(document), _parity(document), _latency(document)]
+    if plot_stem:
+        sections.append(f"![Latency over batch size]({plot_stem}.png)")
+    sections.append(_serving(document))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _results(document: Document, kind: str) -> Iterator[dict[str, Any]]:
+    """Of the steps of that kind that succeeded."""
+    for step in document["steps"]:
+        if step["status"] == "ok" and step["name"].split()[0] == kind:
+            yield step["result"]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(values: Sequence[float], digits: int = 0) -> str:
+    """`median (lowest to highest)`."""
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
+
+
+def _host(document: Document) -> str:
+    lines = []
+    for host in _results(document, "host"):
+        gpu = ", ".join(f"{name} {value}" for name, value in host["gpu"].items()) or "none"
+        lines += [f"- GPU: {gpu}", f"- CPU: {host['cpu']}", f"- Python {host['python']}"]
+        lines += [f"- {package} {version}" for package, version in host["versions"].items()]
+    return "\n".join(["## Host", "", *lines])
+
+
+def _steps(document: Document) -> str:
+    rows = [[step["name"], step["status"], f"{step['seconds']:.1f}", step["reason"]] for step in document["steps"]]
+    return "## Steps\n\n" + _table(("step", "outcome", "seconds", "why"), rows)
+
+
+def _training(document: Document) -> str:
+    rows = []
+    for result in _results(document, "train"):
+        runs = result["runs"]
+        figures = [
+            _spread([run[name] for run in runs])
+            for name in (
+                *("examples_per_s_steps", "examples_per_s_wall"),
+                *("examples_per_s_steady_steps", "examples_per_s_steady_with_evaluation"),
+            )
+        ]
+        rows.append([result["precision"], str(len(runs)), *figures, _spread([run["test_acc"] for run in runs], 4)])
+    if not rows:
+        return ""
+    header = (
+        "precision",
+        "seeds",
+        "steps alone",
+        "wall clock",
+        "steps, steady",
+        "with evaluation, steady",
+        "test accuracy",
+    )
+    note = "Examples/s. The wall clock counts data loading and, on CUDA, capturing; steady leaves out the first epoch."
+    return f"## Training\n\n{note}\n\n{_table(header, rows)}\n\n{_floor(document)}".rstrip()
+
+
+def _floor(document: Document) -> str:
+    lines = []
+    for floor in _results(document, "floor"):
+        lines.append(
+            f"The floor: a step of {floor['batch_size']} images is {floor['multiply_adds_per_step']:,} multiply-adds, "
+            f"{floor['image_bytes_per_step']:,} bytes of images and {floor['launches_per_step']} launches."
+        )
+        if "launch_floor_us" in floor:
+            lines.append(
+                f"A graph of as many kernels that do nothing takes {floor['launch_floor_us']:.1f} us: no more than "
+                f"{floor['launch_floor_examples_per_s']:,.0f} examples/s."
+            )
+    return " ".join(lines)
+
+
+def _parity(document: Document) -> str:
+    rows = [
+        [
+            row["precision"],
+            f"{row['runtime']} on {row['device']}",
+            f"{float(row['max_abs_diff']):.2e}",
+            f"{100 * row['top1_agreement']:.5g} %",
+            f"{row['accuracy']:.4f}",
+            "pass" if row["passed"] else "FAIL",
+        ]
+        for result in _results(document, "export")
+        for row in result["parity"]
+    ]
+    engines = [f"- {result['precision']}: {result['about_engine']}" for result in _results(document, "export")]
+    if not rows:
+        return ""
+    header = ("tolerance of", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass")
+    return "\n\n".join(["## Export and parity", _table(header, rows), "\n".join(engines)])
+
+
+def _latency(document: Document) -> str:
+    results = list(_results(document, "latency"))
+    rows = [
+        [
+            result["backend"],
+            result["precision"],
+            str(row["batch_size"]),
+            _spread(row["latency_us"], 1),
+            _spread(row["device_us"], 1) if "device_us" in row else "",
+            _spread(row["images_per_s"]),
+        ]
+        for result in results
+        for row in result["rows"]
+    ]
+    if not rows:
+        return ""
+    header = ("backend", "precision", "batch", "latency, us", "between CUDA events, us", "images/s")
+    note = (
+        "From images in host memory to logits in host memory, one call at a time; medians over repeats, lowest to "
+        "highest. The floor is the copies alone, in one launch."
+    )
+    return f"## Latency and throughput on {results[0]['device']}\n\n{note}\n\n{_table(header, rows)}"
+
+
+def _serving(document: Document) -> str:
+    sections = []
+    for result in _results(document, "serve"):
+        reference = result["reference"]["images_per_s"]
+        ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
+        sections += [
+            "## Served, beside the reference in process",
+            f"- {result['served_by']}, {result['precision']}: {_spread(result['images_per_s'])} images/s, "
+            f"{result['images_per_request']} images a request, {result['in_flight']} in flight; latency p50 "
+            f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
+            f"- torch in process on {result['reference_device']}, batches of 64: {_spread(reference)} images/s; "
+            f"served over reference {ratio:.2f}",
+            f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
+            "- memory of the server: " + ", ".join(f"{name} {value:,}" for name, value in result["memory"].items()),
+        ]
+    return "\n".join(sections).replace("process\n-", "process\n\n-")
+
+
+def save_plot(document: Document, path: Path) -> bool:
+    """Latency over batch size, a line per backend and precision; False where there is nothing to draw."""
+    results = list(_results(document, "latency"))
+    if not results:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for result in results:
+        sizes = [row["batch_size"] for row in result["rows"]]
+        medians = [statistics.median(row["latency_us"]) for row in result["rows"]]
+        axes.plot(sizes, medians, marker="o", label=f"{result['backend']} {result['precision']}")
+    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="latency in microseconds")
+    axes.set_title(f"{'REHEARSAL on a CPU, ' if document['rehearsal'] else ''}{document['date']}")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+    return True

@@ -1,0 +1,140 @@
+"""The served model under load beside the PyTorch reference in this process: `python -m loadtest.served_load`.
+
+A closed loop of requests keeps the server busy for some seconds, and every answer's classes are compared with the
+reference's, except where the reference itself is near a tie. One JSON document on stdout.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.latency import measured, opened
+from loadtest.server_process import ServerProcess, server_process
+from serving.backends.base import Backend, Images
+from serving.client import AsyncClient
+from serving.errors import BadDataError, run_program
+from training.dataset import load_dataset
+
+TIE_MARGIN = 0.4  # the largest of the parity gate's, int8's
+IN_FLIGHT = 32
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the figures; 65 where an answer was wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.served_load", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
+    parser.add_argument("--reference", type=Path, help="repository of the fp32 version with the program (the same)")
+    parser.add_argument("--device", default="auto", help="of the server (%(default)s)")
+    parser.add_argument("--reference-device", default="cpu", help="of the reference (%(default)s)")
+    parser.add_argument("--images-per-request", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each repeat (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--data-dir", type=Path, help="where Fashion-MNIST lies")
+    parser.add_argument("--unverified-data", action="store_true", help="for tests: any IDX files")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    images = load_dataset(options.data_dir, verify=not options.unverified_data).test_images
+    reference = opened(options.reference or options.repository, "torch", options.reference_device, 64)
+    labels, is_decided = answers_of(reference, images)
+    settings = ("--repository", str(options.repository), "--port", "0", "--device", options.device)
+    with server_process("serving", *settings) as server:
+        load = (server, images, labels, is_decided, options.images_per_request)
+        asyncio.run(offer(*load, seconds=1.0))  # warm-up, not counted
+        repeats = [asyncio.run(offer(*load, seconds=options.seconds)) for _ in range(options.repeats)]
+        memory = memory_of(server.process.pid)
+        server.stop()
+    backend = re.search(r"atelier: (\w+ on \S+):", server.output)
+    document: dict[str, Any] = {
+        "served_by": backend[1] if backend else "unknown",
+        "images_per_request": options.images_per_request,
+        "in_flight": IN_FLIGHT,
+        "images_per_s": [repeat["images_per_s"] for repeat in repeats],
+        "latency_p50_ms": [repeat["latency_p50_ms"] for repeat in repeats],
+        "latency_p99_ms": [repeat["latency_p99_ms"] for repeat in repeats],
+        "num_answers": sum(repeat["num_answers"] for repeat in repeats),
+        "num_wrong": sum(repeat["num_wrong"] for repeat in repeats),
+        "memory": memory,
+        "reference": measured(reference.infer, None, 64, options.repeats, min(1.0, options.seconds)),
+        "reference_device": reference.device,
+    }
+    print(json.dumps(document))
+    if document["num_wrong"]:
+        raise BadDataError("WRONG_ANSWERS", f"{document['num_wrong']} answers under load were not the reference's")
+    return 0
+
+
+def answers_of(reference: Backend, images: Images) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """(N,) classes, and whether the two best logits are further apart than rounding can bridge."""
+    logits = np.concatenate([reference.infer(images[start : start + 64]) for start in range(0, len(images), 64)])
+    best = np.partition(logits, -2, axis=1)[:, -2:]  # (N, 2)
+    return logits.argmax(1), best[:, 1] - best[:, 0] >= TIE_MARGIN
+
+
+async def offer(
+    server: ServerProcess,
+    images: Images,
+    labels: NDArray[np.intp],
+    is_decided: NDArray[np.bool_],
+    images_per_request: int,
+    *,
+    seconds: float,
+) -> dict[str, Any]:
+    """IN_FLIGHT requests at a time, for so long."""
+    taken_s: list[float] = []
+    num_wrong = 0
+    started_s = time.perf_counter()
+    async with AsyncClient(server.target) as client:
+
+        async def ask(seed: int) -> None:
+            nonlocal num_wrong
+            random = np.random.default_rng(seed)
+            while time.perf_counter() - started_s < seconds:
+                chosen = random.integers(0, len(images), images_per_request)
+                sent_s = time.perf_counter()
+                answer = await client.classify(images[chosen], timeout_s=60)
+                taken_s.append(time.perf_counter() - sent_s)
+                num_wrong += int(((answer.labels != labels[chosen]) & is_decided[chosen]).sum())
+
+        await asyncio.gather(*(ask(seed) for seed in range(IN_FLIGHT)))
+    wall_s = time.perf_counter() - started_s
+    return {
+        "images_per_s": images_per_request * len(taken_s) / wall_s,
+        "latency_p50_ms": 1e3 * statistics.median(taken_s),
+        "latency_p99_ms": 1e3 * float(np.quantile(taken_s, 0.99)),
+        "num_answers": len(taken_s) * images_per_request,
+        "num_wrong": num_wrong,
+    }
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Bytes: the server's resident memory, and what it holds on the GPU where nvidia-smi tells."""
+    status = Path(f"/proc/{pid}/status")
+    memory = {}
+    if status.exists() and (found := re.search(r"VmRSS:\s+(\d+) kB", status.read_text())):
+        memory["resident_bytes"] = 1024 * int(found[1])
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return memory
+    for line in lines:
+        owner, _, mebibytes = line.partition(", ")
+        if owner == str(pid) and mebibytes.isdecimal():
+            memory["gpu_bytes"] = int(mebibytes) << 20
+    return memory
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,62 @@
+"""Our TensorRT code is held to the real API of two releases, without a GPU and without TensorRT."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tensorrt.bindings import VERSIONS, NotToBeHadError, bindings_of, environment_for, lean_runtime
+
+CHECKS = Path(__file__).parent / "api_checks.py"
+# The gate sets this: there, that the bindings are not to be had is a failure.
+REQUIRED = "ATELIER_REQUIRE_TENSORRT_BINDINGS"
+
+
+def not_to_be_had(error: NotToBeHadError) -> None:
+    if os.environ.get(REQUIRED):
+        pytest.fail(str(error))
+    pytest.skip(f"TensorRT's API is NOT CHECKED: {error}")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_our_code_makes_only_calls_that_exist_in(version: str) -> None:
+    try:
+        directory = bindings_of(version)
+    except NotToBeHadError as error:
+        not_to_be_had(error)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)]
+    done = subprocess.run(command, env=environment_for(directory), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+    (num_passed,) = re.findall(r"(\d+) passed", done.stdout)
+    assert int(num_passed) >= 57
+    assert "skipped" not in done.stdout
+
+
+def test_real_lean_runtime_is_not_started_where_there_is_no_gpu() -> None:
+    """Its constructor only logs that there is no driver, and the first call after that ends the process."""
+    try:
+        directory = lean_runtime()
+    except NotToBeHadError as error:
+        not_to_be_had(error)
+    program = """
+from serving.backends.tensorrt_backend import TensorRTBackend, _tensorrt
+from serving.errors import ResourceUnavailableError
+from serving.manifest import EngineSpec
+spec = EngineSpec(tensorrt="11.4.0.106", driver="", gpu="", compute_capability="9.0", onnx_sha256="", min_batch_size=1,
+    opt_batch_size=1, max_batch_size=1, version_compatible=True, hardware_compatible="none", layer_types={})
+print(_tensorrt("cuda", spec).__version__)
+try:
+    TensorRTBackend(b"", spec, onnx_sha256="", max_batch_size=1)
+except ResourceUnavailableError as error:
+    print(error)
+"""
+    libraries = directory / "tensorrt_lean_libs"
+    environment = environment_for(directory) | {"LD_LIBRARY_PATH": str(libraries), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version, refusal = done.stdout.splitlines()
+    assert version == "11.4.0.106"
+    assert refusal.startswith("NO_GPU: asked for tensorrt on cuda: cudaError")
