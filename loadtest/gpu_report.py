@@ -28,7 +28,7 @@ from serving.errors import ConfigurationError, run_program
 TIME_LIMIT_S = 600.0
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy", "cuda-bindings", "numpy")
-LACKING = ("error: NO_ARTIFACT: ", "error: NO_MODEL: ")
+LACKING = ("error: NO_ENGINE: ", "error: NO_ARTIFACT: ", "error: NO_MODEL: ")
 MODEL_OF = "fp32"  # the version that is served and holds the program
 
 

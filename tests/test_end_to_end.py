@@ -184,7 +184,7 @@ def test_torch_backend_serves_the_same_labels(job: Job, data: FashionMNIST) -> N
     [
         (["--repository", "/nonexistent"], os.EX_NOINPUT, "NO_MODEL"),
         (["--model-version", "77"], os.EX_NOINPUT, "NO_MODEL"),
-        (["--backend", "tensorrt"], os.EX_NOINPUT, "NO_ARTIFACT"),
+        (["--backend", "tensorrt"], os.EX_NOINPUT, "NO_ENGINE"),
         (["--backend", "triton"], os.EX_CONFIG, "BAD_SETTING"),
         (["--device", "cuda"], os.EX_UNAVAILABLE, "NO_GPU"),
         (["--max-batch-size", "0"], os.EX_CONFIG, "BAD_SETTING"),

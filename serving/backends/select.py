@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.backends.base import Backend
-from serving.errors import BadDataError, ResourceUnavailableError, UsageError
+from serving.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
@@ -35,6 +35,9 @@ def open_backend(
             device, partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, max_batch_size, num_threads)
         )
     if kind == "tensorrt":
+        if manifest.engine is None:
+            cure = "make export makes one on a host with an NVIDIA GPU and TensorRT; or use --backend onnxruntime"
+            raise MissingInputError("NO_ENGINE", f"version {manifest.version} has no TensorRT engine", cure)
         on = "cuda" if device == "auto" else device
         return _open_tensorrt(read(ENGINE_NAME), manifest, max_batch_size, on), f"TensorRT on {on} was asked for"
     if kind == "auto":

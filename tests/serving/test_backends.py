@@ -334,7 +334,9 @@ def test_manifest_keeps_what_it_says_about_the_engine(with_engine: Version) -> N
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_tensorrt_asked_for_without_an_engine_is_refused(device: str, version: Version) -> None:
-    with pytest.raises(MissingInputError, match=r"NO_ARTIFACT: version 1 has no model\.plan"):
+    with pytest.raises(
+        MissingInputError, match=r"NO_ENGINE: version 1 has no TensorRT engine \(make export .*onnxruntime"
+    ):
         open_it("tensorrt", device, version)
 
 
