@@ -47,6 +47,7 @@ class ServerConfig:
     max_encoded_bytes: int = _setting(64 << 20, "Most bytes of encoded pictures that may wait to be decoded.")
     max_concurrent_requests: int = _setting(4096, "Most calls being handled at once, the last fence before memory.")
     default_deadline_s: float = _setting(10.0, "Deadline of a request whose client set none.")
+    max_deadline_s: float = _setting(60.0, "A client that allows more time than this is served as if it allowed this.")
     message_timeout_s: float = _setting(5.0, "How long a client may take to send its message after the headers.")
     hang_timeout_s: float = _setting(
         30.0, "A batch that takes longer than this counts as a hung device: the server gives up with exit code 70."
@@ -71,7 +72,7 @@ class ServerConfig:
             "max_memory_growth_mb",
         ):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        for name in ("default_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
+        for name in ("default_deadline_s", "max_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
         self._check("lame_duck_s", 0 <= self.lame_duck_s < 1e6, "0 seconds or more")
         self._check("max_queue_delay_us", 0 <= self.max_queue_delay_us <= 10_000_000, "0 to 10,000,000")

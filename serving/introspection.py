@@ -4,7 +4,8 @@ grpcio's own servicers answer. They are not registered as theirs but spoken to w
 bytes, silence and floods are met as on every other method.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
@@ -14,14 +15,17 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from serving.channel import HEALTH, SERVICE
-from serving.errors import InvalidRequestError
+from serving.errors import InvalidRequestError, OverloadedError
 from serving.rpc import Context, Conversation
 from serving.service import parse
+
+MAX_STREAMS = 256
 
 
 def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conversation]:
     """The methods by their paths."""
     servicer: Any = health_servicer  # its types ask for contexts of its own messages
+    places = _Places()
     reflector: Any = reflection.aio.ReflectionServicer((SERVICE, HEALTH, reflection.SERVICE_NAME))
 
     async def check(messages: AsyncIterator[bytes], context: Context) -> None:
@@ -29,17 +33,38 @@ def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conve
         await context.write(reply.SerializeToString())
 
     async def watch(messages: AsyncIterator[bytes], context: Context) -> None:
-        await servicer.Watch(await _only(messages), _Writer(context))
+        with places.one():
+            await servicer.Watch(await _only(messages), _Writer(context))
 
     async def reflect(messages: AsyncIterator[bytes], context: Context) -> None:
-        async for reply in reflector.ServerReflectionInfo(_each(messages), context):
-            await context.write(reply.SerializeToString())
+        with places.one():
+            async for reply in reflector.ServerReflectionInfo(_each(messages), context):
+                await context.write(reply.SerializeToString())
 
     return {
         f"/{HEALTH}/Check": check,
         f"/{HEALTH}/Watch": watch,
         f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": reflect,
     }
+
+
+class _Places:
+    """Watchers and reflections last; those that are open are counted. A health check always has a place."""
+
+    def __init__(self) -> None:
+        self._num_open = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Raises OverloadedError where there is none."""
+        if self._num_open >= MAX_STREAMS:
+            what = f"{self._num_open} health watchers and reflections are open, as many as may be"
+            raise OverloadedError("TOO_MANY_STREAMS", what, "try again later, or check instead of watching")
+        self._num_open += 1
+        try:
+            yield
+        finally:
+            self._num_open -= 1
 
 
 class _Writer:

@@ -17,12 +17,20 @@ def reserve_port(host: str, port: int) -> socket.socket:
     """
     reservation = None
     try:
-        family, address = _resolved(host, port)
-        with socket.create_server(address, family=family) as alone:  # refuses a port that anybody listens on
-            address = alone.getsockname()
-        reservation = socket.socket(family)
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reservation.bind(address)
+        for family, address in _addresses(host):
+            try:
+                with socket.create_server((address, port), family=family) as alone:  # refuses where anybody listens
+                    port = alone.getsockname()[1]
+            except OSError as error:
+                if reservation is None or error.errno == errno.EADDRINUSE:
+                    raise
+                continue  # the host has several addresses, and this one is not to be had here
+            if reservation is None:
+                reservation = socket.socket(family)
+                reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                reservation.bind((address, port))
+        if reservation is None:
+            raise OSError(errno.EADDRNOTAVAIL, "it has no address")
         return reservation
     except OSError as error:
         if reservation is not None:
@@ -45,7 +53,11 @@ def cannot_listen(host: str, port: int, error: OSError | None = None) -> Resourc
     return ResourceUnavailableError("CANNOT_LISTEN", f"cannot listen on {host}:{port}: {why}", cure)
 
 
-def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    return family, (str(address[0]), int(address[1]))
+def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    """All that gRPC listens on for a host: for these names it does so in both families, whatever the system resolves."""
+    if host == "localhost":
+        return [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+    if host in ("0.0.0.0", "[::]"):  # noqa: S104 # compared, not listened on
+        return [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]  # noqa: S104
+    found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
+    return [(family, str(address[0])) for family, _, _, _, address in found]

@@ -9,9 +9,8 @@ one generic handler routes them all.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -21,14 +20,14 @@ from serving.errors import ExpiredError, InvalidRequestError, NotServingError, O
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 # One message and its deadline on the monotonic clock -> the answer. Refused while draining.
 Method = Callable[[bytes, float], Awaitable[bytes]]
 # Messages as they come -> answers, written to the context. Goes on while draining.
 Conversation = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
-
-MAX_CONVERSATIONS = 256  # at once; health checks take one for a moment, watchers and reflection for longer
 
 
 class RpcHandler(grpc.GenericRpcHandler):
@@ -40,7 +39,6 @@ class RpcHandler(grpc.GenericRpcHandler):
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
         self._reader = MessageReader(config.message_timeout_s, max_waiting=max(1, config.max_concurrent_requests // 2))
-        self._num_conversations = 0
         self._handlers: dict[str, Handler] = {
             path: grpc.stream_unary_rpc_method_handler(self._method_handler(method)) for path, method in methods.items()
         }
@@ -54,45 +52,33 @@ class RpcHandler(grpc.GenericRpcHandler):
 
     def _method_handler(self, method: Method) -> Callable[..., Coroutine[Any, Any, bytes]]:
         async def handle(_messages: Any, context: Context) -> bytes:
-            try:
-                self._check_is_serving()
-                message = await self._reader.read(context)
-                if message is None:
-                    raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
-                self._check_is_serving()  # it may have come late
-                left_s = cast("float | None", context.time_remaining())
-                if left_s is None:
-                    left_s = self._config.default_deadline_s
-                return await method(message, time.monotonic() + left_s)
-            except Exception as error:
-                await _abort(context, error)
+            outcome = await _outcome_of(self._answer(method, context))
+            return outcome if isinstance(outcome, bytes) else await _abort(context, outcome)
 
         return handle
 
+    async def _answer(self, method: Method, context: Context) -> bytes:
+        self._check_is_serving()
+        message = await self._reader.read(context)
+        if message is None:
+            raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
+        self._check_is_serving()  # it may have come late
+        left_s = cast("float | None", context.time_remaining())
+        if left_s is None:
+            left_s = self._config.default_deadline_s
+        return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+
     def _conversation_handler(self, conversation: Conversation) -> Callable[..., Coroutine[Any, Any, None]]:
         async def handle(_messages: Any, context: Context) -> None:
-            try:
-                with self._place_for_conversation():
-                    await conversation(self._messages(context), context)
-            except Exception as error:
-                await _abort(context, error)
+            outcome = await _outcome_of(conversation(self._messages(context), context))
+            if outcome is not None:
+                await _abort(context, outcome)
 
         return handle
 
     def _check_is_serving(self) -> None:
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)
-
-    @contextmanager
-    def _place_for_conversation(self) -> Iterator[None]:
-        if self._num_conversations >= MAX_CONVERSATIONS:
-            what = f"{self._num_conversations} health checks and reflections are open, as many as may be"
-            raise OverloadedError("TOO_MANY_STREAMS", what, "try again later")
-        self._num_conversations += 1
-        try:
-            yield
-        finally:
-            self._num_conversations -= 1
 
     async def _messages(self, context: Context) -> AsyncIterator[bytes]:
         while (message := await self._reader.read(context)) is not None:
@@ -113,13 +99,14 @@ class MessageReader:
         self._began_s: dict[asyncio.Task[Any], float] = {}  # oldest first
         self._ended: dict[asyncio.Task[Any], RequestError] = {}
         self._next_check: asyncio.TimerHandle | None = None
+        self._check_due_s = 0.0
 
     async def read(self, context: Context) -> bytes | None:
         """None where the client sends no more. Raises ExpiredError or OverloadedError where the message is late."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._began_s[task] = time.monotonic()
         if self._next_check is None:
-            self._next_check = asyncio.get_running_loop().call_later(self._timeout_s, self._end_late_reads)
+            self._check_in(self._timeout_s)
         elif len(self._began_s) > self._max_waiting:
             what = f"{self._max_waiting} calls wait for their messages, and this one has waited longest"
             self._end_oldest(OverloadedError("TOO_MANY_WAITING", what, "send headers and message together"))
@@ -135,12 +122,19 @@ class MessageReader:
             self._ended.pop(task, None)
         return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 
+    def _check_in(self, delay_s: float) -> None:
+        self._check_due_s = time.monotonic() + delay_s
+        self._next_check = asyncio.get_running_loop().call_later(delay_s, self._end_late_reads)
+
     def _end_late_reads(self) -> None:
         self._next_check = None
+        if time.monotonic() - self._check_due_s > 0.5:  # the process stood still, and messages may lie here unread
+            self._check_in(0.2)
+            return
         while self._began_s:
             left_s = next(iter(self._began_s.values())) + self._timeout_s - time.monotonic()
             if left_s > 0:
-                self._next_check = asyncio.get_running_loop().call_later(left_s, self._end_late_reads)
+                self._check_in(left_s)
                 return
             what = f"no whole message came within {self._timeout_s:g} s of the headers"
             self._end_oldest(ExpiredError("SLOW_MESSAGE", what))
@@ -152,13 +146,27 @@ class MessageReader:
         task.cancel()
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    """Ends the call with the error's status; of an unforeseen one, nothing reaches the client."""
-    if isinstance(error, grpc.aio.AbortError):  # the call has its status already
-        raise error
-    if not isinstance(error, RequestError):
-        logger.error("a call failed", exc_info=error)
-        error = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
-    if error.retry_pushback_ms is not None:
-        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(error.retry_pushback_ms)),))
-    await context.abort(grpc.StatusCode[error.status], str(error))
+async def _outcome_of(work: Awaitable[T]) -> T | RequestError | grpc.aio.AbortError:
+    """What the work comes to. Its errors are returned without their traceback, and what they happened in is dropped.
+
+    grpcio ties a call and the error that ended it into a cycle of references: a traceback would keep the call's whole
+    message in it, until the garbage collector comes by.
+    """
+    try:
+        return await work
+    except (RequestError, grpc.aio.AbortError) as error:
+        failure = error.with_traceback(None)
+    except Exception:
+        logger.exception("a call failed")
+        failure = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
+    failure.__context__ = failure.__cause__ = None
+    return failure
+
+
+async def _abort(context: Context, failure: RequestError | grpc.aio.AbortError) -> NoReturn:
+    """Ends the call with the error's status."""
+    if isinstance(failure, grpc.aio.AbortError):  # the call has its status already
+        raise failure
+    if failure.retry_pushback_ms is not None:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(failure.retry_pushback_ms)),))
+    await context.abort(grpc.StatusCode[failure.status], str(failure))

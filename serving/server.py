@@ -6,6 +6,7 @@ for a moment, answering UNAVAILABLE, and only then stops.
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -27,8 +28,17 @@ logger = logging.getLogger(__name__)
 class Server:
     """A served model behind one port, which it may share with other processes. `start`, then `run_until_stopped`."""
 
-    def __init__(self, config: ServerConfig, model: ServedModel, *, shares_port: bool = False) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        model: ServedModel,
+        *,
+        shares_port: bool = False,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_failure` is told when the server begins to drain because it cannot go on."""
         self._shares_port = shares_port
+        self._on_failure = on_failure
         self._config = config
         self._model = model
         self._health = health.aio.HealthServicer()
@@ -62,7 +72,9 @@ class Server:
 
     def stop(self, failure: ProgramError | None = None) -> None:
         """Begins the drain; `run_until_stopped` ends with the failure that is the reason for it."""
-        self._failure = self._failure or failure
+        if failure is not None and not self._is_stopping.is_set():
+            self._failure = failure
+            self._on_failure()
         self._is_stopping.set()
 
     async def run_until_stopped(self) -> None:
@@ -74,16 +86,20 @@ class Server:
         self._handler.refusal = refusal
         if not self._watch.done():  # while there still is a port on which to refuse
             await asyncio.sleep(config.lame_duck_s)
+        # From now on clients are told to go elsewhere (GOAWAY), while what was accepted is answered.
+        leaving = asyncio.ensure_future(self._grpc_server.stop(grace=config.drain_timeout_s + 1.0))
         try:
             async with asyncio.timeout(config.drain_timeout_s):
                 await self._service.finish_decoding()
                 self._batcher.refuse(refusal)
                 await self._batcher.drain()
         except TimeoutError:
-            what = f"{self._batcher.num_unanswered} requests were unanswered after {config.drain_timeout_s:g} s"
+            num_requests = self._batcher.num_unanswered + self._service.num_requests_decoding
+            what = f"{num_requests} requests were unanswered after {config.drain_timeout_s:g} s"
             self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
             self._batcher.abandon(NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"))
-        await asyncio.wait([asyncio.ensure_future(self._grpc_server.stop(grace=1.0))], timeout=3.0)  # it may never end
+        await asyncio.wait([leaving], timeout=1.0)  # for the last answers to be sent; idle streams would stay
+        await asyncio.wait([asyncio.ensure_future(self._grpc_server.stop(grace=None))], timeout=3.0)  # it may never end
         await self._batcher.close(timeout_s=1.0)
         self._service.close()
         if self._failure is not None:

@@ -26,6 +26,8 @@ from serving.manifest import TensorSpec
 from serving.ranking import rank
 from serving.served_model import ServedModel
 
+MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take up half of the queue
+
 RequestMessage = TypeVar("RequestMessage", bound=Message)
 
 
@@ -34,6 +36,7 @@ class ClassifierService:
 
     def __init__(self, model: ServedModel, batcher: Batcher, config: ServerConfig) -> None:
         self.num_requests = 0  # answered
+        self.num_requests_decoding = 0  # whose pictures wait for their turn
         self._model = model
         self._batcher = batcher
         self._config = config
@@ -139,6 +142,8 @@ class ClassifierService:
         """Raises OverloadedError where too many pictures, or too many bytes of them, wait to be decoded."""
         num_bytes, limit = sum(map(len, pictures)), self._config.max_queue_size
         cure = "try again later, or raise"
+        if len(pictures) > MANY_PICTURES:
+            limit = max(limit // 2, self._config.max_images_per_request)  # the rest is for small requests
         if self._num_decoding + len(pictures) > limit:
             what = f"{self._num_decoding} pictures wait to be decoded, and {len(pictures)} more would exceed {limit}"
             raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-queue-size")
@@ -146,12 +151,14 @@ class ClassifierService:
         if self._encoded_bytes + num_bytes > limit:
             what = f"{self._encoded_bytes} bytes of pictures wait, and {num_bytes} more would exceed {limit}"
             raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-encoded-bytes")
+        self.num_requests_decoding += 1
         self._num_decoding += len(pictures)
         self._encoded_bytes += num_bytes
         self._is_done_decoding.clear()
         try:
             yield
         finally:
+            self.num_requests_decoding -= 1
             self._num_decoding -= len(pictures)
             self._encoded_bytes -= num_bytes
             if not self._num_decoding:

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -33,6 +34,8 @@ from serving.worker import run_worker
 MAX_AUTO_WORKERS = 4
 MAX_FAILED_STARTS = 3  # in a row, of workers that were to replace others
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 # What a worker process does, with its end of the pipe; the flag: whether it tells people about the model.
 Work = Callable[[ServerConfig, Connection, bool], int]
 
@@ -44,6 +47,8 @@ class Worker:
     process: BaseProcess
     link: Connection
     is_ready: bool = False
+    is_leaving: bool = False  # it drains because it cannot go on; another has been started
+    num_silent: int = 0  # seconds of the supervisor's own running in which nothing was heard of it
 
 
 class Supervisor:
@@ -60,6 +65,8 @@ class Supervisor:
         self._num_requests = 0
         self._num_images = 0
         self._exit_code = 0
+        self._next_tick_s = 0.0
+        self._num_stopping = 0  # ticks since the drain began
 
     def run(self) -> int:
         """The exit code: 0 if all that was accepted was answered, else that of the first worker that failed.
@@ -86,20 +93,37 @@ class Supervisor:
         is_first = not (self._workers or self._is_announced)
         arguments = (self._work, self._config, workers_end, inherited, is_first)
         process = fork.Process(target=_run_in_child, args=arguments, name="worker")
-        process.start()
+        with _signals_held():  # until the child has its own way with them
+            process.start()
         workers_end.close()
         self._workers.append(Worker(process, link))
 
     def _await_event(self, signals: socket.socket) -> None:
         links: dict[Any, Worker] = {worker.link: worker for worker in self._workers}
         sentinels: dict[Any, Worker] = {worker.process.sentinel: worker for worker in self._workers}
-        for event in wait([signals, *links, *sentinels]):
+        events = wait([signals, *links, *sentinels], timeout=max(0.0, self._next_tick_s - time.monotonic()))
+        if time.monotonic() >= self._next_tick_s:
+            self._on_tick()
+        for event in events:
             if event is signals:
                 self._on_signal(signals.recv(1)[0])
             elif event in links:
                 self._on_message(links[event])
             else:
                 self._on_end(sentinels[event])
+
+    def _on_tick(self) -> None:
+        """Once a second: ends processes that are not heard of. It counts its own ticks: the machine may stand still."""
+        self._next_tick_s = time.monotonic() + 1.0
+        config = self._config
+        self._num_stopping += 1 if self._is_stopping else 0
+        most_stopping = config.lame_duck_s + config.drain_timeout_s + 10
+        for worker in self._workers:
+            worker.num_silent += 1
+            is_hung = worker.is_ready and worker.num_silent > config.hang_timeout_s + 5
+            if is_hung or self._num_stopping > most_stopping:
+                say(f"warning: a worker process does not answer any more, after {worker.num_silent} s: it is killed")
+                worker.process.kill()
 
     def _on_signal(self, number: int) -> None:
         if self._is_stopping:  # the second one
@@ -116,10 +140,16 @@ class Supervisor:
             message = json.loads(worker.link.recv_bytes())
         except (EOFError, OSError):
             return False
+        worker.num_silent = 0
         if "num_requests" in message:
             self._num_requests += message["num_requests"]
             self._num_images += message["num_images"]
-        else:
+        elif "is_leaving" in message:
+            worker.is_leaving = True
+            if not self._is_stopping:
+                say("warning: a worker process cannot go on: another takes over")
+                self._start_worker()
+        elif "device" in message:
             worker.is_ready = True
             self._num_failed_starts = 0
             self._complete(**message)
@@ -131,11 +161,12 @@ class Supervisor:
             return
         if self._config.workers is None:
             self._num_wanted = _num_workers_for(device)
-        while len(self._workers) < self._num_wanted:
+        staying = [worker for worker in self._workers if not worker.is_leaving]
+        for _ in range(len(staying), self._num_wanted):
             self._start_worker()
-        if all(worker.is_ready for worker in self._workers):
+        if len(staying) == self._num_wanted and all(worker.is_ready for worker in staying):
             self._is_announced = True
-            config, count = self._config, len(self._workers)
+            config, count = self._config, self._num_wanted
             workers = "one process, with" if count == 1 else f"{count} processes, each with"
             say(f"serving {SERVICE} on {config.host}:{config.port}: {workers} {limits}")
 
@@ -147,7 +178,9 @@ class Supervisor:
         self._workers.remove(worker)
         code = worker.process.exitcode or 0
         code = 128 - code if code < 0 else code  # as a shell reports an end by signal
-        if self._is_stopping or not self._is_announced:
+        if worker.is_leaving and not self._is_stopping:
+            return
+        if self._is_stopping or not (self._is_announced or worker.is_ready):
             self._exit_code = self._exit_code or code
             self._stop()  # the first start failed: why, the worker has said
             return
@@ -174,9 +207,8 @@ def _run_in_child(
         other.close()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all of a terminal's processes; the supervisor heeds it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the supervisor acts
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     sys.exit(work(config, link, is_first))
 
 
@@ -188,13 +220,22 @@ def _num_workers_for(device: str) -> int:
 
 
 @contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextlib.contextmanager
 def _signals() -> Iterator[socket.socket]:
     """A socket on which each SIGTERM and SIGINT arrives as a byte, its number."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
         sender.setblocking(False)
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        handlers = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {each: signal.signal(each, lambda *_: None) for each in STOP_SIGNALS}
         try:
             yield receiver
         finally:
@@ -211,5 +252,6 @@ def main(arguments: list[str]) -> int:
     is_debugging = "--debug" in arguments
     logging.basicConfig(level=logging.INFO if is_debugging else logging.WARNING)
     if not is_debugging:  # what strangers send must not fill the log
-        logging.getLogger("grpc").setLevel(logging.CRITICAL)
+        for name in ("grpc", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     return Supervisor(config).run()

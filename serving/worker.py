@@ -38,7 +38,7 @@ async def _serve(config: ServerConfig, link: Connection, is_first: bool) -> None
     if is_first:
         for line in model.introduction:
             say(line)
-    server = Server(config, model, shares_port=True)
+    server = Server(config, model, shares_port=True, on_failure=lambda: _tell(link, is_leaving=True))
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     loop.add_reader(link.fileno(), _on_word, loop, link, server)
@@ -46,8 +46,8 @@ async def _serve(config: ServerConfig, link: Connection, is_first: bool) -> None
     limits = f"batches of up to {model.backend.max_batch_size} images, up to {config.max_queue_size} waiting"
     _tell(link, device=model.backend.device, limits=limits)
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
-    gc.set_threshold(50_000, 20, 100)  # calls leave no cycles behind: looking for them is 6 % of a small request
-    watch = asyncio.create_task(_watch_memory(server, config.max_memory_growth_mb << 20))
+    gc.set_threshold(50_000, 20, 100)  # looking for cycles, which calls hardly leave, is 6 % of a small request
+    watch = asyncio.create_task(_live(link, server, config.max_memory_growth_mb << 20))
     try:
         await server.run_until_stopped()
     finally:
@@ -67,12 +67,17 @@ def _tell(link: Connection, **message: object) -> None:
         link.send_bytes(json.dumps(message).encode())
 
 
-async def _watch_memory(server: Server, most_growth_bytes: int) -> None:
+async def _live(link: Connection, server: Server, most_growth_bytes: int) -> None:
+    """Tells the supervisor every second that the event loop runs, and watches the memory."""
     before = _resident_bytes()
     while (growth := _resident_bytes() - before) <= most_growth_bytes:
+        _tell(link, is_alive=True)
         await asyncio.sleep(1.0)
     what = f"{growth >> 20} MB more than at the start, the limit is {most_growth_bytes >> 20}"
     server.stop(ProgramError("MEMORY_GROWN", what, "another worker takes over; raise --max-memory-growth-mb"))
+    while True:
+        _tell(link, is_alive=True)
+        await asyncio.sleep(1.0)
 
 
 def _resident_bytes() -> int:

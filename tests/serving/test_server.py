@@ -1,6 +1,7 @@
 """The server on a real socket, with real grpc.aio clients, over a fake device."""
 
 import asyncio
+import gc
 import io
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -9,6 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -459,7 +461,7 @@ def test_watcher_of_health_hears_of_the_drain() -> None:
 
 
 def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.rpc.MAX_CONVERSATIONS", 3)
+    monkeypatch.setattr("serving.introspection.MAX_STREAMS", 3)
 
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
@@ -468,20 +470,45 @@ def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             for watch in watches:
                 await watch.read()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await calls.health()
+                await stub.Watch(health_pb2.HealthCheckRequest()).read()
             assert (caught.value.details() or "").startswith("TOO_MANY_STREAMS")
+            assert await calls.health() == health_pb2.HealthCheckResponse.SERVING  # a check is none of them
             watches[0].cancel()
-            while not await is_healthy(calls):
+            while not await can_watch(stub):
                 await asyncio.sleep(0.01)
 
     run(test())
 
 
-async def is_healthy(calls: Calls) -> bool:
+async def can_watch(stub: Any) -> bool:
     try:
-        return await calls.health() == health_pb2.HealthCheckResponse.SERVING
+        await stub.Watch(health_pb2.HealthCheckRequest()).read()
+        return True
     except grpc.aio.AioRpcError:
         return False
+
+
+def test_refused_request_leaves_nothing_of_its_message_behind() -> None:
+    """With the garbage collector off: what is left is what a flood of bad requests would pile up."""
+
+    async def test() -> None:
+        async with serving(FakeBackend(), max_message_bytes=4 << 20) as (_, calls, _):
+            messages = [bytes(3 << 20), pb.ClassifyRequest(images=bytes(3_000_001)).SerializeToString()]
+            for message in messages * 2:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await calls.classify_raw(message)
+            before = psutil.Process().memory_info().rss
+            for message in messages * 20:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await calls.classify_raw(message)
+            assert psutil.Process().memory_info().rss - before < 30 << 20  # of 120 MiB that were sent
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(test())
+    finally:
+        gc.enable()
 
 
 def test_of_too_many_calls_without_a_message_the_oldest_end() -> None:

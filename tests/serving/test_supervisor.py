@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 
 from loadtest.server_process import ServerProcess, server_process
 from serving.client import ClassifyError, Client
+from serving.errors import ResourceUnavailableError
+from serving.port import reserve_port
 from tests.conftest import Job
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
@@ -83,12 +86,44 @@ def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
     return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
 
 
+def test_worker_that_stands_still_is_killed_and_replaced(job: Job) -> None:
+    settings = (*SETTINGS, "--hang-timeout-s", "0.5")  # and five seconds of grace
+    with server_process("serving", "--repository", str(job.repository), *settings) as server:
+        before = workers_of(server)
+        before[0].send_signal(signal.SIGSTOP)
+        wait_for(lambda: "starting another" in server.output)
+        wait_for(lambda: len(workers_of(server)) == 2)
+        assert before[1] in workers_of(server)
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [("[::1]", "localhost"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "[::1]")])
+def test_no_two_servers_share_a_port_by_different_names(first: str, second: str) -> None:
+    refused = pytest.raises(ResourceUnavailableError, match="PORT_IN_USE")
+    with reserve_port(first, 0) as reservation, listening_beside(reservation), refused:
+        reserve_port(second, reservation.getsockname()[1])
+
+
+@contextmanager
+def listening_beside(reservation: socket.socket) -> Iterator[None]:
+    """As a worker does: on the reserved address, sharing it; of a wildcard, on both families as gRPC does."""
+    host, port = reservation.getsockname()[:2]
+    is_wildcard = host == "0.0.0.0"
+    with socket.socket(socket.AF_INET6 if is_wildcard else reservation.family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if is_wildcard:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("::" if is_wildcard else host, port))
+        listener.listen()
+        yield
+
+
 def test_grown_worker_is_drained_and_replaced(job: Job) -> None:
     bounds = ("--max-images-per-request", "16384", "--max-queue-size", "16384", "--max-memory-growth-mb", "2")
     with server_process("serving", "--repository", str(job.repository), *SETTINGS, *bounds) as server:
         with Client(server.target) as client:
             assert len(client.classify(np.zeros((16384, 28, 28), np.uint8), timeout_s=20).classifications) == 16384
-        wait_for(lambda: "MEMORY_GROWN" in server.output and "starting another" in server.output)
+        wait_for(lambda: "MEMORY_GROWN" in server.output and "another takes over" in server.output)
         wait_for(lambda: len(workers_of(server)) == 2)
         with Client(server.target) as client:
             client.classify(IMAGES, timeout_s=10)
