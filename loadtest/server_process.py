@@ -41,7 +41,10 @@ def server_process(module: str, *arguments: str, ready_timeout_s: float = 60.0) 
     Raises RuntimeError, with what it printed, where it ends or is silent instead.
     """
     command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+    # A process group of its own: Ctrl-C is for this program, which then ends the server.
+    process = subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
     server = ServerProcess(process)
     ready = threading.Event()
     reader = threading.Thread(target=_read_output, args=(server, ready), daemon=True)
