@@ -34,6 +34,11 @@ class Findings:
     interrupted: bool = False
 
     @property
+    def rounds(self) -> str:
+        """`3 rounds`"""
+        return f"{self.config.rounds} round{'s' if self.config.rounds > 1 else ''}"
+
+    @property
     def measured_anything(self) -> bool:
         """Whether there is something to report."""
         return bool(self.runs or self.sweep or self.search)
@@ -60,6 +65,16 @@ class Findings:
             for name, rates in yardsticks.items()
             if rates and served
         }
+
+    @property
+    def mlperf_shortfall(self) -> str:
+        """What keeps it from counting under MLPerf's rules, in a sentence; "" where nothing does."""
+        if not self.served:
+            return ""
+        shortest_first = sorted(self.served, key=lambda run: run.elapsed_s)
+        shortfalls = shortest_first[0].mlperf_shortfalls[:1]
+        shortfalls += [shortfall for run in shortest_first for shortfall in run.mlperf_shortfalls[1:]]
+        return f"not a formal MLPerf result, which asks for more: {', '.join(shortfalls)}" if shortfalls else ""
 
     def verdict(self) -> tuple[str, list[str]]:
         """PASS, FAIL, INVALID or INTERRUPTED, and why."""

@@ -12,8 +12,9 @@ from loadtest.scenarios import Load, mlperf_shortfalls
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
-# How late the generator may be at its p99: latency includes it, so a tenth of the latency's p99 or of its bound.
-MAX_LATENESS_SHARE = 0.1
+# How late the generator may be at its p99: a fifth of the latency's p99, or of its bound. Latency includes lateness, so
+# figures of a late generator are the server's at worst: what is refused are those that blame it for too much.
+MAX_LATENESS_SHARE = 0.2
 # How far our median latency may be from LoadGen's: a preempted thread, but not another schedule.
 MAX_CLOCK_ERROR_SHARE = 0.05
 MAX_CLOCK_ERROR_MS = 0.5

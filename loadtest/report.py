@@ -7,6 +7,7 @@ from typing import Any
 
 from loadtest.findings import Findings
 from loadtest.measurement import PERCENTILES
+from loadtest.page import page_from
 from loadtest.reference import latency_of
 
 FORMAT = 1
@@ -17,7 +18,10 @@ def save_report(findings: Findings, facts: dict[str, str]) -> list[Path]:
     directory = findings.config.output_dir
     directory.mkdir(parents=True, exist_ok=True)
     document = json.dumps(document_from(findings, facts), indent=1) + "\n"
-    return [_written(directory / "report.json", document)]
+    return [
+        _written(directory / "report.json", document),
+        _written(directory / "report.html", page_from(findings, facts)),
+    ]
 
 
 def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:

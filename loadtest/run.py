@@ -146,7 +146,7 @@ class LoadTest:
             load = replace(
                 self._load(SERVED, "offline"),
                 images_per_request=size,
-                duration_s=BATCH_CURVE_S,
+                duration_s=min(BATCH_CURVE_S, self._config.duration_s),
                 expected=expected,
                 in_flight=max(2, min(self._config.in_flight, BATCH_CURVE_IMAGES // size)),
             )

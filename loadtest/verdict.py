@@ -57,7 +57,7 @@ def _ratios(findings: Findings) -> list[str]:
     for yardstick in next(iter(ratios.values())):
         cells = [median_and_range(values[yardstick]) if values.get(yardstick) else "" for values in ratios.values()]
         lines.append(f"{yardstick:<28}" + "".join(f"{cell:>24}" for cell in cells))
-    return [*lines, f"ratios within each of {findings.config.rounds} rounds: median (lowest to highest)"]
+    return [*lines, f"ratios within each of {findings.rounds}: median (lowest to highest)"]
 
 
 def _split(findings: Findings) -> list[str]:
@@ -93,7 +93,7 @@ def _search(findings: Findings) -> list[str]:
     held = f"p99 {median_and_range(p99s, 1)} ms in {len(p99s)} runs of {search.confirmations[0].elapsed_s:.1f} s"
     return [
         f"highest rate within {search.latency_p99_ms:g} ms: {search.qps:,.0f} requests/s; {held}",
-        f"  not {search.limit}",
+        f"  the next did not: {search.limit}",
     ]
 
 
@@ -106,10 +106,9 @@ def _verdict(findings: Findings) -> list[str]:
         names = {"correct": "right", "wrong": "wrong", "lost": "lost", "refused": "refused"}
         answered = ", ".join(f"{counts[name]:,} {word}" for name, word in names.items())
         lines.append(f"answers: {answered}; each compared with {findings.reference}")
-        shortfalls = sorted({shortfall for run in served for shortfall in run.mlperf_shortfalls})
-        if shortfalls:
-            lines.append(f"not a formal MLPerf result, which takes longer: {'; '.join(shortfalls)}")
-    faults = [f"{run.load.scenario}: {fault}" for run in (*served, *findings.sweep) for fault in run.faults]
+        lines += [findings.mlperf_shortfall] if findings.mlperf_shortfall else []
+    blamed = [*served, *(run for run in findings.sweep if run.count("wrong"))]
+    faults = [f"{run.load.scenario}: {fault}" for run in blamed for fault in run.faults]
     lines += [f"  {fault}" for fault in faults[:5]] if verdict == FAIL else []
     lines += [f"note: {note}" for note in findings.notes]
     lines += [f"  {reason}" for reason in reasons]
