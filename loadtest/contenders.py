@@ -21,11 +21,12 @@ READY_TIMEOUT_S = 10.0
 def open_served(
     config: LoadTestConfig, references: References, reference: Reference, stack: ExitStack
 ) -> tuple[ServerProtocol, str]:
-    """The server under test, and in words what it serves.
+    """The server under test, and in words what it serves; the runtime that it says it serves with joins the references.
 
     Raises ResourceUnavailableError where it cannot be reached, ConfigurationError where it serves another model.
     """
     if config.protocol == "oip":
+        references.add_raw("onnxruntime", "auto", config.reference_threads)
         return _open_inference(config, reference)
     target = config.target
     if not target:
@@ -42,6 +43,7 @@ def open_served(
         what += f"{config.repository} has version {references.manifest.version} of"
         what += f" {references.manifest.checkpoint_sha256[:12]}…"
         raise ConfigurationError("OTHER_MODEL", what, "name the repository that it serves: --repository")
+    references.add_raw(model.backend, model.device, config.reference_threads)
     words = f"{model.model_name} version {model.model_version} on {model.backend}, {model.device}, {model.precision}"
     return Classify(target=target, reference=reference, top_k=config.top_k), f"{words}, at {target}"
 

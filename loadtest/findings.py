@@ -25,6 +25,7 @@ class Findings:
     config: LoadTestConfig
     model: str = ""  # what is served, and by what
     reference: str = ""  # whose logits the answers were held against
+    backends: str = ""  # what runs in this process, and on what
     notes: list[str] = field(default_factory=list)
     batch_rates: dict[str, dict[int, float]] = field(default_factory=dict)  # name -> images a batch -> images/s
     references: dict[tuple[str, int], list[ReferenceRun]] = field(default_factory=dict)  # (name, batch size)
@@ -106,7 +107,7 @@ def machine() -> dict[str, str]:
     cpu = model[1] if model else platform.processor() or platform.machine()
     load = f"{os.getloadavg()[0]:.1f}"
     packages = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    facts = {"cpu": f"{cpu}, {os.cpu_count()} cores", "load_average_before": load}
+    facts = {"cpu": f"{cpu}, {os.cpu_count()} cores", "load average before": load}
     return facts | {"python": platform.python_version(), "packages": packages}
 
 

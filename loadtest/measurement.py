@@ -1,7 +1,7 @@
 """What a load came to: the shares of all generator processes, added up, and whether the figures may be believed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -136,6 +136,7 @@ class Measurement:
             "faults": self.faults,
             "invalid_because": self.invalid_because,
             "interrupted": self.interrupted,
+            "loadgen_validity": self.loadgen_validity,
             "loadgen": [share.loadgen for share in self.shares],
             "mlperf_shortfalls": self.mlperf_shortfalls,
             "generator_cpu_s": sum(share.cpu_s for share in self.shares),
@@ -144,6 +145,11 @@ class Measurement:
 
 def measured(load: Load, shares: Sequence[Share], *, interrupted: bool = False) -> Measurement:
     """One run of a load, by the processes that shared it. The monotonic clock is the same in all of them."""
+    if len(shares) > 1:
+        shares = [
+            replace(share, faults=[f"process {rank}, {fault}" for fault in share.faults])
+            for rank, share in enumerate(shares)
+        ]
     began = [share for share in shares if share.started_ns]
     start_ns = min((share.started_ns for share in began), default=0)
     elapsed_s = max((share.ended_ns - start_ns for share in began), default=0) / 1e9

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 SIZE = (5.2, 3.7)  # inches: at the width of a phone the letters are still readable
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = {"PyTorch": "#d55e00", "ONNX Runtime": "#009e73", "echo": "#7f7f7f", "served": "#0072b2"}
+COLOURS = {
+    "PyTorch": "#d55e00",
+    "ONNX Runtime": "#009e73",
+    "TensorRT": "#cc79a7",
+    "echo": "#7f7f7f",
+    "served": "#0072b2",
+}
 LINES = {"single_stream": "-", "multi_stream": "--", "server": "-."}
 PARTS = {"inference": "#0072b2", "queue": "#56b4e9", "transport": "#e69f00", "lateness": "#999999"}
 NINES = (0.0, 50.0, 90.0, 99.0, 99.9)

@@ -14,22 +14,38 @@ from hdrh.histogram import HdrHistogram
 from loadtest.generator import histogram_from, new_histogram
 from serving.backends.base import Backend, Images, Logits
 from serving.backends.select import open_backend
-from serving.errors import MissingInputError, ResourceUnavailableError
+from serving.errors import MissingInputError, ProgramError, ResourceUnavailableError
 from serving.manifest import Manifest, list_versions, load_manifest
 
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class References:
     """The backends, by their names in the report, and the logits of `by`."""
 
+    version_dir: Path
     manifest: Manifest
     backends: dict[str, Backend]
     logits: Logits  # (N, 10)
     by: str
-    missing: str  # why PyTorch is not among them; "" where it is
+    notes: list[str]  # what is not as one would expect
+
+    def add_raw(self, kind: str, device: str, num_threads: int) -> None:
+        """The runtime that serves, in this process; ONNX Runtime where it cannot be had here, which is noted."""
+        name = RUNTIMES.get(kind, "ONNX Runtime")
+        if name in self.backends:
+            return
+        kind = kind if kind in RUNTIMES else "onnxruntime"
+        try:
+            self.backends[name] = _opened(kind, device, self.version_dir, self.manifest, num_threads)
+        except ProgramError as error:
+            if kind == "onnxruntime" and device == "cpu":
+                raise
+            self.notes.append(f"the runtime that serves cannot be measured here: {error}")
+            self.add_raw("onnxruntime", "cpu", num_threads)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +65,7 @@ def latency_of(runs: Sequence[ReferenceRun]) -> HdrHistogram:
 
 
 def open_references(repository: Path, model: str, num_threads: int, images: Images) -> References:
-    """The newest version on PyTorch and ONNX Runtime, on the CPU, and what the first says to `images`.
+    """The newest version on PyTorch, or on ONNX Runtime where there is no torch, and what it says to `images`.
 
     Raises MissingInputError where there is no version, and what the backends raise.
     """
@@ -59,21 +75,27 @@ def open_references(repository: Path, model: str, num_threads: int, images: Imag
         raise MissingInputError("NO_MODEL", f"there is no version in {model_dir}", "make export writes one")
     version_dir = model_dir / str(versions[-1])
     manifest = load_manifest(version_dir)
-    size = manifest.max_batch_size
-    backends: dict[str, Backend] = {}
-    missing = ""
-    for name, kind in (("PyTorch", "torch"), ("ONNX Runtime", "onnxruntime")):
-        try:
-            opened = open_backend(kind, "cpu", version_dir, manifest, max_batch_size=size, num_threads=num_threads)
-            backends[name] = opened[0]
-        except ResourceUnavailableError as error:
-            if error.word != "NO_TORCH":
-                raise
-            missing = str(error)
-    by = next(iter(backends))
+    by, notes = "PyTorch", []
+    try:
+        backend = _opened("torch", "auto", version_dir, manifest, num_threads)
+    except ResourceUnavailableError as error:
+        if error.word != "NO_TORCH":
+            raise
+        by, notes = "ONNX Runtime", [f"PyTorch is not in this comparison: {error}"]
+        backend = _opened("onnxruntime", "cpu", version_dir, manifest, num_threads)
     return References(
-        manifest=manifest, backends=backends, logits=_answers(backends[by], images), by=by, missing=missing
+        version_dir=version_dir,
+        manifest=manifest,
+        backends={by: backend},
+        logits=_answers(backend, images),
+        by=by,
+        notes=notes,
     )
+
+
+def _opened(kind: str, device: str, version_dir: Path, manifest: Manifest, num_threads: int) -> Backend:
+    size = manifest.max_batch_size
+    return open_backend(kind, device, version_dir, manifest, max_batch_size=size, num_threads=num_threads)[0]
 
 
 def _answers(backend: Backend, images: Images) -> Logits:

@@ -9,7 +9,7 @@ COLUMNS = f"{'':<28}{'requests/s':>11}{'images/s':>11}{'p50':>9}{'p90':>9}{'p99'
 MEANINGS = {
     PASS: "every answer was right and in time, and the generator kept its schedule",
     FAIL: "do not trust this server with this load",
-    INVALID: "the generator could not keep its schedule, so the figures are not the server's",
+    INVALID: "the figures are not to be relied on, for these reasons; try a quieter machine, a lower rate, or longer",
     INTERRUPTED: "not the whole test",
 }
 
@@ -106,6 +106,8 @@ def _verdict(findings: Findings) -> list[str]:
         names = {"correct": "right", "wrong": "wrong", "lost": "lost", "refused": "refused"}
         answered = ", ".join(f"{counts[name]:,} {word}" for name, word in names.items())
         lines.append(f"answers: {answered}; each compared with {findings.reference}")
+        validity = ", ".join(f"{run.load.scenario} {run.loadgen_validity or 'none'}" for run in served)
+        lines.append(f"LoadGen's own verdict, for durations of {findings.config.duration_s:g} s: {validity}")
         lines += [findings.mlperf_shortfall] if findings.mlperf_shortfall else []
     blamed = [*served, *(run for run in findings.sweep if run.count("wrong"))]
     faults = [f"{run.load.scenario}: {fault}" for run in blamed for fault in run.faults]
