@@ -45,13 +45,32 @@ class Findings:
         return bool(self.runs or self.sweep or self.search)
 
     def rows(self) -> dict[tuple[str, str], Measurement]:
-        """The rounds of each contender in each scenario as one."""
-        return {key: together(runs) for key, runs in self.runs.items() if runs}
+        """The rounds of each contender in each scenario as one, without those that are INVALID if most are not."""
+        rows = {}
+        for key, runs in self.runs.items():
+            valid = [run for run in runs if not run.invalid_because]
+            if runs:
+                rows[key] = together(valid if 2 * len(valid) > len(runs) else runs)
+        return rows
+
+    def mark(self, contender: str, scenario: str) -> str:
+        """INVALID, or how many of the rounds count; "" where all do."""
+        runs = self.runs[contender, scenario]
+        num_valid = sum(not run.invalid_because for run in runs)
+        if self.rows()[contender, scenario].invalid_because or 2 * num_valid <= len(runs):
+            return "INVALID"
+        return "" if num_valid == len(runs) else f"{num_valid} of {len(runs)} valid"
 
     @property
     def served(self) -> list[Measurement]:
-        """All that was asked of the served model at rates that it should bear."""
+        """The served model's rows."""
         return [run for (contender, _), run in self.rows().items() if contender == "served"]
+
+    @property
+    def asked(self) -> list[Measurement]:
+        """All that the served model was asked at rates that it should bear: an answer counts in an INVALID run too."""
+        rounds = [run for (contender, _), runs in self.runs.items() if contender == "served" for run in runs]
+        return rounds + (self.search.confirmations if self.search else [])
 
     def ratios(self, scenario: str) -> dict[str, list[float]]:
         """Images/s of the served model over each yardstick's, within each round."""
@@ -81,9 +100,11 @@ class Findings:
         """PASS, FAIL, INVALID or INTERRUPTED, and why."""
         bound_ms = self.config.latency_p99_ms
         failed, invalid = [], []
-        for run in [*self.served, *(self.search.confirmations if self.search else ())]:
+        for run in self.asked:
+            bad = [f"{run.count(name):,} {name}" for name in ("wrong", "lost", "refused") if run.count(name)]
+            failed += [f"{run.load.scenario}: {', '.join(bad)}"] if bad else []
+        for run in self.served:
             scenario = run.load.scenario
-            failed += [f"{scenario}: {run.count(n):,} {n}" for n in ("wrong", "lost", "refused") if run.count(n)]
             invalid += [f"{scenario}: {reason}" for reason in run.invalid_because]
             p99_ms = run.percentile_ms(99.0)
             if scenario == "server" and not run.invalid_because and p99_ms > bound_ms:

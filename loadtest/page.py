@@ -137,7 +137,7 @@ def _numbers(findings: Findings) -> str:
         cells.append((f"{run.images_per_s:,.0f}", f"images/s, {run.load.images_per_request} a request"))
     if findings.search and findings.search.qps:
         cells.append((f"{findings.search.qps:,.0f}/s", f"highest rate within {findings.search.latency_p99_ms:g} ms"))
-    served = findings.served
+    served = findings.asked
     bad = sum(run.count(name) for run in served for name in ("wrong", "lost", "refused"))
     if served:
         cells.append((f"{bad:,}", f"wrong, lost or refused of {sum(run.num_requests for run in served):,} answers"))
@@ -154,7 +154,14 @@ def _contenders(findings: Findings) -> str:
         rows.append(("", [f"{name}, {size} at a time", f"{rate / size:,.0f}", f"{rate:,.0f}", *tail, ""]))
     measured = findings.rows()
     rows += [
-        (contender, [f"{contender} {scenario}", *_figures(measured[contender, scenario])])
+        (
+            contender,
+            [
+                f"{contender} {scenario}",
+                *_figures(measured[contender, scenario]),
+                findings.mark(contender, scenario),
+            ],
+        )
         for scenario in SCENARIOS
         for contender in ("echo", "served")
         if (contender, scenario) in measured
@@ -164,7 +171,7 @@ def _contenders(findings: Findings) -> str:
 
 def _figures(run: Measurement) -> list[str]:
     tail = [f"{run.percentile_ms(percentile):.2f}" for percentile in PERCENTILES]
-    return [f"{run.requests_per_s:,.0f}", f"{run.images_per_s:,.0f}", *tail, "INVALID" if run.invalid_because else ""]
+    return [f"{run.requests_per_s:,.0f}", f"{run.images_per_s:,.0f}", *tail]
 
 
 def _ratios(findings: Findings) -> str:
@@ -221,7 +228,7 @@ def _search(findings: Findings) -> str:
 
 
 def _faults(findings: Findings) -> list[str]:
-    return [f"{run.load.scenario}: {fault}" for run in findings.served for fault in run.faults]
+    return [f"{run.load.scenario}: {fault}" for run in findings.asked for fault in run.faults]
 
 
 def _method(findings: Findings, facts: dict[str, str]) -> str:

@@ -61,7 +61,9 @@ def _svg(title: str, findings: Findings, draw: Callable[[Findings, "Figure"], No
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', r"<svg \1", svg, count=1)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', rf'<svg role="img" aria-label="{title}" \1', svg, count=1
+    )
 
 
 def _draw_latency(findings: Findings, figure: "Figure") -> None:

@@ -50,7 +50,12 @@ def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
             for (name, size), runs in findings.references.items()
         ],
         "scenarios": [
-            {"contender": contender, "scenario": scenario, "all": run.as_document()}
+            {
+                "contender": contender,
+                "scenario": scenario,
+                "mark": findings.mark(contender, scenario),
+                "all": run.as_document(),
+            }
             | {"rounds": [each.as_document() for each in findings.runs[contender, scenario]]}
             for (contender, scenario), run in findings.rows().items()
         ],

@@ -27,17 +27,16 @@ def _table(findings: Findings) -> list[str]:
         _reference_row(f"{name}, {size} at a time", size, runs) for (name, size), runs in findings.references.items()
     ]
     lines += [
-        _row(f"{contender} {scenario}", rows[contender, scenario])
+        _row(f"{contender} {scenario}", rows[contender, scenario], findings.mark(contender, scenario))
         for contender, scenario in pairs
         if (contender, scenario) in rows
     ]
     return [COLUMNS, *lines] if lines else []
 
 
-def _row(name: str, run: Measurement) -> str:
+def _row(name: str, run: Measurement, mark: str) -> str:
     figures = "".join(f"{run.percentile_ms(percentile):>9.2f}" for percentile in PERCENTILES)
-    mark = "  INVALID" if run.invalid_because else ""
-    return f"{name:<28}{run.requests_per_s:>11,.0f}{run.images_per_s:>11,.0f}{figures}{mark}"
+    return f"{name:<28}{run.requests_per_s:>11,.0f}{run.images_per_s:>11,.0f}{figures}  {mark}".rstrip()
 
 
 def _reference_row(name: str, size: int, runs: list[ReferenceRun]) -> str:
@@ -100,7 +99,7 @@ def _search(findings: Findings) -> list[str]:
 def _verdict(findings: Findings) -> list[str]:
     verdict, reasons = findings.verdict()
     served = findings.served
-    counts = {name: sum(run.count(name) for run in served) for name in ("correct", "wrong", "lost", "refused")}
+    counts = {name: sum(run.count(name) for run in findings.asked) for name in ("correct", "wrong", "lost", "refused")}
     lines = []
     if served:
         names = {"correct": "right", "wrong": "wrong", "lost": "lost", "refused": "refused"}
@@ -109,7 +108,7 @@ def _verdict(findings: Findings) -> list[str]:
         validity = ", ".join(f"{run.load.scenario} {run.loadgen_validity or 'none'}" for run in served)
         lines.append(f"LoadGen's own verdict, for durations of {findings.config.duration_s:g} s: {validity}")
         lines += [findings.mlperf_shortfall] if findings.mlperf_shortfall else []
-    blamed = [*served, *(run for run in findings.sweep if run.count("wrong"))]
+    blamed = [*findings.asked, *(run for run in findings.sweep if run.count("wrong"))]
     faults = [f"{run.load.scenario}: {fault}" for run in blamed for fault in run.faults]
     lines += [f"  {fault}" for fault in faults[:5]] if verdict == FAIL else []
     lines += [f"note: {note}" for note in findings.notes]

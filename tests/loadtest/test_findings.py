@@ -91,6 +91,24 @@ def test_verdict(run: Measurement, verdict: str, why: str) -> None:
     assert screen(found).splitlines()[-1].startswith(f"{verdict}: ")
 
 
+def test_round_of_a_late_generator_does_not_count_if_most_rounds_do() -> None:
+    found = findings(measurement(5.0))
+    rounds = found.runs["served", "server"]
+    rounds += [measurement(5.0), measurement(90.0, lateness_ms=40.0)]
+    assert found.verdict() == (PASS, [])
+    assert found.mark("served", "server") == "2 of 3 valid"
+    assert found.rows()["served", "server"].percentile_ms(99.0) == pytest.approx(5.0, rel=0.01)
+    rounds[0] = measurement(90.0, lateness_ms=40.0)
+    assert found.verdict()[0] == INVALID
+    assert found.mark("served", "server") == "INVALID"
+
+
+def test_wrong_answer_counts_in_an_invalid_round_too() -> None:
+    found = findings(measurement())
+    found.runs["served", "server"] += [measurement(), measurement(lateness_ms=40.0, wrong=1)]
+    assert found.verdict() == (FAIL, ["server: 1 wrong"])
+
+
 def test_failed_run_names_the_requests() -> None:
     assert "server: request 7: wrong" in screen(findings(measurement(wrong=1)))
 
