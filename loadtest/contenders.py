@@ -32,7 +32,7 @@ def open_served(
     if not target:
         settings = ("--repository", str(config.repository), "--model", config.model, "--port", "0")
         try:
-            target = stack.enter_context(server_process("serving", *settings)).target
+            target = stack.enter_context(server_process("serving", *settings, own_group=True)).target
         except RuntimeError as error:
             raise ResourceUnavailableError("NO_SERVER", str(error), "make serve shows why") from None
     with program_errors(target), Client(target) as client:
@@ -91,7 +91,7 @@ def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) 
             method: Any = channel.unary_unary(served.method)
             reply: bytes = method(served.request(range(size)), timeout=READY_TIMEOUT_S)
             arguments = ("--reply-bytes", str(len(reply)), "--uvloop")
-            process = stack.enter_context(server_process("loadtest.echo_server", *arguments))
+            process = stack.enter_context(server_process("loadtest.echo_server", *arguments, own_group=True))
             echoes[echo_name(size)] = Echo(asked=served, target=process.target, reply_bytes=len(reply))
     return echoes
 

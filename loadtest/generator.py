@@ -11,7 +11,6 @@ import os
 import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -58,22 +57,35 @@ def new_histogram() -> HdrHistogram:
     return HdrHistogram(1, LARGEST_US, SIGNIFICANT_DIGITS)
 
 
-def generate(rank: int, num_processes: int, servers: Mapping[str, ServerProtocol], num_images: int, pipe: Any) -> None:
-    """The process: answers each Load on the pipe with a Share, until the pipe closes."""
+def generate(
+    rank: int,
+    num_processes: int,
+    servers: Mapping[str, ServerProtocol],
+    num_images: int,
+    pipe: Connection,
+    log_dir: str,
+) -> None:
+    """The process: answers each Load on the pipe with a Share, until the pipe closes. LoadGen logs to `log_dir`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's Ctrl-C arrives as STOP
     sys.setswitchinterval(1e-4)  # LoadGen's thread must not wait 5 ms, Python's default, for the event loop's
-    Generator(rank, num_processes, servers, num_images, pipe).run()
+    Generator(rank, num_processes, servers, num_images, pipe, log_dir).run()
 
 
 class Generator:
     """Runs loads one after the other, and can be stopped in the midst of one."""
 
     def __init__(
-        self, rank: int, num_processes: int, servers: Mapping[str, ServerProtocol], num_images: int, pipe: Connection
+        self,
+        rank: int,
+        num_processes: int,
+        servers: Mapping[str, ServerProtocol],
+        num_images: int,
+        pipe: Connection,
+        log_dir: str,
     ) -> None:
         self._rank, self._num_processes = rank, num_processes
         self._servers, self._num_images = servers, num_images
-        self._pipe = pipe
+        self._pipe, self._log_dir = pipe, log_dir
         self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._running: tuple[Load, Records] | None = None
@@ -111,7 +123,7 @@ class Generator:
                 return Share()
             self._running = (load, system.records)
             before_s = time.process_time()
-            results = _run_loadgen(system.issue, load, self._num_images)
+            results = _run_loadgen(system.issue, load, self._num_images, self._log_dir)
             cpu_s = time.process_time() - before_s
             return share_from(load, system.records, results, cpu_s)
         finally:
@@ -119,7 +131,7 @@ class Generator:
             system.close()
 
 
-def _run_loadgen(issue: Any, load: Load, num_images: int) -> dict[str, Any]:
+def _run_loadgen(issue: Any, load: Load, num_images: int, log_dir: str) -> dict[str, Any]:
     """Blocks until the last answer; LoadGen's results, as its log names them."""
     log = mlperf_loadgen.LogSettings()
     sut = mlperf_loadgen.ConstructFastSUT(issue, _ignore)
@@ -127,12 +139,11 @@ def _run_loadgen(issue: Any, load: Load, num_images: int) -> dict[str, Any]:
     gc.collect()
     gc.freeze()
     try:
-        with tempfile.TemporaryDirectory(prefix="atelier-loadgen-") as log_dir:
-            log.log_output.outdir = log_dir
-            log.log_output.copy_summary_to_stdout = False
-            log.enable_trace = False
-            mlperf_loadgen.StartTestWithLogSettings(sut, qsl, settings_from(load), log, "")
-            return _results_from(Path(log_dir, "mlperf_log_detail.txt"))
+        log.log_output.outdir = log_dir
+        log.log_output.copy_summary_to_stdout = False
+        log.enable_trace = False
+        mlperf_loadgen.StartTestWithLogSettings(sut, qsl, settings_from(load), log, "")
+        return _results_from(Path(log_dir, "mlperf_log_detail.txt"))
     finally:
         gc.unfreeze()
         mlperf_loadgen.DestroyQSL(qsl)

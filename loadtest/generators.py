@@ -1,9 +1,11 @@
 """The load generator's processes, seen from the program that starts them."""
 
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,10 +36,13 @@ class Generators:
         self._on_tick = on_tick
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+        self._log_dir = tempfile.TemporaryDirectory(prefix="atelier-loadgen-")
         context = multiprocessing.get_context("spawn")
         for rank in range(num_processes):
             pipe, theirs = context.Pipe()
-            arguments = (rank, num_processes, servers, num_images, theirs)
+            log_dir = Path(self._log_dir.name, str(rank))
+            log_dir.mkdir()
+            arguments = (rank, num_processes, servers, num_images, theirs, str(log_dir))
             process = context.Process(target=generate, args=arguments, name=f"generator {rank}", daemon=True)
             process.start()
             theirs.close()
@@ -74,6 +79,7 @@ class Generators:
             if process.is_alive():
                 process.kill()
                 process.join()
+        self._log_dir.cleanup()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 python -m loadtest                  (make loadtest)
 """
 
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -204,6 +205,9 @@ def main(arguments: list[str]) -> int:
     config = parse_arguments(arguments)
     findings = Findings(config=config)
     facts = machine()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: or the servers would be left behind
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         with ExitStack() as stack:
             LoadTest(config, findings, stack).run()

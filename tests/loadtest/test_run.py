@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadtest.server_process import server_process
@@ -73,19 +74,24 @@ def test_any_server_of_the_open_inference_protocol_can_be_held_beside_it(job: Jo
     assert ", 0 wrong, 0 lost, 0 refused" in done.stdout
 
 
-def test_ctrl_c_keeps_what_was_measured(job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_behind(job: Job, tmp_path: Path, number: int) -> None:
     options = ["--scenarios", "server", "--no-references", "--rounds", "1", "--duration-s", "60", "--target-qps", "200"]
     options += ["--latency-p99-ms", "1000"]
     arguments = ["--repository", str(job.repository), "--output-dir", str(tmp_path), *options]
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = subprocess.Popen(
         [sys.executable, "-m", "loadtest", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, previous)
     assert process.stdout is not None
     while "against PyTorch's logits" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(6)  # the generator starts, half a second of warm-up, and some of the minute
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=30)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2  # a server and a generator
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130, printed + errors
     assert "INTERRUPTED" in printed
     report = json.loads((tmp_path / "report.json").read_text())
@@ -95,6 +101,8 @@ def test_ctrl_c_keeps_what_was_measured(job: Job, tmp_path: Path) -> None:
     assert row["all"]["requests"]["lost"] == 0
     assert row["all"]["milliseconds"]["latency"]["p50"] * 10 > 1.0
     assert (tmp_path / "report.html").exists()
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert [child.cmdline() for child in left] == []
 
 
 def test_server_of_another_model_is_refused(job: Job, tmp_path: Path) -> None:
