@@ -118,6 +118,8 @@ class Findings:
             return FAIL, failed + invalid
         if self.interrupted:
             return INTERRUPTED, ["it ended early; what was measured until then is above"]
+        if not self.asked:
+            invalid.append("there is nothing to judge: a sweep goes where any server fails; measure a scenario too")
         return (INVALID, invalid) if invalid else (PASS, [])
 
 

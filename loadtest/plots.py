@@ -123,6 +123,7 @@ def _draw_sweep(findings: Findings, figure: "Figure") -> None:
     below.axhline(bound_ms, color="black", linewidth=0.8)
     below.set(ylabel="p99, ms", xlabel="offered, requests/s", yscale="log", xlim=(0, None))
     below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    below.yaxis.set_minor_formatter(_minor)
 
 
 def _draw_batch_sizes(findings: Findings, figure: "Figure") -> None:
@@ -136,10 +137,15 @@ def _draw_batch_sizes(findings: Findings, figure: "Figure") -> None:
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else "")
+    axes.yaxis.set_minor_formatter(_minor)
     axes.set(xlabel="images", ylabel="images/s")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
+
+
+def _minor(value: float, _position: float) -> str:
+    """Between the powers of ten only the twos and fives, in figures."""
+    return f"{value:,.6g}" if f"{value:.0e}"[0] in "25" else ""
 
 
 def _draw_split(findings: Findings, figure: "Figure") -> None:

@@ -113,6 +113,11 @@ def test_failed_run_names_the_requests() -> None:
     assert "server: request 7: wrong" in screen(findings(measurement(wrong=1)))
 
 
+def test_nothing_measured_is_no_pass() -> None:
+    found = Findings(config=LoadTestConfig(), sweep=[measurement()])
+    assert found.verdict()[0] == INVALID
+
+
 def test_interrupted_run_does_not_pass() -> None:
     assert findings(measurement(), interrupted=True).verdict()[0] == INTERRUPTED
 
