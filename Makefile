@@ -14,11 +14,11 @@ EXPORTED := artifacts/models/lenet5/config.pbtxt
 # A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
 comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
-EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,dev
+EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test check bench ladder gpu-report clean
+.PHONY: help setup data train curves export serve classify test check loadtest bench ladder gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -66,6 +66,9 @@ check: $(SETUP) ## lint, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+loadtest: $(EXPORTED) ## the served model under load, beside PyTorch and the raw runtime: verdict, report.html
+	$(RUN) -m loadtest $(ARGS)
 
 bench: $(EXPORTED) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
 	$(RUN) -m loadtest.bench $(ARGS)

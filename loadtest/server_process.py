@@ -35,13 +35,20 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(module: str, *arguments: str, ready_timeout_s: float = 60.0) -> Iterator[ServerProcess]:
+def server_process(
+    module: str, *arguments: str, ready_timeout_s: float = 60.0, own_group: bool = False
+) -> Iterator[ServerProcess]:
     """Runs a server until the block ends; it is ready when it has printed `... on <host>:<port>`.
+
+    In a process group of its own, Ctrl-C does not reach it: it goes on until the block ends.
 
     Raises RuntimeError, with what it printed, where it ends or is silent instead.
     """
     command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+    group = 0 if own_group else None
+    process = subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=group
+    )
     server = ServerProcess(process)
     ready = threading.Event()
     reader = threading.Thread(target=_read_output, args=(server, ready), daemon=True)

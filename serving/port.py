@@ -54,7 +54,7 @@ def cannot_listen(host: str, port: int, error: OSError | None = None) -> Resourc
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """All that gRPC listens on for a host: for these names it does so in both families, whatever the system resolves."""
+    """All that gRPC listens on for a host: for these names in both families, whatever the system resolves."""
     if host == "localhost":
         return [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
     if host in ("0.0.0.0", "[::]"):  # noqa: S104 # compared, not listened on

@@ -33,12 +33,12 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 def test_make_alone_prints_the_targets() -> None:
     printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "data", "train", "export", "serve", "classify", "test", "check", "clean"):
+    for target in ("setup", "data", "train", "export", "serve", "classify", "test", "check", "loadtest", "clean"):
         assert f"make {target} " in printed
 
 
 @pytest.mark.parametrize(
-    "module", ["training", "export", "serving", "serving.client", "loadtest.bench", "training.dataset"]
+    "module", ["training", "export", "serving", "serving.client", "loadtest", "loadtest.bench", "training.dataset"]
 )
 def test_every_program_explains_itself(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)

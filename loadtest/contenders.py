@@ -1,0 +1,101 @@
+"""Who is asked: the served model, started here or found at an address, and echo servers that answer as many bytes."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+
+from loadtest.config import LoadTestConfig
+from loadtest.protocols import OIP_SERVICE, Classify, Echo, OpenInference, Reference, ServerProtocol
+from loadtest.reference import References
+from loadtest.server_process import server_process
+from protos import open_inference_pb2 as oip
+from serving.client import Client, program_errors
+from serving.errors import ConfigurationError, ResourceUnavailableError
+
+SERVED = "served"
+READY_TIMEOUT_S = 10.0
+
+
+def open_served(
+    config: LoadTestConfig, references: References, reference: Reference, stack: ExitStack
+) -> tuple[ServerProtocol, str]:
+    """The server under test, and in words what it serves; the runtime that it says it serves with joins the references.
+
+    Raises ResourceUnavailableError where it cannot be reached, ConfigurationError where it serves another model.
+    """
+    if config.protocol == "oip":
+        references.add_raw("onnxruntime", "auto", config.reference_threads)
+        return _open_inference(config, reference)
+    target = config.target
+    if not target:
+        settings = ("--repository", str(config.repository), "--model", config.model, "--port", "0")
+        try:
+            target = stack.enter_context(server_process("serving", *settings, own_group=True)).target
+        except RuntimeError as error:
+            raise ResourceUnavailableError("NO_SERVER", str(error), "make serve shows why") from None
+    with program_errors(target), Client(target) as client:
+        client.wait_until_ready(timeout_s=READY_TIMEOUT_S)
+        model = client.model()
+    if model.checkpoint_sha256 != references.manifest.checkpoint_sha256:
+        what = f"{target} serves version {model.model_version} of checkpoint {model.checkpoint_sha256[:12]}…, "
+        what += f"{config.repository} has version {references.manifest.version} of"
+        what += f" {references.manifest.checkpoint_sha256[:12]}…"
+        raise ConfigurationError("OTHER_MODEL", what, "name the repository that it serves: --repository")
+    references.add_raw(model.backend, model.device, config.reference_threads)
+    words = f"{model.model_name} version {model.model_version} on {model.backend}, {model.device}, {model.precision}"
+    return Classify(target=target, reference=reference, top_k=config.top_k), f"{words}, at {target}"
+
+
+def _open_inference(config: LoadTestConfig, reference: Reference) -> tuple[ServerProtocol, str]:
+    """A server of the Open Inference Protocol, once it is ready and takes `images` for `logits`."""
+    with grpc.insecure_channel(config.target) as channel:
+        ready = channel.unary_unary(
+            f"/{OIP_SERVICE}/ModelReady",
+            request_serializer=oip.ModelReadyRequest.SerializeToString,
+            response_deserializer=oip.ModelReadyResponse.FromString,
+        )
+        describe = channel.unary_unary(
+            f"/{OIP_SERVICE}/ModelMetadata",
+            request_serializer=oip.ModelMetadataRequest.SerializeToString,
+            response_deserializer=oip.ModelMetadataResponse.FromString,
+        )
+        try:
+            is_ready = ready(
+                oip.ModelReadyRequest(name=config.model), timeout=READY_TIMEOUT_S, wait_for_ready=True
+            ).ready
+            model = describe(oip.ModelMetadataRequest(name=config.model), timeout=READY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            what = f"{config.target}: {error.code().name}: {error.details()}"
+            raise ResourceUnavailableError("NO_SERVER", what, "does it speak the Open Inference Protocol?") from None
+    if not is_ready:
+        raise ResourceUnavailableError(
+            "NOT_SERVING", f"{config.target} says {config.model} is not ready", "see its log"
+        )
+    tensors = [(spec.name, spec.datatype) for spec in (*model.inputs, *model.outputs)]
+    if tensors != [("images", "UINT8"), ("logits", "FP32")]:
+        what = f"{config.model} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
+        raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, or name it with --model")
+    words = f"{model.name} on {model.platform or 'a server'} by the Open Inference Protocol"
+    return OpenInference(target=config.target, reference=reference, model_name=config.model), (
+        f"{words}, at {config.target}"
+    )
+
+
+def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) -> dict[str, ServerProtocol]:
+    """An echo server for each number of images a request may have, whose replies are as long as the model's."""
+    echoes: dict[str, ServerProtocol] = {}
+    with grpc.insecure_channel(served.target) as channel:
+        for size in sorted(set(sizes)):
+            method: Any = channel.unary_unary(served.method)
+            reply: bytes = method(served.request(range(size)), timeout=READY_TIMEOUT_S)
+            arguments = ("--reply-bytes", str(len(reply)), "--uvloop")
+            process = stack.enter_context(server_process("loadtest.echo_server", *arguments, own_group=True))
+            echoes[echo_name(size)] = Echo(asked=served, target=process.target, reply_bytes=len(reply))
+    return echoes
+
+
+def echo_name(images_per_request: int) -> str:
+    """The echo server for requests of so many images."""
+    return f"echo {images_per_request}"

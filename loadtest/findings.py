@@ -1,0 +1,147 @@
+"""Everything that one load test measured, and the verdict on it."""
+
+import os
+import platform
+import re
+import statistics
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from loadtest.config import LoadTestConfig
+from loadtest.measurement import Measurement, together
+from loadtest.reference import ReferenceRun
+from loadtest.search import MaxSearch
+
+PACKAGES = ("torch", "onnxruntime", "grpcio", "protobuf", "numpy", "mlcommons-loadgen", "hdrhistogram")
+PASS, FAIL, INVALID, INTERRUPTED = "PASS", "FAIL", "INVALID", "INTERRUPTED"
+EXIT_CODES = {PASS: 0, FAIL: 1, INVALID: os.EX_TEMPFAIL, INTERRUPTED: 130}
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """Filled in as the test goes on, so that Ctrl-C keeps what is there."""
+
+    config: LoadTestConfig
+    model: str = ""  # what is served, and by what
+    reference: str = ""  # whose logits the answers were held against
+    backends: str = ""  # what runs in this process, and on what
+    notes: list[str] = field(default_factory=list)
+    batch_rates: dict[str, dict[int, float]] = field(default_factory=dict)  # name -> images a batch -> images/s
+    references: dict[tuple[str, int], list[ReferenceRun]] = field(default_factory=dict)  # (name, batch size)
+    runs: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)  # ("served" or "echo", scenario)
+    sweep: list[Measurement] = field(default_factory=list)
+    search: MaxSearch | None = None
+    interrupted: bool = False
+
+    @property
+    def rounds(self) -> str:
+        """`3 rounds`"""
+        return f"{self.config.rounds} round{'s' if self.config.rounds > 1 else ''}"
+
+    @property
+    def measured_anything(self) -> bool:
+        """Whether there is something to report."""
+        return bool(self.runs or self.sweep or self.search)
+
+    def rows(self) -> dict[tuple[str, str], Measurement]:
+        """The rounds of each contender in each scenario as one, without those that are INVALID if most are not."""
+        rows = {}
+        for key, runs in self.runs.items():
+            valid = [run for run in runs if not run.invalid_because]
+            if runs:
+                rows[key] = together(valid if 2 * len(valid) > len(runs) else runs)
+        return rows
+
+    def mark(self, contender: str, scenario: str) -> str:
+        """INVALID, or how many of the rounds count; "" where all do."""
+        runs = self.runs[contender, scenario]
+        num_valid = sum(not run.invalid_because for run in runs)
+        if self.rows()[contender, scenario].invalid_because or 2 * num_valid <= len(runs):
+            return "INVALID"
+        return "" if num_valid == len(runs) else f"{num_valid} of {len(runs)} valid"
+
+    @property
+    def served(self) -> list[Measurement]:
+        """The served model's rows."""
+        return [run for (contender, _), run in self.rows().items() if contender == "served"]
+
+    @property
+    def asked(self) -> list[Measurement]:
+        """All that the served model was asked at rates that it should bear: an answer counts in an INVALID run too."""
+        rounds = [run for (contender, _), runs in self.runs.items() if contender == "served" for run in runs]
+        return rounds + (self.search.confirmations if self.search else [])
+
+    def ratios(self, scenario: str) -> dict[str, list[float]]:
+        """Images/s of the served model over each yardstick's, within each round."""
+        served = self.runs.get(("served", scenario), [])
+        yardsticks = {
+            f"{name}, {size} at a time": [run.images_per_s for run in runs]
+            for (name, size), runs in self.references.items()
+        }
+        yardsticks["echo"] = [run.images_per_s for run in self.runs.get(("echo", scenario), [])]
+        return {
+            name: [run.images_per_s / rate for run, rate in zip(served, rates, strict=False) if rate]
+            for name, rates in yardsticks.items()
+            if rates and served
+        }
+
+    @property
+    def mlperf_shortfall(self) -> str:
+        """What keeps it from counting under MLPerf's rules, in a sentence; "" where nothing does."""
+        if not self.served:
+            return ""
+        shortest_first = sorted(self.served, key=lambda run: run.elapsed_s)
+        shortfalls = shortest_first[0].mlperf_shortfalls[:1]
+        shortfalls += [shortfall for run in shortest_first for shortfall in run.mlperf_shortfalls[1:]]
+        return f"not a formal MLPerf result, which asks for more: {', '.join(shortfalls)}" if shortfalls else ""
+
+    def verdict(self) -> tuple[str, list[str]]:
+        """PASS, FAIL, INVALID or INTERRUPTED, and why."""
+        bound_ms = self.config.latency_p99_ms
+        failed, invalid = [], []
+        for run in self.asked:
+            bad = [f"{run.count(name):,} {name}" for name in ("wrong", "lost", "refused") if run.count(name)]
+            failed += [f"{run.load.scenario}: {', '.join(bad)}"] if bad else []
+        for run in self.served:
+            scenario = run.load.scenario
+            invalid += [f"{scenario}: {reason}" for reason in run.invalid_because]
+            p99_ms = run.percentile_ms(99.0)
+            if scenario == "server" and not run.invalid_because and p99_ms > bound_ms:
+                failed.append(f"{scenario}: p99 {p99_ms:.1f} ms, over {bound_ms:g} ms")
+        failed += [
+            f"sweep at {run.load.target_qps:,.0f}/s: {run.count('wrong')} wrong"
+            for run in self.sweep
+            if run.count("wrong")
+        ]
+        if failed:
+            return FAIL, failed + invalid
+        if self.interrupted:
+            return INTERRUPTED, ["it ended early; what was measured until then is above"]
+        if not self.asked:
+            invalid.append("there is nothing to judge: a sweep goes where any server fails; measure a scenario too")
+        return (INVALID, invalid) if invalid else (PASS, [])
+
+
+def machine() -> dict[str, str]:
+    """What the figures were taken on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    cpu = model[1] if model else platform.processor() or platform.machine()
+    load = f"{os.getloadavg()[0]:.1f}"
+    packages = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    facts = {"cpu": f"{cpu}, {os.cpu_count()} cores", "load average before": load}
+    return facts | {"python": platform.python_version(), "packages": packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def median_and_range(values: list[float], digits: int = 2) -> str:
+    """`0.79 (0.75 to 0.84)`"""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

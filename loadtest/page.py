@@ -1,0 +1,238 @@
+"""The report as a page: one file, nothing fetched, readable on a phone and in print."""
+
+from collections.abc import Sequence
+from html import escape
+
+from loadtest.findings import Findings, median_and_range
+from loadtest.measurement import PERCENTILES, Measurement
+from loadtest.plots import plots_from
+from loadtest.reference import latency_of
+from loadtest.scenarios import SCENARIOS
+from loadtest.verdict import MEANINGS
+
+STYLE = """
+:root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #ffffff; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
+       font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .25rem; line-height: 1.25; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { margin: .5rem 0; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
+.verdict { margin: 1rem 0; padding: .75rem 1rem; border-left: .4rem solid; border-radius: .25rem; background: #f6f8fa; }
+.verdict strong { font-size: 1.25rem; }
+.PASS { border-color: #1a7f37; } .PASS strong { color: #1a7f37; }
+.FAIL { border-color: #cf222e; } .FAIL strong { color: #cf222e; }
+.INVALID, .INTERRUPTED { border-color: #9a6700; } .INVALID strong, .INTERRUPTED strong { color: #9a6700; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0; }
+.numbers div { border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .75rem; }
+.numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
+        font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+tr.served td { font-weight: 600; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
+figure { margin: 0; min-width: 0; }
+figure svg { width: 100%; height: auto; display: block; }
+ul { padding-left: 1.2rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  body { padding: .75rem; } table { font-size: .75rem; } th, td { padding: .25rem .3rem; }
+  th, td { white-space: normal; vertical-align: bottom; } td:first-child { min-width: 5.5rem; } .wide { display: none; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
+}
+@media print {
+  @page { size: A4; margin: 14mm; }
+  html { font-size: 10pt; } body { padding: 0; max-width: none; font-size: 1rem; }
+  .verdict { background: none; border: 1px solid; border-left-width: .4rem; }
+  .plots { grid-template-columns: 1fr 1fr; gap: 6mm; }
+  figure, section.short, .numbers, .verdict { break-inside: avoid; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; } th:first-child, td:first-child { position: static; }
+  table { font-size: 8pt; } th, td { padding: 1mm 1.5mm; }
+}
+"""
+CAPTIONS = {
+    "Latency": "How many requests were answered within so many milliseconds, from when they were due; each nine of "
+    "the tail takes the same room.",
+    "Rate sweep": "Requests of one image, from a quarter of saturation to twice past it. Hollow: INVALID, the "
+    "generator was late.",
+    "Batch sizes": "What a batch buys: in process, and per request to the server, which puts the requests that wait "
+    "together in batches of its own.",
+    "Where the time went": "Lateness is the generator's; queue and inference are what the server tells; transport is "
+    "all the rest, the client's own part too.",
+}
+METHOD = (
+    "MLPerf's LoadGen schedules the requests, and latency counts from when each was due, so nothing that kept it "
+    "waiting is left out. Percentiles come from HdrHistograms, added up over processes and rounds. Every answer is "
+    "compared with the reference's; the contenders of a round are measured one after the other, and ratios are taken "
+    "within a round. A measurement is INVALID where the generator's own lateness, at its p99, is over a fifth of the "
+    "latency or of its bound."
+)
+
+
+def page_from(findings: Findings, facts: dict[str, str]) -> str:
+    """The whole HTML document."""
+    verdict, reasons = findings.verdict()
+    parts = [
+        f"<h1>Load test of {escape(findings.model.partition(',')[0] or findings.config.model)}</h1>",
+        f'<p class="soft">{escape(findings.model)}; every answer against {escape(findings.reference)}</p>',
+        f'<div class="verdict {verdict}"><strong>{verdict}</strong> {escape(MEANINGS[verdict])}{_list(reasons)}</div>',
+        _numbers(findings),
+        _section("Contenders", _contenders(findings)),
+        _section("Ratios", _ratios(findings)),
+        _section("Plots", _plots(findings)),
+        _section("Through saturation", _sweep(findings)),
+        _section("Highest rate", _search(findings)),
+        _section("Answers that failed", _list(_faults(findings))),
+        _section("How it was measured", _method(findings, facts)),
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    title = f"<title>{verdict}: load test of {escape(findings.config.model)}</title>"
+    body = "\n".join(part for part in parts if part)
+    head = f"<head>{head}{title}<style>{STYLE}</style></head>"
+    return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
+
+
+def _section(title: str, content: str) -> str:
+    kind = "" if title == "Plots" else ' class="short"'
+    return f"<section{kind}><h2>{title}</h2>\n{content}</section>" if content else ""
+
+
+def _list(items: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """`rows` are (class, cells)."""
+    if not rows:
+        return ""
+    header = "".join(f"<th{_wide(name)}>{escape(name)}</th>" for name in head)
+    body = "".join(
+        f'<tr class="{kind}">'
+        + "".join(f"<td{_wide(name)}>{escape(cell)}</td>" for name, cell in zip(head, cells, strict=True))
+        + "</tr>"
+        for kind, cells in rows
+    )
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<p class="soft">{escape(caption)}</p><div class="scroll">{table}</div>'
+
+
+def _wide(column: str) -> str:
+    """What a phone has no room for can be told from the images."""
+    return ' class="wide"' if column == "requests/s" else ""
+
+
+def _numbers(findings: Findings) -> str:
+    """The few figures that one looks for first."""
+    rows = findings.rows()
+    cells = []
+    if run := rows.get(("served", "server")):
+        cells.append((f"{run.percentile_ms(99.0):.2f} ms", f"p99 at {run.load.target_qps:,.0f} requests/s"))
+    if run := rows.get(("served", "single_stream")):
+        cells.append((f"{run.percentile_ms(50.0):.2f} ms", "p50, one request at a time"))
+    if run := rows.get(("served", "offline")):
+        cells.append((f"{run.images_per_s:,.0f}", f"images/s, {run.load.images_per_request} a request"))
+    if findings.search and findings.search.qps:
+        cells.append((f"{findings.search.qps:,.0f}/s", f"highest rate within {findings.search.latency_p99_ms:g} ms"))
+    served = findings.asked
+    bad = sum(run.count(name) for run in served for name in ("wrong", "lost", "refused"))
+    if served:
+        cells.append((f"{bad:,}", f"wrong, lost or refused of {sum(run.num_requests for run in served):,} answers"))
+    divs = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for value, name in cells)
+    return f'<div class="numbers">{divs}</div>' if divs else ""
+
+
+def _contenders(findings: Findings) -> str:
+    head = ["", "requests/s", "images/s", *(f"p{percentile:g} ms" for percentile in PERCENTILES), ""]
+    rows: list[tuple[str, list[str]]] = []
+    for (name, size), runs in findings.references.items():
+        rate, latency = sum(run.images_per_s for run in runs) / len(runs), latency_of(runs)
+        tail = [f"{latency.get_value_at_percentile(percentile) / 1e3:.2f}" for percentile in PERCENTILES]
+        rows.append(("", [f"{name}, {size} at a time", f"{rate / size:,.0f}", f"{rate:,.0f}", *tail, ""]))
+    measured = findings.rows()
+    rows += [
+        (
+            contender,
+            [
+                f"{contender} {scenario}",
+                *_figures(measured[contender, scenario]),
+                findings.mark(contender, scenario),
+            ],
+        )
+        for scenario in SCENARIOS
+        for contender in ("echo", "served")
+        if (contender, scenario) in measured
+    ]
+    return _table(f"{findings.rounds} of {findings.config.duration_s:g} s together", head, rows)
+
+
+def _figures(run: Measurement) -> list[str]:
+    tail = [f"{run.percentile_ms(percentile):.2f}" for percentile in PERCENTILES]
+    return [f"{run.requests_per_s:,.0f}", f"{run.images_per_s:,.0f}", *tail]
+
+
+def _ratios(findings: Findings) -> str:
+    ratios = {scenario: findings.ratios(scenario) for scenario in SCENARIOS if scenario != "server"}
+    ratios = {scenario: of_scenario for scenario, of_scenario in ratios.items() if of_scenario}
+    if not ratios:
+        return ""
+    rows = []
+    for yardstick in next(iter(ratios.values())):
+        cells = [median_and_range(values[yardstick]) if values.get(yardstick) else "" for values in ratios.values()]
+        rows.append(("", [f"over {yardstick}", *cells]))
+    caption = f"Images/s of the served model, ratio within each of {findings.rounds}: "
+    return _table(f"{caption}median (lowest to highest)", ["", *ratios], rows)
+
+
+def _plots(findings: Findings) -> str:
+    figures = "".join(
+        f"<figure>{svg}<figcaption><b>{title}.</b> {CAPTIONS[title]}</figcaption></figure>"
+        for title, svg in plots_from(findings).items()
+    )
+    return f'<div class="plots">{figures}</div>' if figures else ""
+
+
+def _sweep(findings: Findings) -> str:
+    rows = [
+        (
+            "",
+            [
+                f"{run.load.target_qps:,.0f}",
+                f"{run.goodput_qps:,.0f}",
+                f"{run.percentile_ms(50.0):.1f}",
+                f"{run.percentile_ms(99.0):.1f}",
+                f"{run.count('refused'):,}",
+                f"{run.count('lost'):,}",
+                f"{run.count('wrong'):,}",
+                "INVALID" if run.invalid_because else "",
+            ],
+        )
+        for run in findings.sweep
+    ]
+    bound = f"{findings.config.latency_p99_ms:g} ms"
+    caption = f"Requests of one image per second; goodput is what was answered rightly within {bound}"
+    return _table(caption, ["offered", "goodput", "p50 ms", "p99 ms", "refused", "lost", "wrong", ""], rows)
+
+
+def _search(findings: Findings) -> str:
+    search = findings.search
+    if search is None or not search.qps:
+        return ""
+    p99s = [run.percentile_ms(99.0) for run in search.confirmations]
+    held = f"{search.qps:,.0f} requests/s held p99 within {search.latency_p99_ms:g} ms in {len(p99s)} runs: "
+    held += f"{median_and_range(p99s, 1)} ms."
+    return f"<p>{escape(held)} The next did not: {escape(search.limit)}.</p>"
+
+
+def _faults(findings: Findings) -> list[str]:
+    return [f"{run.load.scenario}: {fault}" for run in findings.asked for fault in run.faults]
+
+
+def _method(findings: Findings, facts: dict[str, str]) -> str:
+    formal = [findings.mlperf_shortfall] if findings.mlperf_shortfall else []
+    settings = {name.replace("_", " "): fact for name, fact in facts.items()}
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in settings.items())
+    return f"<p>{METHOD}</p>{_list([*formal, *findings.notes])}<dl>{entries}</dl>"

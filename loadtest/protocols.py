@@ -1,0 +1,199 @@
+"""What is sent to a server, and what its answer must be: Atelier's own protocol, the Open Inference Protocol, an echo.
+
+A generator knows a server only through this: bytes for some images of the data set, and a verdict on the reply. Every
+answer is held against the reference's logits, so one that is another image's is seen, and whose it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from protos import classifier_pb2 as pb
+from protos import open_inference_pb2 as oip
+from serving.backends.base import Images, Logits
+from serving.channel import SERVICE
+
+OIP_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+class Checked(NamedTuple):
+    """A reply that was looked at; `fault` is empty where it is right. A server may not say where the time went: -1."""
+
+    fault: str
+    queue_us: int = -1
+    inference_us: int = -1
+
+
+class ServerProtocol(Protocol):
+    """How one server is asked and judged."""
+
+    @property
+    def target(self) -> str:
+        """HOST:PORT"""
+        ...
+
+    @property
+    def method(self) -> str:
+        """/package.Service/Method"""
+        ...
+
+    def request(self, indices: Sequence[int]) -> bytes:
+        """The message that asks about these images of the data set."""
+        ...
+
+    def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
+        """Whether the reply is the right one for them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """The images that are sent and what the reference says to each."""
+
+    images: Images  # (N, 1, 28, 28)
+    logits: Logits  # (N, 10)
+    atol: float  # a probability may differ by this, a logit by ten times this
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(N, 10): softmax of the logits."""
+        logits = self.logits.astype(np.float64)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
+
+    @cached_property
+    def rows(self) -> list[list[float]]:
+        """The probabilities as plain lists, which a check of ten numbers reads faster."""
+        rows: list[list[float]] = self.probabilities.tolist()
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classify:
+    """atelier.v1.Classifier/Classify with raw images."""
+
+    target: str
+    reference: Reference
+    top_k: int = 1
+    method: str = f"/{SERVICE}/Classify"
+
+    def request(self, indices: Sequence[int]) -> bytes:
+        """A ClassifyRequest."""
+        images = self.reference.images[list(indices)]
+        return pb.ClassifyRequest(
+            images=images.tobytes(), top_k=0 if self.top_k == 1 else self.top_k
+        ).SerializeToString()
+
+    def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
+        """As many answers as images, and each label with the probability that the reference gives it."""
+        try:
+            response = pb.ClassifyResponse.FromString(reply)
+        except DecodeError:
+            return Checked(f"{len(reply)} bytes that are no ClassifyResponse")
+        time = response.time
+        fault = self._fault(response, indices)
+        return Checked(fault, time.queue_us, time.inference_us)
+
+    def _fault(self, response: pb.ClassifyResponse, indices: Sequence[int]) -> str:
+        if len(response.classifications) != len(indices):
+            return f"{len(response.classifications)} answers to {len(indices)} images"
+        rows, atol = self.reference.rows, self.reference.atol
+        for index, classification in zip(indices, response.classifications, strict=True):
+            predictions, row = classification.predictions, rows[index]
+            if len(predictions) != self.top_k:
+                return f"image {index}: {len(predictions)} predictions instead of {self.top_k}"
+            if any(prediction.label >= len(row) for prediction in predictions):
+                return f"image {index}: label {max(prediction.label for prediction in predictions)} is no class"
+            if max(row) - row[predictions[0].label] > 2 * atol or any(
+                abs(row[prediction.label] - prediction.probability) > atol for prediction in predictions
+            ):
+                return self._wrong(index, predictions[0])
+        return ""
+
+    def _wrong(self, index: int, found: pb.Prediction) -> str:
+        expected = self.reference.rows[index]
+        label = int(np.argmax(expected))
+        what = f"image {index}: label {found.label} at {found.probability:.6f}, "
+        what += f"the reference says {label} at {expected[label]:.6f}"
+        best = self.reference.probabilities.max(axis=1)
+        same = (self.reference.probabilities.argmax(axis=1) == found.label) & (abs(best - found.probability) < 2e-6)
+        return what + _whose(np.flatnonzero(same))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenInference:
+    """inference.GRPCInferenceService/ModelInfer, tensors `images` (UINT8) to `logits` (FP32), raw contents."""
+
+    target: str
+    reference: Reference
+    model_name: str
+    model_version: str = ""
+    method: str = f"/{OIP_SERVICE}/ModelInfer"
+
+    def request(self, indices: Sequence[int]) -> bytes:
+        """A ModelInferRequest."""
+        images = self.reference.images[list(indices)]
+        request = oip.ModelInferRequest(model_name=self.model_name, model_version=self.model_version)
+        request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+        request.outputs.add(name="logits")
+        request.raw_input_contents.append(images.tobytes())
+        return request.SerializeToString()
+
+    def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
+        """One row of the reference's logits per image."""
+        try:
+            response = oip.ModelInferResponse.FromString(reply)
+        except DecodeError:
+            return Checked(f"{len(reply)} bytes that are no ModelInferResponse")
+        outputs = [(output.name, output.datatype, list(output.shape)) for output in response.outputs]
+        if outputs != [("logits", "FP32", [len(indices), 10])]:
+            return Checked(f"tensors {outputs} instead of logits, FP32, [{len(indices)}, 10]")
+        if response.raw_output_contents:
+            found = np.frombuffer(response.raw_output_contents[0], "<f4")
+        else:
+            found = np.array(response.outputs[0].contents.fp32_contents, np.float32)
+        if found.size != 10 * len(indices):
+            return Checked(f"{found.size} numbers for logits of shape [{len(indices)}, 10]")
+        return Checked(self._fault(found.reshape(-1, 10), indices))
+
+    def _fault(self, found: Logits, indices: Sequence[int]) -> str:
+        expected, atol = self.reference.logits, 10 * self.reference.atol
+        differences = np.abs(found - expected[list(indices)]).max(axis=1)
+        if (differences <= atol).all():  # not for NaN
+            return ""
+        row = int(np.argmin(differences <= atol))
+        what = f"image {indices[row]}: logits {differences[row]:.3g} off the reference's"
+        return what + _whose(np.flatnonzero(np.abs(expected - found[row]).max(axis=1) <= atol))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Echo:
+    """loadtest.echo_server: the same messages, and nothing done about them."""
+
+    asked: ServerProtocol  # whose requests are sent
+    target: str
+    reply_bytes: int
+
+    @property
+    def method(self) -> str:
+        """Any would do."""
+        return self.asked.method
+
+    def request(self, indices: Sequence[int]) -> bytes:
+        """The very message that the served model gets."""
+        return self.asked.request(indices)
+
+    def check(self, reply: bytes, indices: Sequence[int]) -> Checked:  # noqa: ARG002 - ServerProtocol's signature
+        """All there is to check is the size."""
+        is_right = len(reply) == self.reply_bytes
+        return Checked("" if is_right else f"{len(reply)} bytes instead of {self.reply_bytes}")
+
+
+def _whose(indices: NDArray[np.intp]) -> str:
+    """Whose answer it is, if another image has that one: the mark of answers that were swapped."""
+    return f"; it is the answer to image {', '.join(map(str, indices[:3]))}" if len(indices) else ""

@@ -1,0 +1,125 @@
+"""The references, in this process: PyTorch running the exported program op by op, and the raw runtime.
+
+Every answer is held against PyTorch's logits; where torch is not installed, against ONNX Runtime's, and that is said.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from hdrh.histogram import HdrHistogram
+
+from loadtest.generator import histogram_from, new_histogram
+from serving.backends.base import Backend, Images, Logits
+from serving.backends.select import open_backend
+from serving.errors import MissingInputError, ProgramError, ResourceUnavailableError
+from serving.manifest import Manifest, list_versions, load_manifest
+
+ANSWERS_BATCH_SIZE = 64
+CALIBRATION_S = 0.15
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
+
+
+@dataclass(kw_only=True, eq=False)
+class References:
+    """The backends, by their names in the report, and the logits of `by`."""
+
+    version_dir: Path
+    manifest: Manifest
+    backends: dict[str, Backend]
+    logits: Logits  # (N, 10)
+    by: str
+    notes: list[str]  # what is not as one would expect
+
+    def add_raw(self, kind: str, device: str, num_threads: int) -> None:
+        """The runtime that serves, in this process; ONNX Runtime where it cannot be had here, which is noted."""
+        name = RUNTIMES.get(kind, "ONNX Runtime")
+        if name in self.backends:
+            return
+        kind = kind if kind in RUNTIMES else "onnxruntime"
+        try:
+            self.backends[name] = _opened(kind, device, self.version_dir, self.manifest, num_threads)
+        except ProgramError as error:
+            if kind == "onnxruntime" and device == "cpu":
+                raise
+            self.notes.append(f"the runtime that serves cannot be measured here: {error}")
+            self.add_raw("onnxruntime", "cpu", num_threads)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReferenceRun:
+    """One backend called in a loop with batches of one size."""
+
+    images_per_s: float
+    latency: HdrHistogram = field(repr=False)  # of a call, microseconds
+
+
+def latency_of(runs: Sequence[ReferenceRun]) -> HdrHistogram:
+    """Of all of them."""
+    histogram = new_histogram()
+    for run in runs:
+        histogram.add(run.latency)
+    return histogram
+
+
+def open_references(repository: Path, model: str, num_threads: int, images: Images) -> References:
+    """The newest version on PyTorch, or on ONNX Runtime where there is no torch, and what it says to `images`.
+
+    Raises MissingInputError where there is no version, and what the backends raise.
+    """
+    model_dir = repository / model
+    versions = list_versions(model_dir)
+    if not versions:
+        raise MissingInputError("NO_MODEL", f"there is no version in {model_dir}", "make export writes one")
+    version_dir = model_dir / str(versions[-1])
+    manifest = load_manifest(version_dir)
+    by, notes = "PyTorch", []
+    try:
+        backend = _opened("torch", "auto", version_dir, manifest, num_threads)
+    except ResourceUnavailableError as error:
+        if error.word != "NO_TORCH":
+            raise
+        by, notes = "ONNX Runtime", [f"PyTorch is not in this comparison: {error}"]
+        backend = _opened("onnxruntime", "cpu", version_dir, manifest, num_threads)
+    return References(
+        version_dir=version_dir,
+        manifest=manifest,
+        backends={by: backend},
+        logits=_answers(backend, images),
+        by=by,
+        notes=notes,
+    )
+
+
+def _opened(kind: str, device: str, version_dir: Path, manifest: Manifest, num_threads: int) -> Backend:
+    size = manifest.max_batch_size
+    return open_backend(kind, device, version_dir, manifest, max_batch_size=size, num_threads=num_threads)[0]
+
+
+def _answers(backend: Backend, images: Images) -> Logits:
+    """(N, 10)"""
+    size = min(ANSWERS_BATCH_SIZE, backend.max_batch_size)
+    return np.concatenate([backend.infer(images[start : start + size]) for start in range(0, len(images), size)])
+
+
+def measure_backend(backend: Backend, images: Images, batch_size: int, duration_s: float) -> ReferenceRun:
+    """Calls it with one batch after the other, over the data set and over again."""
+    batches = [images[start : start + batch_size] for start in range(0, len(images) - batch_size + 1, batch_size)]
+    backend.infer(batches[0])  # not counted
+    taken_ns: list[int] = []
+    began_ns = ended_ns = time.perf_counter_ns()
+    while ended_ns - began_ns < duration_s * 1e9:
+        backend.infer(batches[len(taken_ns) % len(batches)])
+        now_ns = time.perf_counter_ns()
+        taken_ns.append(now_ns - ended_ns)
+        ended_ns = now_ns
+    images_per_s = len(taken_ns) * batch_size / ((ended_ns - began_ns) / 1e9)
+    return ReferenceRun(images_per_s=images_per_s, latency=histogram_from(np.array(taken_ns) / 1e3))
+
+
+def rates_by_batch_size(backend: Backend, images: Images) -> dict[int, float]:
+    """Images per second with batches of 1, 2, 4, ... up to what the backend takes."""
+    sizes = [1 << exponent for exponent in range(min(backend.max_batch_size, len(images)).bit_length())]
+    return {size: measure_backend(backend, images, size, CALIBRATION_S).images_per_s for size in sizes}

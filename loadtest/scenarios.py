@@ -1,0 +1,100 @@
+"""The four scenarios, under MLPerf's names, as LoadGen knows them: its settings, its schedule, its rules.
+
+    single_stream   one request at a time
+    multi_stream    one request at a time, of several images
+    server          requests arrive when they like: a Poisson process at `target_qps`, whatever the server does
+    offline         all images at once, in requests of many, so many in flight
+
+See MLCommons' "MLPerf Inference Rules" and its LoadGen, which schedules the arrivals and draws the samples.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlperf_loadgen
+import numpy as np
+from numpy.typing import NDArray
+
+SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
+
+# What MLPerf asks of a run that is to count (loadgen's mlperf.conf): seconds, and queries or, offline, samples.
+MLPERF_MIN_DURATION_S = 600
+MLPERF_MIN_COUNT = {"single_stream": 1, "multi_stream": 662, "server": 1, "offline": 24_576}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One measurement: which server, how it is asked, and for how long."""
+
+    contender: str  # which of the servers that the generators know
+    scenario: str
+    duration_s: float
+    images_per_request: int = 1
+    target_qps: float = 0.0  # server: requests/s, of all processes together
+    latency_p99_ms: float = 15.0  # what an answer within bounds is
+    expected: float = 0.0  # single_stream, multi_stream: least latency, s; offline: images/s
+    in_flight: int = 16  # offline: requests of one process
+    timeout_s: float = 5.0  # of one request, from its sending
+    seed: int = 0
+
+    def share(self, rank: int, num_processes: int) -> "Load":
+        """What process `rank` of several offers. Poisson processes add up to one of the sum of their rates."""
+        return replace(
+            self,
+            target_qps=self.target_qps / num_processes,
+            expected=self.expected / (num_processes if self.scenario == "offline" else 1),
+            seed=self.seed * num_processes + rank,
+        )
+
+
+def settings_from(load: Load) -> Any:
+    """LoadGen's TestSettings for one process's share of a load."""
+    kinds = mlperf_loadgen.TestScenario
+    settings = mlperf_loadgen.TestSettings()
+    settings.scenario = {
+        "single_stream": kinds.SingleStream,
+        "multi_stream": kinds.MultiStream,
+        "server": kinds.Server,
+        "offline": kinds.Offline,
+    }[load.scenario]
+    settings.mode = mlperf_loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = round(load.duration_s * 1e3)
+    settings.min_query_count = 1
+    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = load.seed
+    if load.scenario == "single_stream":
+        settings.single_stream_expected_latency_ns = round(load.expected * 1e9)
+    elif load.scenario == "multi_stream":
+        settings.multi_stream_expected_latency_ns = round(load.expected * 1e9)
+        settings.multi_stream_samples_per_query = load.images_per_request
+    elif load.scenario == "server":
+        settings.server_target_qps = load.target_qps
+        settings.server_target_latency_ns = round(load.latency_p99_ms * 1e6)
+        settings.server_target_latency_percentile = 0.99
+    else:
+        settings.offline_expected_qps = load.expected
+    return settings
+
+
+def schedule_ns(seed: int, target_qps: float, num_requests: int) -> NDArray[np.int64]:
+    """(num_requests,) when LoadGen's `server` scenario sends each request, in ns after the first.
+
+    LoadGen tells the system under test neither when a request was due nor how late it is, so its draw is repeated here:
+    std::mt19937 and std::exponential_distribution, as GNU's libstdc++ computes them. That it is the same schedule is
+    checked in every run, against LoadGen's own percentiles.
+    """
+    bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator.random_raw(2 * max(num_requests - 1, 0))
+    low, high = bits[0::2].astype(np.float64), bits[1::2].astype(np.float64)
+    uniform = (low + high * 2.0**32) / 2.0**64  # [0, 1)
+    gaps_ns = -np.log1p(-uniform) / target_qps * 1e9
+    return np.concatenate([[0], np.cumsum(gaps_ns.astype(np.int64))])[:num_requests]
+
+
+def mlperf_shortfalls(scenario: str, duration_s: float, count: int) -> list[str]:
+    """What keeps a measurement from counting under MLPerf's rules; empty where nothing does."""
+    shortfalls = []
+    if duration_s < MLPERF_MIN_DURATION_S:
+        shortfalls.append(f"{duration_s:.0f} s of {MLPERF_MIN_DURATION_S}")
+    if count < MLPERF_MIN_COUNT[scenario]:
+        what = "samples" if scenario == "offline" else "queries"
+        shortfalls.append(f"{count:,} {what} of {MLPERF_MIN_COUNT[scenario]:,}")
+    return shortfalls
