@@ -153,7 +153,7 @@ RECIPES = {
         learning_rate=0.05,
         schedule="steps",
     ),
-    # The best found on validation images: reports/modern-search.md tells what was tried.
+    # What validation images spoke for; its full length is unmeasured. reports/modern-search.md tells what was tried.
     "modern": Recipe(
         name="modern",
         architecture="modern",
