@@ -120,9 +120,11 @@ class Supervisor:
         most_stopping = config.lame_duck_s + config.drain_timeout_s + 10
         for worker in self._workers:
             worker.num_silent += 1
-            is_hung = worker.is_ready and worker.num_silent > config.hang_timeout_s + 5
-            if is_hung or self._num_stopping > most_stopping:
-                say(f"warning: a worker process does not answer any more, after {worker.num_silent} s: it is killed")
+            if worker.is_ready and worker.num_silent > config.hang_timeout_s + 5:
+                say(f"warning: nothing was heard of a worker process for {worker.num_silent} s: it is killed")
+                worker.process.kill()
+            elif self._num_stopping > most_stopping:
+                say(f"warning: a worker process has been draining for {self._num_stopping} s: it is killed")
                 worker.process.kill()
 
     def _on_signal(self, number: int) -> None:
