@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -20,10 +20,10 @@ from serving.errors import ExpiredError, InvalidRequestError, NotServingError, O
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+# An AbortError belongs to a call that has its status already.
+Failure: TypeAlias = RequestError | grpc.aio.AbortError
 # One message and its deadline on the monotonic clock -> the answer. Refused while draining.
 Method = Callable[[bytes, float], Awaitable[bytes]]
 # Messages as they come -> answers, written to the context. Goes on while draining.
@@ -52,29 +52,39 @@ class RpcHandler(grpc.GenericRpcHandler):
 
     def _method_handler(self, method: Method) -> Callable[..., Coroutine[Any, Any, bytes]]:
         async def handle(_messages: Any, context: Context) -> bytes:
-            outcome = await _outcome_of(self._answer(method, context))
+            outcome = await self._outcome_of(method, context)
             return outcome if isinstance(outcome, bytes) else await _abort(context, outcome)
 
         return handle
 
-    async def _answer(self, method: Method, context: Context) -> bytes:
-        self._check_is_serving()
-        message = await self._reader.read(context)
-        if message is None:
-            raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
-        self._check_is_serving()  # it may have come late
-        left_s = cast("float | None", context.time_remaining())
-        if left_s is None:
-            left_s = self._config.default_deadline_s
-        return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+    async def _outcome_of(self, method: Method, context: Context) -> "bytes | Failure":
+        try:
+            self._check_is_serving()
+            message = await self._reader.read(context)
+            if message is None:
+                raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
+            self._check_is_serving()  # it may have come late
+            left_s = cast("float | None", context.time_remaining())
+            if left_s is None:
+                left_s = self._config.default_deadline_s
+            return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+        except Exception as error:
+            return _failure_from(error)
 
     def _conversation_handler(self, conversation: Conversation) -> Callable[..., Coroutine[Any, Any, None]]:
         async def handle(_messages: Any, context: Context) -> None:
-            outcome = await _outcome_of(conversation(self._messages(context), context))
-            if outcome is not None:
-                await _abort(context, outcome)
+            failure = await self._failure_of(conversation, context)
+            if failure is not None:
+                await _abort(context, failure)
 
         return handle
+
+    async def _failure_of(self, conversation: Conversation, context: Context) -> "Failure | None":
+        try:
+            await conversation(self._messages(context), context)
+            return None
+        except Exception as error:
+            return _failure_from(error)
 
     def _check_is_serving(self) -> None:
         if self.refusal is not None:
@@ -146,24 +156,22 @@ class MessageReader:
         task.cancel()
 
 
-async def _outcome_of(work: Awaitable[T]) -> T | RequestError | grpc.aio.AbortError:
-    """What the work comes to. Its errors are returned without their traceback, and what they happened in is dropped.
+def _failure_from(error: Exception) -> Failure:
+    """What the call ends with, without its traceback and what it happened in; of an unforeseen error, nothing.
 
     grpcio ties a call and the error that ended it into a cycle of references: a traceback would keep the call's whole
     message in it, until the garbage collector comes by.
     """
-    try:
-        return await work
-    except (RequestError, grpc.aio.AbortError) as error:
-        failure = error.with_traceback(None)
-    except Exception:
-        logger.exception("a call failed")
+    if isinstance(error, RequestError | grpc.aio.AbortError):
+        failure: Failure = error
+    else:
+        logger.error("a call failed", exc_info=error)
         failure = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
     failure.__context__ = failure.__cause__ = None
-    return failure
+    return failure.with_traceback(None)
 
 
-async def _abort(context: Context, failure: RequestError | grpc.aio.AbortError) -> NoReturn:
+async def _abort(context: Context, failure: Failure) -> NoReturn:
     """Ends the call with the error's status."""
     if isinstance(failure, grpc.aio.AbortError):  # the call has its status already
         raise failure
