@@ -50,7 +50,7 @@ class ServerConfig:
     max_deadline_s: float = _setting(60.0, "A client that allows more time than this is served as if it allowed this.")
     message_timeout_s: float = _setting(5.0, "How long a client may take to send its message after the headers.")
     hang_timeout_s: float = _setting(
-        30.0, "A batch that takes longer than this counts as a hung device: the server gives up with exit code 70."
+        30.0, "A batch that takes longer than this counts as a hung device: its process ends, and another takes over."
     )
     lame_duck_s: float = _setting(
         0.3, "After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."

@@ -32,6 +32,7 @@ from serving.served_model import say
 from serving.worker import run_worker
 
 MAX_AUTO_WORKERS = 4
+MAX_START_S = 300  # without a word, until a worker is ready
 MAX_FAILED_STARTS = 3  # in a row, of workers that were to replace others
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -65,16 +66,19 @@ class Supervisor:
         self._num_requests = 0
         self._num_images = 0
         self._exit_code = 0
+        self._sockets: list[socket.socket] = []
         self._next_tick_s = 0.0
         self._num_stopping = 0  # ticks since the drain began
 
     def run(self) -> int:
-        """The exit code: 0 if all that was accepted was answered, else that of the first worker that failed.
+        """The exit code: 0 if all that was accepted when the stop came was answered, else that of the first to fail.
 
         Raises ResourceUnavailableError where the port is taken, or workers cannot be replaced.
         """
         config = self._config
-        with reserve_port(config.host, config.port) as reservation, _signals() as signals:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends no server
+        with reserve_port(config.host, config.port) as reservation, _signals() as (signals, sender):
+            self._sockets = [reservation, signals, sender]
             self._config = replace(config, port=reservation.getsockname()[1])
             self._start_worker()
             while self._workers:
@@ -89,7 +93,7 @@ class Supervisor:
     def _start_worker(self) -> None:
         fork = multiprocessing.get_context("fork")
         link, workers_end = fork.Pipe()
-        inherited = [link, *(worker.link for worker in self._workers)]
+        inherited = [link, *(worker.link for worker in self._workers), *self._sockets]
         is_first = not (self._workers or self._is_announced)
         arguments = (self._work, self._config, workers_end, inherited, is_first)
         process = fork.Process(target=_run_in_child, args=arguments, name="worker")
@@ -120,7 +124,7 @@ class Supervisor:
         most_stopping = config.lame_duck_s + config.drain_timeout_s + 10
         for worker in self._workers:
             worker.num_silent += 1
-            if worker.is_ready and worker.num_silent > config.hang_timeout_s + 5:
+            if worker.num_silent > (config.hang_timeout_s + 5 if worker.is_ready else MAX_START_S):
                 say(f"warning: nothing was heard of a worker process for {worker.num_silent} s: it is killed")
                 worker.process.kill()
             elif self._num_stopping > most_stopping:
@@ -133,8 +137,8 @@ class Supervisor:
             for worker in self._workers:
                 worker.process.kill()
         else:
-            say("draining: new calls are told to retry elsewhere")
             self._stop()
+            say("draining: new calls are told to retry elsewhere")
 
     def _on_message(self, worker: Worker) -> bool:
         """Takes one message; false where there is none because the worker has ended: its sentinel tells the rest."""
@@ -180,8 +184,8 @@ class Supervisor:
         self._workers.remove(worker)
         code = worker.process.exitcode or 0
         code = 128 - code if code < 0 else code  # as a shell reports an end by signal
-        if worker.is_leaving and not self._is_stopping:
-            return
+        if worker.is_leaving:
+            return  # it has said why; another has been started, or none is needed any more
         if self._is_stopping or not (self._is_announced or worker.is_ready):
             self._exit_code = self._exit_code or code
             self._stop()  # the first start failed: why, the worker has said
@@ -202,14 +206,14 @@ class Supervisor:
 
 
 def _run_in_child(
-    work: Work, config: ServerConfig, link: Connection, inherited: list[Connection], is_first: bool
+    work: Work, config: ServerConfig, link: Connection, inherited: list[Connection | socket.socket], is_first: bool
 ) -> None:
-    """In the new process. No child may keep the supervisor's ends of the pipes: they must close with the supervisor."""
+    """In the new process. No child may keep what is the supervisor's: pipes and port must close with the supervisor."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
+        signal.signal(number, signal.SIG_IGN)
     for other in inherited:
         other.close()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the supervisor acts
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     sys.exit(work(config, link, is_first))
 
@@ -231,15 +235,15 @@ def _signals_held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """A socket on which each SIGTERM and SIGINT arrives as a byte, its number."""
+def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two sockets: on the first each SIGTERM and SIGINT arrives as a byte, its number, from the second."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
         sender.setblocking(False)
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {each: signal.signal(each, lambda *_: None) for each in STOP_SIGNALS}
         try:
-            yield receiver
+            yield receiver, sender
         finally:
             signal.set_wakeup_fd(before)
             for each, handler in handlers.items():

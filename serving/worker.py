@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import signal
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def run_worker(config: ServerConfig, link: Connection, is_first: bool) -> int:
 
 
 async def _serve(config: ServerConfig, link: Connection, is_first: bool) -> None:
+    os.set_blocking(link.fileno(), False)  # a supervisor that does not read must not stop the event loop
     model = load_model(config)
     if is_first:
         for line in model.introduction:
@@ -63,7 +65,7 @@ def _on_word(loop: asyncio.AbstractEventLoop, link: Connection, server: Server) 
 
 
 def _tell(link: Connection, **message: object) -> None:
-    with contextlib.suppress(OSError):  # the supervisor is dead
+    with contextlib.suppress(OSError):  # the supervisor is dead, or does not read
         link.send_bytes(json.dumps(message).encode())
 
 
@@ -85,4 +87,4 @@ def _resident_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
