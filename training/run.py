@@ -110,11 +110,10 @@ def _train_seeds(
 
 def _check_recipe(config: TrainConfig, peers: Peers) -> None:
     """Raises ConfigurationError PLAIN_STEPS_ONLY: what only plain steps can do, no other recipe silently leaves out."""
-    if config.recipe.is_plain or (peers.size == 1 and config.precision != "bf16"):
+    if config.recipe.is_plain or peers.size == 1:
         return
-    asked = f"{peers.size} processes" if peers.size > 1 else f"--precision {config.precision}"
-    what = f"recipe {config.recipe.name!r} does more than plain SGD, and cannot yet use {asked}"
-    raise ConfigurationError("PLAIN_STEPS_ONLY", what, "train it in one process in fp32 or tf32")
+    what = f"recipe {config.recipe.name!r} does more than plain SGD, and cannot yet use {peers.size} processes"
+    raise ConfigurationError("PLAIN_STEPS_ONLY", what, "train it in one process")
 
 
 def train_run(workplace: Workplace, seed: int, directory: Path, started: float) -> RunRecord:
@@ -126,7 +125,8 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     if record.recipe.is_plain:
         trainer = _plain_steps(workplace, model, record.recipe)
     else:
-        trainer = Optimisation(model, record.recipe, workplace.teacher_logits)
+        precision = workplace.config.precision
+        trainer = Optimisation(model, record.recipe, workplace.teacher_logits, precision=precision)
         if record.completed_epochs and not record.is_complete:
             trainer.restore(load_training_state(directory))
         model = trainer.averaged
