@@ -42,6 +42,7 @@ class Answer(NamedTuple):
     logits: list[list[float]]  # N rows of 10; float32 values
     queue_us: int
     inference_us: int
+    batch_size: int  # images, those of other requests too
 
 
 @dataclass(slots=True, eq=False)
@@ -215,7 +216,8 @@ class Batcher:
                 self._settle(part.request, rows)
                 continue
             queue_s = batch.started_s - part.request.arrived_s
-            self._settle_part(part, Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6)))
+            answer = Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
+            self._settle_part(part, answer)
         if logits is not None:
             self._queue.observe(stop, seconds)
         self._dispatch()
@@ -285,6 +287,7 @@ def _images_of(parts: list[Part]) -> Images:
 
 
 def _rejoined(parts: list[Answer]) -> Answer:
-    """The answer to a split request: its longest wait, and the sum of its batches' run times."""
+    """The answer to a split request: its longest wait, the sum of its batches' run times, its largest batch."""
     logits = [row for part in parts for row in part.logits]
-    return Answer(logits, max(part.queue_us for part in parts), sum(part.inference_us for part in parts))
+    queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
+    return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

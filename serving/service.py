@@ -173,7 +173,8 @@ class ClassifierService:
     def _response(self, answer: Answer, top_k: int) -> bytes:
         response = pb.ClassifyResponse()
         response.MergeFrom(self._empty_response)
-        response.time.queue_us, response.time.inference_us = answer.queue_us, answer.inference_us
+        split = response.time
+        split.queue_us, split.inference_us, split.batch_size = answer.queue_us, answer.inference_us, answer.batch_size
         classes, add = self._classes, response.classifications.add
         for logits in answer.logits:
             predictions = add().predictions

@@ -131,6 +131,22 @@ def test_time_split_tells_waiting_from_running() -> None:
     run(test())
 
 
+def test_answers_tell_the_size_of_the_batch_that_they_ran_in() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            rest = [asyncio.ensure_future(calls.classify(request(*labels))) for labels in ((2,), (3, 4))]
+            await asyncio.sleep(0.2)
+            backend.gate.set()
+            sizes = [(await reply).time.batch_size for reply in (first, *rest)]
+        assert sizes == [1, 3, 3]
+
+    run(test())
+
+
 PNG = io.BytesIO()
 Image.fromarray(image(7)[0, 0]).save(PNG, "PNG")
 
