@@ -22,6 +22,7 @@ from serving.channel import SERVICE
 from serving.config import ServerConfig
 from serving.errors import ProgramError, ResourceUnavailableError
 from serving.manifest import Manifest, TensorSpec
+from serving.metrics import NO_METRICS
 from serving.served_model import ServedModel
 from serving.server import Server
 from serving.service import ClassifierService
@@ -77,8 +78,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[Server, Calls, "asyncio.Task[None]"]]:
     """A started server, a client of it, and the task that ends when the server has stopped."""
+    metrics = settings.pop("metrics", NO_METRICS)
     config = ServerConfig(port=0, **{"lame_duck_s": 0.05, **settings})
-    server = Server(config, ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64))
+    server = Server(config, ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64), metrics=metrics)
     await server.start()
     stopped = asyncio.create_task(server.run_until_stopped())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
