@@ -15,6 +15,7 @@ from serving.child_process import Inherited, start_process
 from serving.errors import ResourceUnavailableError, run_program
 from serving.metrics import Board
 from serving.port import open_listeners
+from serving.served_model import say
 
 NAME = "metrics-page"  # as `ps` and `top` show it
 
@@ -40,10 +41,13 @@ class MetricsProcess:
 
     def look_after(self, inherited: Callable[[], Inherited]) -> None:
         """`inherited`: what is the supervisor's besides."""
-        if self._process is not None and self._process.exitcode is None:
-            return
+        if self._process is not None:
+            if self._process.exitcode is None:
+                return
+            say("warning: the process that serves the metrics ended: starting another")
         self._end()
-        self._process, self._link = start_process(self._serve, inherited(), NAME)
+        with contextlib.suppress(OSError):  # the system has no process to spare, now
+            self._process, self._link = start_process(self._serve, inherited(), NAME)
 
     def _serve(self, link: Connection) -> int:
         """In the process: serves until the supervisor is gone."""
