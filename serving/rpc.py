@@ -187,7 +187,7 @@ def _calls_of(path: str) -> int:
 def _status_of(failure: Failure, context: Context) -> str:
     if isinstance(failure, RequestError):
         return failure.status
-    return context.code().name  # it was set when the call was aborted
+    return getattr(context.code(), "name", "UNKNOWN")  # it was set when the call was aborted
 
 
 def _end_by_client(context: Context) -> str:

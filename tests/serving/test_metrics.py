@@ -8,6 +8,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -196,9 +197,13 @@ def test_killed_worker_loses_no_count_and_no_total_goes_backwards(job: Job) -> N
             page = scrape(server)
             assert page.value("atelier_images_total") == 3 * number
             assert page.value("atelier_requests_total", method="Classify", code="OK") == number
-            wait_for(lambda: scrape(server).value("atelier_workers") == 2)
-            assert scrape(server).value("atelier_worker_restarts_total") == 2 * number
+            wait_for(partial(has_recovered, server, num_restarts=2 * number))
         assert server.stop() == 0
+
+
+def has_recovered(server: ServerProcess, num_restarts: int) -> bool:
+    page = scrape(server)
+    return (page.value("atelier_worker_restarts_total"), page.value("atelier_workers")) == (num_restarts, 2)
 
 
 def test_page_that_dies_comes_back_with_all_counts(server: ServerProcess) -> None:
@@ -299,6 +304,13 @@ def test_totals_add_up_over_slots_and_outlive_their_workers() -> None:
     assert calls_in(totals["calls"]) == {("Classify", "OK"): 2, ("other", "UNKNOWN"): 2}
     board.metrics(0).observe_batch(1, 0.001, 1)  # the one that replaces it
     assert board.totals()["images"] == [121]
+
+
+def test_any_description_fits_its_slot() -> None:
+    board = Board()
+    for character in ("\x00", "\U0001f45f", '"'):
+        board.metrics(0).describe(dict.fromkeys(("a", "b", "c", "d", "e", "f"), 500 * character))
+        assert board.descriptions()[0]["f"] == 80 * character
 
 
 def test_slots_are_given_out_again_and_shared_when_there_are_not_enough() -> None:
