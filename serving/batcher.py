@@ -28,6 +28,7 @@ import numpy as np
 from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
+from serving.metrics import NO_METRICS, Metrics
 from serving.ranking import checked_rows
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Answer(NamedTuple):
     logits: list[list[float]]  # N rows of 10; float32 values
     queue_us: int
     inference_us: int
+    batch_size: int  # images, those of other requests too
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +65,7 @@ class Batcher:
         *,
         hang_timeout_s: float = 30.0,
         on_hang: Callable[[], None] = lambda: None,
+        metrics: Metrics = NO_METRICS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_answered = 0  # images
@@ -71,6 +74,7 @@ class Batcher:
         self._queue = queue
         self._hang_timeout_s = hang_timeout_s
         self._on_hang = on_hang
+        self._metrics = metrics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
@@ -84,6 +88,11 @@ class Batcher:
         self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that no batch has taken yet."""
+        return self._queue.num_images
 
     # --- On the event loop: the way in ---------------------------------------------------------------------------
 
@@ -166,6 +175,7 @@ class Batcher:
             batch = Batch(parts, _images_of(parts))
         except Exception:
             logger.exception("a batch of %d requests could not be assembled", len(parts))
+            self._metrics.count_failed_batch()
             for part in parts:
                 self._settle(part.request, BATCH_FAILED)
             return
@@ -208,14 +218,20 @@ class Batcher:
         """Answer i belongs to image i of the batch."""
         self._on_device.popleft()
         rows = self._rows_of(batch, logits)
-        stop = 0
+        num_answered, stop = self.num_answered, 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
             if isinstance(rows, RequestError):
                 self._settle(part.request, rows)
                 continue
             queue_s = batch.started_s - part.request.arrived_s
-            self._settle_part(part, Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6)))
+            self._metrics.observe_queue(queue_s)
+            answer = Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
+            self._settle_part(part, answer)
+        if isinstance(rows, RequestError):
+            self._metrics.count_failed_batch()
+        else:
+            self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
         if logits is not None:
             self._queue.observe(stop, seconds)
         self._dispatch()
@@ -285,6 +301,7 @@ def _images_of(parts: list[Part]) -> Images:
 
 
 def _rejoined(parts: list[Answer]) -> Answer:
-    """The answer to a split request: its longest wait, and the sum of its batches' run times."""
+    """The answer to a split request: its longest wait, the sum of its batches' run times, its largest batch."""
     logits = [row for part in parts for row in part.logits]
-    return Answer(logits, max(part.queue_us for part in parts), sum(part.inference_us for part in parts))
+    queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
+    return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

@@ -58,6 +58,7 @@ def test_free_device_runs_a_request_at_once_and_batches_grow_while_it_is_busy() 
             answers = [await batcher.answer_to(request) for request in (first, *rest)]
         assert backend.batches == [[1], [2, 3, 4]]
         assert [labels(answer) for answer in answers] == [[1], [2], [3], [4]]
+        assert [answer.batch_size for answer in answers] == [1, 3, 3, 3]
 
     run(test())
 
@@ -83,6 +84,7 @@ def test_split_request_is_rejoined_in_order() -> None:
             images = np.concatenate([image(label) for label in range(10)])
             answer = await batcher.answer_to(batcher.submit(images, FAR_S))
         assert labels(answer) == list(range(10))
+        assert answer.batch_size == 4  # the largest
         assert [len(batch) for batch in backend.batches] == [4, 4, 2]
         assert [len(row) for row in answer.logits] == [10] * 10
 
