@@ -16,7 +16,7 @@ from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
-from training.device import choose_device, hardware_of, make_deterministic, set_precision
+from training.device import choose_device, hardware_of, make_deterministic, peak_memory, set_precision
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
@@ -139,6 +139,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
             metrics=(*record.metrics, metrics),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=earlier_seconds + time.perf_counter() - started,
+            peak_memory=peak_memory(workplace.device),
         )
         if events is None:
             continue  # the first process writes for all

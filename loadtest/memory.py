@@ -1,0 +1,43 @@
+"""What a process holds in memory: resident on the host, and on the GPU."""
+
+import re
+import subprocess
+from pathlib import Path
+
+
+def resident_bytes(pid: int | str = "self") -> int | None:
+    """The process's resident memory, where Linux tells it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    return 1024 * int(found[1]) if found else None
+
+
+def device_bytes(device: str) -> int | None:
+    """What all processes hold on `device`, this one's CUDA context included; None where that is no GPU."""
+    if not device.startswith("cuda"):
+        return None
+    from serving.backends.cuda import bytes_in_use, use_device
+
+    use_device(int(device.partition(":")[2] or "0"))
+    return bytes_in_use()
+
+
+def memory_of_process(pid: int) -> dict[str, int | None]:
+    """Of another process: `resident_bytes`, and `device_bytes` as nvidia-smi tells them."""
+    return {"resident_bytes": resident_bytes(pid), "device_bytes": _device_bytes_of(pid)}
+
+
+def _device_bytes_of(pid: int) -> int | None:
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for line in lines:
+        owner, _, mebibytes = line.partition(", ")
+        if owner == str(pid) and mebibytes.isdecimal():
+            return int(mebibytes) << 20
+    return None

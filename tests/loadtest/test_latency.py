@@ -1,0 +1,121 @@
+"""How backends are timed: by which clock, at which sizes, with which memory."""
+
+import hashlib
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from torch._dynamo.utils import counters
+
+from export.repository import publish
+from loadtest.clocks import clock_of
+from loadtest.latency import main, measured, opened
+from serving.backends import cuda, onnxruntime_backend
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.onnxruntime_graphs import BoundRuns
+from serving.manifest import ONNX_NAME
+from tests.export.small_model import exported_files, manifest_for, noise_images, truth
+from tests.tensorrt.fake_cuda import FakeCuda
+
+ONNX = exported_files()[ONNX_NAME]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in exported_files().items()}
+    publish(directory / "lenet5", exported_files(), manifest_for(digests))
+    return directory
+
+
+def latency_of(repository: Path, backend: str, *batch_sizes: int, capsys: pytest.CaptureFixture[str]) -> Any:
+    sizes = map(str, batch_sizes)
+    options = ["--repository", str(repository), "--backend", backend, "--repeats", "2", "--seconds", "0.01"]
+    assert main([*options, "--batch-sizes", *sizes]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("backend", ["floor", "onnxruntime", "torch"])
+def test_on_a_cpu_every_row_is_by_the_wall_clock_and_memory_is_the_processs(
+    backend: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = latency_of(repository, backend, 1, 4, capsys=capsys)
+    assert [(row["batch_size"], row["clock"]) for row in document["rows"]] == [(1, "wall clock"), (4, "wall clock")]
+    for row in document["rows"]:
+        assert len(row["images_per_s"]) == 2
+        assert row["latency_us"] == row["wall_us"]
+    assert document["memory"]["resident_bytes"] > 10 << 20
+    assert document["memory"]["device_bytes"] is None
+
+
+CXX = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CXX is None, reason="torch.compile needs a C++ compiler (Debian and Ubuntu: apt-get install g++)")
+def test_compiled_contender_compiles_and_gives_the_models_logits(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two and three images, so one piece of code: a lone one has its own, and the compiler takes most of the time."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # an empty one, so that it is compiled here
+    counters.clear()
+    backend = opened(repository, "torch-compiled", "cpu", 3)
+    for batch_size in (2, 3):
+        images = noise_images(batch_size)
+        np.testing.assert_allclose(backend.infer(images), truth()(images), rtol=1e-5, atol=1e-5)
+    assert backend.name == "torch-compiled"
+    assert counters["stats"]["unique_graphs"] == 1
+    assert list(tmp_path.rglob("*.so"))
+
+
+RealSession = onnxruntime.InferenceSession
+
+
+class SessionOnCuda:
+    """ONNX Runtime's session as CUDA's, in host memory: it keeps the provider's options and counts runs as launches."""
+
+    def __init__(self, gpu: FakeCuda, model: bytes, *_: Any, providers: list[Any], **__: Any) -> None:
+        self._gpu = gpu
+        ((self.provider, self.options),) = providers
+        self._session = RealSession(model, providers=["CPUExecutionProvider"])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    def run_with_iobinding(self, binding: Any, run_options: Any) -> None:
+        assert int(self.options["user_compute_stream"]) in self._gpu.streams
+        self._gpu.launches += 1
+        self._session.run_with_iobinding(binding, run_options)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(cuda, "runtime", fake)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", partial(SessionOnCuda, fake))
+    monkeypatch.setattr(
+        onnxruntime_backend, "BoundRuns", lambda session, **rest: BoundRuns(session, **{**rest, "kind": "cpu"})
+    )
+    return fake
+
+
+def test_onnxruntime_on_cuda_runs_on_a_stream_of_ours_which_events_time(gpu: FakeCuda) -> None:
+    backend = OnnxRuntimeBackend(ONNX, device="cuda", max_batch_size=4)
+    assert backend._session.options["user_compute_stream"] == str(int(backend.stream))
+    np.testing.assert_allclose(backend.infer(noise_images(3)), truth()(noise_images(3)), rtol=1e-5, atol=1e-5)
+    clock = clock_of(backend)
+    row = measured(backend.infer, 3, 2, 0.0, clock)
+    assert (row["clock"], row["latency_us"]) == ("CUDA events", [1000.0, 1000.0])  # one launch between two events
+    clock.close()
+    backend.close()
+    assert gpu.is_clean()
