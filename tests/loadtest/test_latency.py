@@ -3,23 +3,20 @@
 import hashlib
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from torch._dynamo.utils import counters
 
 from export.repository import publish
 from loadtest.clocks import clock_of
 from loadtest.latency import main, measured, opened
-from serving.backends import cuda, onnxruntime_backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.backends.onnxruntime_graphs import BoundRuns
 from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files, manifest_for, noise_images, truth
+from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu
 from tests.tensorrt.fake_cuda import FakeCuda
 
 ONNX = exported_files()[ONNX_NAME]
@@ -73,40 +70,9 @@ def test_compiled_contender_compiles_and_gives_the_models_logits(
     assert list(tmp_path.rglob("*.so"))
 
 
-RealSession = onnxruntime.InferenceSession
-
-
-class SessionOnCuda:
-    """ONNX Runtime's session as CUDA's, in host memory: it keeps the provider's options and counts runs as launches."""
-
-    def __init__(self, gpu: FakeCuda, model: bytes, *_: Any, providers: list[Any], **__: Any) -> None:
-        self._gpu = gpu
-        ((self.provider, self.options),) = providers
-        self._session = RealSession(model, providers=["CPUExecutionProvider"])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def get_providers(self) -> list[str]:
-        return [self.provider]
-
-    def run_with_iobinding(self, binding: Any, run_options: Any) -> None:
-        assert int(self.options["user_compute_stream"]) in self._gpu.streams
-        self._gpu.launches += 1
-        self._session.run_with_iobinding(binding, run_options)
-
-
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    fake = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", fake)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", partial(SessionOnCuda, fake))
-    monkeypatch.setattr(
-        onnxruntime_backend, "BoundRuns", lambda session, **rest: BoundRuns(session, **{**rest, "kind": "cpu"})
-    )
-    return fake
+    return onnxruntime_on_a_fake_gpu(monkeypatch)
 
 
 def test_onnxruntime_on_cuda_runs_on_a_stream_of_ours_which_events_time(gpu: FakeCuda) -> None:
