@@ -16,7 +16,7 @@ from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
-from training.device import choose_device, hardware_of, make_deterministic, peak_memory, set_precision
+from training.device import choose_device, hardware_of, keep_memory, make_deterministic, peak_memory, set_precision
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
@@ -63,6 +63,7 @@ def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, s
     """
     device = choose_device(config.device, local_rank())
     make_deterministic(config.num_threads)
+    keep_memory()
     set_precision(config.precision, device)
     with peers_on(device) as peers:
         return _train_seeds(config, dataset, stop, started, device, peers)
