@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
     clock = clock_of(backend)
     rows = [measured(backend.infer, size, options.repeats, options.seconds, clock) for size in options.batch_sizes]
     after = device_bytes(options.device)
-    memory = {
-        "resident_bytes": resident_bytes(),
-        "device_bytes": None if before is None or after is None else after - before,
-    }
+    grown = None if before is None or after is None else after - before
+    memory = {"resident_bytes": resident_bytes(), "device_bytes": grown}
+    clock.close()
+    backend.close()
     print(json.dumps({"backend": options.backend, "device": options.device, "rows": rows, "memory": memory}))
     return 0
 

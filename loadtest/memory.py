@@ -4,6 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from serving.errors import ResourceUnavailableError
+
 
 def resident_bytes(pid: int | str = "self") -> int | None:
     """The process's resident memory, where Linux tells it."""
@@ -16,13 +18,20 @@ def resident_bytes(pid: int | str = "self") -> int | None:
 
 
 def device_bytes(device: str) -> int | None:
-    """What all processes hold on `device`, this one's CUDA context included; None where that is no GPU."""
+    """What all processes hold on `device`, this one's CUDA context included; None where that is no GPU.
+
+    Raises ResourceUnavailableError NO_GPU where it is not there.
+    """
     if not device.startswith("cuda"):
         return None
-    from serving.backends.cuda import bytes_in_use, use_device
+    from serving.backends.cuda import CudaError, bytes_in_use, use_device
 
-    use_device(int(device.partition(":")[2] or "0"))
-    return bytes_in_use()
+    try:
+        use_device(int(device.partition(":")[2] or "0"))
+        return bytes_in_use()
+    except CudaError as error:
+        what = f"asked for {device}: {error}"
+        raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu") from None
 
 
 def memory_of_process(pid: int) -> dict[str, int | None]:

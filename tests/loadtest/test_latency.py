@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch._dynamo.utils import counters
 
 from export.repository import publish
 from loadtest.clocks import clock_of
 from loadtest.latency import main, measured, opened
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.errors import ResourceUnavailableError
 from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files, manifest_for, noise_images, truth
 from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu
@@ -48,6 +50,13 @@ def test_on_a_cpu_every_row_is_by_the_wall_clock_and_memory_is_the_processs(
         assert row["latency_us"] == row["wall_us"]
     assert document["memory"]["resident_bytes"] > 10 << 20
     assert document["memory"]["device_bytes"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
+@pytest.mark.parametrize("backend", ["floor", "onnxruntime", "torch"])
+def test_gpu_that_is_not_there_is_told_with_the_cure(backend: str, repository: Path) -> None:
+    with pytest.raises(ResourceUnavailableError, match=r"NO_GPU: asked for cuda: cudaError.*use --device cpu"):
+        main(["--repository", str(repository), "--backend", backend, "--device", "cuda"])
 
 
 CXX = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
