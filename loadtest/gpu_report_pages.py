@@ -160,8 +160,9 @@ def _memory(document: Document) -> str:
         return ""
     header = ("of", "resident, MiB", "on the GPU, MiB", "held there by PyTorch's allocator, MiB")
     note = (
-        "Resident: of the process. On the GPU: of training what PyTorch gave out, of a backend what the memory in use "
-        "there grew by with it, without the CUDA context, of the server what nvidia-smi says of its process."
+        "Resident: of the process, of the server of all its processes, shared pages once. On the GPU: of training what "
+        "PyTorch gave out, of a backend what the memory in use there grew by with it, without the CUDA context, of the "
+        "server what nvidia-smi says of its processes."
     )
     return f"## Memory\n\n{note}\n\n{_table(header, rows)}"
 

@@ -1,20 +1,15 @@
-"""What a process holds in memory: resident on the host, and on the GPU."""
+"""What a program holds in memory: resident on the host, and on the GPU."""
 
-import re
 import subprocess
-from pathlib import Path
+
+import psutil
 
 from serving.errors import ResourceUnavailableError
 
 
-def resident_bytes(pid: int | str = "self") -> int | None:
-    """The process's resident memory, where Linux tells it."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    return 1024 * int(found[1]) if found else None
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def device_bytes(device: str) -> int | None:
@@ -34,19 +29,25 @@ def device_bytes(device: str) -> int | None:
         raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu") from None
 
 
-def memory_of_process(pid: int) -> dict[str, int | None]:
-    """Of another process: `resident_bytes`, and `device_bytes` as nvidia-smi tells them."""
-    return {"resident_bytes": resident_bytes(pid), "device_bytes": _device_bytes_of(pid)}
+def processes_of(pid: int) -> list[psutil.Process]:
+    """A program's first process and those that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
 
 
-def _device_bytes_of(pid: int) -> int | None:
+def resident_bytes_of(pid: int) -> int:
+    """What all the program's processes hold; pages that they share count once (PSS)."""
+    return int(sum(process.memory_full_info().pss for process in processes_of(pid)))
+
+
+def device_bytes_of(pid: int) -> int | None:
+    """What all the program's processes hold on GPUs, contexts included, as nvidia-smi tells; None where it does not."""
     command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    for line in lines:
-        owner, _, mebibytes = line.partition(", ")
-        if owner == str(pid) and mebibytes.isdecimal():
-            return int(mebibytes) << 20
-    return None
+    pids = {str(process.pid) for process in processes_of(pid)}
+    rows = [line.split(", ") for line in lines]
+    mebibytes = [int(row[1]) for row in rows if len(row) == 2 and row[0] in pids and row[1].isdecimal()]
+    return sum(mebibytes) << 20 if mebibytes else None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.latency import measured, opened
-from loadtest.memory import memory_of_process
+from loadtest.memory import device_bytes_of, resident_bytes_of
 from loadtest.server_process import ServerProcess, server_process
 from serving.backends.base import Backend, Images
 from serving.client import AsyncClient
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
         load = (server, images, labels, is_decided, options.images_per_request)
         asyncio.run(offer(*load, seconds=1.0))  # warm-up, not counted
         repeats = [asyncio.run(offer(*load, seconds=options.seconds)) for _ in range(options.repeats)]
-        memory = memory_of_process(server.process.pid)
+        pid = server.process.pid
+        memory = {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
         server.stop()
     backend = re.search(r"atelier: (\w+ on \S+):", server.output)
     document: dict[str, Any] = {

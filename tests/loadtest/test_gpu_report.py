@@ -42,6 +42,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     results = {step["name"]: step["result"] for step in document["steps"]}
     assert results["serve"]["num_wrong"] == 0 < results["serve"]["num_answers"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
+    assert results["serve"]["memory"]["resident_bytes"] > 60 << 20  # of all its processes, not the supervisor's alone
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     (run,) = results["train fp32"]["runs"]
