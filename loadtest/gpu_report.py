@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loadtest.gpu_report_pages import markdown_from, save_plot
+from loadtest.gpu_report_pages import markdown_from
+from loadtest.gpu_report_plot import save_plot
 from serving.errors import ConfigurationError, run_program
 
 TIME_LIMIT_S = 600.0
@@ -154,6 +155,7 @@ def run_of(record: dict[str, Any]) -> dict[str, Any]:
         "seed": record["seed"],
         "test_acc": metrics[-1]["test_acc"],
         "train_loss": metrics[-1]["train_loss"],
+        "peak_memory": record["peak_memory"],
         "examples_per_s_steps": num_images * len(metrics) / sum(epoch["step_seconds"] for epoch in metrics),
         "examples_per_s_wall": num_images * len(metrics) / record["wall_seconds"],
         "examples_per_s_steady_steps": num_images * len(steady) / sum(epoch["step_seconds"] for epoch in steady),
@@ -177,7 +179,7 @@ def export(plan: Plan, precision: str) -> dict[str, Any]:
 
 
 def latency(plan: Plan, precision: str, backend: str) -> dict[str, Any]:
-    """Latency and images/s at every batch size."""
+    """Latency and images/s at every batch size, and what the backend holds in memory."""
     if backend == "torch-compiled" and plan.is_rehearsal:
         raise StepFailedError("a rehearsal does not wait for the compiler", is_absent=True)
     short = ("--repeats", 2, "--seconds", 0.1) if plan.is_rehearsal else ("--repeats", 5, "--seconds", 0.2)

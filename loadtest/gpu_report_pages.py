@@ -1,11 +1,11 @@
-"""The GPU report to read: tables in Markdown, and latency over batch size as a plot."""
+"""The GPU report to read: tables in Markdown."""
 
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 Document = dict[str, Any]
+PEAKS = ("resident", "device_allocated", "device_reserved")
 
 
 def markdown_from(document: Document, plot_stem: str) -> str:
@@ -19,11 +19,11 @@ def markdown_from(document: Document, plot_stem: str) -> str:
     sections += [_host(document), _steps(document), _training(document), _parity(document), _latency(document)]
     if plot_stem:
         sections.append(f"![Latency over batch size]({plot_stem}.png)")
-    sections.append(_serving(document))
+    sections += [_serving(document), _memory(document)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _results(document: Document, kind: str) -> Iterator[dict[str, Any]]:
+def results_of(document: Document, kind: str) -> Iterator[dict[str, Any]]:
     """Of the steps of that kind that succeeded."""
     for step in document["steps"]:
         if step["status"] == "ok" and step["name"].split()[0] == kind:
@@ -43,7 +43,7 @@ def _spread(values: Sequence[float], digits: int = 0) -> str:
 
 def _host(document: Document) -> str:
     lines = []
-    for host in _results(document, "host"):
+    for host in results_of(document, "host"):
         gpu = ", ".join(f"{name} {value}" for name, value in host["gpu"].items()) or "none"
         lines += [f"- GPU: {gpu}", f"- CPU: {host['cpu']}", f"- Python {host['python']}"]
         lines += [f"- {package} {version}" for package, version in host["versions"].items()]
@@ -57,7 +57,7 @@ def _steps(document: Document) -> str:
 
 def _training(document: Document) -> str:
     rows = []
-    for result in _results(document, "train"):
+    for result in results_of(document, "train"):
         runs = result["runs"]
         figures = [
             _spread([run[name] for run in runs])
@@ -84,7 +84,7 @@ def _training(document: Document) -> str:
 
 def _floor(document: Document) -> str:
     lines = []
-    for floor in _results(document, "floor"):
+    for floor in results_of(document, "floor"):
         lines.append(
             f"The floor: a step of {floor['batch_size']} images is {floor['multiply_adds_per_step']:,} multiply-adds, "
             f"{floor['image_bytes_per_step']:,} bytes of images and {floor['launches_per_step']} launches."
@@ -107,10 +107,10 @@ def _parity(document: Document) -> str:
             f"{row['accuracy']:.4f}",
             "pass" if row["passed"] else "FAIL",
         ]
-        for result in _results(document, "export")
+        for result in results_of(document, "export")
         for row in result["parity"]
     ]
-    engines = [f"- {result['precision']}: {result['about_engine']}" for result in _results(document, "export")]
+    engines = [f"- {result['precision']}: {result['about_engine']}" for result in results_of(document, "export")]
     if not rows:
         return ""
     header = ("tolerance of", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass")
@@ -118,32 +118,62 @@ def _parity(document: Document) -> str:
 
 
 def _latency(document: Document) -> str:
-    results = list(_results(document, "latency"))
+    results = list(results_of(document, "latency"))
     rows = [
         [
             result["backend"],
             result["precision"],
             str(row["batch_size"]),
+            row["clock"],
             _spread(row["latency_us"], 1),
-            _spread(row["device_us"], 1) if "device_us" in row else "",
             _spread(row["images_per_s"]),
+            _spread(row["wall_us"], 1),
         ]
         for result in results
         for row in result["rows"]
     ]
     if not rows:
         return ""
-    header = ("backend", "precision", "batch", "latency, us", "between CUDA events, us", "images/s")
+    header = ("backend", "precision", "batch", "clock", "latency, us", "images/s", "by the wall clock, us")
     note = (
         "From images in host memory to logits in host memory, one call at a time; medians over repeats, lowest to "
-        "highest. The floor is the copies alone, in one launch."
+        "highest. Latency and images/s are by the row's clock; CUDA events are recorded on the backend's stream before "
+        "and after each call. The floor is the copies alone, in one launch."
     )
     return f"## Latency and throughput on {results[0]['device']}\n\n{note}\n\n{_table(header, rows)}"
 
 
+def _memory(document: Document) -> str:
+    rows = []
+    for result in results_of(document, "train"):
+        peaks = [run["peak_memory"] for run in result["runs"]]
+        found = [max((peak[name] for peak in peaks if name in peak), default=None) for name in PEAKS]
+        rows.append([f"training, {result['precision']}, at most", *map(_mebibytes, found)])
+    for result in results_of(document, "latency"):
+        memory = result["memory"]
+        found = [memory["resident_bytes"], memory["device_bytes"], None]
+        rows.append([f"{result['backend']}, {result['precision']}", *map(_mebibytes, found)])
+    for result in results_of(document, "serve"):
+        found = [result["memory"]["resident_bytes"], result["memory"]["device_bytes"], None]
+        rows.append([f"server, {result['served_by']}, {result['precision']}", *map(_mebibytes, found)])
+    if not rows:
+        return ""
+    header = ("of", "resident, MiB", "on the GPU, MiB", "held there by PyTorch's allocator, MiB")
+    note = (
+        "Resident: of the process, of the server of all its processes, shared pages once. On the GPU: of training what "
+        "PyTorch gave out, of a backend what the memory in use there grew by with it, without the CUDA context, of the "
+        "server what nvidia-smi says of its processes."
+    )
+    return f"## Memory\n\n{note}\n\n{_table(header, rows)}"
+
+
+def _mebibytes(num_bytes: int | None) -> str:
+    return "not measured" if num_bytes is None else f"{num_bytes / (1 << 20):,.1f}"
+
+
 def _serving(document: Document) -> str:
     sections = []
-    for result in _results(document, "serve"):
+    for result in results_of(document, "serve"):
         reference = result["reference"]["images_per_s"]
         ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
         sections += [
@@ -154,30 +184,5 @@ def _serving(document: Document) -> str:
             f"- torch in process on {result['reference_device']}, batches of 64: {_spread(reference)} images/s; "
             f"served over reference {ratio:.2f}",
             f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
-            "- memory of the server: " + ", ".join(f"{name} {value:,}" for name, value in result["memory"].items()),
         ]
     return "\n".join(sections).replace("process\n-", "process\n\n-")
-
-
-def save_plot(document: Document, path: Path) -> bool:
-    """Latency over batch size, a line per backend and precision; False where there is nothing to draw."""
-    results = list(_results(document, "latency"))
-    if not results:
-        return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for result in results:
-        sizes = [row["batch_size"] for row in result["rows"]]
-        medians = [statistics.median(row["latency_us"]) for row in result["rows"]]
-        axes.plot(sizes, medians, marker="o", label=f"{result['backend']} {result['precision']}")
-    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="latency in microseconds")
-    axes.set_title(f"{'REHEARSAL on a CPU, ' if document['rehearsal'] else ''}{document['date']}")
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-    return True

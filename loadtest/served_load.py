@@ -9,7 +9,6 @@ import asyncio
 import json
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.latency import measured, opened
+from loadtest.memory import device_bytes_of, resident_bytes_of
 from loadtest.server_process import ServerProcess, server_process
 from serving.backends.base import Backend, Images
 from serving.client import AsyncClient
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
         load = (server, images, labels, is_decided, options.images_per_request)
         asyncio.run(offer(*load, seconds=1.0))  # warm-up, not counted
         repeats = [asyncio.run(offer(*load, seconds=options.seconds)) for _ in range(options.repeats)]
-        memory = memory_of(server.process.pid)
+        pid = server.process.pid
+        memory = {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
         server.stop()
     backend = re.search(r"atelier: (\w+ on \S+):", server.output)
     document: dict[str, Any] = {
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
         "num_answers": sum(repeat["num_answers"] for repeat in repeats),
         "num_wrong": sum(repeat["num_wrong"] for repeat in repeats),
         "memory": memory,
-        "reference": measured(reference.infer, None, 64, options.repeats, min(1.0, options.seconds)),
+        "reference": measured(reference.infer, 64, options.repeats, min(1.0, options.seconds)),
         "reference_device": reference.device,
     }
     print(json.dumps(document))
@@ -116,24 +117,6 @@ async def offer(
         "num_answers": len(taken_s) * images_per_request,
         "num_wrong": num_wrong,
     }
-
-
-def memory_of(pid: int) -> dict[str, int]:
-    """Bytes: the server's resident memory, and what it holds on the GPU where nvidia-smi tells."""
-    status = Path(f"/proc/{pid}/status")
-    memory = {}
-    if status.exists() and (found := re.search(r"VmRSS:\s+(\d+) kB", status.read_text())):
-        memory["resident_bytes"] = 1024 * int(found[1])
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return memory
-    for line in lines:
-        owner, _, mebibytes = line.partition(", ")
-        if owner == str(pid) and mebibytes.isdecimal():
-            memory["gpu_bytes"] = int(mebibytes) << 20
-    return memory
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ class ServerConfig:
     )
     num_threads: int = _setting(1, "Threads that one inference may use on the CPU.")
     max_batch_size: int | None = _setting(
-        None, "Most images in one run of the model, at most what parity was proven for; None takes that, up to 64."
+        None,
+        "Most images in one run of the model, at most what parity was proven for; None takes that, up to 64 on a CPU "
+        "and 256 on a GPU.",
     )
     max_queue_size: int = _setting(4096, "Most images that may wait; one more is refused with RESOURCE_EXHAUSTED.")
     max_queue_delay_us: int = _setting(

@@ -16,9 +16,6 @@ def say(line: str) -> None:
         print(f"atelier: {line}", flush=True)
 
 
-DEFAULT_MAX_BATCH_SIZE = 64  # on CPUs, larger batches only wait longer: their throughput is no higher
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model loaded on its device."""
@@ -52,7 +49,7 @@ def load_model(config: ServerConfig) -> ServedModel:
         config.device,
         version_dir,
         manifest,
-        max_batch_size=config.max_batch_size or min(DEFAULT_MAX_BATCH_SIZE, manifest.max_batch_size),
+        max_batch_size=config.max_batch_size,
         num_threads=config.num_threads,
     )
     sha256 = manifest.files[FILE_OF_BACKEND[backend.name]]

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -59,6 +61,16 @@ def make_deterministic(num_threads: int) -> None:
     torch.backends.cudnn.benchmark = False
     if num_threads:
         torch.set_num_threads(num_threads)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process had at most: `resident`, and on a GPU what torch's allocator gave out and held there."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["device_allocated"] = torch.cuda.max_memory_allocated(device)
+        peak["device_reserved"] = torch.cuda.max_memory_reserved(device)
+    return peak
 
 
 def keep_memory() -> None:

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from training.augmentation import augment
 from training.epoch import Split, TrainResult
 from training.model import LeNet
+from training.peers import ALONE, Peers
 from training.recipes import Recipe
+from training.shared_norm import share_statistics
 
 # LeCun (1998), section III.B: the step sizes of its 20 passes, as shares of the first.
 STEPS_1998 = ((2, 1.0), (5, 0.4), (8, 0.2), (12, 0.1), (20, 0.02))  # passes done by then, share
@@ -29,15 +31,27 @@ class Optimisation:
     """What turns a model into a better one, by its recipe; `averaged` is the model to evaluate and to save."""
 
     def __init__(
-        self, model: LeNet, recipe: Recipe, teacher_logits: Tensor | None = None, *, precision: str = "fp32"
+        self,
+        model: LeNet,
+        recipe: Recipe,
+        teacher_logits: Tensor | None = None,
+        *,
+        precision: str = "fp32",
+        peers: Peers = ALONE,
     ) -> None:
-        """`teacher_logits` (2, N, 10): of the training images as they are, and mirrored."""
-        self.precision = precision
+        """`teacher_logits` (2, N, 10): of the training images as they are, and mirrored.
+
+        With bf16 the forward pass is in it where torch finds that safe; weights, losses and statistics are float32.
+        """
         # On a CPU convolutions with few channels are up to twice as fast in this order of memory.
         self.model = model.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(model) if recipe.average_decay else model
         self.recipe, self.teacher_logits = recipe, teacher_logits
+        self.precision, self.peers = precision, peers
         self.optimizer = _optimizer(model, recipe)
+        if peers.size > 1:
+            share_statistics(model, peers)
+        self._forward = peers.shared(model)
 
     def train_epoch(
         self, split: Split, order: Tensor, seed: int, epoch: int, *, title: str, before_step: Callable[[], None]
@@ -59,6 +73,8 @@ class Optimisation:
             self._average(first_step + step)
             losses[step] = loss
             num_correct += num_right
+        self.peers.add_up(losses)
+        self.peers.add_up(num_correct)
         step_losses = losses.tolist()  # waits for the device
         loss_sum = sum(loss * len(indices) for loss, indices in zip(step_losses, batches, strict=True))
         return TrainResult(
@@ -69,18 +85,22 @@ class Optimisation:
         )
 
     def _step(self, split: Split, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The batch's loss () and how many of its images were right ()."""
+        """This process's share of the batch's loss () and of how many of its images were right ()."""
+        # Of the whole batch, in every process: so all draw the same random numbers, and one alone draws no others.
         images, is_flipped = augment(split.images[indices], self.recipe, generator)  # (B, 1, 28, 28), (B,)
+        size, share = len(indices), self.peers.share
+        images, is_flipped, indices = images[share], is_flipped[share], indices[share]  # from here on B of this process
         labels = split.labels[indices]  # (B,)
         self.optimizer.zero_grad()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(images.to(memory_format=torch.channels_last)).float()  # (B, 10)
-        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+            logits = self._forward(images.to(memory_format=torch.channels_last))  # (B, 10)
+        logits = logits.float()
+        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum") / size
         if self.teacher_logits is not None:
             target = self.teacher_logits[is_flipped.long(), indices]  # (B, 10)
-            share = self.recipe.distillation_weight
-            loss = (1 - share) * loss + share * distillation_loss(logits, target, self.recipe.distillation_temperature)
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+            weight, temperature = self.recipe.distillation_weight, self.recipe.distillation_temperature
+            loss = (1 - weight) * loss + weight * distillation_loss(logits, target, temperature, size)
+        (loss * self.peers.size).backward()  # type: ignore[no-untyped-call] # the peers' gradients are averaged
         self.optimizer.step()
         return loss.detach(), (logits.argmax(dim=1) == labels).sum()
 
@@ -126,10 +146,13 @@ def all_logits(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tens
     return torch.cat([model.eval()(batch) for batch in torch.split(images, batch_size)])
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """(B, 10), (B, 10) -> (): how far the answers are apart, in the scale of a cross entropy (Hinton et al., 2015)."""
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, num_images: int) -> Tensor:
+    """(B, 10), (B, 10) -> (): how far the answers are apart, in the scale of a cross entropy (Hinton et al., 2015).
+
+    The sum over these B, divided by `num_images`: those of the batch that they are a part of.
+    """
     ours, theirs = log_softmax(logits / temperature, dim=1), softmax(teacher_logits / temperature, dim=1)
-    return temperature**2 * kl_div(ours, theirs, reduction="batchmean")
+    return temperature**2 * kl_div(ours, theirs, reduction="sum") / num_images
 
 
 def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:

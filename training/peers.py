@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +45,13 @@ class Peers:
         if self.size > 1:
             distributed.all_reduce(tensor)
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, for gradients to flow back through."""
+        if self.size == 1:
+            return tensor
+        total: Tensor = _Total.apply(tensor)
+        return total
+
     def tell(self, message: bytes, device: torch.device) -> bytes:
         """The first one's message, in every process. Bytes and no objects: those would have to be unpickled."""
         if self.size == 1:
@@ -54,6 +63,29 @@ class Peers:
             data.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else data)
         distributed.broadcast(data, 0)
         return bytes(data.cpu().numpy())
+
+    def tell_tensors(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """The first one's tensors, in every process; the others' own do not matter."""
+        if self.size == 1:
+            return tensors
+        message = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}) if self.is_first else b""
+        return load(self.tell(message, device))
+
+
+class _Total(torch.autograd.Function):
+    """What each process's tensor does to the sum, it does to the loss of every process."""
+
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
 
 
 ALONE = Peers()

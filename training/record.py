@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class RunRecord:
     wall_seconds: float  # the whole run so far, data loading and evaluation included
     precision: str = "fp32"  # of the steps: fp32, tf32, bf16
     num_processes: int = 1  # that shared each step
+    # Bytes at most, of the first process so far: `resident`, and on a GPU `device_allocated` and `device_reserved`.
+    peak_memory: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.completed_epochs != len(self.metrics):
@@ -168,9 +170,7 @@ def differences(
         "precision": record.precision,
         **record.dataset_digests,
     }
-    return [
-        f"{field} {value} != {recorded.get(field)}" for field, value in wanted.items() if value != recorded.get(field)
-    ]
+    return [f"{name} {value} != {recorded.get(name)}" for name, value in wanted.items() if value != recorded.get(name)]
 
 
 def record_bytes(record: RunRecord | None) -> bytes:

@@ -16,7 +16,7 @@ from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
-from training.device import choose_device, hardware_of, keep_memory, make_deterministic, set_precision
+from training.device import choose_device, hardware_of, keep_memory, make_deterministic, peak_memory, set_precision
 from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
@@ -77,7 +77,6 @@ def _train_seeds(
     device: torch.device,
     peers: Peers,
 ) -> list[RunRecord]:
-    _check_recipe(config, peers)
     if peers.is_first:
         together = f", {peers.size} processes" if peers.size > 1 else ""
         print(f"training on {device} ({hardware_of(device)}{together}), data from {dataset.source}", flush=True)
@@ -108,14 +107,6 @@ def _train_seeds(
     return records
 
 
-def _check_recipe(config: TrainConfig, peers: Peers) -> None:
-    """Raises ConfigurationError PLAIN_STEPS_ONLY: what only plain steps can do, no other recipe silently leaves out."""
-    if config.recipe.is_plain or peers.size == 1:
-        return
-    what = f"recipe {config.recipe.name!r} does more than plain SGD, and cannot yet use {peers.size} processes"
-    raise ConfigurationError("PLAIN_STEPS_ONLY", what, "train it in one process")
-
-
 def train_run(workplace: Workplace, seed: int, directory: Path, started: float) -> RunRecord:
     """Trains one seed to its last epoch, with a whole checkpoint in `directory` after each."""
     model, record = _begin(workplace, seed, directory)
@@ -125,10 +116,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     if record.recipe.is_plain:
         trainer = _plain_steps(workplace, model, record.recipe)
     else:
-        precision = workplace.config.precision
-        trainer = Optimisation(model, record.recipe, workplace.teacher_logits, precision=precision)
-        if record.completed_epochs and not record.is_complete:
-            trainer.restore(load_training_state(directory))
+        trainer = _optimisation(workplace, model, record, directory)
         model = trainer.averaged
     peers, can_write = workplace.peers, True
     events = EventLog(directory, record) if peers.is_first else None
@@ -140,6 +128,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
             metrics=(*record.metrics, metrics),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=earlier_seconds + time.perf_counter() - started,
+            peak_memory=peak_memory(workplace.device),
         )
         if events is None:
             continue  # the first process writes for all
@@ -160,6 +149,15 @@ def _plain_steps(workplace: Workplace, model: LeNet, recipe: Recipe) -> Steps:
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
     precision, peers = workplace.config.precision, workplace.peers
     return Steps(model, optimizer, workplace.train, recipe.batch_size, precision=precision, peers=peers)
+
+
+def _optimisation(workplace: Workplace, model: LeNet, record: RunRecord, directory: Path) -> Optimisation:
+    peers, precision = workplace.peers, workplace.config.precision
+    optimisation = Optimisation(model, record.recipe, workplace.teacher_logits, precision=precision, peers=peers)
+    if record.completed_epochs and not record.is_complete:
+        state = load_training_state(directory) if peers.is_first else {}
+        optimisation.restore(peers.tell_tensors(state, workplace.device))
+    return optimisation
 
 
 def _run_epoch(
@@ -230,13 +228,14 @@ def _teacher_logits(workplace: Workplace, started: float) -> Tensor:
         num_validation_images=wanted.num_validation_images,
     )
     directory = workplace.config.checkpoint_dir / wanted.teacher
-    directory.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(workplace.config, recipe=recipe, seed=0, num_seeds=1)
-    finished = find_finished(directory, recipe, 0, workplace.dataset.digests, config.precision)
-    if not finished or config.again:
-        print(f"first the teacher, recipe {recipe.name!r}, into {directory}", flush=True)
-        train_run(dataclasses.replace(workplace, config=config), 0, directory, started)
-    teacher, _ = load_model(directory)
+    workplace, peers = dataclasses.replace(workplace, config=config), workplace.peers
+    if not _finished(workplace, 0, directory):
+        if peers.is_first:
+            print(f"first the teacher, recipe {recipe.name!r}, into {directory}", flush=True)
+        train_run(workplace, 0, directory, started)
+    teacher = load_model(directory)[0] if peers.is_first else model_for(recipe)
+    teacher.load_state_dict(peers.tell_tensors(teacher.state_dict(), workplace.device))
     images = workplace.train.images
     return torch.stack([all_logits(teacher.to(images.device), view) for view in (images, images.flip(3))])
 
@@ -255,13 +254,15 @@ def _finished(workplace: Workplace, seed: int, directory: Path) -> RunRecord | N
 
 
 def _begin(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNet, RunRecord]:
-    """Where all processes begin: as the first one does, whose weights the others get with the first step."""
-    begun = _begin_alone(workplace, seed, directory) if workplace.peers.is_first else None
-    told = workplace.peers.tell(record_bytes(begun[1] if begun else None), workplace.device)
-    record = begun[1] if begun else record_from_bytes(told)
+    """Where all processes begin: as the first one does, whose record and weights the others are told."""
+    peers, device = workplace.peers, workplace.device
+    begun = _begin_alone(workplace, seed, directory) if peers.is_first else None
+    record = record_from_bytes(peers.tell(record_bytes(begun[1] if begun else None), device))
     if record is None:
         raise ConnectionError("the first process told no record")
-    return begun[0] if begun else _new_model(workplace.config.recipe, seed), record
+    model = begun[0] if begun else _new_model(workplace.config.recipe, seed)
+    model.load_state_dict(peers.tell_tensors(model.state_dict(), device))
+    return model, record
 
 
 def _begin_alone(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNet, RunRecord]:

@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
+from loadtest.memory import processes_of
 from loadtest.server_process import ServerProcess
 from protos import classifier_pb2 as pb
 from serving.backends.base import IMAGE_SHAPE
@@ -90,17 +90,6 @@ def _run(target: str, load: Load, num_requests: int) -> float:
     return float(rate[1])
 
 
-def processes_of(server: ServerProcess) -> list[psutil.Process]:
-    """The server's process and those that it started."""
-    parent = psutil.Process(server.process.pid)
-    return [parent, *parent.children(recursive=True)]
-
-
 def cpu_s(server: ServerProcess) -> float:
     """User and system time of all the server's processes so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes_of(server))
-
-
-def resident_mb(server: ServerProcess) -> float:
-    """What all the server's processes hold in memory; pages that they share count once (PSS)."""
-    return float(sum(process.memory_full_info().pss for process in processes_of(server))) / 1e6
+    return sum(sum(process.cpu_times()[:2]) for process in processes_of(server.process.pid))

@@ -17,9 +17,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from loadtest.bench.contenders import check_count, contenders_from, seconds_to_first_answer, steps
-from loadtest.bench.h2load import BATCHED, MILLION, SINGLE, Generator, resident_mb
+from loadtest.bench.h2load import BATCHED, MILLION, SINGLE, Generator
 from loadtest.bench.rows import Row, table
 from loadtest.bench.training_speed import training_rates
+from loadtest.memory import resident_bytes_of
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy", "protobuf", "torch")
 Figures = dict[str, list[float]]  # by what was measured; one a repeat
@@ -43,7 +44,7 @@ def measure_serving(repository: Path, repeats: int, scale: float) -> tuple[Figur
                     progress.update()
         for _ in range(2):
             generator.offer(served, MILLION)
-            figures["resident, MB"].append(resident_mb(served))
+            figures["resident, MB"].append(resident_bytes_of(served.process.pid) / 1e6)
         generator.count(served, 1)  # the one that told the size of a reply
         num_sent = sum(
             check_count(contenders.servers[name], generator.num_sent[contenders.servers[name].target])

@@ -1,4 +1,4 @@
-"""The CUDA runtime as far as TensorRT's backend needs it: memory, one stream, graphs. On NVIDIA's own bindings.
+"""The CUDA runtime as far as the backends need it: memory, one stream, graphs, events. On NVIDIA's own bindings.
 
 The bindings give up the GIL in every call, so while this thread waits for the device, others assemble the next batch.
 """
@@ -48,6 +48,13 @@ def gpu_at(index: int) -> Gpu:
 def use_device(index: int) -> None:
     """Makes it the calling thread's device, for everything below."""
     call(runtime.cudaSetDevice(index))
+
+
+def bytes_in_use() -> int:
+    """Of the calling thread's device, by all processes; its first call makes this process's context there."""
+    error, num_free, num_all = runtime.cudaMemGetInfo()
+    call((error,))
+    return int(num_all) - int(num_free)
 
 
 class DeviceMemory:

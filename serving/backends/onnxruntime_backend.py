@@ -38,7 +38,9 @@ class OnnxRuntimeBackend:
     ) -> None:
         self.device = "cuda:0" if device == "cuda" else device
         self.max_batch_size = max_batch_size
-        self._session = _session_from(model, self.device, num_threads, tf32)
+        # On CUDA all work is on one stream of ours, so that whoever times it can put events around it.
+        self.stream: Any = None if self.device == "cpu" else _stream_on(self.device)
+        self._session = _session_from(model, self.device, num_threads, tf32, self.stream)
         _check_contract(self._session)
         self._bound: BoundRuns | None = None
         if self.device != "cpu":
@@ -60,17 +62,19 @@ class OnnxRuntimeBackend:
         base.warm_up(self)
 
     def close(self) -> None:
-        """Drops the session and with it the device's memory."""
+        """Drops the session and with it the device's memory, and then the stream."""
         del self._bound, self._session
+        if self.stream is not None:
+            self.stream.free()
 
 
-def _session_from(model: bytes, device: str, num_threads: int, tf32: bool) -> Any:
+def _session_from(model: bytes, device: str, num_threads: int, tf32: bool, stream: Any) -> Any:
     """The session on `device`, or an error: never another provider."""
     options = _options(num_threads)
     if device == "cpu":
         providers: list[Any] = ["CPUExecutionProvider"]
     else:
-        providers = [_cuda_provider(device, tf32)]
+        providers = [_cuda_provider(device, tf32, stream)]
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no node may stay on the CPU
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
@@ -99,16 +103,30 @@ def _options(num_threads: int) -> Any:
     return options
 
 
-def _cuda_provider(device: str, tf32: bool) -> tuple[str, dict[str, str]]:
-    """The CUDA provider on the device of `cuda:<index>`; float32 in full unless TF32 is what was proven."""
+def _stream_on(device: str) -> Any:
+    """A stream on the device of `cuda:<index>`, or the reason why there is none."""
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index.isdecimal():
         raise UsageError("BAD_DEVICE", f"{device!r} is no device of ONNX Runtime's", "use cpu, cuda or cuda:<index>")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise _no_cuda(device, "this ONNX Runtime has no CUDA provider")
+    try:
+        from serving.backends.cuda import CudaError, Stream, use_device
+    except ImportError as error:
+        raise _no_cuda(device, str(error)) from None
+    try:
+        use_device(int(index))
+        return Stream()
+    except CudaError as error:
+        raise _no_cuda(device, str(error)) from None
+
+
+def _cuda_provider(device: str, tf32: bool, stream: Any) -> tuple[str, dict[str, str]]:
+    """The CUDA provider, on `stream`; float32 in full unless TF32 is what was proven."""
     onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where they are installed that way
     options = {
-        "device_id": index,
+        "device_id": device.partition(":")[2],
+        "user_compute_stream": str(int(stream)),  # it belongs to us: ONNX Runtime does not destroy it
         "use_tf32": str(int(tf32)),  # TF32 keeps 10 bits of 23, which is another precision than fp32
         "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm at each new batch size
         "arena_extend_strategy": "kSameAsRequested",

@@ -12,37 +12,49 @@ from serving.errors import BadDataError, MissingInputError, ResourceUnavailableE
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
+# Where nothing else is asked for. On a CPU a batch takes as long as its images: larger ones only wait longer. A GPU is
+# hardly busy with 64: 256 are 0.2 GFLOP and 200 kB, each some microseconds of its time, about as many as launching and
+# waiting cost whatever the size; and a request of 1,024 images is 4 batches to hand over instead of 16.
+DEFAULT_MAX_BATCH_SIZES = {"cpu": 64, "cuda": 256}
+
+LargestOn = Callable[[str], int]  # the largest batch for a device
 
 
 def open_backend(
-    kind: str, device: str, version_dir: Path, manifest: Manifest, *, max_batch_size: int, num_threads: int
+    kind: str, device: str, version_dir: Path, manifest: Manifest, *, max_batch_size: int | None, num_threads: int
 ) -> tuple[Backend, str]:
     """The backend that serves a version, and the reason for it in words.
 
     `kind` is one of KINDS, `device` is auto, cpu or cuda[:index]; `max_batch_size` is at most the manifest's, the
-    largest that parity was proven for. Only `auto` chooses; anything else is done or refused.
+    largest that parity was proven for, and None takes that up to the device's DEFAULT_MAX_BATCH_SIZES. Only `auto`
+    chooses; anything else is done or refused.
     Raises UsageError, ResourceUnavailableError (no such device, provider or library) and what `read_verified` raises.
     """
-    if not 1 <= max_batch_size <= manifest.max_batch_size:
+    if max_batch_size is not None and not 1 <= max_batch_size <= manifest.max_batch_size:
         what = f"max_batch_size {max_batch_size}; version {manifest.version} was proven for 1 to"
         cure = "ask for less, or export with a larger --max-batch-size"
         raise UsageError("BAD_BATCH_SIZE", f"{what} {manifest.max_batch_size}", cure)
+    largest_on = partial(_max_batch_size, max_batch_size, manifest)
     read = partial(read_verified, version_dir, manifest)
     if kind == "torch":
-        return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), max_batch_size, num_threads))
+        return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), largest_on, num_threads))
     if kind == "onnxruntime":
         return _on_best_device(
-            device, partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, max_batch_size, num_threads)
+            device, partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
         )
     if kind == "tensorrt":
         if manifest.engine is None:
             cure = "make export makes one on a host with an NVIDIA GPU and TensorRT; or use --backend onnxruntime"
             raise MissingInputError("NO_ENGINE", f"version {manifest.version} has no TensorRT engine", cure)
         on = "cuda" if device == "auto" else device
-        return _open_tensorrt(read(ENGINE_NAME), manifest, max_batch_size, on), f"TensorRT on {on} was asked for"
+        return _open_tensorrt(read(ENGINE_NAME), manifest, largest_on, on), f"TensorRT on {on} was asked for"
     if kind == "auto":
-        return _best(device, manifest, read, max_batch_size, num_threads)
+        return _best(device, manifest, read, largest_on, num_threads)
     raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
+
+
+def _max_batch_size(wanted: int | None, manifest: Manifest, device: str) -> int:
+    return wanted or min(DEFAULT_MAX_BATCH_SIZES["cpu" if device == "cpu" else "cuda"], manifest.max_batch_size)
 
 
 def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Backend, str]:
@@ -58,7 +70,7 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
 
 
 def _best(
-    device: str, manifest: Manifest, read: Callable[[str], bytes], max_batch_size: int, num_threads: int
+    device: str, manifest: Manifest, read: Callable[[str], bytes], largest_on: LargestOn, num_threads: int
 ) -> tuple[Backend, str]:
     """TensorRT where there is an engine that runs here, then ONNX Runtime on CUDA, then on the CPU; and why."""
     if device == "cpu":
@@ -68,26 +80,26 @@ def _best(
     else:
         try:
             on = "cuda" if device == "auto" else device
-            return _open_tensorrt(read(ENGINE_NAME), manifest, max_batch_size, on), "its engine runs here"
+            return _open_tensorrt(read(ENGINE_NAME), manifest, largest_on, on), "its engine runs here"
         except (ResourceUnavailableError, BadDataError) as error:
             if error.word not in ("TENSORRT_UNAVAILABLE", "NO_GPU", "ENGINE_STALE"):
                 raise  # a file that was changed, or an engine that TensorRT refuses, is no matter of taste
             why_not = f"no TensorRT here: {str(error).partition(' (')[0]}"
-    open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, max_batch_size, num_threads)
+    open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
     backend, why = _on_best_device(device, open_on)
     return backend, f"{why_not}; {why}"
 
 
-def _open_torch(program: bytes, max_batch_size: int, num_threads: int, device: str) -> Backend:
+def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device: str) -> Backend:
     try:
         from serving.backends.torch_backend import TorchBackend
     except ImportError as error:
         cure = "install the extras `train`, or use --backend onnxruntime"
         raise ResourceUnavailableError("NO_TORCH", f"asked for torch: {error}", cure) from None
-    return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=max_batch_size)
+    return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=largest_on(device))
 
 
-def _open_onnxruntime(model: bytes, precision: str, max_batch_size: int, num_threads: int, device: str) -> Backend:
+def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_threads: int, device: str) -> Backend:
     try:
         from serving.backends.onnxruntime_backend import (
             OnnxRuntimeBackend,
@@ -96,10 +108,12 @@ def _open_onnxruntime(model: bytes, precision: str, max_batch_size: int, num_thr
         cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
         raise ResourceUnavailableError("NO_ONNXRUNTIME", f"asked for onnxruntime: {error}", cure) from None
     tf32 = precision == "tf32"
-    return OnnxRuntimeBackend(model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, tf32=tf32)
+    return OnnxRuntimeBackend(
+        model, device=device, num_threads=num_threads, max_batch_size=largest_on(device), tf32=tf32
+    )
 
 
-def _open_tensorrt(engine: bytes, manifest: Manifest, max_batch_size: int, device: str) -> Backend:
+def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, device: str) -> Backend:
     try:
         from serving.backends.tensorrt_backend import TensorRTBackend
     except ImportError as error:
@@ -112,5 +126,5 @@ def _open_tensorrt(engine: bytes, manifest: Manifest, max_batch_size: int, devic
         raise BadDataError("BAD_MANIFEST", what, "make export writes a new version")
     onnx_sha256 = manifest.files[ONNX_NAME]
     return TensorRTBackend(
-        engine, manifest.engine, onnx_sha256=onnx_sha256, device=device, max_batch_size=max_batch_size
+        engine, manifest.engine, onnx_sha256=onnx_sha256, device=device, max_batch_size=largest_on(device)
     )

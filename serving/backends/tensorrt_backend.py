@@ -3,6 +3,11 @@
 A graph holds the whole way of a batch: 784 bytes an image to the device, the engine, 40 bytes of logits back. Batches
 are padded to the next size that has one. NVIDIA's advice for graphs is one execution context per graph, with memory
 shared between the contexts: one thread owns the device and waits for each batch, so no two of them ever run at once.
+
+The next batch is assembled while one runs, but its copy to the device is not begun then, by count: 64 images are
+50,176 bytes, 1 to 2 us on PCIe (5.0 to 4.0, 16 lanes) inside a graph that is launched anyway; apart from it the copy
+takes three more calls into the driver. 1,024 images are 16 to 32 us. The server's event loop meanwhile spends 650 us on
+a request of 64 images and 5,500 us on one of 1,024 (CPU time, measured): it is the GPU that waits.
 """
 
 import bisect

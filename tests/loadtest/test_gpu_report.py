@@ -42,12 +42,26 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     results = {step["name"]: step["result"] for step in document["steps"]}
     assert results["serve"]["num_wrong"] == 0 < results["serve"]["num_answers"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
-    assert results["train fp32"]["runs"][0]["examples_per_s_wall"] > 0
+    assert results["serve"]["memory"]["resident_bytes"] > 60 << 20  # of all its processes, not the supervisor's alone
+    assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
+    assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
+    (run,) = results["train fp32"]["runs"]
+    assert run["examples_per_s_wall"] > 0 < run["peak_memory"]["resident"]
 
     page = report.with_suffix(".md").read_text()
     assert "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**" in page
-    for part in ("## Steps", "## Training", "## Export and parity", "## Latency", "## Served", "multiply-adds"):
+    for part in (
+        "## Steps",
+        "## Training",
+        "## Export and parity",
+        "## Latency",
+        "## Served",
+        "## Memory",
+        "multiply-adds",
+    ):
         assert part in page
+    (training,) = [line for line in page.splitlines() if line.startswith("| training, fp32, at most |")]
+    assert training.endswith("| not measured | not measured |")
     assert report.with_suffix(".png").stat().st_size > 10_000
 
 
@@ -95,16 +109,18 @@ def test_no_step_begins_after_the_time_is_up(tmp_path: Path) -> None:
 def test_steady_figures_leave_out_the_first_epoch() -> None:
     slow = {"step_seconds": 9.0, "seconds": 10.0, "test_acc": 0.1, "train_loss": 2.0}
     fast = {"step_seconds": 1.0, "seconds": 2.0, "test_acc": 0.8, "train_loss": 0.5}
-    run = run_of({"seed": 0, "metrics": [slow, fast, fast], "num_train_images": 100, "wall_seconds": 20.0})
+    record = {"seed": 0, "metrics": [slow, fast, fast], "num_train_images": 100, "wall_seconds": 20.0}
+    run = run_of(record | {"peak_memory": {}})
     assert run["examples_per_s_steps"] == pytest.approx(300 / 11)
     assert run["examples_per_s_wall"] == 15
     assert run["examples_per_s_steady_steps"] == 100
     assert run["examples_per_s_steady_with_evaluation"] == 50
 
 
-def test_page_of_a_gpu_shows_event_times_and_the_launch_floor() -> None:
-    row = {"batch_size": 64, "latency_us": [21.0, 20.0, 23.0], "images_per_s": [3e6], "device_us": [15.0]}
-    latency = {"backend": "tensorrt", "precision": "fp16", "device": "cuda", "rows": [row]}
+def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
+    row = {"batch_size": 64, "clock": "CUDA events", "latency_us": [21.0, 20.0, 23.0], "images_per_s": [3e6]}
+    latency = {"backend": "tensorrt", "precision": "fp16", "device": "cuda", "rows": [row | {"wall_us": [25.0]}]}
+    memory = {"resident_bytes": 300 << 20, "device_bytes": 5 << 20}
     floor: dict[str, float] = {
         "batch_size": 256,
         "multiply_adds_per_step": 1,
@@ -118,12 +134,13 @@ def test_page_of_a_gpu_shows_event_times_and_the_launch_floor() -> None:
             "metrics": [{"step_seconds": 1.0, "seconds": 2.0, "test_acc": 0.8, "train_loss": 0.5}],
             "num_train_images": 100,
             "wall_seconds": 20.0,
+            "peak_memory": {"resident": 4 << 30, "device_allocated": 70 << 20, "device_reserved": 82 << 20},
         }
     )
     results = {
         "floor of training": floor,
         "train fp32": {"precision": "fp32", "runs": [run]},
-        "latency tensorrt fp16": latency,
+        "latency tensorrt fp16": latency | {"memory": memory},
     }
     steps = [
         {"name": name, "status": "ok", "reason": "", "seconds": 1.0, "result": result}
@@ -132,7 +149,9 @@ def test_page_of_a_gpu_shows_event_times_and_the_launch_floor() -> None:
     page = markdown_from({"rehearsal": False, "date": "2026-01-01", "steps": steps}, "")
     assert page.startswith("# GPU report, 2026-01-01")
     assert "rehearsal" not in page
-    assert "| tensorrt | fp16 | 64 | 21.0 (20.0 to 23.0) | 15.0 | 3,000,000 |" in page
+    assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 |" in page
+    assert "| training, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
+    assert "| tensorrt, fp16 | 300.0 | 5.0 | not measured |" in page
     assert "no more than 2,800,000 examples/s" in page
 
 

@@ -30,6 +30,7 @@ from serving.backends.torch_backend import TorchBackend
 from serving.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, load_manifest, save_manifest
 from tests.export.small_model import MAX_BATCH_SIZE, exported_files, manifest_for, noise_images, truth
+from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu
 
 PROGRAM, ONNX = exported_files()[PROGRAM_NAME], exported_files()[ONNX_NAME]
 HAS_CUDA = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -115,7 +116,7 @@ def test_an_unknown_device_is_an_error(backend: type[TorchBackend | OnnxRuntimeB
 def test_serving_onnx_never_imports_torch() -> None:
     program = (
         "import sys, serving.backends.select as select; "
-        "select._open_onnxruntime(sys.stdin.buffer.read(), 'fp32', 2, 1, 'cpu').warm_up(); "
+        "select._open_onnxruntime(sys.stdin.buffer.read(), 'fp32', lambda _: 2, 1, 'cpu').warm_up(); "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], input=ONNX, stdout=subprocess.PIPE, check=True)
@@ -387,6 +388,22 @@ def test_an_unknown_backend_is_an_error(kind: str, version: Version) -> None:
 def test_batches_beyond_what_was_proven_are_refused(max_batch_size: int, version: Version) -> None:
     with pytest.raises(UsageError, match=f"BAD_BATCH_SIZE: max_batch_size {max_batch_size}; .*proven for 1 to 16"):
         open_it("onnxruntime", "cpu", version, max_batch_size)
+
+
+@pytest.mark.parametrize(
+    ("device", "proven", "expected"), [("cpu", 1024, 64), ("cuda", 1024, 256), ("cuda:0", 100, 100), ("cpu", 16, 16)]
+)
+def test_batches_are_as_large_as_the_device_is_worth_and_parity_was_proven_for(
+    device: str, proven: int, expected: int, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device != "cpu":
+        onnxruntime_on_a_fake_gpu(monkeypatch)
+    manifest = dataclasses.replace(version[1], max_batch_size=proven)
+    for kind in ("onnxruntime", "auto"):
+        backend, _ = open_backend(kind, device, version[0], manifest, max_batch_size=None, num_threads=1)
+        assert (backend.device.partition(":")[0], backend.max_batch_size) == (device.partition(":")[0], expected)
+    backend, _ = open_backend("auto", device, version[0], manifest, max_batch_size=9, num_threads=1)
+    assert backend.max_batch_size == 9
 
 
 @pytest.mark.parametrize(("kind", "name"), [("torch", PROGRAM_NAME), ("onnxruntime", ONNX_NAME), ("auto", ONNX_NAME)])

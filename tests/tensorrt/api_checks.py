@@ -20,7 +20,10 @@ import tensorrt_bindings as trt
 from export import tensorrt_engine
 from export.precision import PRECISIONS, onnx_in
 from export.tensorrt_engine import EngineOptions, check_types, engine_from_onnx, inspected_types, spec_of
-from loadtest.latency import event_times_us, floor_on
+from loadtest.clocks import clock_of
+from loadtest.copies import copies_on
+from loadtest.latency import measured
+from loadtest.memory import device_bytes
 from serving.backends import cuda
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.tensorrt_backend import TensorRTBackend
@@ -462,14 +465,32 @@ def test_refusal_by_tensorrt_is_an_error_and_no_wrong_answer(
 
 def test_events_time_the_backends_own_stream(backend: TensorRTBackend) -> None:
     backend.warm_up()
-    assert event_times_us(backend, noise_images(3), repeats=2) == [1000.0, 1000.0]  # one launch between two events
+    clock = clock_of(backend)
+    row = measured(backend.infer, 3, 2, 0.0, clock)
+    clock.close()
+    assert row["clock"] == "CUDA events"
+    assert row["latency_us"] == [1000.0, 1000.0]  # one launch between two events
+    assert row["images_per_s"] == [3000.0, 3000.0]
+    assert all(0 < wall_us < 1e6 for wall_us in row["wall_us"])
+
+
+def test_device_memory_is_what_the_backend_took(engine: Engine, gpu: FakeCuda) -> None:
+    before = device_bytes("cuda")
+    backend = open_it()
+    taken = device_bytes("cuda:0")
+    backend.close()
+    assert before is not None and taken is not None
+    assert taken - before >= 2 * MAX_BATCH_SIZE * (784 + 40) + engine.scratch_bytes
+    assert device_bytes("cuda") == before
 
 
 def test_the_floor_is_one_launch_of_two_copies(gpu: FakeCuda) -> None:
-    infer = floor_on("cuda", 8)
+    floor = copies_on("cuda", 8)
     for _ in range(2):
-        assert infer(noise_images(5)).shape == (5, 10)
+        assert floor.infer(noise_images(5)).shape == (5, 10)
     assert (gpu.launches, [len(work) for work in gpu.executables.values()]) == (2, [2])
+    floor.close()
+    assert gpu.is_clean()
 
 
 def test_gpu_that_is_not_there_is_an_error(log: list[Call]) -> None:

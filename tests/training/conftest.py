@@ -1,6 +1,9 @@
 """A small data set, a trainer to call, and a finished run to look at."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from tests.idx_files import write_idx_files
 from training.train import main
 
 Train = Callable[..., int]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +29,19 @@ def call_trainer(data_dir: Path, run_dir: Path, *options: str) -> int:
     """Runs the trainer in this process, for two epochs unless told otherwise; returns its exit code."""
     fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data"]
     return run_program(main, [*fixed, "--device", "cpu", "--threads", "1", "--epochs", "2", *options])
+
+
+def torchrun(module: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m <module>` in two processes on this machine's CPU, over Gloo on the loopback."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def train_in_two_processes(data_dir: Path, run_dir: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """The trainer, as a user calls it under torchrun."""
+    fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data", "--device", "cpu"]
+    return torchrun("training", *fixed, "--threads", "1", *options)
 
 
 @pytest.fixture

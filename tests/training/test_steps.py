@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.conftest import Train
+from tests.training.conftest import Train, train_in_two_processes
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import load_dataset
 from training.device import make_deterministic
@@ -21,8 +19,6 @@ from training.model import LeNet5, initialise
 from training.record import load_record
 from training.split import Split
 from training.steps import WARM_UP_STEPS, Steps
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -135,17 +131,8 @@ def test_tf32_on_a_cpu_is_refused(train: Train, run_dir: Path, capsys: pytest.Ca
 # --- Several processes ------------------------------------------------------------------------------------------------
 
 
-def torchrun(data_dir: Path, run_dir: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Two processes on this machine's CPU, over Gloo on the loopback."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
-    fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command += [*fixed, "--threads", "1", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-
-
 def test_two_processes_end_at_the_weights_of_one(data_dir: Path, finished_run: Path, run_dir: Path) -> None:
-    both = torchrun(data_dir, run_dir, "--epochs", "2")
+    both = train_in_two_processes(data_dir, run_dir, "--epochs", "2")
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("epoch  1/2:") == 1  # one of them speaks
     together, alone = load_checkpoint(run_dir), load_checkpoint(finished_run)
@@ -167,7 +154,7 @@ def test_two_processes_go_on_where_one_stopped(
     half_done = dataclasses.replace(load_record(finished_run)[0], completed_epochs=1, metrics=alone.metrics[:1])
     run_dir.mkdir()
     save_checkpoint(run_dir, model.state_dict(), half_done)
-    done = torchrun(data_dir, run_dir, "--epochs", "2", "--resume")
+    done = train_in_two_processes(data_dir, run_dir, "--epochs", "2", "--resume")
     assert done.returncode == 0, done.stderr
     assert "has 1 of 2 epochs" in done.stdout
     for name, weight in alone.state_dict.items():

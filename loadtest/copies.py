@@ -1,0 +1,81 @@
+"""What no runtime can do without, as a backend: the images to the device and logits back, and nothing in between."""
+
+import numpy as np
+
+from serving.backends import base
+from serving.backends.base import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
+
+_LOGITS_BYTES = 10 * 4
+
+
+class HostCopies:
+    """On a CPU: two copies in memory."""
+
+    name, device = "floor", "cpu"
+
+    def __init__(self, max_batch_size: int) -> None:
+        self.max_batch_size = max_batch_size
+        self._images = np.empty((max_batch_size, *IMAGE_SHAPE), np.uint8)
+        self._logits = np.zeros((max_batch_size, 10), np.float32)
+
+    def infer(self, images: Images) -> Logits:
+        """(N, 1, 28, 28) uint8 -> (N, 10) float32 zeros."""
+        self._images[: len(images)] = images
+        return self._logits[: len(images)].copy()
+
+    def warm_up(self) -> None:
+        """Two runs of each batch size bucket."""
+        base.warm_up(self)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
+class DeviceCopies:
+    """On a GPU: one launch of a graph of both copies, and one wait. Raises CudaError."""
+
+    name = "floor"
+
+    def __init__(self, device: str, max_batch_size: int) -> None:
+        from serving.backends.cuda import DeviceMemory, Graph, PinnedArray, Stream, use_device
+
+        self.device, self.max_batch_size = device, max_batch_size
+        use_device(int(device.partition(":")[2] or "0"))
+        self.stream = Stream()
+        self._graphs: dict[int, Graph] = {}
+        self._images = PinnedArray((max_batch_size, *IMAGE_SHAPE), np.uint8)
+        self._logits = PinnedArray((max_batch_size, 10), np.float32)
+        self._device_images = DeviceMemory(max_batch_size * IMAGE_BYTES)
+        self._device_logits = DeviceMemory(max_batch_size * _LOGITS_BYTES)
+
+    def infer(self, images: Images) -> Logits:
+        """(N, 1, 28, 28) uint8 -> (N, 10) float32, whatever lies on the device."""
+        num_images = len(images)
+
+        def copy() -> None:
+            self.stream.copy_to_device(self._device_images, self._images, num_images * IMAGE_BYTES)
+            self.stream.copy_to_host(self._logits, self._device_logits, num_images * _LOGITS_BYTES)
+
+        if num_images not in self._graphs:
+            self._graphs[num_images] = self.stream.capture(copy)
+        self._images.array[:num_images] = images
+        self._graphs[num_images].launch(self.stream)
+        self.stream.synchronize()
+        logits: Logits = self._logits.array[:num_images].copy()
+        return logits
+
+    def warm_up(self) -> None:
+        """Two runs of each batch size bucket."""
+        base.warm_up(self)
+
+    def close(self) -> None:
+        """Frees the device."""
+        for graph in self._graphs.values():
+            graph.free()
+        for resource in (self._images, self._logits, self._device_images, self._device_logits, self.stream):
+            resource.free()
+
+
+def copies_on(device: str, max_batch_size: int) -> HostCopies | DeviceCopies:
+    """The floor of that device."""
+    return HostCopies(max_batch_size) if device == "cpu" else DeviceCopies(device, max_batch_size)

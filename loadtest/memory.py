@@ -1,0 +1,53 @@
+"""What a program holds in memory: resident on the host, and on the GPU."""
+
+import subprocess
+
+import psutil
+
+from serving.errors import ResourceUnavailableError
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def device_bytes(device: str) -> int | None:
+    """What all processes hold on `device`, this one's CUDA context included; None where that is no GPU.
+
+    Raises ResourceUnavailableError NO_GPU where it is not there.
+    """
+    if not device.startswith("cuda"):
+        return None
+    from serving.backends.cuda import CudaError, bytes_in_use, use_device
+
+    try:
+        use_device(int(device.partition(":")[2] or "0"))
+        return bytes_in_use()
+    except CudaError as error:
+        what = f"asked for {device}: {error}"
+        raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu") from None
+
+
+def processes_of(pid: int) -> list[psutil.Process]:
+    """A program's first process and those that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def resident_bytes_of(pid: int) -> int:
+    """What all the program's processes hold; pages that they share count once (PSS)."""
+    return int(sum(process.memory_full_info().pss for process in processes_of(pid)))
+
+
+def device_bytes_of(pid: int) -> int | None:
+    """What all the program's processes hold on GPUs, contexts included, as nvidia-smi tells; None where it does not."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pids = {str(process.pid) for process in processes_of(pid)}
+    rows = [line.split(", ") for line in lines]
+    mebibytes = [int(row[1]) for row in rows if len(row) == 2 and row[0] in pids and row[1].isdecimal()]
+    return sum(mebibytes) << 20 if mebibytes else None

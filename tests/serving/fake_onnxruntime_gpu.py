@@ -1,0 +1,46 @@
+"""ONNX Runtime on CUDA, without CUDA: our backend's way to a GPU, with its tensors and sessions in host memory."""
+
+from functools import partial
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from serving.backends import cuda, onnxruntime_backend
+from serving.backends.onnxruntime_graphs import BoundRuns
+from tests.tensorrt.fake_cuda import FakeCuda
+
+RealSession = onnxruntime.InferenceSession
+
+
+class SessionOnCuda:
+    """ONNX Runtime's session as CUDA's, in host memory: it keeps the provider's options and counts runs as launches."""
+
+    def __init__(self, gpu: FakeCuda, model: bytes, *_: Any, providers: list[Any], **__: Any) -> None:
+        self._gpu = gpu
+        ((self.provider, self.options),) = providers
+        self._session = RealSession(model, providers=["CPUExecutionProvider"])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return [self.provider]
+
+    def run_with_iobinding(self, binding: Any, run_options: Any) -> None:
+        assert int(self.options["user_compute_stream"]) in self._gpu.streams
+        self._gpu.launches += 1
+        self._session.run_with_iobinding(binding, run_options)
+
+
+def onnxruntime_on_a_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """From here on ONNX Runtime has a CUDA provider, and this machine the GPU that is returned."""
+    fake = FakeCuda()
+    monkeypatch.setattr(cuda, "runtime", fake)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", partial(SessionOnCuda, fake))
+    monkeypatch.setattr(
+        onnxruntime_backend, "BoundRuns", lambda session, **rest: BoundRuns(session, **{**rest, "kind": "cpu"})
+    )
+    return fake

@@ -1,0 +1,62 @@
+"""Each of several processes trains an epoch with the others and one alone, and compares: what test_optimisation runs.
+
+In float64, where rounding cannot be taken for an error, nor an error for rounding.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from training.epoch import TrainResult, image_order
+from training.model import initialise, model_for
+from training.optimisation import Optimisation
+from training.peers import ALONE, Peers, peers_on
+from training.recipes import RECIPES, Recipe
+from training.split import Split
+
+NUM_IMAGES, BATCH_SIZE = 84, 33  # so that the shares of two processes differ, and the last batch is smaller
+
+CLASSIC = dataclasses.replace(RECIPES["classic"], num_epochs=1, batch_size=BATCH_SIZE)
+MODERN = dataclasses.replace(
+    RECIPES["modern"],
+    num_epochs=1,
+    batch_size=BATCH_SIZE,
+    cutout=8,
+    average_decay=0.9,
+    teacher="teacher",
+    teacher_epochs=1,
+    distillation_weight=0.5,
+    distillation_temperature=3.0,
+)
+
+
+def trained(recipe: Recipe, peers: Peers) -> tuple[TrainResult, dict[str, Tensor]]:
+    """An epoch on noise; its result, and every weight, statistic and momentum after it."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (NUM_IMAGES, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    split = Split(images=images, labels=torch.randint(0, 10, (NUM_IMAGES,), generator=generator))
+    teacher_logits = torch.randn(2, NUM_IMAGES, 10, generator=generator).double()
+    model = model_for(recipe)
+    initialise(model, seed=0)
+    optimisation = Optimisation(model.double(), recipe, teacher_logits if recipe.teacher else None, peers=peers)
+    order = image_order(0, 1, NUM_IMAGES)
+    result = optimisation.train_epoch(split, order, 0, 1, title="", before_step=lambda: None)
+    averaged = {f"averaged.{name}": value for name, value in optimisation.averaged.state_dict().items()}
+    return result, optimisation.state() | averaged
+
+
+def main() -> None:
+    """Raises AssertionError where the processes together end elsewhere than one alone."""
+    with peers_on(torch.device("cpu")) as peers:
+        for recipe in (CLASSIC, MODERN):
+            (together, ours), (alone, theirs) = trained(recipe, peers), trained(recipe, ALONE)
+            assert together.acc == alone.acc
+            torch.testing.assert_close(together.step_losses, alone.step_losses, rtol=1e-6, atol=0)
+            assert ours.keys() == theirs.keys()
+            for name, value in ours.items():
+                assert torch.allclose(value, theirs[name], rtol=1e-9, atol=1e-9), f"{recipe.name}: {name}"
+
+
+if __name__ == "__main__":
+    main()
