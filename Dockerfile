@@ -8,7 +8,7 @@
 #
 #   docker build --target serve --tag atelier .
 #   docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges --stop-timeout 40 \
-#       --volume ./artifacts/models:/models:ro --publish 127.0.0.1:50051:50051 atelier
+#       --volume ./artifacts/models:/models:ro --publish 127.0.0.1:50051:50051 --publish 127.0.0.1:8002:8002 atelier
 #
 # serve-gpu runs like serve, with --gpus all (the NVIDIA Container Toolkit provides the driver, the wheels all else).
 
@@ -87,12 +87,13 @@ COPY --link --from=build /app/protos /app/protos
 USER 10001:10001
 # The model repository, artifacts/models; the server only reads it.
 VOLUME ["/models"]
-EXPOSE 50051
+# gRPC, and the metrics for Prometheus.
+EXPOSE 50051 8002
 # Drains; give it --stop-timeout (terminationGracePeriodSeconds) of more than --drain-timeout-s, 30 s.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-m", "serving.client", "--health", "--timeout-s", "3"]
-# More flags go behind the image's name. Inside, the port stays 50051: publish it as another.
+# More flags go behind the image's name. Inside, the ports stay 50051 and 8002: publish them as others.
 ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0"]
 
 FROM server AS serve-gpu

@@ -13,8 +13,10 @@ def inference_model(model: LeNet) -> LeNet:
     """The same function of the images in ordinary layers: every runtime knows those, and runs them fastest.
 
     A batch normalisation, with its statistics fixed, scales and shifts what the layer before it puts out: that layer's
-    weights take it over. A partial convolution becomes one whose absent connections are zeros. The new weights are
-    computed in float64 and rounded once, to the dtype of the model.
+    weights take it over. So they do across a pooling: the mean of scaled numbers is the scaled mean, and the largest of
+    them is the scaled largest, unless the scale is negative. Raises TypeError where this cannot be. A partial
+    convolution becomes one whose absent connections are zeros. The new weights are computed in float64 and rounded
+    once, to the dtype of the model.
     """
     dtype = next(model.parameters()).dtype
     folded = copy.deepcopy(model).double().eval()
@@ -25,15 +27,21 @@ def inference_model(model: LeNet) -> LeNet:
 def _fold(parent: nn.Module) -> None:
     """Folds, in place, what follows upon another layer in `parent` or in one of the layers in it."""
     before = ""
+    pooling: nn.Module | None = None  # between `before` and a normalisation
     for name, layer in list(parent.named_children()):
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(pooling, nn.MaxPool2d) and bool((layer.weight <= 0).any()):
+                raise TypeError(f"{name} has a scale that is not positive: it cannot be folded across {pooling}")
             setattr(parent, before, _fused(parent.get_submodule(before), layer))
             delattr(parent, name)
+            continue
+        if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+            pooling = layer
             continue
         if isinstance(layer, PartialConv2d):
             setattr(parent, name, layer.dense())
         _fold(layer)
-        before = name
+        before, pooling = name, None
 
 
 def _fused(layer: nn.Module, normalisation: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:

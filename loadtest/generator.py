@@ -43,6 +43,7 @@ class Share:
 
     histograms: dict[str, bytes] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    batch_sizes: dict[int, int] = field(default_factory=dict)  # images by the size of the batch that they ran in
     faults: list[str] = field(default_factory=list)
     started_ns: int = 0  # monotonic: when the first request was due
     ended_ns: int = 0  # when the last was answered
@@ -191,6 +192,7 @@ def share_from(load: Load, records: Records, loadgen: dict[str, Any] | None = No
     return Share(
         histograms={name: histogram_from(values).encode() for name, values in values_us.items()},
         counts=counts,
+        batch_sizes=_images_by_batch_size(columns, correct),
         faults=records.faults,
         started_ns=int(due_ns.min()) if len(due_ns) else 0,
         ended_ns=int(columns["done_ns"].max(initial=0)),
@@ -222,6 +224,13 @@ def histogram_from(values_us: NDArray[Any]) -> HdrHistogram:
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         histogram.record_value(value, count)
     return histogram
+
+
+def _images_by_batch_size(columns: dict[str, NDArray[np.int64]], correct: NDArray[np.bool_]) -> dict[int, int]:
+    told = correct & (columns["batch_sizes"] > 0)
+    sizes, inverse = np.unique(columns["batch_sizes"][told], return_inverse=True)
+    num_images = np.bincount(inverse, weights=columns["num_images"][told], minlength=len(sizes))
+    return dict(zip(sizes.tolist(), num_images.astype(int).tolist(), strict=True))
 
 
 def _clock_error_us(latency_ns: NDArray[np.int64], loadgen: dict[str, Any] | None) -> float:

@@ -1,5 +1,6 @@
 """What a load came to: the shares of all generator processes, added up, and whether the figures may be believed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +47,20 @@ class Measurement:
     def num_requests(self) -> int:
         """All that were answered or given up."""
         return sum(map(self.count, ("correct", "wrong", "lost", "refused")))
+
+    @cached_property
+    def batch_sizes(self) -> dict[int, int]:
+        """Images by the size of the batch that they ran in, smallest first; empty where the server does not tell."""
+        images: Counter[int] = Counter()
+        for share in self.shares:
+            images.update(share.batch_sizes)
+        return dict(sorted(images.items()))
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Images of a batch; 0 where the server does not tell."""
+        num_batches = sum(num_images / size for size, num_images in self.batch_sizes.items())
+        return sum(self.batch_sizes.values()) / num_batches if num_batches else 0.0
 
     @property
     def requests_per_s(self) -> float:
@@ -133,6 +148,7 @@ class Measurement:
                 name: self.count(name) for name in ("correct", "wrong", "lost", "refused", "pending", "within_bound")
             },
             "images": self.count("images"),
+            "batch_sizes": self.batch_sizes,
             "faults": self.faults,
             "invalid_because": self.invalid_because,
             "interrupted": self.interrupted,

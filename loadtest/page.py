@@ -59,8 +59,9 @@ CAPTIONS = {
     "the tail takes the same room.",
     "Rate sweep": "Requests of one image, from a quarter of saturation to twice past it. Hollow: INVALID, the "
     "generator was late.",
-    "Batch sizes": "What a batch buys: in process, and per request to the server, which puts the requests that wait "
-    "together in batches of its own.",
+    "What a batch buys": "In process, and per request to the server, which puts the requests that wait together in "
+    "batches of its own.",
+    "Batch sizes": "In how large a batch the server ran the images of each scenario, as it tells with every answer.",
     "Where the time went": "Lateness is the generator's; queue and inference are what the server tells; transport is "
     "all the rest, the client's own part too.",
 }
@@ -204,6 +205,7 @@ def _sweep(findings: Findings) -> str:
                 f"{run.goodput_qps:,.0f}",
                 f"{run.percentile_ms(50.0):.1f}",
                 f"{run.percentile_ms(99.0):.1f}",
+                f"{run.mean_batch_size:.1f}" if run.batch_sizes else "",
                 f"{run.count('refused'):,}",
                 f"{run.count('lost'):,}",
                 f"{run.count('wrong'):,}",
@@ -214,7 +216,8 @@ def _sweep(findings: Findings) -> str:
     ]
     bound = f"{findings.config.latency_p99_ms:g} ms"
     caption = f"Requests of one image per second; goodput is what was answered rightly within {bound}"
-    return _table(caption, ["offered", "goodput", "p50 ms", "p99 ms", "refused", "lost", "wrong", ""], rows)
+    head = ["offered", "goodput", "p50 ms", "p99 ms", "images a batch", "refused", "lost", "wrong", ""]
+    return _table(caption, head, rows)
 
 
 def _search(findings: Findings) -> str:

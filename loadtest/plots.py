@@ -29,6 +29,7 @@ COLOURS = {
     "served": "#0072b2",
 }
 LINES = {"single_stream": "-", "multi_stream": "--", "server": "-."}
+SCENARIO_COLOURS = {"single_stream": "#0072b2", "multi_stream": "#56b4e9", "server": "#009e73", "offline": "#e69f00"}
 PARTS = {"inference": "#0072b2", "queue": "#56b4e9", "transport": "#e69f00", "lateness": "#999999"}
 NINES = (0.0, 50.0, 90.0, 99.0, 99.9)
 
@@ -39,7 +40,8 @@ def plots_from(findings: Findings) -> dict[str, str]:
     for title, has_data, draw in (
         ("Latency", bool(findings.runs), _draw_latency),
         ("Rate sweep", bool(findings.sweep), _draw_sweep),
-        ("Batch sizes", bool(findings.batch_rates), _draw_batch_sizes),
+        ("What a batch buys", bool(findings.batch_rates), _draw_batch_rates),
+        ("Batch sizes", any(run.batch_sizes for run in findings.served), _draw_batch_sizes),
         ("Where the time went", any(run.mean_ms("inference") for run in findings.served), _draw_split),
     ):
         if has_data:
@@ -126,7 +128,7 @@ def _draw_sweep(findings: Findings, figure: "Figure") -> None:
     below.yaxis.set_minor_formatter(_minor)
 
 
-def _draw_batch_sizes(findings: Findings, figure: "Figure") -> None:
+def _draw_batch_rates(findings: Findings, figure: "Figure") -> None:
     """Images per second against the images of a batch in process, or of a request to the server."""
     axes = figure.add_subplot()
     for name, rates in findings.batch_rates.items():
@@ -141,6 +143,25 @@ def _draw_batch_sizes(findings: Findings, figure: "Figure") -> None:
     axes.set(xlabel="images", ylabel="images/s")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
+
+
+def _draw_batch_sizes(findings: Findings, figure: "Figure") -> None:
+    """Of each scenario's images, how many ran in batches of 1, 2, 3 to 4, 5 to 8 and so on."""
+    axes = figure.add_subplot()
+    rows = {run.load.scenario: run.batch_sizes for run in findings.served if run.batch_sizes}
+    num_bins = max((size - 1).bit_length() for sizes in rows.values() for size in sizes) + 1
+    width = 0.8 / len(rows)
+    for index, (scenario, sizes) in enumerate(rows.items()):
+        images = np.zeros(num_bins)
+        for size, num_images in sizes.items():
+            images[(size - 1).bit_length()] += num_images
+        x = np.arange(num_bins) + width * (index + 0.5) - 0.4
+        axes.bar(x, 100.0 * images / images.sum(), width, color=SCENARIO_COLOURS[scenario], label=scenario)
+    names = [f"{2 ** (number - 1) + 1}-{2**number}" if number > 1 else f"{2**number}" for number in range(num_bins)]
+    axes.set_xticks(range(num_bins), names)
+    axes.set(xlabel="images in the batch", ylabel="per cent of the images", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.45, 1.15), ncols=4, frameon=False)
 
 
 def _minor(value: float, _position: float) -> str:

@@ -22,11 +22,15 @@ OIP_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 class Checked(NamedTuple):
-    """A reply that was looked at; `fault` is empty where it is right. A server may not say where the time went: -1."""
+    """A reply that was looked at; `fault` is empty where it is right.
+
+    A server may not say where the time went, which is -1, or how many images ran together, which is 0.
+    """
 
     fault: str
     queue_us: int = -1
     inference_us: int = -1
+    batch_size: int = 0
 
 
 class ServerProtocol(Protocol):
@@ -97,7 +101,7 @@ class Classify:
             return Checked(f"{len(reply)} bytes that are no ClassifyResponse")
         time = response.time
         fault = self._fault(response, indices)
-        return Checked(fault, time.queue_us, time.inference_us)
+        return Checked(fault, time.queue_us, time.inference_us, time.batch_size)
 
     def _fault(self, response: pb.ClassifyResponse, indices: Sequence[int]) -> str:
         if len(response.classifications) != len(indices):

@@ -1,7 +1,8 @@
 """Systems under test, as LoadGen calls them: our gRPC client, one request at a time or many at once.
 
 LoadGen issues samples from a thread of its own and is told of each answer. What it does not ask for is noted here per
-request: when it was handed over, sent and answered, what came back, and where the server says its time went.
+request: when it was handed over, sent and answered, what came back, where the server says its time went, and in how
+large a batch.
 """
 
 import asyncio
@@ -43,13 +44,13 @@ class Records:
     def __init__(self) -> None:
         self.issued_ns, self.sent_ns, self.done_ns = array("q"), array("q"), array("q")
         self.queue_us, self.inference_us = array("q"), array("q")
-        self.outcomes, self.num_images = array("b"), array("l")
+        self.outcomes, self.num_images, self.batch_sizes = array("b"), array("l"), array("l")
         self.faults: list[str] = []
 
     def add(self, num_images: int) -> int:
         """A request that was handed over just now; its number."""
         self.issued_ns.append(time.monotonic_ns())
-        for column, value in ((self.outcomes, PENDING), (self.num_images, num_images)):
+        for column, value in ((self.outcomes, PENDING), (self.num_images, num_images), (self.batch_sizes, 0)):
             column.append(value)
         for column in (self.sent_ns, self.done_ns, self.queue_us, self.inference_us):
             column.append(-1)
@@ -59,12 +60,13 @@ class Records:
         """What came of a request."""
         self.outcomes[number] = outcome
         self.queue_us[number], self.inference_us[number] = checked.queue_us, checked.inference_us
+        self.batch_sizes[number] = checked.batch_size
         if checked.fault and len(self.faults) < MAX_FAULTS:
             self.faults.append(f"request {number}: {checked.fault}")
 
     def columns(self) -> dict[str, NDArray[np.int64]]:
         """Each as (num_requests,) int64, copied: requests may still be under way."""
-        names = ("issued_ns", "sent_ns", "done_ns", "queue_us", "inference_us", "outcomes", "num_images")
+        names = ("issued_ns", "sent_ns", "done_ns", "queue_us", "inference_us", "outcomes", "num_images", "batch_sizes")
         copies = [np.array(getattr(self, name)[:], np.int64) for name in names]
         shortest = min(map(len, copies))  # a request may have been added meanwhile
         return {name: copy[:shortest] for name, copy in zip(names, copies, strict=True)}

@@ -65,6 +65,7 @@ def _split(findings: Findings) -> list[str]:
         parts = {name: run.mean_ms(name) for name in ("lateness", "transport", "queue", "inference")}
         if parts["inference"]:
             figures = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+            figures += f"; {run.mean_batch_size:.1f} images a batch" if run.batch_sizes else ""
             lines.append(f"  {run.load.scenario:<14} {figures}")
     return ["where the time went, mean ms (lateness is the generator's)", *lines] if lines else []
 

@@ -36,6 +36,7 @@ class Answer:
     model_version: str
     queue_us: int  # from arrival at the server to the start of the batch
     inference_us: int  # on the device
+    batch_size: int  # images that ran together, those of other requests too; 0 where the server does not tell
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -153,6 +154,7 @@ def answer_from_response(response: pb.ClassifyResponse) -> Answer:
         model_version=response.model_version,
         queue_us=response.time.queue_us,
         inference_us=response.time.inference_us,
+        batch_size=response.time.batch_size,
     )
 
 

@@ -3,12 +3,13 @@
 The event loop owns the queue; one thread owns the device; a batch travels there and its outcome back:
 
     event loop:    submit -> queue -> dispatch ------.            .--> deliver -> futures, next dispatch
-    device thread:                                    '-> infer -'
+    device thread:                                    '--> run --'
 
 A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
 outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
-device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say; this file has the
-thread, the hand-over and the watchdog.
+device goes on without a pause. A small request that is alone in the server can be run by the event loop itself: nobody
+waits meanwhile, and the way to the thread and back takes half as long as its inference. Which requests form a batch,
+and when, is BatchQueue's to say; this file has the thread, the hand-over and the watchdog.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ import numpy as np
 from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
+from serving.metrics import NO_METRICS, Metrics
 from serving.ranking import checked_rows
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Answer(NamedTuple):
     logits: list[list[float]]  # N rows of 10; float32 values
     queue_us: int
     inference_us: int
+    batch_size: int  # images, those of other requests too
 
 
 @dataclass(slots=True, eq=False)
@@ -54,23 +57,31 @@ class Batch:
 
 
 class Batcher:
-    """Made and called on the event loop; only `_work` and `_infer` run on the device thread."""
+    """Made and called on the event loop; only `_work` and `_run` run on the device thread.
+
+    `max_inline_images`: of a lone request that the event loop runs itself, for devices that any thread may use; 0
+    never. While one thread runs the device the other does not: the loop only takes it while the thread has no batch.
+    """
 
     def __init__(
         self,
         backend: Backend,
         queue: BatchQueue,
         *,
+        max_inline_images: int = 0,
         hang_timeout_s: float = 30.0,
         on_hang: Callable[[], None] = lambda: None,
+        metrics: Metrics = NO_METRICS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.num_answered = 0  # images
         self.num_unanswered = 0  # accepted requests
         self._backend = backend
         self._queue = queue
+        self._max_inline_images = max_inline_images
         self._hang_timeout_s = hang_timeout_s
         self._on_hang = on_hang
+        self._metrics = metrics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
@@ -84,6 +95,11 @@ class Batcher:
         self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that no batch has taken yet."""
+        return self._queue.num_images
 
     # --- On the event loop: the way in ---------------------------------------------------------------------------
 
@@ -166,10 +182,15 @@ class Batcher:
             batch = Batch(parts, _images_of(parts))
         except Exception:
             logger.exception("a batch of %d requests could not be assembled", len(parts))
+            self._metrics.count_failed_batch()
             for part in parts:
                 self._settle(part.request, BATCH_FAILED)
             return
         self._on_device.append(batch)
+        is_alone = self.num_unanswered == 1 and len(self._on_device) == 1  # no cancelled request's batch runs either
+        if is_alone and len(batch.images) <= self._max_inline_images:
+            self._deliver(batch, *self._run(batch))
+            return
         self._to_device.put(batch)
         if self._next_hang_check is None:
             self._next_hang_check = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
@@ -188,19 +209,20 @@ class Batcher:
             return
         self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
         while (batch := self._to_device.get()) is not None:
-            batch.started_s = self._clock()
-            outcome = self._infer(batch.images)
+            outcome = self._run(batch)
             with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
-                self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
+                self._loop.call_soon_threadsafe(self._deliver, batch, *outcome)
         self._backend.close()
 
-    def _infer(self, images: Images) -> Logits | None:
-        """None where the backend failed. Why stands in the log, not on the wire."""
+    def _run(self, batch: Batch) -> tuple[Logits | None, float]:
+        """Logits, None where the backend failed, and seconds. Why it failed stands in the log, not on the wire."""
+        batch.started_s = self._clock()
+        logits: Logits | None = None
         try:
-            return self._backend.infer(images)
+            logits = self._backend.infer(batch.images)
         except Exception:
-            logger.exception("a batch of %d images failed", len(images))
-            return None
+            logger.exception("a batch of %d images failed", len(batch.images))
+        return logits, self._clock() - batch.started_s
 
     # --- On the event loop: the way out --------------------------------------------------------------------------
 
@@ -208,14 +230,20 @@ class Batcher:
         """Answer i belongs to image i of the batch."""
         self._on_device.popleft()
         rows = self._rows_of(batch, logits)
-        stop = 0
+        num_answered, stop = self.num_answered, 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
             if isinstance(rows, RequestError):
                 self._settle(part.request, rows)
                 continue
             queue_s = batch.started_s - part.request.arrived_s
-            self._settle_part(part, Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6)))
+            self._metrics.observe_queue(queue_s)
+            answer = Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
+            self._settle_part(part, answer)
+        if isinstance(rows, RequestError):
+            self._metrics.count_failed_batch()
+        else:
+            self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
         if logits is not None:
             self._queue.observe(stop, seconds)
         self._dispatch()
@@ -285,6 +313,7 @@ def _images_of(parts: list[Part]) -> Images:
 
 
 def _rejoined(parts: list[Answer]) -> Answer:
-    """The answer to a split request: its longest wait, and the sum of its batches' run times."""
+    """The answer to a split request: its longest wait, the sum of its batches' run times, its largest batch."""
     logits = [row for part in parts for row in part.logits]
-    return Answer(logits, max(part.queue_us for part in parts), sum(part.inference_us for part in parts))
+    queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
+    return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

@@ -8,6 +8,8 @@ from typing import Any
 from serving.backends.select import KINDS
 from serving.errors import ConfigurationError
 
+DEFAULT_METRICS_PORT = 8002  # Triton's
+
 
 def _setting(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
@@ -27,6 +29,11 @@ class ServerConfig:
         "127.0.0.1", "Address to listen on. There is no authentication: open it to trusted networks only."
     )
     port: int = _setting(50051, "Port to listen on; 0 lets the system choose one, which is printed.")
+    metrics_port: int | None = _setting(
+        None,
+        "Port of the page for Prometheus, /metrics, on the same address; 0 turns metrics off. None takes 8002, or "
+        "where --port is 0 one that the system chooses, which is printed.",
+    )
     backend: str = _setting(
         "auto", "auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."
     )
@@ -65,6 +72,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
+        self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
         for name in (
             "workers",
             "num_threads",
@@ -84,6 +92,16 @@ class ServerConfig:
         self._check("max_message_bytes", enough <= self.max_message_bytes < 2**31, f"{enough} to 2147483647")
         enough = self.max_message_bytes
         self._check("max_encoded_bytes", self.max_encoded_bytes >= enough, f"at least max_message_bytes, {enough}")
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anything is counted for the metrics page."""
+        return self.metrics_port != 0
+
+    @property
+    def metrics_port_to_open(self) -> int:
+        """For a server that has metrics; 0 lets the system choose."""
+        return self.metrics_port or (DEFAULT_METRICS_PORT if self.port else 0)
 
     def _check(self, name: str, is_met: bool, limit: str) -> None:
         if not is_met:

@@ -1,4 +1,4 @@
-"""The server's port: held by one server, shared by its workers.
+"""The server's ports: one held by one server and shared by its workers, one for its metrics.
 
 With SO_REUSEPORT the kernel spreads new connections over all sockets that listen on a port, and would let two
 servers share it unnoticed. So a port is first taken alone, and then reserved for sockets that ask to share it.
@@ -38,7 +38,31 @@ def reserve_port(host: str, port: int) -> socket.socket:
         raise cannot_listen(host, port, error) from None
 
 
-def cannot_listen(host: str, port: int, error: OSError | None = None) -> ResourceUnavailableError:
+def open_listeners(host: str, port: int) -> list[socket.socket]:
+    """Sockets for the metrics page that listen, alone, on all addresses of the host.
+
+    Port 0 lets the system choose one. Raises ResourceUnavailableError where the port is taken.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in _addresses(host):
+            try:
+                listeners.append(socket.create_server((address, port), family=family))
+            except OSError as error:
+                if not listeners or error.errno == errno.EADDRINUSE:
+                    raise
+                continue  # as above
+            port = listeners[-1].getsockname()[1]
+        return listeners
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise cannot_listen(host, port, error, "--metrics-port", "; --metrics-port 0 does without metrics") from None
+
+
+def cannot_listen(
+    host: str, port: int, error: OSError | None = None, flag: str = "--port", other_cure: str = ""
+) -> ResourceUnavailableError:
     """What to tell the user. grpcio does not say why it cannot listen: without an error, the system is asked."""
     if error is None:
         try:
@@ -46,10 +70,10 @@ def cannot_listen(host: str, port: int, error: OSError | None = None) -> Resourc
         except ResourceUnavailableError as reason:
             return reason
     if error is not None and error.errno == errno.EADDRINUSE:
-        cure = "stop what uses it, or choose another --port"
+        cure = f"stop what uses it, or choose another {flag}{other_cure}"
         return ResourceUnavailableError("PORT_IN_USE", f"cannot listen on {host}:{port}", cure)
     why = "grpc refuses the address" if error is None else error.strerror or str(error)
-    cure = "choose another --host or --port; IPv6 addresses are written in brackets"
+    cure = f"choose another --host or {flag}; IPv6 addresses are written in brackets"
     return ResourceUnavailableError("CANNOT_LISTEN", f"cannot listen on {host}:{port}: {why}", cure)
 
 

@@ -17,6 +17,7 @@ import grpc.aio
 
 from serving.config import ServerConfig
 from serving.errors import ExpiredError, InvalidRequestError, NotServingError, OverloadedError, RequestError
+from serving.metrics import Metrics, place_of_calls
 
 logger = logging.getLogger(__name__)
 
@@ -34,30 +35,45 @@ class RpcHandler(grpc.GenericRpcHandler):
     """Routes calls by their path, hands over raw messages, and turns RequestError into a status."""
 
     def __init__(
-        self, methods: Mapping[str, Method], conversations: Mapping[str, Conversation], config: ServerConfig
+        self,
+        methods: Mapping[str, Method],
+        conversations: Mapping[str, Conversation],
+        config: ServerConfig,
+        metrics: Metrics,
     ) -> None:
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
+        self._metrics = metrics
         self._reader = MessageReader(config.message_timeout_s, max_waiting=max(1, config.max_concurrent_requests // 2))
         self._handlers: dict[str, Handler] = {
-            path: grpc.stream_unary_rpc_method_handler(self._method_handler(method)) for path, method in methods.items()
+            path: grpc.stream_unary_rpc_method_handler(self._method_handler(method, _calls_of(path)))
+            for path, method in methods.items()
         }
         for path, conversation in conversations.items():
-            handler = self._conversation_handler(conversation)
+            handler = self._conversation_handler(conversation, _calls_of(path))
             self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
         """None makes grpcio answer UNIMPLEMENTED."""
-        return self._handlers.get(call.method)
+        handler = self._handlers.get(call.method)
+        if handler is None:
+            self._metrics.count_call(_calls_of(""), "UNIMPLEMENTED")
+        return handler
 
-    def _method_handler(self, method: Method) -> Callable[..., Coroutine[Any, Any, bytes]]:
+    def _method_handler(self, method: Method, calls: int) -> Callable[..., Coroutine[Any, Any, bytes]]:
+        """`calls`: where the metrics count them."""
+
         async def handle(_messages: Any, context: Context) -> bytes:
-            outcome = await self._outcome_of(method, context)
-            return outcome if isinstance(outcome, bytes) else await _abort(context, outcome)
+            outcome = await self._outcome_of(method, calls, context)
+            if isinstance(outcome, bytes):
+                self._metrics.count_call(calls, "OK")
+                return outcome
+            self._metrics.count_call(calls, _status_of(outcome, context))
+            return await _abort(context, outcome)
 
         return handle
 
-    async def _outcome_of(self, method: Method, context: Context) -> "bytes | Failure":
+    async def _outcome_of(self, method: Method, calls: int, context: Context) -> "bytes | Failure":
         try:
             self._check_is_serving()
             message = await self._reader.read(context)
@@ -68,21 +84,28 @@ class RpcHandler(grpc.GenericRpcHandler):
             if left_s is None:
                 left_s = self._config.default_deadline_s
             return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+        except asyncio.CancelledError:
+            self._metrics.count_call(calls, _end_by_client(context))
+            raise
         except Exception as error:
             return _failure_from(error)
 
-    def _conversation_handler(self, conversation: Conversation) -> Callable[..., Coroutine[Any, Any, None]]:
+    def _conversation_handler(self, conversation: Conversation, calls: int) -> Callable[..., Coroutine[Any, Any, None]]:
         async def handle(_messages: Any, context: Context) -> None:
-            failure = await self._failure_of(conversation, context)
+            failure = await self._failure_of(conversation, calls, context)
+            self._metrics.count_call(calls, "OK" if failure is None else _status_of(failure, context))
             if failure is not None:
                 await _abort(context, failure)
 
         return handle
 
-    async def _failure_of(self, conversation: Conversation, context: Context) -> "Failure | None":
+    async def _failure_of(self, conversation: Conversation, calls: int, context: Context) -> "Failure | None":
         try:
             await conversation(self._messages(context), context)
             return None
+        except asyncio.CancelledError:
+            self._metrics.count_call(calls, _end_by_client(context))
+            raise
         except Exception as error:
             return _failure_from(error)
 
@@ -154,6 +177,22 @@ class MessageReader:
         del self._began_s[task]
         self._ended[task] = reason
         task.cancel()
+
+
+def _calls_of(path: str) -> int:
+    """Where the metrics count calls of /package.Service/Method."""
+    return place_of_calls(path.rpartition("/")[2])
+
+
+def _status_of(failure: Failure, context: Context) -> str:
+    if isinstance(failure, RequestError):
+        return failure.status
+    return getattr(context.code(), "name", "UNKNOWN")  # it was set when the call was aborted
+
+
+def _end_by_client(context: Context) -> str:
+    """gRPC cancels a call whose client has gone, and one whose deadline has passed."""
+    return "DEADLINE_EXCEEDED" if cast("float | None", context.time_remaining()) == 0 else "CANCELLED"
 
 
 def _failure_from(error: Exception) -> Failure:

@@ -23,6 +23,7 @@ from serving.config import ServerConfig
 from serving.errors import ExpiredError, InvalidRequestError, OverloadedError, UnknownModelError
 from serving.images import image_from_picture, images_from_bytes
 from serving.manifest import TensorSpec
+from serving.metrics import NO_METRICS, Metrics
 from serving.ranking import rank
 from serving.served_model import ServedModel
 
@@ -34,12 +35,15 @@ RequestMessage = TypeVar("RequestMessage", bound=Message)
 class ClassifierService:
     """atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
 
-    def __init__(self, model: ServedModel, batcher: Batcher, config: ServerConfig) -> None:
+    def __init__(
+        self, model: ServedModel, batcher: Batcher, config: ServerConfig, metrics: Metrics = NO_METRICS
+    ) -> None:
         self.num_requests = 0  # answered
         self.num_requests_decoding = 0  # whose pictures wait for their turn
         self._model = model
         self._batcher = batcher
         self._config = config
+        self._metrics = metrics
         self._classes = model.manifest.classes
         self._name, self._version = model.manifest.model_name, str(model.manifest.version)
         self._empty_response = pb.ClassifyResponse(model_name=self._name, model_version=self._version)
@@ -52,6 +56,7 @@ class ClassifierService:
 
     async def classify(self, message: bytes, deadline_s: float) -> bytes:
         """ClassifyRequest to ClassifyResponse; `deadline_s` is on the monotonic clock."""
+        began_s = time.monotonic()
         request = parse(pb.ClassifyRequest(), message)
         self._check_model(request.model_name, request.model_version)
         top_k = self._checked_top_k(request.top_k)
@@ -61,7 +66,9 @@ class ClassifierService:
             images = self._raw_images(request)
         answer = await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
         self.num_requests += 1
-        return self._response(answer, top_k)
+        response = self._response(answer, top_k)
+        self._metrics.observe_request(time.monotonic() - began_s)
+        return response
 
     async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
         """GetModelRequest to GetModelResponse."""
@@ -173,7 +180,8 @@ class ClassifierService:
     def _response(self, answer: Answer, top_k: int) -> bytes:
         response = pb.ClassifyResponse()
         response.MergeFrom(self._empty_response)
-        response.time.queue_us, response.time.inference_us = answer.queue_us, answer.inference_us
+        split = response.time
+        split.queue_us, split.inference_us, split.batch_size = answer.queue_us, answer.inference_us, answer.batch_size
         classes, add = self._classes, response.classifications.add
         for logits in answer.logits:
             predictions = add().predictions

@@ -6,27 +6,30 @@ dies, hangs or grows without bound is replaced, and costs only what it was worki
 
 The supervisor uses neither gRPC nor a runtime, and has one thread: so it may fork at any time. A pipe connects it with
 each worker. The worker tells that it is ready, and at its end what it has answered; a word on the pipe, or its end when
-the supervisor dies, tells the worker to drain.
+the supervisor dies, tells the worker to drain. What the workers count lies in the supervisor's memory, and one more
+process, which nobody waits for, serves it as the metrics page.
 """
 
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from serving.channel import SERVICE
+from serving.child_process import STOP_SIGNALS, Inherited, start_process
 from serving.config import ServerConfig, parse_arguments
 from serving.errors import ResourceUnavailableError
+from serving.metrics import NO_METRICS, Board
+from serving.metrics_process import MetricsProcess
 from serving.port import reserve_port
 from serving.served_model import say
 from serving.worker import run_worker
@@ -35,11 +38,6 @@ MAX_AUTO_WORKERS = 4
 MAX_START_S = 300  # without a word, until a worker is ready
 MAX_FAILED_STARTS = 3  # in a row, of workers that were to replace others
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-# What a worker process does, with its end of the pipe; the flag: whether it tells people about the model.
-Work = Callable[[ServerConfig, Connection, bool], int]
-
 
 @dataclass(eq=False)
 class Worker:
@@ -47,17 +45,19 @@ class Worker:
 
     process: BaseProcess
     link: Connection
+    slot: int  # of the board: where it counts
     is_ready: bool = False
     is_leaving: bool = False  # it drains because it cannot go on; another has been started
     num_silent: int = 0  # seconds of the supervisor's own running in which nothing was heard of it
 
 
 class Supervisor:
-    """Runs `work` in as many processes as the settings say. `run` serves until SIGTERM or SIGINT."""
+    """Runs as many workers as the settings say. `run` serves until SIGTERM or SIGINT."""
 
-    def __init__(self, config: ServerConfig, work: Work = run_worker) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._work = work
+        self._board = Board()
+        self._page: MetricsProcess | None = None
         self._workers: list[Worker] = []
         self._num_wanted = config.workers or 1  # until the first worker tells its device
         self._is_announced = False
@@ -77,9 +77,15 @@ class Supervisor:
         """
         config = self._config
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends no server
-        with reserve_port(config.host, config.port) as reservation, _signals() as (signals, sender):
+        with contextlib.ExitStack() as stack:
+            reservation = stack.enter_context(reserve_port(config.host, config.port))
+            if config.has_metrics:
+                page = MetricsProcess(self._board, config.host, config.metrics_port_to_open)
+                self._page = stack.enter_context(page)
+            signals, sender = stack.enter_context(_signals())
             self._sockets = [reservation, signals, sender]
             self._config = replace(config, port=reservation.getsockname()[1])
+            self._look_after_page()
             self._start_worker()
             while self._workers:
                 self._await_event(signals)
@@ -91,16 +97,28 @@ class Supervisor:
         return self._exit_code
 
     def _start_worker(self) -> None:
-        fork = multiprocessing.get_context("fork")
-        link, workers_end = fork.Pipe()
-        inherited = [link, *(worker.link for worker in self._workers), *self._sockets]
+        slot = self._board.free_slot([worker.slot for worker in self._workers])
+        metrics = self._board.metrics(slot) if self._page else NO_METRICS
         is_first = not (self._workers or self._is_announced)
-        arguments = (self._work, self._config, workers_end, inherited, is_first)
-        process = fork.Process(target=_run_in_child, args=arguments, name="worker")
-        with _signals_held():  # until the child has its own way with them
-            process.start()
-        workers_end.close()
-        self._workers.append(Worker(process, link))
+        inherited = [*self._handles(), *(self._page.handles if self._page else ())]
+
+        def work(link: Connection) -> int:
+            return run_worker(self._config, link, metrics, is_first)
+
+        process, link = start_process(work, inherited, "worker")
+        self._workers.append(Worker(process, link, slot))
+
+    def _replace_worker(self) -> None:
+        self._board.supervisor.count_restart()
+        self._start_worker()
+
+    def _look_after_page(self) -> None:
+        if self._page is not None:
+            self._page.look_after(self._handles)
+
+    def _handles(self) -> Inherited:
+        """What no process may inherit, besides what is the page's."""
+        return [*(worker.link for worker in self._workers), *self._sockets]
 
     def _await_event(self, signals: socket.socket) -> None:
         links: dict[Any, Worker] = {worker.link: worker for worker in self._workers}
@@ -119,6 +137,7 @@ class Supervisor:
     def _on_tick(self) -> None:
         """Once a second: ends processes that are not heard of. It counts its own ticks: the machine may stand still."""
         self._next_tick_s = time.monotonic() + 1.0
+        self._look_after_page()
         config = self._config
         self._num_stopping += 1 if self._is_stopping else 0
         most_stopping = config.lame_duck_s + config.drain_timeout_s + 10
@@ -154,7 +173,7 @@ class Supervisor:
             worker.is_leaving = True
             if not self._is_stopping:
                 say("warning: a worker process cannot go on: another takes over")
-                self._start_worker()
+                self._replace_worker()
         elif "device" in message:
             worker.is_ready = True
             self._num_failed_starts = 0
@@ -173,6 +192,8 @@ class Supervisor:
         if len(staying) == self._num_wanted and all(worker.is_ready for worker in staying):
             self._is_announced = True
             config, count = self._config, self._num_wanted
+            if self._page is not None:
+                say(f"metrics at {self._page.url}")
             workers = "one process, with" if count == 1 else f"{count} processes, each with"
             say(f"serving {SERVICE} on {config.host}:{config.port}: {workers} {limits}")
 
@@ -182,6 +203,7 @@ class Supervisor:
         worker.process.join()
         worker.link.close()
         self._workers.remove(worker)
+        self._board.release(worker.slot)
         code = worker.process.exitcode or 0
         code = 128 - code if code < 0 else code  # as a shell reports an end by signal
         if worker.is_leaving:
@@ -195,7 +217,7 @@ class Supervisor:
             self._stop()
             return
         say(f"warning: a worker process ended with exit code {code}: starting another")
-        self._start_worker()
+        self._replace_worker()
 
     def _stop(self) -> None:
         """Tells all workers to drain."""
@@ -205,33 +227,11 @@ class Supervisor:
                 worker.link.send_bytes(b"drain")
 
 
-def _run_in_child(
-    work: Work, config: ServerConfig, link: Connection, inherited: list[Connection | socket.socket], is_first: bool
-) -> None:
-    """In the new process. No child may keep what is the supervisor's: pipes and port must close with the supervisor."""
-    signal.set_wakeup_fd(-1)
-    for number in STOP_SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
-        signal.signal(number, signal.SIG_IGN)
-    for other in inherited:
-        other.close()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    sys.exit(work(config, link, is_first))
-
-
 def _num_workers_for(device: str) -> int:
     """A GPU is fed best by one process, in large batches; on a CPU each core can run one."""
     if device != "cpu" or sys.platform != "linux":  # elsewhere, the kernel does not spread connections
         return 1
     return min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @contextlib.contextmanager

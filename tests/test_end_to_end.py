@@ -28,6 +28,8 @@ pytestmark = pytest.mark.slow
 
 
 def served(repository: Path, *arguments: str, port: int = 0) -> AbstractContextManager[ServerProcess]:
+    """Where the system chooses the port, it chooses one for the metrics too; 8002 may be another server's."""
+    arguments += ("--metrics-port", "0") if port else ()
     settings = ("--repository", str(repository), "--port", str(port), "--device", "cpu", *arguments)
     return server_process("serving", *settings)
 

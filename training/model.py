@@ -9,6 +9,7 @@ LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document reco
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from training.recipes import PaddingMode, Recipe
 
 NUM_CLASSES = 10
 WeightedLayer = nn.Conv2d | PartialConv2d | nn.Linear
+NormT = TypeVar("NormT", nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class ScaledTanh(nn.Module):
@@ -158,31 +160,38 @@ class Subsampling(nn.Sequential):
 
 
 class ModernLeNet5(LeNet):
-    """LeNet-5's shape, with today's means: 60,546 parameters, 60,194 once the normalisation is folded away.
+    """LeNet-5's shape, with today's means: 60,194 parameters, and 176 scales of normalisations that stay 1.
 
     Of the tutorial's 61,706 parameters 48,120 are in the first dense layer. Here most of them are in the second
     convolution, which sees the whole of each map (padding) and is pooled to 3x3. 6.1 million multiply-adds an image.
+
+    Pooling comes first, then normalisation with a trained shift alone, then the activation: a quarter and a sixteenth
+    of the work for both, and maxima of what is yet unbounded (airbench: Jordan, 94 % on CIFAR-10 in 3.29 s, 2024).
     """
 
     def __init__(self, activation: str = "gelu", pooling: str = "max", padding_mode: PaddingMode = "zeros") -> None:
         super().__init__()
         activate, pool = ACTIVATIONS[activation], POOLINGS[pooling]
+
+        def conv(num_inputs: int, num_outputs: int) -> nn.Conv2d:
+            return nn.Conv2d(num_inputs, num_outputs, 5, padding=2, padding_mode=padding_mode, bias=False)
+
         self.layers = nn.Sequential(
             OrderedDict(
-                conv1=nn.Conv2d(1, 24, kernel_size=5, padding=2, padding_mode=padding_mode),  # (N, 24, 28, 28)
-                norm1=nn.BatchNorm2d(24),
-                activation1=activate(),
+                conv1=conv(1, 24),  # (N, 24, 28, 28)
                 pool1=pool(kernel_size=2, stride=2),  # (N, 24, 14, 14)
-                conv2=nn.Conv2d(24, 48, kernel_size=5, padding=2, padding_mode=padding_mode),  # (N, 48, 14, 14)
-                norm2=nn.BatchNorm2d(48),
-                activation2=activate(),
+                norm1=shifted(nn.BatchNorm2d(24)),
+                activation1=activate(),
+                conv2=conv(24, 48),  # (N, 48, 14, 14)
                 pool2=pool(kernel_size=4, stride=4),  # (N, 48, 3, 3)
+                norm2=shifted(nn.BatchNorm2d(48)),
+                activation2=activate(),
                 flatten=nn.Flatten(),  # (N, 432)
-                linear1=nn.Linear(432, 64),  # (N, 64)
-                norm3=nn.BatchNorm1d(64),
+                linear1=nn.Linear(432, 64, bias=False),  # (N, 64)
+                norm3=shifted(nn.BatchNorm1d(64)),
                 activation3=activate(),
-                linear2=nn.Linear(64, 40),  # (N, 40)
-                norm4=nn.BatchNorm1d(40),
+                linear2=nn.Linear(64, 40, bias=False),  # (N, 40)
+                norm4=shifted(nn.BatchNorm1d(40)),
                 activation4=activate(),
                 linear3=nn.Linear(40, NUM_CLASSES),  # (N, 10)
             )
@@ -192,6 +201,12 @@ class ModernLeNet5(LeNet):
     def initialise_layer(layer: WeightedLayer) -> None:
         """PyTorch's own: uniform within 1 / sqrt(F), F being the number of inputs of a unit."""
         layer.reset_parameters()
+
+
+def shifted(normalisation: NormT) -> NormT:
+    """The normalisation, whose scale stays 1: so it can be folded into what is before a pooling of maxima, too."""
+    normalisation.weight.requires_grad_(False)
+    return normalisation
 
 
 class Teacher(ModernLeNet5):

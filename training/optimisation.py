@@ -169,9 +169,10 @@ def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Only kernels and matrices decay: biases and normalisations have one dimension."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [weight for weight in model.parameters() if weight.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [weight for weight in model.parameters() if weight.dim() <= 1], "weight_decay": 0.0},
+        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)

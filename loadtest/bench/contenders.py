@@ -43,17 +43,21 @@ def contenders_from(repository: Path) -> Iterator[Contenders]:
     version_dir = model_dir / str(versions[-1])
     raw = OnnxRuntimeBackend(read_verified(version_dir, load_manifest(version_dir), ONNX_NAME), max_batch_size=64)
     with ExitStack() as stack:
-        served = stack.enter_context(serving(repository))  # as `make serve` starts it
+        served = stack.enter_context(serving(repository))  # as `make serve` starts it, with metrics
+        unmeasured = stack.enter_context(serving(repository, "--metrics-port", "0"))
         alone = stack.enter_context(serving(repository, "--workers", "1"))  # one process, as the echo servers are
         size = ("--reply-bytes", str(_reply_bytes(served)))
         echo = stack.enter_context(server_process("loadtest.echo_server", *size))
         fast_echo = stack.enter_context(server_process("loadtest.echo_server", *size, "--uvloop"))
-        servers = {"served": served, "served by one": alone, "echo": echo, "echo on uvloop": fast_echo}
-        yield Contenders(servers, raw)
+        servers = {"served": served, "served without metrics": unmeasured, "served by one": alone}
+        yield Contenders(servers | {"echo": echo, "echo on uvloop": fast_echo}, raw)
 
 
 def serving(repository: Path, *arguments: str) -> AbstractContextManager[ServerProcess]:
-    """A server of the newest version, in ONNX Runtime on the CPU, one thread an inference."""
+    """A server of the newest version, in ONNX Runtime on the CPU, one thread an inference.
+
+    The system chooses its ports, that of its metrics too.
+    """
     settings = ("--repository", str(repository), "--port", "0", "--backend", "onnxruntime", "--device", "cpu")
     return server_process("serving", *settings, "--num-threads", "1", *arguments)
 

@@ -48,7 +48,7 @@ def measure_serving(repository: Path, repeats: int, scale: float) -> tuple[Figur
         generator.count(served, 1)  # the one that told the size of a reply
         num_sent = sum(
             check_count(contenders.servers[name], generator.num_sent[contenders.servers[name].target])
-            for name in ("served", "served by one")
+            for name in ("served", "served without metrics", "served by one")
         )
     for _ in range(repeats):
         figures["first answer, s"].append(seconds_to_first_answer(repository))
@@ -86,6 +86,7 @@ def serving_rows(figures: Figures) -> list[Row]:
     return [
         row("1 image a request, 128 in flight", "requests/s", "served, 1", "echo, 1", 0.7),
         row("the same", "requests/s", "served, 1", "echo on uvloop, 1", 0.8),
+        row("the same, metrics on over metrics off", "requests/s", "served, 1", "served without metrics, 1", 0.98),
         row("the same, one process (--workers 1)", "requests/s", "served by one, 1", "echo, 1", 0.7),
         row("the same, one process", "requests/s", "served by one, 1", "echo on uvloop, 1", None),
         row("64 images a request, 32 in flight", "images/s", "served, 64", "raw, 64", 0.9),

@@ -53,3 +53,12 @@ def test_normalisation_is_folded_away_and_the_answers_stay(recipe: str) -> None:
     assert not any("Norm" in type(layer).__name__ for layer in folded.modules())
     torch.testing.assert_close(folded(IMAGES), model(IMAGES), rtol=1e-10, atol=1e-10)
     assert any("Norm" in type(layer).__name__ for layer in model.modules())  # the model itself is left alone
+
+
+def test_normalisation_that_turns_the_largest_into_the_smallest_is_not_folded_across_a_pooling() -> None:
+    model = model_for(RECIPES["modern"])
+    norm1 = model.get_submodule("layers.norm1")
+    with torch.no_grad():
+        norm1.get_parameter("weight")[3] = -1
+    with pytest.raises(TypeError, match="norm1 has a scale that is not positive: it cannot be folded across MaxPool2d"):
+        inference_model(model)

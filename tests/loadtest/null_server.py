@@ -55,7 +55,7 @@ class NullServer(grpc.GenericRpcHandler):
         if fault == "swap":
             indices = [(index + 1) % NUM_IMAGES for index in indices]
         response = pb.ClassifyResponse(model_name="null", model_version="1")
-        response.time.queue_us, response.time.inference_us = 1000, 2000
+        response.time.queue_us, response.time.inference_us, response.time.batch_size = 1000, 2000, 3
         for index in indices * (2 if fault == "duplicate" else 1):
             label = int(self._reference.logits[index].argmax())
             probability = self._reference.probabilities[index, label]

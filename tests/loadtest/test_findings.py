@@ -113,6 +113,14 @@ def test_failed_run_names_the_requests() -> None:
     assert "server: request 7: wrong" in screen(findings(measurement(wrong=1)))
 
 
+def test_sizes_of_batches_add_up_over_processes() -> None:
+    one, other = (Share(batch_sizes=sizes) for sizes in ({1: 10, 4: 8}, {4: 4, 64: 64}))
+    run = Measurement(load=measurement().load, shares=(one, other), elapsed_s=1.0)
+    assert run.batch_sizes == {1: 10, 4: 12, 64: 64}
+    assert run.mean_batch_size == pytest.approx(86 / 14)  # ten of 1, three of 4, one of 64
+    assert measurement().batch_sizes == {}
+
+
 def test_nothing_measured_is_no_pass() -> None:
     found = Findings(config=LoadTestConfig(), sweep=[measurement()])
     assert found.verdict()[0] == INVALID

@@ -27,6 +27,7 @@ def test_one_command_ends_with_the_verdict_and_both_reports(job: Job, tmp_path: 
     printed = done.stdout
     for row in ("PyTorch, 1 at a time", "ONNX Runtime, 64 at a time", "echo single_stream", "served offline"):
         assert re.search(rf"^{row} +[\d,]+ +[\d,]+( +[\d.]+){{4}}", printed, re.MULTILINE), printed
+    assert re.search(r"^  single_stream .*; 1\.0 images a batch$", printed, re.MULTILINE), printed
     for part in ("right, 0 wrong, 0 lost, 0 refused; each compared with PyTorch's logits", "images/s over", "queue"):
         assert part in printed
     assert re.search(r"^(PASS|INVALID): ", printed, re.MULTILINE)
@@ -38,13 +39,16 @@ def test_one_command_ends_with_the_verdict_and_both_reports(job: Job, tmp_path: 
         assert row["all"]["requests"]["wrong"] == row["all"]["requests"]["lost"] == 0
         assert row["all"]["requests"]["correct"] > 0
         assert all("result_validity" in result for result in row["all"]["loadgen"])
+        told = row["all"]["images"] if row["contender"] == "served" else 0
+        assert sum(row["all"]["batch_sizes"].values()) == told
     offered = [run["target_qps"] for run in report["sweep"]]
     assert offered == sorted(offered)
     assert offered[-1] == pytest.approx(8 * offered[0])
     assert set(report["batch_rates"]) == {"PyTorch", "ONNX Runtime", "served"}
 
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg ") == 4
+    assert page.count("<svg ") == 5
+    assert "images in the batch" in page
     assert "@media print" in page
     assert 'name="viewport"' in page
     # Self-contained: the only addresses are the names of SVG's own vocabularies.

@@ -64,6 +64,7 @@ def test_known_latency_is_found() -> None:
     assert run.count("correct") == run.num_requests > 300
     assert run.mean_ms("queue") == 1.0
     assert run.mean_ms("inference") == 2.0
+    assert run.batch_sizes == {3: run.count("images")}
     assert 17.0 <= run.mean_ms("transport") < 25.0  # what is left
 
 

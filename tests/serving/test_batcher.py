@@ -58,6 +58,54 @@ def test_free_device_runs_a_request_at_once_and_batches_grow_while_it_is_busy() 
             answers = [await batcher.answer_to(request) for request in (first, *rest)]
         assert backend.batches == [[1], [2, 3, 4]]
         assert [labels(answer) for answer in answers] == [[1], [2], [3], [4]]
+        assert [answer.batch_size for answer in answers] == [1, 3, 3, 3]
+
+    run(test())
+
+
+def test_small_lone_request_is_run_by_the_event_loop_and_all_others_by_the_device_thread() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        async with running(backend, max_inline_images=2) as batcher:
+            for images in (image(1), image(2, 2), image(3, 3)):
+                await batcher.answer_to(batcher.submit(images, FAR_S))
+            together = [batcher.submit(image(label), FAR_S) for label in (4, 5)]
+            answers = [await batcher.answer_to(request) for request in together]
+        assert [labels(answer) for answer in answers] == [[4], [5]]
+        assert backend.batches == [[1], [2, 2], [3, 3, 3], [4, 5]]
+        is_loop = [thread == threading.get_ident() for thread in backend.threads]
+        assert is_loop == [True, True, False, False]
+
+    run(test())
+
+
+def test_event_loop_leaves_the_device_alone_while_a_cancelled_batch_runs_on_it() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with running(backend, max_inline_images=1) as batcher:
+            first = asyncio.create_task(batcher.answer_to(batcher.submit(image(1, 2), FAR_S)))
+            await device_started(backend)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            second = asyncio.create_task(batcher.answer_to(batcher.submit(image(2), FAR_S)))
+            await asyncio.sleep(0)  # it is submitted and dispatched
+            await asyncio.sleep(0)
+            assert backend.batches == [[1, 1]]
+            backend.gate.set()
+            assert labels(await second) == [2]
+
+    run(test())
+
+
+def test_failure_of_an_inline_request_is_its_own_and_the_next_is_answered() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.poison[7] = RuntimeError("secret")
+        async with running(backend, max_inline_images=1) as batcher:
+            with pytest.raises(BackendError, match="BACKEND_FAILED"):
+                await batcher.answer_to(batcher.submit(image(7), FAR_S))
+            assert labels(await batcher.answer_to(batcher.submit(image(1), FAR_S))) == [1]
 
     run(test())
 
@@ -83,6 +131,7 @@ def test_split_request_is_rejoined_in_order() -> None:
             images = np.concatenate([image(label) for label in range(10)])
             answer = await batcher.answer_to(batcher.submit(images, FAR_S))
         assert labels(answer) == list(range(10))
+        assert answer.batch_size == 4  # the largest
         assert [len(batch) for batch in backend.batches] == [4, 4, 2]
         assert [len(row) for row in answer.logits] == [10] * 10
 

@@ -57,7 +57,7 @@ def test_answers_come_in_the_order_of_the_images(server: ScriptedServer, ask: As
     assert [prediction.label for prediction in answer.classifications[1]] == [1, 2]
     assert answer.classifications[2][0].name == "class 4"
     assert (answer.model_name, answer.model_version) == ("lenet5", "3")
-    assert (answer.queue_us, answer.inference_us) == (20, 30)
+    assert (answer.queue_us, answer.inference_us, answer.batch_size) == (20, 30, 5)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 28, 28)])

@@ -22,6 +22,7 @@ from serving.channel import SERVICE
 from serving.config import ServerConfig
 from serving.errors import ProgramError, ResourceUnavailableError
 from serving.manifest import Manifest, TensorSpec
+from serving.metrics import NO_METRICS
 from serving.served_model import ServedModel
 from serving.server import Server
 from serving.service import ClassifierService
@@ -77,8 +78,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[Server, Calls, "asyncio.Task[None]"]]:
     """A started server, a client of it, and the task that ends when the server has stopped."""
+    metrics = settings.pop("metrics", NO_METRICS)
     config = ServerConfig(port=0, **{"lame_duck_s": 0.05, **settings})
-    server = Server(config, ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64))
+    server = Server(config, ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64), metrics=metrics)
     await server.start()
     stopped = asyncio.create_task(server.run_until_stopped())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -127,6 +129,22 @@ def test_time_split_tells_waiting_from_running() -> None:
             times = [(await reply).time for reply in (first, second)]
         assert times[0].inference_us > 150_000 > times[0].queue_us
         assert times[1].queue_us > 100_000 > times[1].inference_us
+
+    run(test())
+
+
+def test_answers_tell_the_size_of_the_batch_that_they_ran_in() -> None:
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend) as (_, calls, _):
+            first = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            rest = [asyncio.ensure_future(calls.classify(request(*labels))) for labels in ((2,), (3, 4))]
+            await asyncio.sleep(0.2)
+            backend.gate.set()
+            sizes = [(await reply).time.batch_size for reply in (first, *rest)]
+        assert sizes == [1, 3, 3]
 
     run(test())
 

@@ -19,6 +19,7 @@ from loadtest.server_process import ServerProcess, server_process
 from protos import classifier_pb2 as pb
 from serving.client import Client
 from serving.errors import ResourceUnavailableError
+from serving.metrics_process import NAME as PAGE
 from serving.port import reserve_port
 from tests.conftest import Job
 
@@ -27,7 +28,8 @@ SETTINGS = ("--port", "0", "--device", "cpu", "--lame-duck-s", "0.1", "--workers
 
 
 def workers_of(server: ServerProcess) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children()
+    """All but the process that serves the metrics."""
+    return [child for child in psutil.Process(server.process.pid).children() if child.name() != PAGE]
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from serving.errors import BadDataError, ConfigurationError
 from tests.training.conftest import call_trainer, torchrun, train_in_two_processes
@@ -26,9 +27,8 @@ from training.validation import put_aside
 
 CPU = torch.device("cpu")
 PLAIN = RECIPES["tutorial"]
-MODERN = dataclasses.replace(
-    RECIPES["modern"], teacher="", teacher_epochs=0, distillation_weight=0.0, num_validation_images=0
-)
+MODERN = dataclasses.replace(RECIPES["modern"], num_validation_images=0)
+TAUGHT = ("--set", "teacher=teacher", "--set", "teacher_epochs=2", "--set", "distillation_weight=0.9")
 
 
 def changed(recipe: Recipe, **fields: object) -> Recipe:
@@ -138,13 +138,20 @@ def test_every_setting_changes_the_weights_and_makes_a_recipe_other_than_plain(
 def test_mirrored_images_are_taught_by_the_answers_to_mirrored_images(split: Split) -> None:
     """A teacher that says class 0 of images as they are, and class 1 of mirrored ones."""
     recipe = changed(
-        MODERN, num_epochs=8, flip=True, max_shift=0, teacher="teacher", teacher_epochs=1, distillation_weight=0.99
+        MODERN,
+        num_epochs=20,
+        learning_rate=0.1,
+        flip=True,
+        max_shift=0,
+        teacher="teacher",
+        teacher_epochs=1,
+        distillation_weight=0.99,
     )
     logits = torch.zeros(2, len(split.images), 10)
     logits[0, :, 0] = logits[1, :, 1] = 20.0
     one_sided = split.images.clone()
     one_sided[..., 14:] = 0  # so that which is which can be seen
-    learnt = run_steps(recipe, Split(images=one_sided, labels=split.labels), 8, logits).model
+    learnt = run_steps(recipe, Split(images=one_sided, labels=split.labels), 20, logits).model
     assert (all_logits(learnt, one_sided).argmax(1) == 0).float().mean() > 0.9
     assert (all_logits(learnt, one_sided.flip(3)).argmax(1) == 1).float().mean() > 0.9
 
@@ -158,6 +165,12 @@ def test_average_follows_the_weights_slowly_and_statistics_too(split: Split) -> 
     for name, mean in optimisation.averaged.state_dict().items():
         if mean.is_floating_point():
             torch.testing.assert_close(mean, 0.1 * before[name] + 0.9 * after[name])  # the first step forgets most
+
+
+def test_scales_of_the_modern_ones_normalisations_stay_1(split: Split) -> None:
+    model = run_steps(MODERN, split).model
+    scales = [layer.weight for layer in model.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert len(scales) == 4 and all(bool((scale == 1).all()) for scale in scales)
 
 
 def test_bf16_rounds_the_forward_pass_and_keeps_weights_and_statistics_in_float32(split: Split) -> None:
@@ -174,7 +187,7 @@ def test_bf16_rounds_the_forward_pass_and_keeps_weights_and_statistics_in_float3
 
 
 def recipe_call(data_dir: Path, run_dir: Path, *options: str) -> int:
-    return call_trainer(data_dir, run_dir, "--recipe", "modern", "--validation-images", "100", *options)
+    return call_trainer(data_dir, run_dir, "--recipe", "modern", *TAUGHT, "--validation-images", "100", *options)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""How the supervisor forks: a process that is told by a pipe, and keeps nothing that is the supervisor's."""
+
+import contextlib
+import multiprocessing
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# What a process does, with its end of the pipe; its exit code.
+Work = Callable[[Connection], int]
+Inherited = Sequence[Connection | socket.socket]
+
+
+def start_process(work: Work, inherited: Inherited, name: str) -> tuple[BaseProcess, Connection]:
+    """Forks; the process, and the supervisor's end of the pipe to it. `inherited` is closed in the child.
+
+    The caller has one thread, or the child may wait for locks that nobody in it will release.
+    """
+    fork = multiprocessing.get_context("fork")
+    link, childs_end = fork.Pipe()
+    process = fork.Process(target=_run_in_child, args=(work, childs_end, [link, *inherited]), name=name)
+    with _signals_held():  # until the child has its own way with them
+        process.start()
+    childs_end.close()
+    return process, link
+
+
+def _run_in_child(work: Work, link: Connection, inherited: Inherited) -> None:
+    """In the new process. No child may keep what is the supervisor's: pipes and port must close with the supervisor."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
+        signal.signal(number, signal.SIG_IGN)
+    for other in inherited:
+        other.close()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    sys.exit(work(link))
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
