@@ -264,7 +264,7 @@ def test_two_processes_train_a_teacher_and_go_on_where_one_stopped(
         stop_before_the_second_epoch(patch)
         assert recipe_call(data_dir, run_dir) == os.EX_SOFTWARE
     shutil.rmtree(run_dir / "teacher")
-    recipe = ("--recipe", "modern", "--validation-images", "100", "--epochs", "2")
+    recipe = ("--recipe", "modern", *TAUGHT, "--validation-images", "100", "--epochs", "2")
     both = train_in_two_processes(data_dir, run_dir, *recipe, "--resume")
     assert both.returncode == 0, both.stderr
     assert "first the teacher" in both.stdout and "has 1 of 2 epochs" in both.stdout
