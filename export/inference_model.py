@@ -30,8 +30,10 @@ def _fold(parent: nn.Module) -> None:
     pooling: nn.Module | None = None  # between `before` and a normalisation
     for name, layer in list(parent.named_children()):
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            if isinstance(pooling, nn.MaxPool2d) and bool((layer.weight <= 0).any()):
-                raise TypeError(f"{name} has a scale that is not positive: it cannot be folded across {pooling}")
+            if isinstance(pooling, nn.AvgPool2d) and pooling.padding != 0:
+                raise TypeError(f"{name} cannot be folded across {pooling}: the zeros around are not shifted")
+            if isinstance(pooling, nn.MaxPool2d) and bool((layer.weight < 0).any()):
+                raise TypeError(f"{name} has a negative scale: it cannot be folded across {pooling}")
             setattr(parent, before, _fused(parent.get_submodule(before), layer))
             delattr(parent, name)
             continue

@@ -1,5 +1,6 @@
 """What a program holds in memory: resident on the host, and on the GPU."""
 
+import contextlib
 import subprocess
 
 import psutil
@@ -36,8 +37,13 @@ def processes_of(pid: int) -> list[psutil.Process]:
 
 
 def resident_bytes_of(pid: int) -> int:
-    """What all the program's processes hold; pages that they share count once (PSS)."""
-    return int(sum(process.memory_full_info().pss for process in processes_of(pid)))
+    """What all the program's processes hold; pages that they share count once (PSS), where the system tells."""
+    total = 0
+    for process in processes_of(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)  # only Linux tells what is shared
+    return total
 
 
 def device_bytes_of(pid: int) -> int | None:

@@ -188,7 +188,7 @@ class Batcher:
             return
         self._on_device.append(batch)
         is_alone = self.num_unanswered == 1 and len(self._on_device) == 1  # no cancelled request's batch runs either
-        if is_alone and len(batch.images) <= self._max_inline_images:
+        if is_alone and parts[0].is_whole and len(batch.images) <= self._max_inline_images:
             self._deliver(batch, *self._run(batch))
             return
         self._to_device.put(batch)

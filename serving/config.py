@@ -73,6 +73,9 @@ class ServerConfig:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
         self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
+        if self.has_metrics and self.port and self.metrics_port_to_open == self.port:
+            what = f"--port and the metrics' port are both {self.port}"
+            raise ConfigurationError("BAD_SETTING", what, "set another --metrics-port, or 0 for none")
         for name in (
             "workers",
             "num_threads",

@@ -94,7 +94,7 @@ class PageServer(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for it."""
-        if threading.active_count() > MAX_SCRAPES:
+        if threading.active_count() > MAX_SCRAPES + 3:  # the main one, and one for each of up to two sockets
             self.shutdown_request(request)
         else:
             super().process_request(request, client_address)

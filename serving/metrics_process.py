@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -17,6 +18,7 @@ from serving.metrics import Board
 from serving.port import open_listeners
 from serving.served_model import say
 
+RESTART_PAUSE_S = 5.0  # at least, between two starts: one that cannot start is no reason to fork all the time
 NAME = "metrics-page"  # as `ps` and `top` show it
 
 
@@ -32,6 +34,7 @@ class MetricsProcess:
         self._listeners = open_listeners(host, port)
         self._process: BaseProcess | None = None
         self._link: Connection | None = None
+        self._next_start_s = 0.0
         self.url = f"http://{host}:{self._listeners[0].getsockname()[1]}/metrics"
 
     @property
@@ -42,10 +45,11 @@ class MetricsProcess:
     def look_after(self, inherited: Callable[[], Inherited]) -> None:
         """`inherited`: what is the supervisor's besides."""
         if self._process is not None:
-            if self._process.exitcode is None:
+            if self._process.exitcode is None or time.monotonic() < self._next_start_s:
                 return
             say("warning: the process that serves the metrics ended: starting another")
         self._end()
+        self._next_start_s = time.monotonic() + RESTART_PAUSE_S
         with contextlib.suppress(OSError):  # the system has no process to spare, now
             self._process, self._link = start_process(self._serve, inherited(), NAME)
 

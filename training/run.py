@@ -112,6 +112,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     model, record = _begin(workplace, seed, directory)
     earlier_seconds = record.wall_seconds
     model.to(workplace.device)
+    _check_last_batch(model, record)
     trainer: Steps | Optimisation
     if record.recipe.is_plain:
         trainer = _plain_steps(workplace, model, record.recipe)
@@ -143,6 +144,15 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
         print(save_pictures(directory, model, workplace.test, title_of(record)), flush=True)
         save_curves(directory, record)
     return record
+
+
+def _check_last_batch(model: LeNet, record: RunRecord) -> None:
+    """Raises ConfigurationError BAD_RECIPE where a batch normalisation would have to take one value for a batch."""
+    is_normalised = any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in model.modules())
+    batch_size, num_images = record.recipe.batch_size, record.num_train_images
+    if is_normalised and (num_images % batch_size == 1 or batch_size == 1):
+        what = f"batch_size {batch_size} leaves a last batch of 1 of {num_images} images, which cannot be normalised"
+        raise ConfigurationError("BAD_RECIPE", what, "change --set batch_size or --validation-images")
 
 
 def _plain_steps(workplace: Workplace, model: LeNet, recipe: Recipe) -> Steps:

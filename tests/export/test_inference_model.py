@@ -60,5 +60,5 @@ def test_normalisation_that_turns_the_largest_into_the_smallest_is_not_folded_ac
     norm1 = model.get_submodule("layers.norm1")
     with torch.no_grad():
         norm1.get_parameter("weight")[3] = -1
-    with pytest.raises(TypeError, match="norm1 has a scale that is not positive: it cannot be folded across MaxPool2d"):
+    with pytest.raises(TypeError, match="norm1 has a negative scale: it cannot be folded across MaxPool2d"):
         inference_model(model)

@@ -79,21 +79,33 @@ def test_small_lone_request_is_run_by_the_event_loop_and_all_others_by_the_devic
     run(test())
 
 
+def test_parts_of_a_split_request_are_all_run_by_the_device_thread() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=1)
+        async with running(backend, max_inline_images=4) as batcher:
+            answer = await batcher.answer_to(batcher.submit(image(3, 500), FAR_S))
+        assert labels(answer) == [3] * 500
+        assert threading.get_ident() not in backend.threads
+
+    run(test())
+
+
 def test_event_loop_leaves_the_device_alone_while_a_cancelled_batch_runs_on_it() -> None:
     async def test() -> None:
-        backend = FakeBackend()
+        backend = FakeBackend(max_batch_size=1)  # so that the next batch is full, and handed over while one runs
         backend.gate.clear()
         async with running(backend, max_inline_images=1) as batcher:
-            first = asyncio.create_task(batcher.answer_to(batcher.submit(image(1, 2), FAR_S)))
+            busy = [batcher.submit(image(label), FAR_S) for label in (1, 1)]  # two: not for the event loop
+            first = asyncio.gather(*map(batcher.answer_to, busy))
             await device_started(backend)
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
             second = asyncio.create_task(batcher.answer_to(batcher.submit(image(2), FAR_S)))
             await asyncio.sleep(0)  # it is submitted and dispatched
             await asyncio.sleep(0)
-            assert backend.batches == [[1, 1]]
             backend.gate.set()
             assert labels(await second) == [2]
+        assert threading.get_ident() not in backend.threads
 
     run(test())
 

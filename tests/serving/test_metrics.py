@@ -22,7 +22,7 @@ from loadtest.server_process import ServerProcess, server_process
 from protos import classifier_pb2 as pb
 from serving.client import Client
 from serving.config import ServerConfig
-from serving.errors import ResourceUnavailableError
+from serving.errors import ConfigurationError, ResourceUnavailableError
 from serving.metrics import CODES, METHODS, NO_METRICS, NUM_SLOTS, Board, place_of_calls
 from serving.metrics_process import NAME as PAGE
 from serving.port import open_listeners
@@ -331,3 +331,9 @@ def test_without_metrics_nothing_is_counted() -> None:
     NO_METRICS.observe_batch(1, 0.1, 1)
     NO_METRICS.describe({"backend": "fake"})
     assert not hasattr(NO_METRICS, "_numbers")
+
+
+def test_one_port_for_calls_and_metrics_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="BAD_SETTING: --port and the metrics' port are both 8002"):
+        ServerConfig(port=8002)
+    assert ServerConfig(port=8002, metrics_port=0).port == 8002

@@ -1,6 +1,6 @@
 """Each of several processes trains an epoch with the others and one alone, and compares: what test_optimisation runs.
 
-In float64, where rounding cannot be taken for an error, nor an error for rounding.
+In float64 but for the losses, where rounding cannot be taken for an error, nor an error for rounding.
 """
 
 import dataclasses

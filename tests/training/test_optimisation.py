@@ -334,6 +334,16 @@ def test_settings_out_of_bounds_are_refused(fields: dict[str, object], complaint
         changed(PLAIN, **fields)
 
 
+def test_last_batch_of_one_image_is_refused_where_batches_are_normalised(
+    data_dir: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch_size = ("--set", "batch_size=11")  # 45 times 11 are 495, and one image is left
+    assert (
+        call_trainer(data_dir, run_dir, "--recipe", "modern", "--validation-images", "104", *batch_size) == os.EX_CONFIG
+    )
+    assert "BAD_RECIPE: batch_size 11 leaves a last batch of 1 of 496 images" in capsys.readouterr().err
+
+
 def test_classic_recipe_trains_on_small_batches_and_learns(
     data_dir: Path, run_dir: Path, train: Callable[..., int]
 ) -> None:
