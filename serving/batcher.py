@@ -3,13 +3,12 @@
 The event loop owns the queue; one thread owns the device; a batch travels there and its outcome back:
 
     event loop:    submit -> queue -> dispatch ------.            .--> deliver -> futures, next dispatch
-    device thread:                                    '--> run --'
+    device thread:                                    '-> infer -'
 
 A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
 outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
-device goes on without a pause. A small request that is alone in the server can be run by the event loop itself: nobody
-waits meanwhile, and the way to the thread and back takes half as long as its inference. Which requests form a batch,
-and when, is BatchQueue's to say; this file has the thread, the hand-over and the watchdog.
+device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say; this file has the
+thread, the hand-over and the watchdog.
 """
 
 import asyncio
@@ -57,18 +56,13 @@ class Batch:
 
 
 class Batcher:
-    """Made and called on the event loop; only `_work` and `_run` run on the device thread.
-
-    `max_inline_images`: of a lone request that the event loop runs itself, for devices that any thread may use; 0
-    never. While one thread runs the device the other does not: the loop only takes it while the thread has no batch.
-    """
+    """Made and called on the event loop; only `_work` and `_infer` run on the device thread."""
 
     def __init__(
         self,
         backend: Backend,
         queue: BatchQueue,
         *,
-        max_inline_images: int = 0,
         hang_timeout_s: float = 30.0,
         on_hang: Callable[[], None] = lambda: None,
         metrics: Metrics = NO_METRICS,
@@ -78,7 +72,6 @@ class Batcher:
         self.num_unanswered = 0  # accepted requests
         self._backend = backend
         self._queue = queue
-        self._max_inline_images = max_inline_images
         self._hang_timeout_s = hang_timeout_s
         self._on_hang = on_hang
         self._metrics = metrics
@@ -187,10 +180,6 @@ class Batcher:
                 self._settle(part.request, BATCH_FAILED)
             return
         self._on_device.append(batch)
-        is_alone = self.num_unanswered == 1 and len(self._on_device) == 1  # no cancelled request's batch runs either
-        if is_alone and parts[0].is_whole and len(batch.images) <= self._max_inline_images:
-            self._deliver(batch, *self._run(batch))
-            return
         self._to_device.put(batch)
         if self._next_hang_check is None:
             self._next_hang_check = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
@@ -209,20 +198,19 @@ class Batcher:
             return
         self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
         while (batch := self._to_device.get()) is not None:
-            outcome = self._run(batch)
+            batch.started_s = self._clock()
+            outcome = self._infer(batch.images)
             with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
-                self._loop.call_soon_threadsafe(self._deliver, batch, *outcome)
+                self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
         self._backend.close()
 
-    def _run(self, batch: Batch) -> tuple[Logits | None, float]:
-        """Logits, None where the backend failed, and seconds. Why it failed stands in the log, not on the wire."""
-        batch.started_s = self._clock()
-        logits: Logits | None = None
+    def _infer(self, images: Images) -> Logits | None:
+        """None where the backend failed. Why stands in the log, not on the wire."""
         try:
-            logits = self._backend.infer(batch.images)
+            return self._backend.infer(images)
         except Exception:
-            logger.exception("a batch of %d images failed", len(batch.images))
-        return logits, self._clock() - batch.started_s
+            logger.exception("a batch of %d images failed", len(images))
+            return None
 
     # --- On the event loop: the way out --------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from serving.backends.base import Backend
 from serving.batch_queue import BatchQueue
 from serving.batcher import Batcher
 from serving.channel import SERVICE
@@ -25,8 +24,6 @@ from serving.served_model import ServedModel
 from serving.service import ClassifierService
 
 logger = logging.getLogger(__name__)
-
-MAX_INLINE_IMAGES = 4  # 150 us on one core: about as long as the event loop needs for one request
 
 
 class Server:
@@ -63,7 +60,6 @@ class Server:
         self._batcher = Batcher(
             model.backend,
             queue,
-            max_inline_images=_max_inline_images(model.backend),
             hang_timeout_s=config.hang_timeout_s,
             on_hang=self._give_up,
             metrics=self._metrics,
@@ -177,8 +173,3 @@ def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ]
-
-
-def _max_inline_images(backend: Backend) -> int:
-    """Of a request that the event loop may run itself: a CPU session of ONNX Runtime can be run by any thread."""
-    return MAX_INLINE_IMAGES if (backend.name, backend.device) == ("onnxruntime", "cpu") else 0

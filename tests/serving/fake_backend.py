@@ -24,7 +24,6 @@ class FakeBackend:
     def __init__(self, max_batch_size: int = 64) -> None:
         self.max_batch_size = max_batch_size
         self.batches: list[list[int]] = []  # first pixels of each batch that was executed
-        self.threads: list[int] = []  # which executed it
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Semaphore(0)
@@ -35,7 +34,6 @@ class FakeBackend:
 
     def infer(self, images: Images) -> Logits:
         self.batches.append(images[:, 0, 0, 0].tolist())
-        self.threads.append(threading.get_ident())
         self.started.release()
         assert self.gate.wait(timeout=20), "the test never opened the gate"
         for pixel in self.poison.keys() & set(self.batches[-1]):

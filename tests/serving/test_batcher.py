@@ -63,65 +63,6 @@ def test_free_device_runs_a_request_at_once_and_batches_grow_while_it_is_busy() 
     run(test())
 
 
-def test_small_lone_request_is_run_by_the_event_loop_and_all_others_by_the_device_thread() -> None:
-    async def test() -> None:
-        backend = FakeBackend()
-        async with running(backend, max_inline_images=2) as batcher:
-            for images in (image(1), image(2, 2), image(3, 3)):
-                await batcher.answer_to(batcher.submit(images, FAR_S))
-            together = [batcher.submit(image(label), FAR_S) for label in (4, 5)]
-            answers = [await batcher.answer_to(request) for request in together]
-        assert [labels(answer) for answer in answers] == [[4], [5]]
-        assert backend.batches == [[1], [2, 2], [3, 3, 3], [4, 5]]
-        is_loop = [thread == threading.get_ident() for thread in backend.threads]
-        assert is_loop == [True, True, False, False]
-
-    run(test())
-
-
-def test_parts_of_a_split_request_are_all_run_by_the_device_thread() -> None:
-    async def test() -> None:
-        backend = FakeBackend(max_batch_size=1)
-        async with running(backend, max_inline_images=4) as batcher:
-            answer = await batcher.answer_to(batcher.submit(image(3, 500), FAR_S))
-        assert labels(answer) == [3] * 500
-        assert threading.get_ident() not in backend.threads
-
-    run(test())
-
-
-def test_event_loop_leaves_the_device_alone_while_a_cancelled_batch_runs_on_it() -> None:
-    async def test() -> None:
-        backend = FakeBackend(max_batch_size=1)  # so that the next batch is full, and handed over while one runs
-        backend.gate.clear()
-        async with running(backend, max_inline_images=1) as batcher:
-            busy = [batcher.submit(image(label), FAR_S) for label in (1, 1)]  # two: not for the event loop
-            first = asyncio.gather(*map(batcher.answer_to, busy))
-            await device_started(backend)
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            second = asyncio.create_task(batcher.answer_to(batcher.submit(image(2), FAR_S)))
-            await asyncio.sleep(0)  # it is submitted and dispatched
-            await asyncio.sleep(0)
-            backend.gate.set()
-            assert labels(await second) == [2]
-        assert threading.get_ident() not in backend.threads
-
-    run(test())
-
-
-def test_failure_of_an_inline_request_is_its_own_and_the_next_is_answered() -> None:
-    async def test() -> None:
-        backend = FakeBackend()
-        backend.poison[7] = RuntimeError("secret")
-        async with running(backend, max_inline_images=1) as batcher:
-            with pytest.raises(BackendError, match="BACKEND_FAILED"):
-                await batcher.answer_to(batcher.submit(image(7), FAR_S))
-            assert labels(await batcher.answer_to(batcher.submit(image(1), FAR_S))) == [1]
-
-    run(test())
-
-
 def test_answers_belong_to_their_requests_whatever_their_neighbours() -> None:
     async def test() -> None:
         random = np.random.default_rng(0)
