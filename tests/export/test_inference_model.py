@@ -62,3 +62,10 @@ def test_normalisation_that_turns_the_largest_into_the_smallest_is_not_folded_ac
         norm1.get_parameter("weight")[3] = -1
     with pytest.raises(TypeError, match="norm1 has a negative scale: it cannot be folded across MaxPool2d"):
         inference_model(model)
+
+
+def test_normalisation_is_not_folded_across_an_average_over_padding() -> None:
+    model = model_for(dataclasses.replace(RECIPES["modern"], pooling="avg"))
+    model.get_submodule("layers.pool1").padding = 1  # type: ignore[assignment] # an int to the layer
+    with pytest.raises(TypeError, match="norm1 cannot be folded across AvgPool2d"):
+        inference_model(model)
