@@ -1,5 +1,12 @@
-"""Images as they might have been: mirrored, moved, partly covered. On batches of uint8, a whole batch at once."""
+"""Images as they might have been: mirrored, moved, partly covered. On batches of uint8, a whole batch at once.
 
+What happens to each image of an epoch is drawn before it begins, on the CPU, whatever device the images are on: the
+same everywhere, and a step that is captured as a CUDA graph finds it in tensors.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -7,30 +14,74 @@ from torch.nn.functional import pad
 from training.recipes import Recipe
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(B, 1, H, W) uint8 -> the changed images, the same shape, and (B,) bool: which are mirrored.
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What happens to each of N images, in the order in which they are shown."""
 
-    The random numbers are drawn on the CPU, whatever device the images are on: the same ones everywhere.
-    """
-    num_images, size, device = len(images), images.shape[-1], images.device
-    is_flipped = torch.zeros(num_images, dtype=torch.bool)
-    if recipe.flip:
-        is_flipped = torch.rand(num_images, generator=generator) < 0.5
-    shifts = torch.randint(0, 2 * recipe.max_shift + 1, (2, num_images, 1), generator=generator)  # down, to the right
-    pixels = torch.arange(size)
-    rows = pixels + shifts[0]  # (B, H), indices into the padded image
-    columns = torch.where(is_flipped[:, None], size - 1 - pixels, pixels) + shifts[1]  # (B, W)
+    is_flipped: Tensor  # (N,) bool
+    shifts: Tensor  # (2, N) int64: pixels down and to the right, from 0 to 2 * max_shift; max_shift leaves it in place
+    middles: Tensor  # (2, N) int64: row and column of the middle of the square that covers it
+
+    @classmethod
+    def none(cls, num_images: int, device: torch.device) -> "Changes":
+        """Zeros."""
+        zeros = torch.zeros(2, num_images, dtype=torch.int64, device=device)
+        return cls(is_flipped=zeros[0].bool(), shifts=zeros.clone(), middles=zeros)
+
+    def at(self, places: Tensor) -> "Changes":
+        """Those of the images at (B,) places."""
+        return Changes(
+            is_flipped=self.is_flipped[places], shifts=self.shifts[:, places], middles=self.middles[:, places]
+        )
+
+    def copy_(self, other: "Changes") -> None:
+        """Takes over the other's, in the tensors that there are."""
+        for field in fields(self):
+            getattr(self, field.name).copy_(getattr(other, field.name))
+
+
+def draw_changes(recipe: Recipe, seed: int, epoch: int, sizes: list[int], width: int) -> Changes:
+    """Of an epoch's images, in batches of `sizes` and of so many pixels to a side; from (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(_generator_seed(seed, epoch))
+    batches = []
+    for size in sizes:
+        changes = Changes.none(size, torch.device("cpu"))
+        if recipe.flip:
+            changes.is_flipped.copy_(torch.rand(size, generator=generator) < 0.5)
+        changes.shifts.random_(0, 2 * recipe.max_shift + 1, generator=generator)
+        if recipe.cutout:
+            changes.middles.random_(0, width, generator=generator)
+        batches.append(changes)
+    return Changes(
+        **{
+            field.name: torch.cat([getattr(batch, field.name) for batch in batches], dim=-1)
+            for field in fields(Changes)
+        }
+    )
+
+
+def _generator_seed(seed: int, epoch: int) -> int:
+    """From (seed, epoch) alone, and not the one of the epoch's order."""
+    return int(np.random.SeedSequence((seed, epoch, 1)).generate_state(1)[0])
+
+
+def augment(images: Tensor, recipe: Recipe, changes: Changes) -> Tensor:
+    """(B, 1, H, W) uint8 -> the changed images, the same shape."""
+    size, device = images.shape[-1], images.device
+    pixels = torch.arange(size, device=device)
+    down, right = changes.shifts[:, :, None]  # (B, 1) each
+    rows = pixels + down  # (B, H), indices into the padded image
+    columns = torch.where(changes.is_flipped[:, None], size - 1 - pixels, pixels) + right  # (B, W)
     padded = pad(images, [recipe.max_shift] * 4)[:, 0]  # (B, H + 2s, W + 2s)
-    which = torch.arange(num_images, device=device)[:, None, None]
-    moved = padded[which, rows.to(device)[:, :, None], columns.to(device)[:, None, :]][:, None]  # (B, 1, H, W)
+    which = torch.arange(len(images), device=device)[:, None, None]
+    moved = padded[which, rows[:, :, None], columns[:, None, :]][:, None]  # (B, 1, H, W)
     if recipe.cutout:
-        moved = moved.masked_fill(_squares(num_images, size, recipe.cutout, generator).to(device), 0)
-    return moved, is_flipped.to(device)
+        moved = moved.masked_fill(_squares(changes.middles, size, recipe.cutout), 0)
+    return moved
 
 
-def _squares(num_images: int, size: int, side: int, generator: torch.Generator) -> Tensor:
+def _squares(middles: Tensor, size: int, side: int) -> Tensor:
     """(B, 1, size, size) bool: a square in each, its middle anywhere, so that it may hang over the border."""
-    middles = torch.randint(0, size, (2, num_images, 1), generator=generator)
-    distances = torch.arange(size) - middles + side // 2  # (2, B, size): 0 to side - 1 is inside
-    inside = (distances >= 0) & (distances < side)  # (2, B, size)
+    distances = torch.arange(size, device=middles.device) - middles[:, :, None] + side // 2  # (2, B, size)
+    inside = (distances >= 0) & (distances < side)  # 0 to side - 1 is inside
     return (inside[0, :, :, None] & inside[1, :, None, :])[:, None]

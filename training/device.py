@@ -19,7 +19,8 @@ LARGEST_KEPT_BYTES = 2**25  # of one tensor: mallopt takes no more; a step of th
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     """The device for `--device`; what was asked for by name and is not there is an error, never replaced.
 
-    Of several processes on one machine each has a GPU of its own, by its `local_rank`, unless a GPU is named.
+    Of several processes on one machine each has a GPU of its own, by its `local_rank`, unless a GPU is named. A GPU
+    becomes the one that this process uses where none is named: its streams and graphs are on that.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and num_gpus == 0):
@@ -29,6 +30,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if index >= num_gpus:
         what = f"asked for {wanted}, but torch {torch.__version__} sees {num_gpus} GPUs"
         raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu or --device auto")
+    torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
@@ -61,6 +63,12 @@ def make_deterministic(num_threads: int) -> None:
     torch.backends.cudnn.benchmark = False
     if num_threads:
         torch.set_num_threads(num_threads)
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory` is of what comes, as far as the device's goes; the kernel remembers the process's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from training.split import Split
 from training.steps import Steps
 
-__all__ = ["Split", "TrainResult", "accuracy", "image_order", "split_on", "train_epoch"]
+__all__ = ["Split", "TrainResult", "accuracy", "all_logits", "image_order", "split_on", "train_epoch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +44,15 @@ def image_order(seed: int, epoch: int, num_images: int) -> Tensor:
 
 
 def train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    split: Split,
-    order: Tensor,
-    batch_size: int,
-    *,
-    title: str,
-    before_step: Callable[[], None],
-    steps: Steps | None = None,
+    steps: Steps, order: Tensor, seed: int, epoch: int, *, title: str, before_step: Callable[[], None]
 ) -> TrainResult:
-    """One step per `batch_size` images in the given order, (N,) int64. `before_step` may raise to stop it.
+    """Epoch number `epoch`, from 1, of the run that `steps` are of, over the images in the given order, (N,) int64.
 
-    `steps` are the run's, where it has several epochs: what is captured for a GPU is captured once.
+    `before_step` may raise to stop it. The loss is the one that is minimised.
     """
-    model.train()
+    steps.model.train()
     started = time.perf_counter()
-    steps = steps or Steps(model, optimizer, split, batch_size)
-    steps.begin(order)
+    steps.begin(order, seed, epoch)
     for size in tqdm(steps.sizes, desc=title, unit="step", leave=False, disable=None):
         before_step()
         steps.take(size)
@@ -86,3 +77,9 @@ def accuracy(model: nn.Module, split: Split, batch_size: int) -> float:
     for images, labels in batches:  # (B, 1, 28, 28), (B,)
         num_correct += (model(images).argmax(dim=1) == labels).sum()  # (B, 10) -> (B,) -> ()
     return int(num_correct) / len(split.labels)
+
+
+@torch.inference_mode()
+def all_logits(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
+    """(N, 1, 28, 28) uint8 -> (N, 10), on the device of the images."""
+    return torch.cat([model.eval()(batch) for batch in torch.split(images, batch_size)])

@@ -11,13 +11,12 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from serving.errors import run_program
+from serving.errors import ResourceUnavailableError, run_program
 from training.device import choose_device, hardware_of, make_deterministic, set_precision
-from training.model import initialise, model_for
-from training.recipes import RECIPES
+from training.model import LeNet, initialise, model_for
+from training.recipes import RECIPES, Recipe
 from training.split import Split
 from training.steps import Steps
 from training.summary import summarize
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
     model = model_for(recipe)
     initialise(model, 0)
     multiply_adds = sum(layer.num_multiply_adds for layer in summarize(model))
-    num_launches = launches_of_a_step(model, recipe.batch_size, device)
+    num_launches = launches_of_a_step(model, recipe, device)
     document: dict[str, Any] = {
         "hardware": hardware_of(device),
         "batch_size": recipe.batch_size,
@@ -53,24 +52,29 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def launches_of_a_step(model: nn.Module, batch_size: int, device: torch.device) -> int:
+def launches_of_a_step(model: LeNet, recipe: Recipe, device: torch.device) -> int:
     """Kernels, copies and fills on a GPU; on a CPU, the operators that are called."""
+    batch_size = recipe.batch_size
     images = torch.zeros(batch_size, 1, 28, 28, dtype=torch.uint8, device=device)
     split = Split(images=images, labels=torch.zeros(batch_size, dtype=torch.int64, device=device))
     model.to(device)
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), split, batch_size)
+    steps = Steps(model, recipe, split)
     steps.is_captured = False
     for _ in range(3):
-        steps.begin(torch.arange(batch_size))
+        steps.begin(torch.arange(batch_size), 0, 1)
         steps.take(batch_size)
-    steps.begin(torch.arange(batch_size))
+    steps.begin(torch.arange(batch_size), 0, 1)
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with profile(activities=[activity], acc_events=True) as profiled:
         steps.take(batch_size)
         if device.type == "cuda":
             torch.cuda.synchronize()
     if device.type == "cuda":
-        return sum(str(event.device_type).endswith("CUDA") for event in profiled.events() or ())
+        num_launches = sum(str(event.device_type).endswith("CUDA") for event in profiled.events() or ())
+        if not num_launches:
+            cure = "NVIDIA's driver lets only root profile, unless NVreg_RestrictProfilingToAdminUsers=0 is set"
+            raise ResourceUnavailableError("NO_PROFILE", "the profiler saw no kernel of the step", cure)
+        return num_launches
     return sum(event.name.startswith("aten::") for event in profiled.events() or ())
 
 

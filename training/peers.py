@@ -104,8 +104,9 @@ def peers_on(device: torch.device) -> Iterator[Peers]:
         yield ALONE
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
     try:
         yield Peers(rank=distributed.get_rank(), size=size)
     finally:

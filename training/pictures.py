@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from training.curves import png_from, warn_not_written
 from training.dataset import CLASSES
-from training.epoch import Split
+from training.epoch import Split, all_logits
 from training.model import LeNet
-from training.optimisation import all_logits
 from training.storage import write_atomically
 
 if TYPE_CHECKING:

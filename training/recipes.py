@@ -125,6 +125,11 @@ class Recipe:
         others = [field.name for field in dataclasses.fields(self) if field.name not in (*own, *sizes)]
         return all(getattr(self, name) == getattr(plain, name) for name in others)
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether images are shown otherwise than they are."""
+        return self.flip or self.max_shift > 0 or self.cutout > 0
+
     def _check_choice(self, field: str, choices: tuple[str, ...]) -> None:
         self._check(field, getattr(self, field) in choices, f"one of {', '.join(choices)}")
 

@@ -16,11 +16,18 @@ from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
-from training.device import choose_device, hardware_of, keep_memory, make_deterministic, peak_memory, set_precision
-from training.epoch import Split, TrainResult, accuracy, image_order, split_on, train_epoch
+from training.device import (
+    choose_device,
+    forget_peak_memory,
+    hardware_of,
+    keep_memory,
+    make_deterministic,
+    peak_memory,
+    set_precision,
+)
+from training.epoch import Split, TrainResult, accuracy, all_logits, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
-from training.optimisation import Optimisation, all_logits
 from training.peers import Peers, local_rank, peers_on
 from training.pictures import save_pictures
 from training.process import StopRequest, StopRequestedError
@@ -109,20 +116,16 @@ def _train_seeds(
 
 def train_run(workplace: Workplace, seed: int, directory: Path, started: float) -> RunRecord:
     """Trains one seed to its last epoch, with a whole checkpoint in `directory` after each."""
+    forget_peak_memory(workplace.device)
     model, record = _begin(workplace, seed, directory)
     earlier_seconds = record.wall_seconds
     model.to(workplace.device)
     _check_last_batch(model, record)
-    trainer: Steps | Optimisation
-    if record.recipe.is_plain:
-        trainer = _plain_steps(workplace, model, record.recipe)
-    else:
-        trainer = _optimisation(workplace, model, record, directory)
-        model = trainer.averaged
+    steps = _steps(workplace, model, record, directory)
     peers, can_write = workplace.peers, True
     events = EventLog(directory, record) if peers.is_first else None
     while not record.is_complete:
-        metrics, step_losses = _run_epoch(workplace, model, trainer, record, directory)
+        metrics, step_losses = _run_epoch(workplace, steps, record, directory)
         record = dataclasses.replace(
             record,
             completed_epochs=metrics.epoch,
@@ -133,15 +136,15 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
         )
         if events is None:
             continue  # the first process writes for all
-        state = None if record.is_complete or not isinstance(trainer, Optimisation) else trainer.state()
-        save_checkpoint(directory, model.state_dict(), record, state)
+        state = None if record.is_complete or record.recipe.is_plain else steps.state()
+        save_checkpoint(directory, steps.averaged.state_dict(), record, state)
         print(epoch_line(record), flush=True)
         events.add(metrics, step_losses)
         can_write = can_write and save_history(directory, record.metrics)  # one warning is enough
     if events is not None:
         events.close()
     if can_write and peers.is_first:
-        print(save_pictures(directory, model, workplace.test, title_of(record)), flush=True)
+        print(save_pictures(directory, steps.averaged, workplace.test, title_of(record)), flush=True)
         save_curves(directory, record)
     return record
 
@@ -155,52 +158,33 @@ def _check_last_batch(model: LeNet, record: RunRecord) -> None:
         raise ConfigurationError("BAD_RECIPE", what, "change --set batch_size or --validation-images")
 
 
-def _plain_steps(workplace: Workplace, model: LeNet, recipe: Recipe) -> Steps:
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
-    precision, peers = workplace.config.precision, workplace.peers
-    return Steps(model, optimizer, workplace.train, recipe.batch_size, precision=precision, peers=peers)
-
-
-def _optimisation(workplace: Workplace, model: LeNet, record: RunRecord, directory: Path) -> Optimisation:
-    peers, precision = workplace.peers, workplace.config.precision
-    optimisation = Optimisation(model, record.recipe, workplace.teacher_logits, precision=precision, peers=peers)
-    if record.completed_epochs and not record.is_complete:
+def _steps(workplace: Workplace, model: LeNet, record: RunRecord, directory: Path) -> Steps:
+    """The run's steps, going on where it stopped."""
+    recipe, peers, precision = record.recipe, workplace.peers, workplace.config.precision
+    steps = Steps(model, recipe, workplace.train, workplace.teacher_logits, precision=precision, peers=peers)
+    if record.completed_epochs and not (record.is_complete or recipe.is_plain):
         state = load_training_state(directory) if peers.is_first else {}
-        optimisation.restore(peers.tell_tensors(state, workplace.device))
-    return optimisation
+        steps.restore(peers.tell_tensors(state, workplace.device))
+    return steps
 
 
 def _run_epoch(
-    workplace: Workplace, model: LeNet, trainer: Steps | Optimisation, record: RunRecord, directory: Path
+    workplace: Workplace, steps: Steps, record: RunRecord, directory: Path
 ) -> tuple[EpochMetrics, list[float]]:
     """The epoch's metrics, and the loss of each of its steps."""
     recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
     order = image_order(record.seed, epoch, record.num_train_images)  # (N,)
     title = f"seed {record.seed}, epoch {epoch}/{recipe.num_epochs}"
     try:
-        if isinstance(trainer, Optimisation):
-            result = trainer.train_epoch(
-                workplace.train, order, record.seed, epoch, title=title, before_step=workplace.stop.check
-            )
-        else:
-            result = train_epoch(
-                trainer.model,
-                trainer.optimizer,
-                workplace.train,
-                order,
-                recipe.batch_size,
-                title=title,
-                before_step=workplace.stop.check,
-                steps=trainer,
-            )
+        result = train_epoch(steps, order, record.seed, epoch, title=title, before_step=workplace.stop.check)
     except StopRequestedError as signal:
         what = f"{signal} in {title}; {directory} has {record.completed_epochs} of {recipe.num_epochs} epochs"
         cure = "the same with --resume goes on from there: make train ARGS=--resume"
         if not record.completed_epochs:
             what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
         raise InterruptedRunError("INTERRUPTED", what, cure) from None
+    model, validation = steps.averaged, workplace.validation
     _check_convergence(result, model, title, recipe.learning_rate)
-    validation = workplace.validation
     is_tested = validation is None or epoch == recipe.num_epochs
     metrics = EpochMetrics(
         epoch=epoch,

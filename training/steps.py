@@ -1,139 +1,197 @@
-"""One training step after the other: gather, forward, loss, backward, update; on CUDA as one graph.
+"""One training step after the other: gather, change, forward, loss, backward, update, average; on CUDA as one graph.
 
-Everything that a step reads or writes lies in tensors that stay where they are: the epoch's order, the number of the
-step, the losses. So on a GPU the whole step is captured once (per batch size) as a CUDA graph and then replayed: the
-host launches one thing a step and waits for nothing. On the CPU the very same function runs as it is.
+Everything that a step reads or writes lies in tensors that stay where they are: the epoch's order, its random changes,
+the number of the step, the step size, the losses. So on a GPU the whole step is captured once (per batch size) as a
+CUDA graph and then replayed. On the CPU the very same function runs as it is.
+
+What the steps remember between two epochs (momentum, the average) is saved beside the weights, so that a killed run
+goes on to the same weights.
 """
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from training.augmentation import Changes, augment, draw_changes
 from training.blocks import LeNet5InBlocks
-from training.model import LeNet5
+from training.model import LeNet, LeNet5
+from training.optimisation import average_decay, distillation_loss, learning_rate, optimizer_for
 from training.peers import ALONE, Peers
+from training.recipes import Recipe
+from training.shared_norm import share_statistics
 from training.split import Split
-
-WARM_UP_STEPS = (
-    3  # before a capture, as PyTorch's notes on CUDA graphs ask for: libraries allocate in their first calls
-)
+from training.step_graphs import captured
 
 
 class Steps:
-    """The steps of a run with plain stochastic gradient descent, or any optimiser without a schedule of its own."""
+    """The steps of a run, by its recipe; `averaged` is the model to evaluate and to save.
+
+    `teacher_logits` (2, N, 10): of the training images as they are, and mirrored. With `precision` bf16 the forward
+    pass is in it where torch finds that safe; weights, losses and statistics are float32.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        model: LeNet,
+        recipe: Recipe,
         split: Split,
-        batch_size: int,
+        teacher_logits: Tensor | None = None,
         *,
         precision: str = "fp32",
         peers: Peers = ALONE,
     ) -> None:
         device, num_images = split.images.device, len(split.images)
-        self.model, self.optimizer, self.split, self.batch_size = model, optimizer, split, batch_size
+        self.model, self.recipe, self.split, self.teacher_logits = model, recipe, split, teacher_logits
         self.precision, self.peers = precision, peers
-        self.sizes = [len(batch) for batch in torch.split(torch.empty(num_images), batch_size)]  # S of them
-        # Measured on CPUs alone: a GPU keeps the model as it is.
+        self.sizes = [len(batch) for batch in torch.split(torch.empty(num_images), recipe.batch_size)]  # S of them
+        self.is_captured = device.type == "cuda" and peers.size == 1
         in_blocks = device.type == "cpu" and LeNet5InBlocks.can_compute(model)
+        if device.type == "cpu" and not in_blocks:
+            # Convolutions with few channels are up to twice as fast in this order of memory. Neither this nor blocks
+            # has been measured on a GPU, which keeps the model as it is.
+            model.to(memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(model) if recipe.average_decay else model
+        self.optimizer = optimizer_for(model, recipe, is_captured=self.is_captured)
+        if peers.size > 1:
+            share_statistics(model, peers)
         self._forward = peers.shared(LeNet5InBlocks(cast(LeNet5, model)) if in_blocks else model)
         self._order = torch.zeros(num_images, dtype=torch.int64, device=device)  # (N,)
-        self._places = torch.arange(min(batch_size, num_images), device=device)  # (B,)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)  # (1,): number of the next step
+        self._changes = Changes.none(num_images, device)
+        self._places = torch.arange(min(recipe.batch_size, num_images), device=device)  # (B,)
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)  # (1,): number of the epoch's next step
         self._numbers = torch.arange(len(self.sizes), device=device)  # (S,)
         self._losses = torch.zeros(len(self.sizes), device=device)  # (S,)
         self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._replays: dict[tuple[float, ...], Callable[[], None]] = {}
-        self.is_captured = device.type == "cuda" and peers.size == 1
+        weight = next(model.parameters())
+        self._nearer = torch.zeros((), dtype=weight.dtype, device=device)  # (): how far the average goes to the weights
+        self._num_done, self._rate = 0, recipe.learning_rate  # steps of the run, and the size of the last one
+        self._replays: dict[int, Callable[[], None]] = {}  # by the number of images
 
-    def begin(self, order: Tensor) -> None:
-        """An epoch in this order, (N,) int64."""
+    # --- An epoch ----------------------------------------------------------------------------------------------------
+
+    def begin(self, order: Tensor, seed: int, epoch: int) -> None:
+        """An epoch, counting from 1, in this order, (N,) int64; what is random in it depends on (seed, epoch) alone."""
         self._order.copy_(order)
+        if self.recipe.changes_images:
+            self._changes.copy_(draw_changes(self.recipe, seed, epoch, self.sizes, self.split.images.shape[-1]))
         self._step.zero_()
         self._losses.zero_()
         self._num_correct.zero_()
+        self._num_done = (epoch - 1) * len(self.sizes)
 
     def take(self, size: int) -> None:
         """The next step, on the next `size` images; on a GPU it is only launched."""
+        self._set_pace()
+        self._num_done += 1
         if not self.is_captured:
             self._run(size)
             return
-        key = (size, *(group["lr"] for group in self.optimizer.param_groups))  # a graph holds its step size as a number
-        if key not in self._replays:
-            self._replays[key] = self._captured(size)
-        self._replays[key]()
+        if size not in self._replays:
+            self._replays[size] = captured(partial(self._run, size), self._step, self._changing)
+        self._replays[size]()
 
     def results(self) -> tuple[list[float], int]:
-        """Each step's mean loss and how many images were right; waits for the device, and for the peers."""
+        """Each step's loss and how many images were right; waits for the device, and for the peers."""
         self.peers.add_up(self._losses)
         self.peers.add_up(self._num_correct)
         return self._losses.tolist(), int(self._num_correct)
 
+    def _set_pace(self) -> None:
+        """The next step's size, and how far the average goes; into tensors, where a graph is to read them."""
+        rate = learning_rate(self.recipe, self._num_done, self.recipe.num_epochs * len(self.sizes))
+        if rate != self._rate:
+            self._rate = rate
+            for group in self.optimizer.param_groups:
+                if torch.is_tensor(group["lr"]):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+        if self.averaged is not self.model:
+            self._nearer.fill_(1 - average_decay(self.recipe, self._num_done))
+
+    # --- A step ------------------------------------------------------------------------------------------------------
+
     def _run(self, size: int) -> None:
-        places = self._step * self.batch_size + self._places[:size]  # (B,)
-        indices = self._order[places][self.peers.share]  # (B,) of images, or this process's part of them
-        images, labels = self.split.images[indices], self.split.labels[indices]  # (B, 1, 28, 28), (B,)
-        self.optimizer.zero_grad()
+        """Everything in it happens on the device."""
+        places = self._step * self.recipe.batch_size + self._places[:size]  # (B,) in the epoch's order
+        places = places[self.peers.share]  # from here on B of this process
+        images, labels, target = self._batch(places)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             logits = self._forward(images)  # (B, 10)
-        loss = self._loss(logits.float(), labels, size)  # () mean over the batch, this process's share of it
+        logits = logits.to(self._nearer.dtype)  # of the weights
+        loss = self._loss(logits, labels, target, size)  # () this process's share of the batch's mean
         (loss * self.peers.size).backward()  # type: ignore[no-untyped-call] # the peers' gradients are averaged
         self.optimizer.step()
+        self.optimizer.zero_grad()  # here and not before: in a capture, gradients are then all the graph's own
+        self._average()
         # Not by index: PyTorch's deterministic way to do that sorts, which is many launches for one number.
         self._losses.copy_(torch.where(self._numbers == self._step, loss.detach(), self._losses))
         self._num_correct += (logits.argmax(dim=1) == labels).sum()
         self._step += 1
 
-    def _loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
+    def _batch(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B,) -> images (B, 1, 28, 28) as they are shown, labels (B,), and the teacher's answers (B, 10), if any."""
+        indices = self._order[places]  # (B,)
+        images, labels = self.split.images[indices], self.split.labels[indices]
+        if not self.recipe.changes_images and self.teacher_logits is None:
+            return images, labels, None
+        changes = self._changes.at(places)
+        target = None if self.teacher_logits is None else self.teacher_logits[changes.is_flipped.long(), indices]
+        return augment(images, self.recipe, changes), labels, target
+
+    def _loss(self, logits: Tensor, labels: Tensor, target: Tensor | None, size: int) -> Tensor:
+        recipe, smoothing = self.recipe, self.recipe.label_smoothing
         if self.peers.size == 1:
-            return cross_entropy(logits, labels)
-        return cross_entropy(logits, labels, reduction="sum") / size  # shares may differ by an image
-
-    def _captured(self, size: int) -> Callable[[], None]:
-        """The step as a graph; weights, optimiser and counters are then what they were before."""
-        before = self._remembered()
-        step, losses, num_correct = self._step.clone(), self._losses.clone(), self._num_correct.clone()
-        self._warm_up(size)
-        self._restore(before)
-        replay = self._graph_of(size)
-        self._step.copy_(step)
-        self._losses.copy_(losses)
-        self._num_correct.copy_(num_correct)
-        return replay
-
-    def _remembered(self) -> dict[int, Tensor]:
-        """Copies of all that a step changes, by the tensor's identity."""
-        return {id(tensor): tensor.detach().clone() for tensor in self._changing()}
-
-    def _changing(self) -> list[Tensor]:
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
-        return [*self.model.state_dict(keep_vars=True).values(), *(value for value in states if torch.is_tensor(value))]
+            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+        else:  # shares may differ by an image
+            loss = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") / size
+        if target is None:
+            return loss
+        other = distillation_loss(logits, target, recipe.distillation_temperature, size)
+        return (1 - recipe.distillation_weight) * loss + recipe.distillation_weight * other
 
     @torch.no_grad()
-    def _restore(self, before: dict[int, Tensor]) -> None:
-        for tensor in self._changing():
-            if id(tensor) in before:
-                tensor.copy_(before[id(tensor)])
+    def _average(self) -> None:
+        if self.averaged is self.model:
+            return
+        for mean, value in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, self._nearer)
             else:
-                tensor.zero_()  # what the optimiser only made in the warm-up, such as its momentum
+                mean.copy_(value)  # a count of batches
 
-    def _warm_up(self, size: int) -> None:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                self._step.zero_()  # whatever comes behind it, there are images in the first places
-                self._run(size)
-        torch.cuda.current_stream().wait_stream(stream)
+    # --- What is kept ------------------------------------------------------------------------------------------------
 
-    def _graph_of(self, size: int) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)  # the gradients then lie in the graph's own memory
-        with torch.cuda.graph(graph):
-            self._run(size)
-        return graph.replay
+    def _changing(self) -> list[Tensor]:
+        """All that a step changes."""
+        remembered = [value for state in self.optimizer.state.values() for value in state.values()]
+        averages = self.averaged.state_dict(keep_vars=True).values() if self.averaged is not self.model else ()
+        counted = (self._step, self._losses, self._num_correct)
+        weights = self.model.state_dict(keep_vars=True).values()
+        return [*weights, *averages, *(value for value in remembered if torch.is_tensor(value)), *counted]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything, beside the weights of `averaged`, that the next epoch depends on."""
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        state = self.optimizer.state_dict()["state"]
+        remembered = {
+            f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()
+        }
+        return weights | {name: value for name, value in remembered.items() if value is not None}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on where `state` was taken. Raises KeyError, RuntimeError or ValueError where it is of another run."""
+        weights = {name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")}
+        self.model.load_state_dict(weights)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                entries.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self._replays.clear()  # they have the tensors from before

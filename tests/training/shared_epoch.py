@@ -1,6 +1,6 @@
 """Each of several processes trains an epoch with the others and one alone, and compares: what test_optimisation runs.
 
-In float64 but for the losses, where rounding cannot be taken for an error, nor an error for rounding.
+In float64, where rounding cannot be taken for an error, nor an error for rounding; the losses are kept in float32.
 """
 
 import dataclasses
@@ -8,12 +8,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from training.epoch import TrainResult, image_order
+from training.epoch import TrainResult, image_order, train_epoch
 from training.model import initialise, model_for
-from training.optimisation import Optimisation
 from training.peers import ALONE, Peers, peers_on
 from training.recipes import RECIPES, Recipe
 from training.split import Split
+from training.steps import Steps
 
 NUM_IMAGES, BATCH_SIZE = 84, 33  # so that the shares of two processes differ, and the last batch is smaller
 
@@ -41,11 +41,10 @@ def trained(recipe: Recipe, peers: Peers) -> tuple[TrainResult, dict[str, Tensor
     teacher_logits = torch.randn(2, NUM_IMAGES, 10, generator=generator).double()
     model = model_for(recipe)
     initialise(model, seed=0)
-    optimisation = Optimisation(model.double(), recipe, teacher_logits if recipe.teacher else None, peers=peers)
-    order = image_order(0, 1, NUM_IMAGES)
-    result = optimisation.train_epoch(split, order, 0, 1, title="", before_step=lambda: None)
-    averaged = {f"averaged.{name}": value for name, value in optimisation.averaged.state_dict().items()}
-    return result, optimisation.state() | averaged
+    steps = Steps(model.double(), recipe, split, teacher_logits if recipe.teacher else None, peers=peers)
+    result = train_epoch(steps, image_order(0, 1, NUM_IMAGES), 0, 1, title="", before_step=lambda: None)
+    averaged = {f"averaged.{name}": value for name, value in steps.averaged.state_dict().items()}
+    return result, steps.state() | averaged
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from training.dataset import load_dataset
 from training.device import make_deterministic
 from training.epoch import Split, accuracy, image_order, split_on, train_epoch
 from training.model import LeNet5, initialise
+from training.recipes import RECIPES
+from training.steps import Steps
 from training.summary import summarize, table_from
 
 CPU = torch.device("cpu")
@@ -86,9 +88,9 @@ def test_metrics_and_weights_are_those_of_the_tutorials_own_loop(split: Split) -
     ours, theirs = LeNet5(), LeNet5()
     initialise(ours, SEED)
     initialise(theirs, SEED)
-    optimizer = torch.optim.SGD(ours.parameters(), lr=0.9)
     order = image_order(SEED, EPOCH, len(split.images))
-    result = train_epoch(ours, optimizer, split, order, 256, title="", before_step=lambda: None)
+    steps = Steps(ours, RECIPES["tutorial"], split)
+    result = train_epoch(steps, order, SEED, EPOCH, title="", before_step=lambda: None)
     loss, acc = train_as_the_tutorial_does(theirs, split)
     assert len(result.step_losses) == 3  # 256 + 256 + 88 images: the last batch counts by its size
     assert result.loss == pytest.approx(loss, rel=1e-6)  # ours is computed by blocks: other last bits

@@ -15,14 +15,15 @@ from torch import nn
 
 from serving.errors import BadDataError, ConfigurationError
 from tests.training.conftest import call_trainer, torchrun, train_in_two_processes
-from training.augmentation import augment
+from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state
 from training.dataset import load_dataset
-from training.epoch import Split, accuracy, image_order, split_on
+from training.epoch import Split, accuracy, all_logits, image_order, split_on, train_epoch
 from training.model import LeNet, initialise, model_for
-from training.optimisation import Optimisation, all_logits, distillation_loss, learning_rate_share
+from training.optimisation import distillation_loss, learning_rate_share
 from training.recipes import RECIPES, Recipe
 from training.record import RECORD_NAME, load_record
+from training.steps import Steps
 from training.validation import put_aside
 
 CPU = torch.device("cpu")
@@ -41,8 +42,10 @@ def model_of(recipe: Recipe) -> LeNet:
     return model
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def augmented(images: torch.Tensor, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images as an epoch would show them, and (N,) which are mirrored."""
+    changes = draw_changes(recipe, 0, 1, [len(images)], 28)
+    return augment(images, recipe, changes), changes.is_flipped
 
 
 @pytest.fixture
@@ -55,12 +58,12 @@ def split(data_dir: Path) -> Split:
 
 
 def test_nothing_asked_for_leaves_the_images_as_they_are(split: Split) -> None:
-    images, is_flipped = augment(split.images[:50], PLAIN, generator())
+    images, is_flipped = augmented(split.images[:50], PLAIN)
     assert torch.equal(images, split.images[:50]) and not is_flipped.any()
 
 
 def test_half_of_the_images_are_mirrored_and_known(split: Split) -> None:
-    images, is_flipped = augment(split.images, changed(PLAIN, flip=True), generator())
+    images, is_flipped = augmented(split.images, changed(PLAIN, flip=True))
     assert 0.4 < is_flipped.float().mean() < 0.6
     assert torch.equal(images[is_flipped], split.images[is_flipped].flip(3))
     assert torch.equal(images[~is_flipped], split.images[~is_flipped])
@@ -69,7 +72,7 @@ def test_half_of_the_images_are_mirrored_and_known(split: Split) -> None:
 def test_images_are_moved_by_every_number_of_pixels_up_to_the_largest(split: Split) -> None:
     bright = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
     bright[:, 0, 14, 14] = 255
-    images, _ = augment(bright, changed(PLAIN, max_shift=2), generator())
+    images, _ = augmented(bright, changed(PLAIN, max_shift=2))
     assert images.dtype == torch.uint8 and images.shape == bright.shape
     places = {(row, column) for _, _, row, column in images.nonzero().tolist()}
     assert places == {(row, column) for row in range(12, 17) for column in range(12, 17)}
@@ -78,7 +81,7 @@ def test_images_are_moved_by_every_number_of_pixels_up_to_the_largest(split: Spl
 
 def test_cutout_puts_one_square_of_background_on_each_image() -> None:
     white = torch.full((500, 1, 28, 28), 255, dtype=torch.uint8)
-    images, _ = augment(white, changed(PLAIN, cutout=8), generator())
+    images, _ = augmented(white, changed(PLAIN, cutout=8))
     areas = (images == 0).flatten(1).sum(1)  # (500,): smaller where the square hangs over the border
     assert areas.max() == 64 and areas.min() >= 16
     rows, columns = (images == 0).any(3).flatten(1).sum(1), (images == 0).any(2).flatten(1).sum(1)
@@ -109,12 +112,11 @@ def test_a_teacher_is_learnt_from_where_its_answers_differ() -> None:
 
 def run_steps(
     recipe: Recipe, split: Split, num_epochs: int = 1, logits: torch.Tensor | None = None, precision: str = "fp32"
-) -> Optimisation:
-    optimisation = Optimisation(model_of(recipe), recipe, logits, precision=precision)
+) -> Steps:
+    steps = Steps(model_of(recipe), recipe, split, logits, precision=precision)
     for epoch in range(1, num_epochs + 1):
-        order = image_order(0, epoch, len(split.images))
-        optimisation.train_epoch(split, order, 0, epoch, title="", before_step=lambda: None)
-    return optimisation
+        train_epoch(steps, image_order(0, epoch, len(split.images)), 0, epoch, title="", before_step=lambda: None)
+    return steps
 
 
 @pytest.mark.parametrize(
@@ -158,11 +160,11 @@ def test_mirrored_images_are_taught_by_the_answers_to_mirrored_images(split: Spl
 
 def test_average_follows_the_weights_slowly_and_statistics_too(split: Split) -> None:
     recipe = changed(MODERN, average_decay=0.9, num_epochs=1)
-    optimisation = Optimisation(model_of(recipe), recipe)
-    before = {name: tensor.clone() for name, tensor in optimisation.averaged.state_dict().items()}
-    optimisation.train_epoch(split, torch.arange(256), 0, 1, title="", before_step=lambda: None)  # one step
-    after = optimisation.model.state_dict()
-    for name, mean in optimisation.averaged.state_dict().items():
+    steps = Steps(model_of(recipe), recipe, Split(images=split.images[:256], labels=split.labels[:256]))
+    before = {name: tensor.clone() for name, tensor in steps.averaged.state_dict().items()}
+    train_epoch(steps, torch.arange(256), 0, 1, title="", before_step=lambda: None)  # one step
+    after = steps.model.state_dict()
+    for name, mean in steps.averaged.state_dict().items():
         if mean.is_floating_point():
             torch.testing.assert_close(mean, 0.1 * before[name] + 0.9 * after[name])  # the first step forgets most
 
@@ -221,16 +223,14 @@ class StopAtEpochError(Exception):
 
 def stop_before_the_second_epoch(patch: pytest.MonkeyPatch) -> None:
     """Of `modern`; its teacher is trained to the end."""
-    original = Optimisation.train_epoch
+    original = Steps.begin
 
-    def stop_in_second_epoch(
-        self: Optimisation, split: Split, order: torch.Tensor, seed: int, epoch: int, **rest: object
-    ) -> object:
+    def stop_in_second_epoch(self: Steps, order: torch.Tensor, seed: int, epoch: int) -> None:
         if epoch == 2 and self.recipe.name == "modern":
             raise StopAtEpochError
-        return original(self, split, order, seed, epoch, **rest)  # type: ignore[arg-type] # passed on
+        original(self, order, seed, epoch)
 
-    patch.setattr(Optimisation, "train_epoch", stop_in_second_epoch)
+    patch.setattr(Steps, "begin", stop_in_second_epoch)
 
 
 def test_interrupted_modern_run_resumes_to_the_weights_of_an_undisturbed_one(

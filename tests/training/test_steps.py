@@ -1,24 +1,37 @@
 """Steps as a GPU makes them, captured and replayed; in bf16; and shared between processes."""
 
-import copy
 import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.training.conftest import Train, train_in_two_processes
+from training import step_graphs
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import load_dataset
 from training.device import make_deterministic
 from training.epoch import image_order, split_on, train_epoch
-from training.model import LeNet5, initialise
+from training.model import LeNet, initialise, model_for
+from training.optimisation import optimizer_for
+from training.recipes import RECIPES, Recipe
 from training.record import load_record
 from training.split import Split
-from training.steps import WARM_UP_STEPS, Steps
+from training.steps import Steps
+
+TUTORIAL = dataclasses.replace(RECIPES["tutorial"], num_epochs=2, learning_rate=0.1)
+MODERN = dataclasses.replace(RECIPES["modern"], num_epochs=2, learning_rate=0.02, num_validation_images=0, cutout=8)
+ADAMW = dataclasses.replace(MODERN, optimizer="adamw", learning_rate=0.001)
+TAUGHT = dataclasses.replace(MODERN, teacher="teacher", teacher_epochs=1, distillation_weight=0.5)
+EVERY_KIND = pytest.mark.parametrize(
+    "recipe", [TUTORIAL, MODERN, ADAMW, TAUGHT], ids=["tutorial", "modern", "adamw", "taught"]
+)
 
 
 @pytest.fixture
@@ -27,90 +40,178 @@ def split(data_dir: Path) -> Split:
     return split_on(torch.device("cpu"), data.train_images, data.train_labels)
 
 
-@pytest.fixture
-def model() -> LeNet5:
+def model_of(recipe: Recipe) -> LeNet:
     make_deterministic(1)
-    model = LeNet5()
+    model = model_for(recipe)
     initialise(model, 0)
     return model
 
 
-def train_two_epochs(model: nn.Module, optimizer: torch.optim.Optimizer, split: Split, steps: Steps) -> list[float]:
+def steps_of(recipe: Recipe, split: Split, precision: str = "fp32") -> Steps:
+    teacher_logits = None
+    if recipe.teacher:
+        teacher_logits = torch.randn(2, len(split.images), 10, generator=torch.Generator().manual_seed(0))
+        teacher_logits = teacher_logits.to(split.images.device)
+    model = model_of(recipe).to(split.images.device)
+    return Steps(model, recipe, split, teacher_logits, precision=precision)
+
+
+def train_two_epochs(steps: Steps) -> list[float]:
     losses = []
     for epoch in (1, 2):
-        order = image_order(0, epoch, 600)
-        result = train_epoch(model, optimizer, split, order, 256, title="", before_step=lambda: None, steps=steps)
+        result = train_epoch(steps, image_order(0, epoch, 600), 0, epoch, title="", before_step=lambda: None)
         losses += result.step_losses
     return losses
 
 
-class CapturedSteps(Steps):
+def everything_in(steps: Steps) -> dict[str, Tensor]:
+    return steps.state() | {f"averaged.{name}": value for name, value in steps.averaged.state_dict().items()}
+
+
+# --- Captured --------------------------------------------------------------------------------------------------------
+
+
+def with_steps_for_a_graph(steps: Steps) -> Steps:
+    """On the CPU, with the optimiser that a GPU's steps have."""
+    steps.optimizer = optimizer_for(steps.model, steps.recipe, is_captured=True)
+    return steps
+
+
+@EVERY_KIND
+def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(
+    recipe: Recipe, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of the capturing but CUDA's own part: what a graph would replay is called again."""
+    runs: list[Callable[[], None]] = []
 
-    is_captured = True
+    def graph_of(run: Callable[[], None]) -> Callable[[], None]:
+        runs.append(run)
+        return run
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, split: Split) -> None:
-        super().__init__(model, optimizer, split, 256)
-        self.is_captured = True
-        self.num_captures = 0
-
-    def _warm_up(self, size: int) -> None:
-        for _ in range(WARM_UP_STEPS):
-            self._step.zero_()
-            self._run(size)
-
-    def _graph_of(self, size: int) -> Callable[[], None]:
-        self.num_captures += 1
-        return lambda: self._run(size)
+    monkeypatch.setattr(step_graphs, "_graph_of", graph_of)
+    eager, captured = (with_steps_for_a_graph(steps_of(recipe, split)) for _ in range(2))
+    captured.is_captured = True
+    assert train_two_epochs(captured) == train_two_epochs(eager)
+    theirs = everything_in(eager)
+    for name, tensor in everything_in(captured).items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert len(runs) == 2  # 256 images, and the last 88; once for all epochs and step sizes
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_capturing_leaves_no_trace_in_weights_momentum_or_losses(momentum: float, split: Split, model: LeNet5) -> None:
-    twin = copy.deepcopy(model)
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, momentum=momentum) for each in (model, twin)]
-    eager = Steps(model, optimizers[0], split, 256)
-    captured = CapturedSteps(twin, optimizers[1], split)
-    wanted = train_two_epochs(model, optimizers[0], split, eager)
-    assert train_two_epochs(twin, optimizers[1], split, captured) == pytest.approx(wanted, abs=0)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-    assert captured.num_captures == 2  # 256 images, and the last 88; once for all epochs
+def test_adamw_agrees_to_be_captured(split: Split) -> None:
+    """It raises in a capture where it was not told; `fused` alone does not tell it."""
+    groups = with_steps_for_a_graph(steps_of(ADAMW, split)).optimizer.param_groups
+    assert all(group["capturable"] and group["fused"] for group in groups)
 
 
-def test_another_step_size_is_captured_anew(split: Split, model: LeNet5) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    steps = CapturedSteps(model, optimizer, split)
-    train_two_epochs(model, optimizer, split, steps)
-    optimizer.param_groups[0]["lr"] = 0.01
-    train_two_epochs(model, optimizer, split, steps)
-    assert steps.num_captures == 4
+@EVERY_KIND
+def test_step_sizes_in_tensors_give_the_weights_that_numbers_give(recipe: Recipe, split: Split) -> None:
+    eager, captured = steps_of(recipe, split), with_steps_for_a_graph(steps_of(recipe, split))
+    losses = train_two_epochs(eager)
+    assert train_two_epochs(captured) == pytest.approx(losses, rel=1e-3)
+    for ours, theirs in zip(captured.averaged.parameters(), eager.averaged.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)  # fused kernels round otherwise
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
+    """What a graph would hold of the operators that run: their names, numbers, and the memory that they find there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[str, list[Any]]] = []
+        self.found: list[int] = []
+        self._made: list[torch.UntypedStorage] = []  # kept, so that no address is used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = tree_leaves((args, kwargs or {}))
+        if not str(func).startswith("profiler."):  # the optimiser's marks for PyTorch's profiler
+            self.calls.append((str(func), [value for value in given if not torch.is_tensor(value)]))
+        made = {storage.data_ptr() for storage in self._made}
+        here = [value.untyped_storage().data_ptr() for value in given if torch.is_tensor(value)]
+        self.found += [address for address in here if address not in made]
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if torch.is_tensor(value) and value.untyped_storage().data_ptr() not in (*made, *here):
+                self._made.append(value.untyped_storage())
+        return result
+
+
+def recorded_step(steps: Steps, epoch: int, number: int) -> Recorder:
+    steps.begin(image_order(0, epoch, 600), 0, epoch)
+    for _ in range(number):
+        steps.take(256)
+    steps._set_pace()
+    recorder = Recorder()
+    with recorder:
+        steps._run(256)
+    return recorder
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_step_is_the_same_operators_on_the_same_numbers_and_memory(
+    precision: str, recipe: Recipe, split: Split
+) -> None:
+    """What differs from step to step lies in tensors that stay where they are: so one graph serves all steps."""
+    steps = with_steps_for_a_graph(steps_of(recipe, split, precision))
+    recorded_step(steps, 1, 0)  # which makes the optimiser's memory
+    first, later = recorded_step(steps, 1, 0), recorded_step(steps, 2, 1)
+    assert len(first.calls) > 50
+    assert later.calls == first.calls
+    assert later.found == first.found
+    asking = {"aten._local_scalar_dense.default", "aten.nonzero.default"}  # the host waits for them
+    assert not asking & {name for name, _ in first.calls}
+
+
+def test_the_recorder_sees_step_sizes_that_are_no_tensors(split: Split) -> None:
+    """The check above is worth something only if it fails here."""
+    steps = steps_of(MODERN, split)
+    recorded_step(steps, 1, 0)
+    assert recorded_step(steps, 1, 0).calls != recorded_step(steps, 2, 1).calls
+    steps.optimizer = torch.optim.SGD(steps.model.parameters(), lr=torch.tensor(0.1), foreach=False)
+    assert "aten._local_scalar_dense.default" in {name for name, _ in recorded_step(steps, 1, 0).calls}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_captured_steps_on_cuda_give_the_eager_ones_weights(data_dir: Path, model: LeNet5) -> None:
+@EVERY_KIND
+def test_captured_steps_on_cuda_give_the_eager_ones_weights(recipe: Recipe, data_dir: Path) -> None:
     data, cuda = load_dataset(data_dir, verify=False), torch.device("cuda")
     split = split_on(cuda, data.train_images, data.train_labels)
     results = []
     for is_captured in (False, True):
-        twin = copy.deepcopy(model).to(cuda)
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.9)
-        steps = Steps(twin, optimizer, split, 256)
+        steps = steps_of(recipe, split)
+        assert steps.is_captured
         steps.is_captured = is_captured
-        train_two_epochs(twin, optimizer, split, steps)
-        results.append(list(twin.parameters()))
-    for eager, captured in zip(*results, strict=True):
-        torch.testing.assert_close(captured, eager, rtol=1e-5, atol=1e-6)
+        train_two_epochs(steps)
+        results.append(everything_in(steps))
+    for name, eager in results[0].items():
+        torch.testing.assert_close(results[1][name], eager, rtol=1e-5, atol=1e-6)
 
 
-def test_bf16_steps_round_and_keep_float32_weights(split: Split, model: LeNet5) -> None:
-    twin = copy.deepcopy(model)
-    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, twin)]
-    full = train_two_epochs(model, optimizers[0], split, Steps(model, optimizers[0], split, 256))
-    steps = Steps(twin, optimizers[1], split, 256, precision="bf16")
-    rounded = train_two_epochs(twin, optimizers[1], split, steps)
-    assert rounded != full
-    assert rounded == pytest.approx(full, rel=0.02)
-    assert {weight.dtype for weight in twin.parameters()} == {torch.float32}
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@EVERY_KIND
+def test_nothing_within_an_epoch_on_cuda_waits_for_the_device(recipe: Recipe, data_dir: Path) -> None:
+    data, cuda = load_dataset(data_dir, verify=False), torch.device("cuda")
+    steps = steps_of(recipe, split_on(cuda, data.train_images, data.train_labels))
+    train_two_epochs(steps)  # which captures
+    steps.begin(image_order(0, 2, 600), 0, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for size in steps.sizes:
+            steps.take(size)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_bf16_steps_round_and_keep_float32_weights(split: Split) -> None:
+    full, rounded = steps_of(TUTORIAL, split), steps_of(TUTORIAL, split, "bf16")
+    losses = train_two_epochs(full)
+    rounded_losses = train_two_epochs(rounded)
+    assert rounded_losses != losses
+    assert rounded_losses == pytest.approx(losses, rel=0.02)
+    assert {weight.dtype for weight in rounded.model.parameters()} == {torch.float32}
 
 
 def test_precision_is_recorded_and_part_of_what_a_run_is(
@@ -144,16 +245,14 @@ def test_two_processes_end_at_the_weights_of_one(data_dir: Path, finished_run: P
         assert ours.train_acc == pytest.approx(theirs.train_acc, abs=2 / 600)
 
 
-def test_two_processes_go_on_where_one_stopped(
-    data_dir: Path, finished_run: Path, run_dir: Path, split: Split, model: LeNet5
-) -> None:
+def test_two_processes_go_on_where_one_stopped(data_dir: Path, finished_run: Path, run_dir: Path, split: Split) -> None:
     """The second process has weights of its own until it gets the first one's."""
     alone = load_checkpoint(finished_run)
-    optimizer = torch.optim.SGD(model.parameters(), lr=alone.recipe.learning_rate)
-    train_epoch(model, optimizer, split, image_order(0, 1, 600), 256, title="", before_step=lambda: None)
+    steps = Steps(model_of(alone.recipe), alone.recipe, split)
+    train_epoch(steps, image_order(0, 1, 600), 0, 1, title="", before_step=lambda: None)
     half_done = dataclasses.replace(load_record(finished_run)[0], completed_epochs=1, metrics=alone.metrics[:1])
     run_dir.mkdir()
-    save_checkpoint(run_dir, model.state_dict(), half_done)
+    save_checkpoint(run_dir, steps.averaged.state_dict(), half_done)
     done = train_in_two_processes(data_dir, run_dir, "--epochs", "2", "--resume")
     assert done.returncode == 0, done.stderr
     assert "has 1 of 2 epochs" in done.stdout

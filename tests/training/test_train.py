@@ -23,6 +23,7 @@ from training.config import TrainConfig
 from training.curves import CURVES_NAME, HISTORY_NAME
 from training.data_files import FILES
 from training.dataset import load_dataset
+from training.device import choose_device
 from training.epoch import image_order, split_on, train_epoch
 from training.model import LeNet5, initialise
 from training.pictures import KERNELS_NAME
@@ -30,6 +31,7 @@ from training.process import StopRequest
 from training.recipes import RECIPES, Recipe
 from training.record import RECORD_NAME, differences, load_record
 from training.run import train_seeds
+from training.steps import Steps
 from training.train import main
 
 Train = Callable[..., int]
@@ -78,9 +80,9 @@ def test_run_is_one_epoch_after_another_each_in_its_own_order(finished_run: Path
     split = split_on(torch.device("cpu"), data.train_images, data.train_labels)
     model = LeNet5()
     initialise(model, seed=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.9)
+    steps = Steps(model, RECIPES["tutorial"], split)
     for epoch in (1, 2):
-        train_epoch(model, optimizer, split, image_order(0, epoch, 600), 256, title="", before_step=lambda: None)
+        train_epoch(steps, image_order(0, epoch, 600), 0, epoch, title="", before_step=lambda: None)
     weights = load_checkpoint(finished_run).state_dict
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
@@ -273,6 +275,18 @@ def test_gpu_that_is_not_there_is_an_error_and_not_replaced(train: Train, run_di
     assert train("--device", "cuda:99") == os.EX_UNAVAILABLE
     assert "error: NO_GPU: asked for cuda:99, but torch" in capsys.readouterr().err
     assert not (run_dir / RECORD_NAME).exists()
+
+
+@pytest.mark.parametrize(("wanted", "local_rank", "index"), [("cuda:1", 0, 1), ("auto", 1, 1), ("cuda", 0, 0)])
+def test_the_chosen_gpu_is_where_streams_and_graphs_are_made(
+    wanted: str, local_rank: int, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    assert choose_device(wanted, local_rank) == torch.device("cuda", index)
+    assert used == [index]
 
 
 def test_bad_data_end_the_command_with_exit_code_65_before_any_training(
