@@ -54,7 +54,7 @@ def open_backends(
     Raises ResourceUnavailableError NO_KERNELS where none but the reference can run here what would be published.
     """
     backends: list[Backend] = []
-    open_onnx = partial(OnnxRuntimeBackend, tf32=precision == "tf32")
+    open_onnx = partial(OnnxRuntimeBackend, precision=precision)
     for device in ("cpu", "cuda"):
         for open_backend, name in ((TorchBackend, PROGRAM_NAME), (open_onnx, ONNX_NAME)):
             try:

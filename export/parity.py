@@ -155,7 +155,11 @@ def truth_of(model: nn.Module) -> Truth:
 
 
 def _logits_at_batch_sizes(backend: Backend, images: Images, batch_sizes: Sequence[int]) -> NDArray[np.float32]:
-    """(B, N, 10): the logits of all images, in batches of each size in turn (the last of each may be smaller)."""
+    """(B, N, 10): the logits of all images, in batches of each size in turn (the last of each may be smaller).
+
+    Warmed up as in serving: where a batch size has a CUDA graph, all are captured before any is compared.
+    """
+    backend.warm_up()
     logits = np.empty((len(batch_sizes), len(images), 10), np.float32)
     with tqdm(total=logits[..., 0].size, unit="image", desc=backend.name, disable=None) as progress:
         for row, batch_size in enumerate(batch_sizes):

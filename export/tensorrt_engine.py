@@ -173,10 +173,15 @@ def check_types(layers: list[Any], precision: str) -> dict[str, int]:
 
 
 def _tensors_between(layers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(layer, output) for outputs of layers that other layers read: the ends of the model have types of their own."""
+    """(layer, output) for outputs of layers that other layers read: the ends of the model have types of their own.
+
+    So has what the first layer makes of the images: scaling them is float32 whatever the precision.
+    """
     if any(not isinstance(layer, dict) for layer in layers):
         raise BadDataError("BAD_ENGINE", "the engine tells only its layers' names", "build it with make export")
     for layer in layers:
+        if any(tensor["Name"] == "images" for tensor in layer.get("Inputs", [])):
+            continue
         for tensor in layer.get("Outputs", []):
             is_shape = len(tensor.get("Dimensions", IMAGE)) < 2  # whose integers some versions describe as INT8
             if tensor["Name"] not in ("images", "logits") and not is_shape:

@@ -5,6 +5,8 @@ provider fails at a call it makes the session anew on the next one. Each of thes
 `device` is always where the model runs.
 """
 
+import contextlib
+import io
 import os
 from typing import Any, cast
 
@@ -25,7 +27,7 @@ _FATAL_ONLY = 4  # ONNX Runtime's log severity; what it would log also comes as 
 class OnnxRuntimeBackend:
     """An ONNX model in one session. `model` is the whole file; nothing else is read from disk.
 
-    `tf32` allows CUDA to multiply in TF32; a CPU has no such arithmetic and computes in full float32.
+    `precision` is the model's own; on CUDA it decides whether tensor cores may be used.
 
     Raises BadDataError where the model cannot be loaded, refers to external data or breaks the contract of tensors;
     ResourceUnavailableError where the device or the provider is not to be had; UsageError for an unknown device.
@@ -34,13 +36,13 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
 
     def __init__(
-        self, model: bytes, *, device: str = "cpu", num_threads: int = 1, max_batch_size: int, tf32: bool = False
+        self, model: bytes, *, device: str = "cpu", num_threads: int = 1, max_batch_size: int, precision: str = "fp32"
     ) -> None:
         self.device = "cuda:0" if device == "cuda" else device
         self.max_batch_size = max_batch_size
         # On CUDA all work is on one stream of ours, so that whoever times it can put events around it.
         self.stream: Any = None if self.device == "cpu" else _stream_on(self.device)
-        self._session = _session_from(model, self.device, num_threads, tf32, self.stream)
+        self._session = _session_from(model, self.device, num_threads, precision, self.stream)
         _check_contract(self._session)
         self._bound: BoundRuns | None = None
         if self.device != "cpu":
@@ -68,18 +70,21 @@ class OnnxRuntimeBackend:
             self.stream.free()
 
 
-def _session_from(model: bytes, device: str, num_threads: int, tf32: bool, stream: Any) -> Any:
+def _session_from(model: bytes, device: str, num_threads: int, precision: str, stream: Any) -> Any:
     """The session on `device`, or an error: never another provider."""
-    options = _options(num_threads)
+    options, complaints = _options(num_threads), ""
     if device == "cpu":
         providers: list[Any] = ["CPUExecutionProvider"]
     else:
-        providers = [_cuda_provider(device, tf32, stream)]
+        complaints = _load_cuda_libraries()
+        providers = [_cuda_provider(device, precision, stream)]
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no node may stay on the CPU
+        # CUDA has no integer kernels for Q/DQ pairs to be fused into, and none for the int32 biases of that fusion.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common parent below Exception
-        raise _start_error(error, device) from error
+        raise _start_error(error, device, complaints) from error
     wanted = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
     if session.get_providers()[0] != wanted:
         raise _no_cuda(device, f"ONNX Runtime started {session.get_providers()[0]} instead of {wanted}")
@@ -121,13 +126,27 @@ def _stream_on(device: str) -> Any:
         raise _no_cuda(device, str(error)) from None
 
 
-def _cuda_provider(device: str, tf32: bool, stream: Any) -> tuple[str, dict[str, str]]:
-    """The CUDA provider, on `stream`; float32 in full unless TF32 is what was proven."""
-    onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where they are installed that way
+def _load_cuda_libraries() -> str:
+    """CUDA's and cuDNN's, from their Python packages where they are installed that way; what ONNX Runtime misses.
+
+    It would print that, into whatever our program prints.
+    """
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        onnxruntime.preload_dlls()
+    return " ".join(printed.getvalue().split())
+
+
+def _cuda_provider(device: str, precision: str, stream: Any) -> tuple[str, dict[str, str]]:
+    """The CUDA provider, on `stream`.
+
+    `use_tf32` means all tensor cores: without it cuDNN may not use them for fp16 either. With it float32 is multiplied
+    in TF32, which keeps 10 bits of 23: another precision than fp32, and than what int8 models have between integers.
+    """
     options = {
         "device_id": device.partition(":")[2],
         "user_compute_stream": str(int(stream)),  # it belongs to us: ONNX Runtime does not destroy it
-        "use_tf32": str(int(tf32)),  # TF32 keeps 10 bits of 23, which is another precision than fp32
+        "use_tf32": str(int(precision not in ("fp32", "int8"))),
         "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm at each new batch size
         "arena_extend_strategy": "kSameAsRequested",
         "enable_cuda_graph": "1",  # captured by BoundRuns, one for each batch size bucket
@@ -140,10 +159,10 @@ def _no_cuda(device: str, why: str) -> ResourceUnavailableError:
     return ResourceUnavailableError("NO_GPU", f"asked for onnxruntime on {device}: {why}", cure)
 
 
-def _start_error(error: Exception, device: str) -> Exception:
+def _start_error(error: Exception, device: str, complaints: str) -> Exception:
     """What ONNX Runtime's exception means: on CUDA anything but an unreadable model may be the provider's fault."""
-    reason = str(error).splitlines()[0]
-    if type(error).__name__ == "NotImplemented":
+    reason = str(error).splitlines()[0] + (f"; {complaints}" if complaints else "")
+    if type(error).__name__ == "NotImplemented" or "Provider type for" in reason:  # CPU's and CUDA's words for it
         what = f"asked for onnxruntime on {device}: {reason.rpartition(' : ')[2]}"
         return ResourceUnavailableError("NO_KERNELS", what, "export another --precision, or use another device")
     if device != "cpu" and type(error).__name__ not in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):

@@ -107,9 +107,9 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
     except ImportError as error:
         cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
         raise ResourceUnavailableError("NO_ONNXRUNTIME", f"asked for onnxruntime: {error}", cure) from None
-    tf32 = precision == "tf32"
+    max_batch_size = largest_on(device)
     return OnnxRuntimeBackend(
-        model, device=device, num_threads=num_threads, max_batch_size=largest_on(device), tf32=tf32
+        model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, precision=precision
     )
 
 

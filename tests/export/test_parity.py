@@ -66,6 +66,27 @@ def test_outputs_that_are_no_numbers_fail(value: float) -> None:
     assert report.runtimes[1].num_non_finite > 0
 
 
+class WarmsUp(OnnxRuntimeBackend):
+    """Tells what it is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__(ONNX, max_batch_size=MAX_BATCH_SIZE)
+        self.calls: list[str] = []
+
+    def infer(self, images: Images) -> Logits:
+        self.calls.append("infer")
+        return super().infer(images)
+
+    def warm_up(self) -> None:
+        self.calls.append("warm up")
+
+
+def test_backends_are_compared_as_they_serve_after_warming_up() -> None:
+    backend = WarmsUp()
+    run_gate(truth(), [backend], noise_inputs(), "fp32")
+    assert backend.calls[0] == "warm up" and backend.calls.count("warm up") == 1
+
+
 def test_comparing_no_image_is_an_error() -> None:
     with pytest.raises(BadDataError, match="PARITY: nothing was compared: 2 runtimes, 0 test images"):
         gate(ONNX, NOTHING)

@@ -16,8 +16,8 @@ RealSession = onnxruntime.InferenceSession
 class SessionOnCuda:
     """ONNX Runtime's session as CUDA's, in host memory: it keeps the provider's options and counts runs as launches."""
 
-    def __init__(self, gpu: FakeCuda, model: bytes, *_: Any, providers: list[Any], **__: Any) -> None:
-        self._gpu = gpu
+    def __init__(self, gpu: FakeCuda, model: bytes, options: Any, *, providers: list[Any], **_: Any) -> None:
+        self._gpu, self.session_options = gpu, options
         ((self.provider, self.options),) = providers
         self._session = RealSession(model, providers=["CPUExecutionProvider"])
 

@@ -281,6 +281,15 @@ def test_network_that_became_one_layer_tells_no_types() -> None:
     assert check_types(layers_of(), "fp16") == {}
 
 
+def test_what_scales_the_images_may_be_float32() -> None:
+    outputs = [{"Name": "scaled", "Format/Datatype": "Row major linear FP32"}]
+    first = {"Name": "cast", "Inputs": [{"Name": "images"}], "Outputs": outputs}
+    assert check_types([first, *layers_of()], "fp16") == {}
+    assert check_types([first, *layers_of("Half")], "fp16") == {"fp16": 1}
+    with pytest.raises(BadDataError, match="WRONG_PRECISION"):
+        check_types([first, *layers_of("Float")], "fp16")
+
+
 def test_indices_shapes_and_images_are_no_matter_of_precision() -> None:
     others = layers_of("Row major linear UINT8 format", "Int64", "Bool", "N/A due to dynamic shapes", "Half")
     shape = {"Name": "a shape", "Dimensions": [2], "Format/Datatype": "Row major linear INT8 format"}

@@ -54,9 +54,9 @@ def lean_runtime() -> Path:
 
 
 def environment_for(directory: Path) -> dict[str, str]:
-    """For a process that is to import from that directory."""
+    """For a process that is to import from that directory; it sees no GPU, where there is one."""
     path = os.pathsep.join([str(directory), str(Path(__file__).parents[2])])
-    return {**os.environ, "PYTHONPATH": path, "LD_LIBRARY_PATH": str(directory)}
+    return {**os.environ, "PYTHONPATH": path, "LD_LIBRARY_PATH": str(directory), "CUDA_VISIBLE_DEVICES": ""}
 
 
 def pip_install(directory: Path, *requirements: str) -> None:
