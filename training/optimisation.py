@@ -1,6 +1,7 @@
 """How weights move: optimiser, schedule of the step sizes, average; and the loss beside a teacher's answers."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,18 @@ def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> tor
     with.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if recipe.weight_decay:
+        groups = [
+            {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [weight for weight in trained if weight.dim() <= 1]},
+        ]
     rate: float | Tensor = recipe.learning_rate
     for group in groups if is_captured else ():
         group["lr"] = torch.tensor(rate, device=trained[0].device)
     fused = True if is_captured else None
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=is_captured)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=fused, capturable=is_captured)
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
 
 

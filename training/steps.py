@@ -60,9 +60,10 @@ class Steps:
         if peers.size > 1:
             share_statistics(model, peers)
         self._forward = peers.shared(LeNet5InBlocks(cast(LeNet5, model)) if in_blocks else model)
-        self._order = torch.zeros(num_images, dtype=torch.int64, device=device)  # (N,)
+        # (S, B): which images each step is on; a row for each, for one look-up instead of three operators.
+        self._order = torch.zeros(len(self.sizes), max(self.sizes), dtype=torch.int64, device=device)
         self._changes = Changes.none(num_images, device)
-        self._places = torch.arange(min(recipe.batch_size, num_images), device=device)  # (B,)
+        self._places = torch.arange(max(self.sizes), device=device)  # (B,)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)  # (1,): number of the epoch's next step
         self._numbers = torch.arange(len(self.sizes), device=device)  # (S,)
         self._losses = torch.zeros(len(self.sizes), device=device)  # (S,)
@@ -76,7 +77,7 @@ class Steps:
 
     def begin(self, order: Tensor, seed: int, epoch: int) -> None:
         """An epoch, counting from 1, in this order, (N,) int64; what is random in it depends on (seed, epoch) alone."""
-        self._order.copy_(order)
+        self._order.view(-1)[: len(order)].copy_(order)
         if self.recipe.changes_images:
             self._changes.copy_(draw_changes(self.recipe, seed, epoch, self.sizes, self.split.images.shape[-1]))
         self._step.zero_()
@@ -118,29 +119,32 @@ class Steps:
 
     def _run(self, size: int) -> None:
         """Everything in it happens on the device."""
-        places = self._step * self.recipe.batch_size + self._places[:size]  # (B,) in the epoch's order
-        places = places[self.peers.share]  # from here on B of this process
-        images, labels, target = self._batch(places)
+        images, labels, target = self._batch(size)  # from here on B of this process
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             logits = self._forward(images)  # (B, 10)
         logits = logits.to(self._nearer.dtype)  # of the weights
         loss = self._loss(logits, labels, target, size)  # () this process's share of the batch's mean
-        (loss * self.peers.size).backward()  # type: ignore[no-untyped-call] # the peers' gradients are averaged
+        # The peers' gradients are averaged.
+        (loss if self.peers.size == 1 else loss * self.peers.size).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()  # here and not before: in a capture, gradients are then all the graph's own
         self._average()
         # Not by index: PyTorch's deterministic way to do that sorts, which is many launches for one number.
-        self._losses.copy_(torch.where(self._numbers == self._step, loss.detach(), self._losses))
+        torch.where(self._numbers == self._step, loss.detach(), self._losses, out=self._losses)
         self._num_correct += (logits.argmax(dim=1) == labels).sum()
         self._step += 1
 
-    def _batch(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(B,) -> images (B, 1, 28, 28) as they are shown, labels (B,), and the teacher's answers (B, 10), if any."""
-        indices = self._order[places]  # (B,)
+    def _batch(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, 1, 28, 28) as they are shown, labels (B,), and the teacher's answers (B, 10), if any.
+
+        This process's part of the step's `size` images.
+        """
+        indices = self._order[self._step][0, :size][self.peers.share]  # (B,)
         images, labels = self.split.images[indices], self.split.labels[indices]
         if not self.recipe.changes_images and self.teacher_logits is None:
             return images, labels, None
-        changes = self._changes.at(places)
+        places = self._step * self.recipe.batch_size + self._places[:size]  # (size,) in the epoch's order
+        changes = self._changes.at(places[self.peers.share])
         target = None if self.teacher_logits is None else self.teacher_logits[changes.is_flipped.long(), indices]
         return augment(images, self.recipe, changes), labels, target
 
