@@ -29,7 +29,7 @@ from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
 from serving.metrics import NO_METRICS, Metrics
-from serving.ranking import checked_rows
+from serving.ranking import checked_logits
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on thi
 class Answer(NamedTuple):
     """What a request's future resolves to."""
 
-    logits: list[list[float]]  # N rows of 10; float32 values
+    logits: Logits  # (N, 10) float32
     queue_us: int
     inference_us: int
     batch_size: int  # images, those of other requests too
@@ -217,18 +217,18 @@ class Batcher:
     def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
         """Answer i belongs to image i of the batch."""
         self._on_device.popleft()
-        rows = self._rows_of(batch, logits)
+        checked = self._checked(batch, logits)
         num_answered, stop = self.num_answered, 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
-            if isinstance(rows, RequestError):
-                self._settle(part.request, rows)
+            if isinstance(checked, RequestError):
+                self._settle(part.request, checked)
                 continue
             queue_s = batch.started_s - part.request.arrived_s
             self._metrics.observe_queue(queue_s)
-            answer = Answer(rows[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
+            answer = Answer(checked[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
             self._settle_part(part, answer)
-        if isinstance(rows, RequestError):
+        if isinstance(checked, RequestError):
             self._metrics.count_failed_batch()
         else:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
@@ -236,11 +236,11 @@ class Batcher:
             self._queue.observe(stop, seconds)
         self._dispatch()
 
-    def _rows_of(self, batch: Batch, logits: Logits | None) -> list[list[float]] | RequestError:
+    def _checked(self, batch: Batch, logits: Logits | None) -> Logits | RequestError:
         if logits is None:
             return BATCH_FAILED
         try:
-            return checked_rows(logits, len(batch.images))
+            return checked_logits(logits, len(batch.images))
         except BackendError as error:
             logger.error("%s", error)
             return error
@@ -302,6 +302,6 @@ def _images_of(parts: list[Part]) -> Images:
 
 def _rejoined(parts: list[Answer]) -> Answer:
     """The answer to a split request: its longest wait, the sum of its batches' run times, its largest batch."""
-    logits = [row for part in parts for row in part.logits]
+    logits = np.concatenate([part.logits for part in parts])
     queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
     return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

@@ -1,10 +1,6 @@
-"""From one image's logits to its most probable classes.
+"""From logits to the most probable classes: softmax, shifted by the maximum so that it cannot overflow."""
 
-In plain Python, an image at a time: for ten classes that takes 1.5 us, less than NumPy needs to begin, and gives up the
-GIL nowhere, which NumPy does with each call and a busy server pays for.
-"""
-
-from math import exp, isfinite
+from math import exp
 
 import numpy as np
 
@@ -12,29 +8,41 @@ from serving.backends.base import Logits
 from serving.errors import BackendError
 
 NUM_CLASSES = 10
+# From so many images on NumPy is faster than Python: it takes 6 us to begin, and 0.2 us an image instead of 1.4 us.
+MANY_IMAGES = 6
 
 
-def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
-    """The `top_k` most probable (label, probability), best first; equal ones in the order of their labels.
-
-    Softmax, shifted by the maximum so that it cannot overflow.
-    """
-    largest = max(logits)
-    exponentials = [exp(logit - largest) for logit in logits]  # the largest is 1
-    total = sum(exponentials)
-    best = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
-    return [(label, exponentials[label] / total) for label in best]
-
-
-def checked_rows(logits: Logits, num_images: int) -> list[list[float]]:
-    """The logits, one row of floats per image.
+def checked_logits(logits: Logits, num_images: int) -> Logits:
+    """(N, 10), as they are.
 
     Raises BackendError unless there is one finite row of 10 per image: the largest of NaN would be a confident answer.
     """
     if np.shape(logits) != (num_images, NUM_CLASSES):
         expected = (num_images, NUM_CLASSES)
         raise BackendError("BAD_OUTPUT", f"the backend answered with shape {np.shape(logits)}, expected {expected}")
-    rows: list[list[float]] = logits.tolist()
-    if not isfinite(sum(map(sum, rows))):  # any NaN or infinity makes the sum one
+    if not np.isfinite(logits).all():
         raise BackendError("BAD_OUTPUT", "the backend answered with logits that are not finite")
-    return rows
+    return logits
+
+
+def best(logits: Logits) -> tuple[list[int], list[float]]:
+    """The most probable label of each image and its probability; of equal ones the first label."""
+    if len(logits) >= MANY_IMAGES:
+        doubles = logits.astype(np.float64)  # (N, 10)
+        totals = np.exp(doubles - doubles.max(1, keepdims=True)).sum(1)  # (N,): the largest is 1
+        return logits.argmax(1).tolist(), (1 / totals).tolist()
+    labels, probabilities = [], []
+    for row in logits.tolist():
+        largest = max(row)
+        labels.append(row.index(largest))
+        probabilities.append(1 / sum([exp(logit - largest) for logit in row]))
+    return labels, probabilities
+
+
+def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
+    """The `top_k` most probable (label, probability) of one image, best first; equal ones by their labels."""
+    largest = max(logits)
+    exponentials = [exp(logit - largest) for logit in logits]  # the largest is 1
+    total = sum(exponentials)
+    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
+    return [(label, exponentials[label] / total) for label in order]

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from protos import classifier_pb2 as pb
 from serving.backends.base import Images
-from serving.batcher import Answer, Batcher
+from serving.batcher import Batcher
 from serving.config import ServerConfig
 from serving.errors import ExpiredError, InvalidRequestError, OverloadedError, UnknownModelError
 from serving.images import image_from_picture, images_from_bytes
 from serving.manifest import TensorSpec
 from serving.metrics import NO_METRICS, Metrics
-from serving.ranking import rank
+from serving.response import ResponseWriter
 from serving.served_model import ServedModel
 
 MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take up half of the queue
@@ -46,7 +46,7 @@ class ClassifierService:
         self._metrics = metrics
         self._classes = model.manifest.classes
         self._name, self._version = model.manifest.model_name, str(model.manifest.version)
-        self._empty_response = pb.ClassifyResponse(model_name=self._name, model_version=self._version)
+        self._writer = ResponseWriter(self._name, self._version, self._classes)
         # Two threads: enough to overlap, and a bound on the memory that decoding takes at any moment.
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._num_decoding = 0  # pictures
@@ -66,7 +66,7 @@ class ClassifierService:
             images = self._raw_images(request)
         answer = await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
         self.num_requests += 1
-        response = self._response(answer, top_k)
+        response = self._writer.write(answer, top_k)
         self._metrics.observe_request(time.monotonic() - began_s)
         return response
 
@@ -176,19 +176,6 @@ class ClassifierService:
         limit = self._config.max_images_per_request
         if num_images > limit:
             raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")
-
-    def _response(self, answer: Answer, top_k: int) -> bytes:
-        response = pb.ClassifyResponse()
-        response.MergeFrom(self._empty_response)
-        split = response.time
-        split.queue_us, split.inference_us, split.batch_size = answer.queue_us, answer.inference_us, answer.batch_size
-        classes, add = self._classes, response.classifications.add
-        for logits in answer.logits:
-            predictions = add().predictions
-            for label, probability in rank(logits, top_k):
-                prediction = predictions.add()  # set field by field, which is faster than by keywords
-                prediction.label, prediction.name, prediction.probability = label, classes[label], probability
-        return response.SerializeToString()
 
 
 def parse(request: RequestMessage, message: bytes) -> RequestMessage:

@@ -23,9 +23,9 @@ from serving.config import ServerConfig
 from serving.errors import ProgramError, ResourceUnavailableError
 from serving.manifest import Manifest, TensorSpec
 from serving.metrics import NO_METRICS
+from serving.response import ResponseWriter
 from serving.served_model import ServedModel
 from serving.server import Server
-from serving.service import ClassifierService
 from tests.serving.fake_backend import FakeBackend, image
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -396,7 +396,7 @@ def test_bug_in_the_service_is_internal_and_its_words_stay_inside(monkeypatch: p
     def broken(*_: Any) -> bytes:
         raise KeyError("secret")
 
-    monkeypatch.setattr(ClassifierService, "_response", broken)
+    monkeypatch.setattr(ResponseWriter, "write", broken)
 
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
