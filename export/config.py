@@ -35,6 +35,9 @@ class ExportConfig:
     max_batch_size: int = 256
     """The largest batch that is proven, and so the largest that may be served."""
 
+    unproven_dir: Path | None = None
+    """Where what was made is also left before it is proven, to be measured; None leaves nothing that is unproven."""
+
     precision: str = "fp32"
     """What the layers compute in, one of PRECISIONS; `images` are uint8 and `logits` float32 in all of them."""
 
@@ -80,7 +83,7 @@ class ExportConfig:
     @property
     def failed_dir(self) -> Path:
         """Where the reports of a failed gate go, to be read; never a place that a server looks at."""
-        return self.repository_dir.parent / "parity-failed"
+        return self.unproven_dir or self.repository_dir.parent / "parity-failed"
 
 
 EPILOG = f"""
@@ -90,7 +93,8 @@ Makes a torch.export program, an ONNX model and, where there is an NVIDIA GPU an
 the checkpoint, and proves that each gives the answers of the model in
 float64: on every test image and on edge cases, in batches of 1, 2, 7, 64 and the largest. Then publishes them, whole or
 not at all. Where the proof fails nothing is published, the exit code is 65, and parity-failed/parity.md beside the
-repository tells what differs, on which image, and from which layer on.
+repository tells what differs, on which image, and from which layer on. What --unproven-dir asks for has a manifest
+that no server accepts.
 """
 
 
@@ -109,6 +113,9 @@ def config_from(arguments: list[str]) -> ExportConfig:
     add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
     add("--incomplete", action="store_true", help="export a checkpoint even if its training has not finished")
     add("--max-batch-size", type=int, default=256, metavar="N", help="largest to prove, and so to serve (256)")
+    add(
+        "--unproven-dir", type=Path, metavar="DIR", help="also leave there, before the proof, what was made: to measure"
+    )
     add("--precision", choices=PRECISIONS, default="fp32", help="what the layers compute in (fp32)")
     add("--engine", choices=WANTED, default="auto", help="build a TensorRT engine (auto: where that can be done)")
     add("--opt-batch-size", type=int, default=64, metavar="N", help="batch that the engine is timed at (64)")
@@ -123,6 +130,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
         verify_data=not options.unverified_data,
         incomplete=options.incomplete,
         max_batch_size=options.max_batch_size,
+        unproven_dir=options.unproven_dir,
         precision=options.precision,
         engine=options.engine,
         opt_batch_size=options.opt_batch_size,

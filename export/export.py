@@ -25,7 +25,7 @@ from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
 from serving.errors import BadDataError, ResourceUnavailableError
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, TensorSpec
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, TensorSpec, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
@@ -95,10 +95,18 @@ def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: 
     return BadDataError("PARITY", what, f"nothing was published; read {directory / 'parity.md'}")
 
 
+def leave_unproven(directory: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Leaves what was made where it can be measured, even if its proof fails or crashes; no server accepts it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomically(directory / name, data)
+    save_manifest(dataclasses.replace(manifest, parity_passed=False), directory)
+
+
 def manifest_of(
     files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engine: EngineSpec | None
 ) -> Manifest:
-    """The manifest of a version whose gate passed; publishing gives it its number."""
+    """The manifest of a version, to be published once its gate has passed; publishing gives it its number."""
     return Manifest(
         model_name=MODEL_NAME,
         version=0,
@@ -131,6 +139,10 @@ def main(arguments: list[str]) -> int:
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
     engine, about_engine = add_engine(files, config.engine_options, config.engine)
+    # The program is the reference: in another precision nobody is to serve it for what was asked for.
+    kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}
+    if config.unproven_dir:
+        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engine))
 
     truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
@@ -144,10 +156,8 @@ def main(arguments: list[str]) -> int:
     if not report:
         raise parity_error(report, reports, config.failed_dir)
 
-    if config.precision != "fp32":
-        del files[PROGRAM_NAME]  # the reference, not what was asked for: nobody is to serve it under this precision
-    files |= reports
-    version_dir = publish(config.repository_dir / MODEL_NAME, files, manifest_of(files, checkpoint, config, engine))
+    kept |= reports
+    version_dir = publish(config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engine))
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
     print(about_engine)
     return 0

@@ -20,7 +20,7 @@ from loadtest.memory import device_bytes, resident_bytes
 from serving.backends.base import IMAGE_SHAPE, Backend, Images
 from serving.backends.select import open_backend
 from serving.errors import MissingInputError, run_program
-from serving.manifest import PROGRAM_NAME, list_versions, load_manifest, read_verified
+from serving.manifest import PROGRAM_NAME, Manifest, list_versions, load_manifest, read_manifest, read_verified
 
 BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "floor")
 
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
     """Prints the figures; errors as everywhere."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.latency", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
+    parser.add_argument("--unproven", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="floor: the copies alone")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256, 1024], help="(%(default)s)")
@@ -37,7 +38,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     before = device_bytes(options.device)
-    backend = opened(options.repository, options.backend, options.device, max(options.batch_sizes))
+    backend = opened(
+        options.repository, options.backend, options.device, max(options.batch_sizes), unproven=options.unproven
+    )
     backend.warm_up()
     clock = clock_of(backend)
     rows = [measured(backend.infer, size, options.repeats, options.seconds, clock) for size in options.batch_sizes]
@@ -46,25 +49,34 @@ def main(arguments: list[str]) -> int:
     memory = {"resident_bytes": resident_bytes(), "device_bytes": grown}
     clock.close()
     backend.close()
-    print(json.dumps({"backend": options.backend, "device": options.device, "rows": rows, "memory": memory}))
+    measurement = {"backend": options.backend, "device": options.device, "rows": rows, "memory": memory}
+    print(json.dumps(measurement | {"is_proven": options.unproven is None}))
     return 0
 
 
-def opened(repository: Path, kind: str, device: str, max_batch_size: int) -> Backend:
-    """The newest version on that backend and device, and on nothing else; the floor needs no version."""
+def opened(repository: Path, kind: str, device: str, max_batch_size: int, *, unproven: Path | None = None) -> Backend:
+    """The newest version, or the `unproven` one, on that backend and device and on nothing else.
+
+    The floor needs no version.
+    """
     if kind == "floor":
         return copies_on(device, max_batch_size)
-    versions = list_versions(repository / "lenet5")
-    if not versions:
-        raise MissingInputError("NO_MODEL", f"{repository} has no version of lenet5", "make export writes one")
-    version_dir = repository / "lenet5" / str(versions[-1])
-    manifest = load_manifest(version_dir)
+    version_dir, manifest = (unproven, read_manifest(unproven)) if unproven else newest_version(repository)
     if kind == "torch-compiled":
         from serving.backends.torch_backend import TorchBackend
 
         program = read_verified(version_dir, manifest, PROGRAM_NAME)
         return TorchBackend(program, device=device, max_batch_size=max_batch_size, compiled=True)
     return open_backend(kind, device, version_dir, manifest, max_batch_size=max_batch_size, num_threads=1)[0]
+
+
+def newest_version(repository: Path) -> tuple[Path, Manifest]:
+    """Its directory and manifest. Raises MissingInputError NO_MODEL where there is none, and as `load_manifest`."""
+    versions = list_versions(repository / "lenet5")
+    if not versions:
+        raise MissingInputError("NO_MODEL", f"{repository} has no version of lenet5", "make export writes one")
+    version_dir = repository / "lenet5" / str(versions[-1])
+    return version_dir, load_manifest(version_dir)
 
 
 def measured(

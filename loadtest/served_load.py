@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
     parser.add_argument("--reference", type=Path, help="repository of the fp32 version with the program (the same)")
+    parser.add_argument("--unproven-reference", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--device", default="auto", help="of the server (%(default)s)")
     parser.add_argument("--reference-device", default="cpu", help="of the reference (%(default)s)")
     parser.add_argument("--images-per-request", type=int, default=64, help="(%(default)s)")
@@ -46,7 +47,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     images = load_dataset(options.data_dir, verify=not options.unverified_data).test_images
-    reference = opened(options.reference or options.repository, "torch", options.reference_device, 64)
+    reference = opened(
+        options.reference or options.repository,
+        "torch",
+        options.reference_device,
+        64,
+        unproven=options.unproven_reference,
+    )
     labels, is_decided = answers_of(reference, images)
     settings = ("--repository", str(options.repository), "--port", "0", "--device", options.device)
     with server_process("serving", *settings) as server:
@@ -69,6 +76,7 @@ def main(arguments: list[str]) -> int:
         "memory": memory,
         "reference": measured(reference.infer, 64, options.repeats, min(1.0, options.seconds)),
         "reference_device": reference.device,
+        "is_reference_proven": options.unproven_reference is None,
     }
     print(json.dumps(document))
     if document["num_wrong"]:

@@ -78,10 +78,21 @@ def save_manifest(manifest: Manifest, version_dir: Path) -> None:
 
 
 def load_manifest(version_dir: Path) -> Manifest:
-    """Reads and checks a manifest.
+    """The manifest of a version that may be served: its parity was proven.
 
-    Raises MissingInputError where there is none, BadDataError where it is malformed, of another format, or of a
-    version whose parity failed.
+    Raises BadDataError PARITY_FAILED where it was not, and as `read_manifest`.
+    """
+    manifest = read_manifest(version_dir)
+    if not manifest.parity_passed:
+        what = f"{version_dir / MANIFEST_NAME} does not say that its parity was proven"
+        raise BadDataError("PARITY_FAILED", what, "make export writes a new version")
+    return manifest
+
+
+def read_manifest(version_dir: Path) -> Manifest:
+    """The manifest, whatever it says of parity: to measure with, never to serve.
+
+    Raises MissingInputError where there is none, BadDataError where it is malformed or of another format.
     """
     path = version_dir / MANIFEST_NAME
     again = "make export writes a new version"
@@ -92,12 +103,9 @@ def load_manifest(version_dir: Path) -> Manifest:
     except ValueError as error:
         raise BadDataError("BAD_MANIFEST", f"{path} is not JSON: {error}", again) from None
     try:
-        manifest = _manifest_from(document)
+        return _manifest_from(document)
     except (KeyError, TypeError, ValueError) as error:
         raise BadDataError("BAD_MANIFEST", f"{path}: {error!r}", again) from None
-    if not manifest.parity_passed:
-        raise BadDataError("PARITY_FAILED", f"{path} says that its parity gate failed", again)
-    return manifest
 
 
 def _manifest_from(document: dict[str, Any]) -> Manifest:
