@@ -8,15 +8,22 @@ Document = dict[str, Any]
 PEAKS = ("resident", "device_allocated", "device_reserved")
 
 
-def markdown_from(document: Document, plot_stem: str) -> str:
-    """Everything that was measured, with n and spread; and what was not, with the reason."""
+def markdown_from(document: Document, plot_stem: str = "") -> str:
+    """Everything that was measured by now, with n and spread; and what was not, with the reason."""
     sections = [f"# GPU report, {document['date']}"]
     if document["rehearsal"]:
         sections = [
             f"# Rehearsal of the GPU report, {document['date']}",
             "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**",
         ]
-    sections += [_host(document), _steps(document), _training(document), _parity(document), _latency(document)]
+    sections += [
+        _unfinished(document),
+        _host(document),
+        _steps(document),
+        _training(document),
+        _parity(document),
+        _latency(document),
+    ]
     if plot_stem:
         sections.append(f"![Latency over batch size]({plot_stem}.png)")
     sections += [_serving(document), _memory(document)]
@@ -24,10 +31,15 @@ def markdown_from(document: Document, plot_stem: str) -> str:
 
 
 def results_of(document: Document, kind: str) -> Iterator[dict[str, Any]]:
-    """Of the steps of that kind that succeeded."""
+    """Of the steps of that kind: all that have one, for one that failed may have found something out."""
     for step in document["steps"]:
-        if step["status"] == "ok" and step["name"].split()[0] == kind:
+        if step["result"] and step["name"].split()[0] == kind:
             yield step["result"]
+
+
+def measured_name(result: dict[str, Any]) -> str:
+    """The precision that a latency was measured in, and whether its version failed the gate."""
+    return f"{result['precision']}{'' if result['is_proven'] else ', unproven'}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -50,8 +62,18 @@ def _host(document: Document) -> str:
     return "\n".join(["## Host", "", *lines])
 
 
+def _unfinished(document: Document) -> str:
+    missing = [step["name"] for step in document["steps"] if step["status"] in ("running", "not run")]
+    if not missing:
+        return ""
+    return f"**Not finished: {len(missing)} of {len(document['steps'])} steps are missing, from `{missing[0]}` on.**"
+
+
 def _steps(document: Document) -> str:
-    rows = [[step["name"], step["status"], f"{step['seconds']:.1f}", step["reason"]] for step in document["steps"]]
+    rows = [
+        [step["name"], step["status"], f"{step['seconds']:.1f}", " ".join(step["reason"].split()).replace("|", "\\|")]
+        for step in document["steps"]
+    ]
     return "## Steps\n\n" + _table(("step", "outcome", "seconds", "why"), rows)
 
 
@@ -66,10 +88,19 @@ def _training(document: Document) -> str:
                 *("examples_per_s_steady_steps", "examples_per_s_steady_with_evaluation"),
             )
         ]
-        rows.append([result["precision"], str(len(runs)), *figures, _spread([run["test_acc"] for run in runs], 4)])
+        rows.append(
+            [
+                result["recipe"],
+                result["precision"],
+                str(len(runs)),
+                *figures,
+                _spread([run["test_acc"] for run in runs], 4),
+            ]
+        )
     if not rows:
         return ""
     header = (
+        "recipe",
         "precision",
         "seeds",
         "steps alone",
@@ -98,23 +129,32 @@ def _floor(document: Document) -> str:
 
 
 def _parity(document: Document) -> str:
+    """Of every try of every export, refused ones too."""
+    tries = [(result["precision"], each) for result in results_of(document, "export") for each in result["tries"]]
+    if not tries:
+        return ""
     rows = [
         [
-            row["precision"],
+            f"{precision}, --engine {each['engine_option']}",
             f"{row['runtime']} on {row['device']}",
+            row["precision"],
             f"{float(row['max_abs_diff']):.2e}",
             f"{100 * row['top1_agreement']:.5g} %",
             f"{row['accuracy']:.4f}",
             "pass" if row["passed"] else "FAIL",
+            "published" if each["status"] == "ok" else "refused",
         ]
-        for result in results_of(document, "export")
-        for row in result["parity"]
+        for precision, each in tries
+        for row in each["parity"]
     ]
-    engines = [f"- {result['precision']}: {result['about_engine']}" for result in results_of(document, "export")]
-    if not rows:
-        return ""
-    header = ("tolerance of", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass")
-    return "\n\n".join(["## Export and parity", _table(header, rows), "\n".join(engines)])
+    header = ("export", "runtime", "tolerance of", "max_abs_diff", "top-1 agreement", "accuracy", "pass", "the version")
+    note = "A version is published, and may be served, only where all its rows pass."
+    outcomes = [
+        f"- {precision}, --engine {each['engine_option']}: "
+        + ". ".join(filter(None, (each["outcome"], each["about_engine"])))
+        for precision, each in tries
+    ]
+    return "\n\n".join(["## Export and parity", note, *([_table(header, rows)] if rows else []), "\n".join(outcomes)])
 
 
 def _latency(document: Document) -> str:
@@ -122,7 +162,7 @@ def _latency(document: Document) -> str:
     rows = [
         [
             result["backend"],
-            result["precision"],
+            measured_name(result),
             str(row["batch_size"]),
             row["clock"],
             _spread(row["latency_us"], 1),
@@ -140,6 +180,8 @@ def _latency(document: Document) -> str:
         "highest. Latency and images/s are by the row's clock; CUDA events are recorded on the backend's stream before "
         "and after each call. The floor is the copies alone, in one launch."
     )
+    if not all(result["is_proven"] for result in results):
+        note += " Unproven: on files that no parity gate has passed, see above; nothing may be served from them."
     return f"## Latency and throughput on {results[0]['device']}\n\n{note}\n\n{_table(header, rows)}"
 
 
@@ -148,11 +190,11 @@ def _memory(document: Document) -> str:
     for result in results_of(document, "train"):
         peaks = [run["peak_memory"] for run in result["runs"]]
         found = [max((peak[name] for peak in peaks if name in peak), default=None) for name in PEAKS]
-        rows.append([f"training, {result['precision']}, at most", *map(_mebibytes, found)])
+        rows.append([f"training, {result['recipe']}, {result['precision']}, at most", *map(_mebibytes, found)])
     for result in results_of(document, "latency"):
         memory = result["memory"]
         found = [memory["resident_bytes"], memory["device_bytes"], None]
-        rows.append([f"{result['backend']}, {result['precision']}", *map(_mebibytes, found)])
+        rows.append([f"{result['backend']}, {measured_name(result)}", *map(_mebibytes, found)])
     for result in results_of(document, "serve"):
         found = [result["memory"]["resident_bytes"], result["memory"]["device_bytes"], None]
         rows.append([f"server, {result['served_by']}, {result['precision']}", *map(_mebibytes, found)])
@@ -175,14 +217,15 @@ def _serving(document: Document) -> str:
     sections = []
     for result in results_of(document, "serve"):
         reference = result["reference"]["images_per_s"]
+        reference_is = "" if result["is_reference_proven"] else "unproven, "
         ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
         sections += [
             "## Served, beside the reference in process",
             f"- {result['served_by']}, {result['precision']}: {_spread(result['images_per_s'])} images/s, "
             f"{result['images_per_request']} images a request, {result['in_flight']} in flight; latency p50 "
             f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
-            f"- torch in process on {result['reference_device']}, batches of 64: {_spread(reference)} images/s; "
-            f"served over reference {ratio:.2f}",
+            f"- torch in process on {result['reference_device']}, {reference_is}batches of 64: "
+            f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
             f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
         ]
     return "\n".join(sections).replace("process\n-", "process\n\n-")

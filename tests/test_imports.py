@@ -18,7 +18,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # With protos a closed set: an image that serves holds nothing else.
     "serving": ("protos",),
     "protos": (),
-    "loadtest": ("serving", "protos", "training.dataset"),
+    "loadtest": ("serving", "protos", "training.dataset", "training.storage"),
 }
 
 # Modules of serving that export may import must not bring the server along.

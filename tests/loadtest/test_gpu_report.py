@@ -1,39 +1,76 @@
 """The GPU report, rehearsed on a CPU: every step is a real program, and none that fails takes another with it."""
 
+import dataclasses
+import hashlib
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import torch
 
+from export.export import leave_unproven
+from export.repository import publish
 from loadtest import gpu_report
-from loadtest.gpu_report import Plan, StepFailedError, main, program, run_of, run_step
+from loadtest.gpu_report import Step, main, new_report, run_step
 from loadtest.gpu_report_pages import markdown_from
+from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
+from loadtest.gpu_report_steps import export, latency, may_be_the_engine, run_of, serve
+from serving.errors import run_program
+from tests.export.small_model import manifest_for, program_and_onnx, seeded_model, truth
+from tests.export.test_export import RECORD
 from tests.idx_files import write_idx_files
+from training.checkpoint import save_checkpoint
 
 
-def plan_in(directory: Path, seconds: float = 60.0) -> Plan:
-    return Plan(device="cpu", is_rehearsal=True, work_dir=directory, data=(), deadline_s=time.monotonic() + seconds)
+def plan_in(directory: Path, seconds: float = 60.0, data: tuple[str, ...] = ()) -> Plan:
+    return Plan(
+        device="cpu",
+        is_rehearsal=True,
+        work_dir=directory,
+        data=data,
+        time_limit_s=600,
+        deadline_s=time.monotonic() + seconds,
+    )
+
+
+def step_of(work: Callable[[], dict[str, Any]], name: str = "a step") -> Step:
+    step = Step(name=name)
+    run_step(step, work)
+    return step
+
+
+def page_of(*steps: Step) -> str:
+    return markdown_from({"rehearsal": False, "date": "2026-01-01", "steps": [asdict(step) for step in steps]})
 
 
 @pytest.mark.slow
 def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On 600 images one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
-    write_idx_files(tmp_path / "data")
+    """On 6,000 images one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
+    write_idx_files(tmp_path / "data", num_train=6000)
     options = ["--rehearse", "--reports-dir", str(tmp_path / "reports"), "--data-dir", str(tmp_path / "data")]
     assert main([*options, "--unverified-data"]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
     (report,) = (tmp_path / "reports").glob("gpu-rehearsal-*.json")
     document = json.loads(report.read_bytes())
     outcomes = {step["name"]: step["status"] for step in document["steps"]}
-    for name in ("host", "floor of training", "train fp32", "export fp32", "serve"):
+    for name in ("host", "floor of training", "train fp32", "train modern", "export fp32", "serve"):
         assert outcomes[name] == "ok", document
-    for backend in ("floor", "torch", "onnxruntime"):
-        assert outcomes[f"latency {backend} fp32"] == "ok"
+    for measured in ("floor fp32", "torch fp32", "onnxruntime fp32", "onnxruntime int8"):
+        assert outcomes[f"latency {measured}"] == "ok"
     assert outcomes["export int8"] == "failed"
     for absent in ("latency tensorrt fp32", "latency tensorrt int8", "latency torch-compiled fp32"):
         assert outcomes[absent] == "absent"
@@ -45,8 +82,14 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     assert results["serve"]["memory"]["resident_bytes"] > 60 << 20  # of all its processes, not the supervisor's alone
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
-    (run,) = results["train fp32"]["runs"]
-    assert run["examples_per_s_wall"] > 0 < run["peak_memory"]["resident"]
+    for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):
+        (run,) = results[name]["runs"]
+        assert (results[name]["recipe"], results[name]["precision"]) == (recipe, "fp32")
+        assert run["examples_per_s_wall"] > 0 < run["peak_memory"]["resident"]
+    (refused,) = results["export int8"]["tries"]  # once: there was no engine to leave out
+    assert [(row["runtime"], row["passed"]) for row in refused["parity"]] == [("torch", True), ("onnxruntime", False)]
+    proven = {name: result["is_proven"] for name, result in results.items() if "is_proven" in result}
+    assert [name for name in proven if not proven[name]] == ["latency onnxruntime int8"]
 
     page = report.with_suffix(".md").read_text()
     assert "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**" in page
@@ -60,9 +103,15 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         "multiply-adds",
     ):
         assert part in page
-    (training,) = [line for line in page.splitlines() if line.startswith("| training, fp32, at most |")]
+    assert "Not finished" not in page
+    assert "| onnxruntime | int8, unproven | 64 | wall clock |" in page
+    assert [line for line in page.splitlines() if line.startswith("| modern | fp32 | 1 |")]
+    (training,) = [line for line in page.splitlines() if line.startswith("| training, tutorial, fp32, at most |")]
     assert training.endswith("| not measured | not measured |")
     assert report.with_suffix(".png").stat().st_size > 10_000
+
+
+# --- A step that fails ------------------------------------------------------------------------------------------------
 
 
 def raising(error: Exception) -> Any:
@@ -70,40 +119,235 @@ def raising(error: Exception) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "result"),
     [
-        (StepFailedError("no driver", is_absent=True), "absent"),
-        (StepFailedError("it crashed"), "failed"),
-        (FileNotFoundError("checkpoint.json"), "failed"),
-        (KeyError("rows"), "failed"),
+        (StepFailedError("no driver", status="absent"), "absent", {}),
+        (StepFailedError("it crashed"), "failed", {}),
+        (StepFailedError("the gate refused it", result={"found": 1}), "failed", {"found": 1}),
+        (FileNotFoundError("checkpoint.json"), "failed", {}),
+        (KeyError("rows"), "failed", {}),
     ],
 )
-def test_a_step_that_raises_is_an_outcome(error: Exception, status: str) -> None:
-    step = run_step("a step", lambda: raising(error))
-    assert (step.status, step.result) == (status, {})
+def test_a_step_that_raises_is_an_outcome(error: Exception, status: str, result: dict[str, int]) -> None:
+    step = step_of(lambda: raising(error))
+    assert (step.status, step.result) == (status, result)
     assert str(error) in step.reason
 
 
 def test_a_program_that_fails_is_told_by_its_own_error_line(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match=r"^NO_MODEL: .* has no version of lenet5") as failure:
-        program(plan_in(tmp_path), "loadtest.latency", "--repository", tmp_path)
-    assert failure.value.is_absent
+        output_of(plan_in(tmp_path), "loadtest.latency", "--repository", tmp_path)
+    assert failure.value.status == "absent"
 
 
-def test_a_program_that_is_killed_or_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "crashing.py").write_text("import os; os.abort()")
-    (tmp_path / "hanging.py").write_text("import time; time.sleep(60)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Modules in it can be imported by the programs that are run."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    (tmp_path / "modules").mkdir()
+    return tmp_path / "modules"
+
+
+def test_an_error_line_is_found_before_what_a_library_adds(modules: Path, tmp_path: Path) -> None:
+    (modules / "failing.py").write_text(
+        "import sys; print('error: BAD_THING: broken\\nCUDA driver says goodbye', file=sys.stderr); sys.exit(65)"
+    )
+    with pytest.raises(StepFailedError, match=r"^BAD_THING: broken$"):
+        output_of(plan_in(tmp_path), "failing")
+
+
+def test_a_program_that_crashes_is_told(modules: Path, tmp_path: Path) -> None:
+    (modules / "crashing.py").write_text("import os; os.abort()")
     with pytest.raises(StepFailedError, match="ended with -6"):
-        program(plan_in(tmp_path), "crashing")
-    with pytest.raises(StepFailedError, match="stopped after 2 s"):
-        program(plan_in(tmp_path), "hanging", limit_s=2)
+        output_of(plan_in(tmp_path), "crashing")
+
+
+def test_a_program_that_hangs_is_stopped_with_the_servers_that_it_started(modules: Path, tmp_path: Path) -> None:
+    (modules / "hanging.py").write_text(
+        "import subprocess, sys, time\n"
+        "server = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(server.pid))\n"
+        "time.sleep(60)"
+    )
+    with pytest.raises(StepFailedError, match=r"^stopped after 2 s$"):
+        output_of(plan_in(tmp_path), "hanging", limit_s=2)
+    server = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE
+
+
+def test_json_is_read_from_the_last_line_whatever_a_library_prints_before(modules: Path, tmp_path: Path) -> None:
+    (modules / "chatty.py").write_text("print('[TensorRT] hello'); print('{not json}'); print('{\"rows\": [1]}')")
+    (modules / "silent.py").write_text("")
+    (modules / "rambling.py").write_text("print('{\"rows\": [1]}'); print('goodbye')")
+    assert json_of(plan_in(tmp_path), "chatty") == {"rows": [1]}
+    for module, last in (("silent", "''"), ("rambling", "'goodbye'")):
+        with pytest.raises(StepFailedError, match=f"no JSON: {last}$"):
+            json_of(plan_in(tmp_path), module)
+
+
+# --- An export that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Plan:
+    """A plan whose training is done: seeded weights, and data that is not Fashion-MNIST."""
+    write_idx_files(tmp_path / "data", num_train=10, num_test=30)
+    plan = plan_in(tmp_path, 250, ("--data-dir", str(tmp_path / "data"), "--unverified-data"))
+    plan.checkpoint_dir.mkdir()
+    save_checkpoint(plan.checkpoint_dir, seeded_model().state_dict(), RECORD)
+    return plan
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_be_built_takes_no_other_runtime_with_it(trained: Plan, modules: Path) -> None:
+    """TensorRT's library crashes; the export without it is proven, and told apart."""
+    (modules / "tensorrt.py").write_text("import os; os.abort()")
+    exported = step_of(partial(export, trained, "fp32"), "export fp32")
+    assert exported.status == "failed"
+    assert re.match(r"ended with -6: .*; again with --engine no: published$", exported.reason)
+    crashed, published = exported.result["tries"]
+    assert (crashed["status"], crashed["parity"]) == ("failed", [])
+    assert [row["passed"] for row in published["parity"]] == [True, True]
+
+    timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
+    assert timed.result["is_proven"], timed.reason
+    without_engine = step_of(partial(latency, trained, "fp32", "tensorrt"), "latency tensorrt fp32")
+    assert (without_engine.status, without_engine.reason[:10]) == ("absent", "NO_ENGINE:")
+    page = page_of(exported, timed)
+    assert "- fp32, --engine auto: ended with -6: " in page
+    assert "- fp32, --engine no: published. TensorRT engine left out: --engine no" in page
+    assert re.search(
+        r"\| fp32, --engine no \| torch on cpu \| fp32 \| \S+ \| 100 % \| \S+ \| pass \| published \|", page
+    )
+
+
+@pytest.mark.parametrize(
+    ("passed", "expected"),
+    [
+        ({}, True),
+        ({"torch": True, "onnxruntime": True, "tensorrt": False}, True),
+        ({"torch": True, "onnxruntime": False, "tensorrt": True}, False),
+        ({"torch": True, "onnxruntime": False}, False),
+    ],
+)
+def test_an_export_is_tried_again_only_where_its_engine_may_have_failed_it(
+    passed: dict[str, bool], expected: bool
+) -> None:
+    parity = [{"runtime": runtime, "passed": has_passed} for runtime, has_passed in passed.items()]
+    assert may_be_the_engine(parity) == expected
+
+
+@pytest.mark.slow
+def test_a_gate_that_refuses_a_version_leaves_its_figures_and_unproven_latencies(trained: Plan) -> None:
+    """Of large numbers that cancel out float32 leaves more than a hundred thousandth of error, in any runtime."""
+    weights = seeded_model().state_dict()
+    weight, bias = list(weights)[-2:]
+    cancelling = truth()(np.zeros((1, 1, 28, 28), np.uint8))[0]  # (10,)
+    large = {weight: 1e5 * weights[weight], bias: weights[bias] - 1e5 * torch.tensor(cancelling, dtype=torch.float32)}
+    save_checkpoint(trained.checkpoint_dir, weights | large, RECORD)
+    exported = step_of(partial(export, trained, "fp32"), "export fp32")
+    assert (exported.status, exported.reason[:8]) == ("failed", "PARITY: ")
+    (refused,) = exported.result["tries"]
+    assert max(row["max_abs_diff"] for row in refused["parity"] if not row["passed"]) > 1e-5
+
+    timed = step_of(partial(latency, trained, "fp32", "torch"), "latency torch fp32")
+    assert (timed.status, timed.result["is_proven"]) == ("ok", False), timed.reason
+    served = step_of(partial(serve, trained), "serve")
+    assert (served.status, served.reason) == ("absent", "no version was published, and a server takes no other")
+    page = page_of(exported, timed, served)
+    assert re.search(r"\| fp32, --engine auto \| onnxruntime on cpu \|.*\| FAIL \| refused \|", page)
+    assert "| torch | fp32, unproven | 64 | wall clock |" in page
+    assert "published |" not in page
+
+
+@pytest.mark.slow
+def test_a_published_version_is_served_beside_a_reference_that_was_refused(trained: Plan) -> None:
+    files = program_and_onnx(seeded_model(), 64)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    manifest = dataclasses.replace(manifest_for(digests), max_batch_size=64)
+    publish(trained.models_dir("fp16") / "lenet5", files, manifest)
+    leave_unproven(trained.unproven_dir("fp32", "no"), files, manifest)
+    served = step_of(partial(serve, trained), "serve")
+    assert served.status == "ok", served.reason
+    assert (served.result["precision"], served.result["is_reference_proven"]) == ("fp16", False)
+    assert served.result["num_wrong"] == 0
+    assert "- torch in process on cpu, unproven, batches of 64: " in page_of(served)
+
+
+# --- A run that ends early --------------------------------------------------------------------------------------------
 
 
 def test_no_step_begins_after_the_time_is_up(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match="no time left of 600 s") as failure:
-        program(plan_in(tmp_path, seconds=0.5), "no_such_module")
-    assert failure.value.is_absent
+        output_of(plan_in(tmp_path, seconds=0.5), "no_such_module")
+    assert failure.value.status == "not run"
+
+
+def test_time_limit_ends_the_run_with_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    options = ["--rehearse", "--reports-dir", str(tmp_path), "--time-limit-s", "20.9"]
+    assert main(options) == 0
+    assert time.monotonic() - started_s < 20.9
+    (report,) = tmp_path.glob("*.json")
+    document = json.loads(report.read_bytes())
+    assert document["time_limit_s"] == 20.9
+    assert document["steps"][0]["status"] == "ok"
+    for step in document["steps"][1:]:
+        if step["name"] == "latency torch-compiled fp32":  # which no rehearsal measures
+            continue
+        assert step["status"] == ("absent" if step["name"] == "serve" else "not run"), step
+    assert "no time left of 21 s" in report.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("limit_s", ["20", "0", "nan"])
+def test_a_time_limit_that_leaves_no_time_is_refused(limit_s: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(main, ["--time-limit-s", limit_s]) == 2
+    assert capsys.readouterr().err.startswith(f"error: BAD_OPTIONS: --time-limit-s is {limit_s} (it must be above 20")
+
+
+def reported(directory: Path) -> dict[str, str]:
+    """Step -> status, as the report has it by now."""
+    steps = [step for path in directory.glob("*.json") for step in json.loads(path.read_bytes())["steps"]]
+    return {step["name"]: step["status"] for step in steps}
+
+
+def test_a_run_that_is_killed_leaves_what_it_measured_and_says_what_it_did_not(tmp_path: Path) -> None:
+    write_idx_files(tmp_path / "data")
+    options = [
+        "--rehearse",
+        "--reports-dir",
+        tmp_path / "reports",
+        "--data-dir",
+        tmp_path / "data",
+        "--unverified-data",
+    ]
+    command = [sys.executable, "-m", "loadtest.gpu_report", *map(str, options)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, process_group=0) as process:
+        until_s = time.monotonic() + 60
+        while reported(tmp_path / "reports").get("train fp32") != "running" and time.monotonic() < until_s:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)  # the step's program is of this group too
+    assert process.returncode == -signal.SIGKILL
+    statuses = reported(tmp_path / "reports")
+    assert list(statuses.values()) == ["ok", "ok", "running", *["not run"] * (len(statuses) - 3)]
+    (page,) = (tmp_path / "reports").glob("*.md")
+    text = page.read_text()
+    assert f"**Not finished: {len(statuses) - 2} of {len(statuses)} steps are missing, from `train fp32` on.**" in text
+    assert "multiply-adds" in text or "| floor of training | ok |" in text
+
+
+def test_a_second_run_of_the_day_leaves_the_first_ones_report_alone(tmp_path: Path) -> None:
+    stems = []
+    for _ in range(3):
+        report = new_report(tmp_path, "NVIDIA H100 80GB HBM3", is_rehearsal=False, time_limit_s=600)
+        report.write([Step(name="host")])
+        stems.append(report.stem.name.replace(report.date, "<date>"))
+    stem = "gpu-nvidia-h100-80gb-hbm3-<date>"
+    assert stems == [stem, f"{stem}-2", f"{stem}-3"]
+
+
+# --- Figures and pages ------------------------------------------------------------------------------------------------
 
 
 def test_steady_figures_leave_out_the_first_epoch() -> None:
@@ -119,7 +363,7 @@ def test_steady_figures_leave_out_the_first_epoch() -> None:
 
 def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
     row = {"batch_size": 64, "clock": "CUDA events", "latency_us": [21.0, 20.0, 23.0], "images_per_s": [3e6]}
-    latency = {"backend": "tensorrt", "precision": "fp16", "device": "cuda", "rows": [row | {"wall_us": [25.0]}]}
+    measured = {"backend": "tensorrt", "precision": "fp16", "device": "cuda", "rows": [row | {"wall_us": [25.0]}]}
     memory = {"resident_bytes": 300 << 20, "device_bytes": 5 << 20}
     floor: dict[str, float] = {
         "batch_size": 256,
@@ -137,26 +381,21 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
             "peak_memory": {"resident": 4 << 30, "device_allocated": 70 << 20, "device_reserved": 82 << 20},
         }
     )
-    results = {
+    results: dict[str, dict[str, Any]] = {
         "floor of training": floor,
-        "train fp32": {"precision": "fp32", "runs": [run]},
-        "latency tensorrt fp16": latency | {"memory": memory},
+        "train fp32": {"recipe": "tutorial", "precision": "fp32", "runs": [run]},
+        "latency tensorrt fp16": measured | {"memory": memory, "is_proven": True},
     }
-    steps = [
-        {"name": name, "status": "ok", "reason": "", "seconds": 1.0, "result": result}
-        for name, result in results.items()
-    ]
-    page = markdown_from({"rehearsal": False, "date": "2026-01-01", "steps": steps}, "")
+    page = page_of(*(Step(name=name, status="ok", result=result) for name, result in results.items()))
     assert page.startswith("# GPU report, 2026-01-01")
     assert "rehearsal" not in page
+    assert "nproven" not in page
     assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 |" in page
-    assert "| training, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
+    assert "| training, tutorial, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
     assert "| tensorrt, fp16 | 300.0 | 5.0 | not measured |" in page
     assert "no more than 2,800,000 examples/s" in page
 
 
 def test_figures_on_unchecked_data_are_never_a_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.errors import run_program
-
     monkeypatch.setattr(gpu_report, "gpu_facts", lambda: {"name": "NVIDIA H200"})
     assert run_program(main, ["--unverified-data"]) == os.EX_CONFIG

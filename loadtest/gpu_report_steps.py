@@ -1,0 +1,175 @@
+"""The steps of the GPU report: each runs a program as a user would, and returns what it printed or wrote."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
+from serving.manifest import FILE_OF_BACKEND, PROGRAM_NAME
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy", "cuda-bindings", "numpy")
+MODEL_OF = "fp32"  # the version that holds the program
+SERVED = ("fp16", MODEL_OF, "tf32", "bf16", "int8")  # the first of them that was published
+EXPORT_LIMIT_S = 150.0  # of each try
+PARITY_FIGURES = (
+    *("runtime", "device", "precision", "max_abs_diff", "top1_agreement", "accuracy", "num_batch_flips", "passed"),
+)
+
+
+def look_at_host(plan: Plan) -> dict[str, Any]:
+    """Hardware and versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "gpu": gpu_facts(),
+        "cpu": f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": plan.device,
+    }
+
+
+def gpu_facts() -> dict[str, str]:
+    """What nvidia-smi says of the first GPU; empty where there is none."""
+    names = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "compute_cap")
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(names, (value.strip() for value in line.split(",")), strict=False))
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def training_floor(plan: Plan) -> dict[str, Any]:
+    """What a step is counted to need."""
+    return json_of(plan, "training.floor", "--device", plan.device)
+
+
+def train(plan: Plan, precision: str, recipe: str = "tutorial") -> dict[str, Any]:
+    """Three seeds of the tutorial in fp32, else one: examples/s of the steps and by the wall clock, and accuracy."""
+    is_exported = (precision, recipe) == (MODEL_OF, "tutorial")
+    directory = plan.checkpoint_dir if is_exported else plan.work_dir / f"checkpoint-{recipe}-{precision}"
+    seeds = 3 if is_exported and not plan.is_rehearsal else 1
+    short = ("--epochs", 1) if plan.is_rehearsal else ()
+    options = ("--checkpoint-dir", directory, "--device", plan.device, "--precision", precision, "--seeds", seeds)
+    output_of(plan, "training", "--recipe", recipe, *options, *short, *plan.data, "--again")
+    directories = [directory, *(directory / f"seed-{seed}" for seed in range(1, seeds))]
+    records = [json.loads((path / "checkpoint.json").read_bytes()) for path in directories]
+    return {"recipe": recipe, "precision": precision, "runs": [run_of(record) for record in records]}
+
+
+def run_of(record: dict[str, Any]) -> dict[str, Any]:
+    """One seed's figures; those of the steady state leave out the first epoch, which also captures the graphs."""
+    metrics, num_images = record["metrics"], record["num_train_images"]
+    steady = metrics[1:] or metrics
+    return {
+        "seed": record["seed"],
+        "test_acc": metrics[-1]["test_acc"],
+        "train_loss": metrics[-1]["train_loss"],
+        "peak_memory": record["peak_memory"],
+        "examples_per_s_steps": num_images * len(metrics) / sum(epoch["step_seconds"] for epoch in metrics),
+        "examples_per_s_wall": num_images * len(metrics) / record["wall_seconds"],
+        "examples_per_s_steady_steps": num_images * len(steady) / sum(epoch["step_seconds"] for epoch in steady),
+        "examples_per_s_steady_with_evaluation": num_images * len(steady) / sum(epoch["seconds"] for epoch in steady),
+    }
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def export(plan: Plan, precision: str) -> dict[str, Any]:
+    """One version in that precision, through the gate: what each try came to, with its parity table.
+
+    Where the engine may be why nothing was published, there is a second try without one. Raises StepFailedError, with
+    all that was found, where the first try failed, whatever became of the second.
+    """
+    tries = [_try_export(plan, precision, "auto")]
+    first = tries[0]
+    if first["status"] == "failed" and may_be_the_engine(first["parity"]):
+        tries.append(_try_export(plan, precision, "no"))
+    result = {"precision": precision, "tries": tries}
+    if first["status"] != "ok":
+        reason = "; again with --engine no: ".join(str(each["outcome"]) for each in tries)
+        raise StepFailedError(reason, status=first["status"], result=result)
+    return result
+
+
+def may_be_the_engine(parity: list[dict[str, Any]]) -> bool:
+    """Whether an export could have failed by its engine: it failed in the gate, or the gate came to no result."""
+    return not parity or any(row["runtime"] == "tensorrt" and not row["passed"] for row in parity)
+
+
+def _try_export(plan: Plan, precision: str, engine: str) -> dict[str, Any]:
+    """`status` as a step's, `outcome` in words, and what is on record of the engine and of the gate."""
+    unproven, version_dir = plan.unproven_dir(precision, engine), plan.models_dir(precision) / "lenet5" / "1"
+    options: tuple[object, ...] = ("--checkpoint-dir", plan.checkpoint_dir, "--repository", plan.models_dir(precision))
+    options += ("--incomplete", "--unproven-dir", unproven)
+    options += ("--precision", precision, "--engine", engine, "--max-batch-size", max(plan.batch_sizes), *plan.data)
+    found: dict[str, Any] = {"engine_option": engine, "status": "ok", "outcome": "published", "about_engine": ""}
+    try:
+        printed = output_of(plan, "export", *options, limit_s=EXPORT_LIMIT_S)
+    except StepFailedError as error:
+        outcome = str(error).replace(f"; read {unproven / 'parity.md'}", "")  # which does not outlive the report
+        return found | {"status": error.status, "outcome": outcome} | _on_record(unproven)
+    return found | {"about_engine": printed.strip().splitlines()[-1]} | _on_record(version_dir)
+
+
+def _on_record(directory: Path) -> dict[str, Any]:
+    """The manifest's entry for the engine and the gate's figures; nothing where an export did not come so far."""
+    manifest, parity = (
+        json.loads(path.read_bytes()) if path.exists() else {}
+        for path in (directory / "manifest.json", directory / "parity.json")
+    )
+    rows = [{name: runtime[name] for name in PARITY_FIGURES} for runtime in parity.get("runtimes", [])]
+    return {"engine": manifest.get("engine"), "parity": rows}
+
+
+# --- Inference --------------------------------------------------------------------------------------------------------
+
+
+def latency(plan: Plan, precision: str, backend: str) -> dict[str, Any]:
+    """Latency and images/s at every batch size, and what the backend holds in memory."""
+    if backend == "torch-compiled" and plan.is_rehearsal:
+        raise StepFailedError("a rehearsal does not wait for the compiler", status="absent")
+    short = ("--repeats", 2, "--seconds", 0.1) if plan.is_rehearsal else ("--repeats", 5, "--seconds", 0.2)
+    options: tuple[object, ...] = ("--backend", backend, "--device", plan.device, *short)
+    file_name = FILE_OF_BACKEND.get(backend.removesuffix("-compiled"))  # the floor needs none
+    unproven = unproven_with(plan, precision, file_name) if file_name else None
+    options += ("--unproven", unproven) if unproven else ("--repository", plan.models_dir(precision))
+    measured = json_of(plan, "loadtest.latency", *options, "--batch-sizes", *plan.batch_sizes)
+    return {"precision": precision, **measured}
+
+
+def unproven_with(plan: Plan, precision: str, file_name: str) -> Path | None:
+    """Where an export that published no such file left it, to be measured as unproven; None where there is no need."""
+    if (plan.models_dir(precision) / "lenet5" / "1" / file_name).exists():
+        return None
+    left = (plan.unproven_dir(precision, engine) for engine in ("auto", "no"))
+    return next((directory for directory in left if (directory / file_name).exists()), None)
+
+
+def serve(plan: Plan) -> dict[str, Any]:
+    """The served model under load beside the reference in process, and the server's memory."""
+    precision = next((name for name in SERVED if (plan.models_dir(name) / "lenet5" / "1").exists()), None)
+    if precision is None:
+        raise StepFailedError("no version was published, and a server takes no other", status="absent")
+    unproven = unproven_with(plan, MODEL_OF, PROGRAM_NAME)
+    reference = ("--unproven-reference", unproven) if unproven else ("--reference", plan.models_dir(MODEL_OF))
+    short = ("--seconds", 0.5, "--repeats", 2) if plan.is_rehearsal else ("--seconds", 5, "--repeats", 3)
+    devices = ("--device", plan.device, "--reference-device", plan.device)
+    options = ("--repository", plan.models_dir(precision), *reference, *devices, *short, *plan.data)
+    return {"precision": precision, **json_of(plan, "loadtest.served_load", *options)}
