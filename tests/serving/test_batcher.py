@@ -11,7 +11,7 @@ import pytest
 
 from serving.batch_queue import BatchQueue
 from serving.batcher import Answer, Batcher
-from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError
+from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError, ProgramError
 from tests.serving.fake_backend import FakeBackend, image
 
 FAR_S = 1e9
@@ -278,11 +278,11 @@ def test_output_that_makes_no_sense_is_an_error_and_never_a_label(answer: Any) -
 def test_hung_backend_trips_the_watchdog_and_fails_what_waits() -> None:
     async def test() -> None:
         backend = FakeBackend()
-        hung = asyncio.Event()
-        async with running(backend, hang_timeout_s=0.05, on_hang=hung.set) as batcher:
+        failure: asyncio.Future[ProgramError] = asyncio.get_running_loop().create_future()
+        async with running(backend, hang_timeout_s=0.05, on_failure=failure.set_result) as batcher:
             stuck = await busy(batcher, backend)
             waiting = batcher.submit(image(1), FAR_S)
-            await hung.wait()
+            assert str(await failure).startswith("BACKEND_HUNG: a batch ran longer than 0.05 s (another worker takes")
             with pytest.raises(NotServingError, match="BACKEND_HUNG"):
                 await stuck
             with pytest.raises(NotServingError, match="BACKEND_HUNG"):
@@ -297,17 +297,15 @@ def test_hung_backend_trips_the_watchdog_and_fails_what_waits() -> None:
 def test_watchdog_leaves_a_busy_but_living_backend_alone() -> None:
     async def test() -> None:
         now_s = [0.0]
-        hangs: list[bool] = []
+        failures: list[ProgramError] = []
         backend = FakeBackend()
-        async with running(
-            backend, hang_timeout_s=0.02, on_hang=lambda: hangs.append(True), clock=lambda: now_s[0]
-        ) as batcher:
+        async with running(backend, hang_timeout_s=0.02, on_failure=failures.append, clock=lambda: now_s[0]) as batcher:
             task = await busy(batcher, backend)
             now_s[0] = 0.019
             await asyncio.sleep(0.05)  # the timer fires, but on the batcher's clock the batch is young
             backend.gate.set()
             assert labels(await task) == [0]
-        assert hangs == []
+        assert failures == []
 
     run(test())
 

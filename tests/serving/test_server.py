@@ -702,3 +702,22 @@ def test_hung_device_ends_the_server_with_an_error() -> None:
                 await stopped
 
     run(test())
+
+
+def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
+    """What was accepted is told to go elsewhere, and nobody may take that for a clean end."""
+
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend, hang_timeout_s=0.2) as (server, calls, stopped):
+            stuck = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            server.stop()
+            with pytest.raises(ProgramError, match="BACKEND_HUNG"):
+                await stopped
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stuck
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(test())
