@@ -153,9 +153,12 @@ class Batcher:
         await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _dispatch(self) -> None:
-        """Hands batches to the device: one where it is free, and a full one behind the one that runs."""
+        """Hands batches to the device: one where it is free, and a full one behind the one that runs.
+
+        A device in doubt gets none ahead: when it is given up, all that has not run is still here to be sent elsewhere.
+        """
         self._next_dispatch = None
-        while len(self._on_device) < 2:
+        while len(self._on_device) < (1 if self._watch.is_in_doubt else 2):
             now_s = self._clock()
             ready_in_s = self._queue.ready_in_s(now_s)
             if ready_in_s is None or (self._on_device and not self._queue.is_full_batch):
@@ -202,7 +205,10 @@ class Batcher:
             outcome = self._infer(batch.images)
             with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
                 self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
-        self._backend.close()
+        try:
+            self._backend.close()
+        except Exception:  # nothing can be done with a broken one; the system frees what the process had
+            logger.exception("the device could not be freed")
 
     def _infer(self, images: Images) -> Logits | None:
         """None where the backend failed. Why stands in the log, not on the wire."""
@@ -234,6 +240,7 @@ class Batcher:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
         if logits is not None:
             self._queue.observe(stop, seconds)
+        self._watch.end(is_ok=not isinstance(rows, RequestError))
         self._dispatch()
 
     def _rows_of(self, batch: Batch, logits: Logits | None) -> list[list[float]] | RequestError:

@@ -1,12 +1,16 @@
-"""When a device is given up: its batch does not end.
+"""When a device is given up: a batch does not end, or one after the other fails.
 
-A call that hangs cannot be ended from inside. So the process ends, and its supervisor starts another.
+Neither can be mended from inside. A call that hangs cannot be ended; and after some of CUDA's errors (an illegal
+address, an uncorrectable error of its memory, a device that is gone) all later calls of the process fail too. So the
+process ends, and its supervisor starts another.
 """
 
 import asyncio
 from collections.abc import Callable
 
 from serving.errors import DeviceError
+
+MAX_FAILED_BATCHES = 3  # in a row: one may be its images' fault, or want of memory that is free again at the next
 
 
 class DeviceWatch:
@@ -26,11 +30,25 @@ class DeviceWatch:
         self._loop = asyncio.get_running_loop()
         self._next_check: asyncio.Handle | None = None
         self._is_overdue = False
+        self._num_failed = 0  # batches in a row
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """The batch that is on it, or is to come, decides: if that fails too, the device is given up."""
+        return self._num_failed >= MAX_FAILED_BATCHES - 1
 
     def begin(self) -> None:
         """A batch is on its way to the device."""
         if self._next_check is None:
             self._check_in(self._hang_timeout_s)
+
+    def end(self, *, is_ok: bool) -> None:
+        """A batch has run; what came out is the logits, or it failed."""
+        self._num_failed = 0 if is_ok else self._num_failed + 1
+        if self._num_failed == MAX_FAILED_BATCHES:
+            what = f"{MAX_FAILED_BATCHES} batches in a row failed"
+            cure = "another worker takes over; the errors above say why, nvidia-smi whether a GPU is in order"
+            self._on_failure(DeviceError("BACKEND_BROKEN", what, cure))
 
     def close(self) -> None:
         """Looks no more."""
