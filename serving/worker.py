@@ -21,7 +21,7 @@ import uvloop
 
 from serving import __version__
 from serving.config import ServerConfig
-from serving.errors import ProgramError, run_program
+from serving.errors import DeviceError, ProgramError, run_program
 from serving.metrics import Metrics
 from serving.served_model import ServedModel, load_model, say
 from serving.server import Server
@@ -77,8 +77,8 @@ def _tell(link: Connection, **message: object) -> None:
         link.send_bytes(json.dumps(message).encode())
 
 
-def _tell_of(link: Connection, _failure: ProgramError) -> None:
-    _tell(link, is_leaving=True)
+def _tell_of(link: Connection, failure: ProgramError) -> None:
+    _tell(link, is_leaving=True, has_lost_device=isinstance(failure, DeviceError))
 
 
 async def _live(link: Connection, server: Server, metrics: Metrics, most_growth_bytes: int) -> None:
