@@ -7,8 +7,8 @@ The event loop owns the queue; one thread owns the device; a batch travels there
 
 A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
 outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
-device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say; this file has the
-thread, the hand-over and the watchdog.
+device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say, and when the device is
+given up is DeviceWatch's; this file has the thread and the hand-over.
 """
 
 import asyncio
@@ -27,7 +27,8 @@ import numpy as np
 
 from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
 from serving.batch_queue import BatchQueue, Part, Request
-from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
+from serving.device_watch import DeviceWatch
+from serving.errors import BackendError, DeviceError, ExpiredError, NotServingError, RequestError
 from serving.metrics import NO_METRICS, Metrics
 from serving.ranking import checked_logits
 
@@ -64,16 +65,17 @@ class Batcher:
         queue: BatchQueue,
         *,
         hang_timeout_s: float = 30.0,
-        on_hang: Callable[[], None] = lambda: None,
+        on_failure: Callable[[DeviceError], None] = lambda _failure: None,
         metrics: Metrics = NO_METRICS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
         self.num_answered = 0  # images
         self.num_unanswered = 0  # accepted requests
         self._backend = backend
         self._queue = queue
-        self._hang_timeout_s = hang_timeout_s
-        self._on_hang = on_hang
+        self._watch = DeviceWatch(self._busy_s, hang_timeout_s=hang_timeout_s, on_failure=self._give_up)
+        self._on_failure = on_failure
         self._metrics = metrics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -82,8 +84,6 @@ class Batcher:
         self._is_idle.set()
         self._next_dispatch: asyncio.Handle | None = None
         self._end_of_window: asyncio.Handle | None = None
-        self._next_hang_check: asyncio.Handle | None = None
-        self._is_overdue = False
         self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
         self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()
@@ -145,16 +145,20 @@ class Batcher:
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Ends the device thread after what it has, and frees the device; a thread that takes longer is left behind."""
-        for handle in (self._next_dispatch, self._end_of_window, self._next_hang_check):
+        for handle in (self._next_dispatch, self._end_of_window):
             if handle is not None:
                 handle.cancel()
+        self._watch.close()
         self._to_device.put(None)
         await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _dispatch(self) -> None:
-        """Hands batches to the device: one where it is free, and a full one behind the one that runs."""
+        """Hands batches to the device: one where it is free, and a full one behind the one that runs.
+
+        A device in doubt gets none ahead: when it is given up, all that has not run is still here to be sent elsewhere.
+        """
         self._next_dispatch = None
-        while len(self._on_device) < 2:
+        while len(self._on_device) < (1 if self._watch.is_in_doubt else 2):
             now_s = self._clock()
             ready_in_s = self._queue.ready_in_s(now_s)
             if ready_in_s is None or (self._on_device and not self._queue.is_full_batch):
@@ -181,8 +185,7 @@ class Batcher:
             return
         self._on_device.append(batch)
         self._to_device.put(batch)
-        if self._next_hang_check is None:
-            self._next_hang_check = self._loop.call_later(self._hang_timeout_s, self._check_for_hang)
+        self._watch.begin()
 
     def _close_window(self) -> None:
         self._end_of_window = None
@@ -202,7 +205,10 @@ class Batcher:
             outcome = self._infer(batch.images)
             with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
                 self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
-        self._backend.close()
+        try:
+            self._backend.close()
+        except Exception:  # nothing can be done with a broken one; the system frees what the process had
+            logger.exception("the device could not be freed")
 
     def _infer(self, images: Images) -> Logits | None:
         """None where the backend failed. Why stands in the log, not on the wire."""
@@ -234,6 +240,7 @@ class Batcher:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
         if logits is not None:
             self._queue.observe(stop, seconds)
+        self._watch.end(is_ok=not isinstance(rows, RequestError))
         self._dispatch()
 
     def _checked(self, batch: Batch, logits: Logits | None) -> Logits | RequestError:
@@ -264,26 +271,14 @@ class Batcher:
             self.num_answered += len(request.images)
             request.future.set_result(outcome)
 
-    def _busy_s(self) -> float:
-        """How long the batch on the device has been running; 0 where none is, or it has not begun."""
-        return max(0.0, self._clock() - self._on_device[0].started_s) if self._on_device else 0.0
+    def _busy_s(self) -> float | None:
+        """How long the batch on the device has been running: 0 where it has not begun, None where there is none."""
+        return max(0.0, self._clock() - self._on_device[0].started_s) if self._on_device else None
 
-    def _check_for_hang(self) -> None:
-        """Fires once per `hang_timeout_s` while there is work: cheaper than a timer for every batch."""
-        self._next_hang_check = None
-        left_s = self._hang_timeout_s - self._busy_s()
-        if left_s > 0:
-            self._is_overdue = False
-            if self._on_device:
-                self._next_hang_check = self._loop.call_later(left_s, self._check_for_hang)
-        elif not self._is_overdue:  # perhaps the whole process was stopped, and the outcome is just being delivered
-            self._is_overdue = True
-            self._next_hang_check = self._loop.call_later(min(1.0, self._hang_timeout_s), self._check_for_hang)
-        else:
-            reason = NotServingError("BACKEND_HUNG", f"the device has not answered for {self._hang_timeout_s:g} s")
-            logger.error("%s", reason)
-            self.abandon(reason)
-            self._on_hang()
+    def _give_up(self, failure: DeviceError) -> None:
+        logger.error("%s", failure)
+        self.abandon(NotServingError(failure.word, failure.what, "retry: another may serve"))
+        self._on_failure(failure)
 
     def abandon(self, reason: NotServingError) -> None:
         """Fails everything that was accepted and not answered, and refuses what comes."""

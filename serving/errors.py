@@ -20,6 +20,7 @@ class AtelierError(Exception):
     def __init__(self, word: str, what: str, cure: str = "") -> None:
         super().__init__(f"{word}: {what} ({cure})" if cure else f"{word}: {what}")
         self.word = word
+        self.what = what
 
 
 # --- What ends a program -------------------------------------------------------------------------------------------
@@ -65,6 +66,10 @@ class InterruptedRunError(ProgramError):
     """The run was interrupted and can be resumed."""
 
     exit_code = os.EX_TEMPFAIL
+
+
+class DeviceError(ProgramError):
+    """The device does not work any more, in this process: another may do better."""
 
 
 class PermissionRefusedError(ProgramError):

@@ -15,7 +15,7 @@ from serving.batch_queue import BatchQueue
 from serving.batcher import Batcher
 from serving.channel import SERVICE
 from serving.config import ServerConfig
-from serving.errors import NotServingError, ProgramError
+from serving.errors import DeviceError, NotServingError, ProgramError
 from serving.introspection import conversations
 from serving.metrics import NO_METRICS, Metrics
 from serving.port import cannot_listen
@@ -36,9 +36,9 @@ class Server:
         *,
         shares_port: bool = False,
         metrics: Metrics = NO_METRICS,
-        on_failure: Callable[[], None] = lambda: None,
+        on_failure: Callable[[ProgramError], None] = lambda _failure: None,
     ) -> None:
-        """`on_failure` is told when the server begins to drain because it cannot go on."""
+        """`on_failure` is told, with the reason, when the server begins to drain because it cannot go on."""
         self._shares_port = shares_port
         self._on_failure = on_failure
         self._metrics = metrics
@@ -61,7 +61,7 @@ class Server:
             model.backend,
             queue,
             hang_timeout_s=config.hang_timeout_s,
-            on_hang=self._give_up,
+            on_failure=self._give_up,
             metrics=self._metrics,
         )
         self._service = ClassifierService(model, self._batcher, config, self._metrics)
@@ -88,7 +88,7 @@ class Server:
         """Begins the drain; `run_until_stopped` ends with the failure that is the reason for it."""
         if failure is not None and not self._is_stopping.is_set():
             self._failure = failure
-            self._on_failure()
+            self._on_failure(failure)
         self._is_stopping.set()
 
     async def run_until_stopped(self) -> None:
@@ -119,12 +119,10 @@ class Server:
         if self._failure is not None:
             raise self._failure
 
-    def _give_up(self) -> None:
-        """A hung device cannot be freed from inside: the process ends, and its supervisor starts another."""
-        what = f"a batch ran longer than {self._config.hang_timeout_s:g} s"
-        self.stop(
-            ProgramError("BACKEND_HUNG", what, "another worker takes over; raise --hang-timeout-s if it was busy")
-        )
+    def _give_up(self, failure: DeviceError) -> None:
+        """The batcher has abandoned what was accepted: in a drain too, the end must not look like success."""
+        self.stop(failure)
+        self._failure = self._failure or failure
 
     async def _listen(self) -> None:
         config = self._config

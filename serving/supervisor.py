@@ -2,7 +2,7 @@
 
 One Python process answers no faster than one core runs its event loop, so a server on the CPU is several processes:
 each a whole server with its own model, listening on the same port; the kernel spreads connections over them. One that
-dies, hangs or grows without bound is replaced, and costs only what it was working on.
+dies, hangs or grows without bound is replaced, and costs only what it was working on; backoff.py tells when.
 
 The supervisor uses neither gRPC nor a runtime, and has one thread: so it may fork at any time. A pipe connects it with
 each worker. The worker tells that it is ready, and at its end what it has answered; a word on the pipe, or its end when
@@ -13,6 +13,7 @@ process, which nobody waits for, serves it as the metrics page.
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,8 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
+from serving.backoff import failures_in_a_row, pause_s
 from serving.channel import SERVICE
 from serving.child_process import STOP_SIGNALS, Inherited, start_process
 from serving.config import ServerConfig, parse_arguments
@@ -46,9 +48,22 @@ class Worker:
     process: BaseProcess
     link: Connection
     slot: int  # of the board: where it counts
-    is_ready: bool = False
-    is_leaving: bool = False  # it drains because it cannot go on; another has been started
+    num_failures: int  # in a row, of those that it replaces
+    ready_s: float = math.inf  # when it told that it was, on the monotonic clock
+    is_leaving: bool = False  # it drains because it cannot go on; another has been, or will be, started
     num_silent: int = 0  # seconds of the supervisor's own running in which nothing was heard of it
+
+    @property
+    def is_ready(self) -> bool:
+        """It serves, or has served."""
+        return self.ready_s < math.inf
+
+
+class Replacement(NamedTuple):
+    """A worker that is to be started."""
+
+    due_s: float  # on the monotonic clock
+    num_failures: int
 
 
 class Supervisor:
@@ -59,6 +74,7 @@ class Supervisor:
         self._board = Board()
         self._page: MetricsProcess | None = None
         self._workers: list[Worker] = []
+        self._replacements: list[Replacement] = []
         self._num_wanted = config.workers or 1  # until the first worker tells its device
         self._is_announced = False
         self._is_stopping = False
@@ -87,7 +103,7 @@ class Supervisor:
             self._config = replace(config, port=reservation.getsockname()[1])
             self._look_after_page()
             self._start_worker()
-            while self._workers:
+            while self._workers or self._replacements:
                 self._await_event(signals)
         if self._num_failed_starts >= MAX_FAILED_STARTS:
             what = f"{self._num_failed_starts} new workers in a row ended before they could serve"
@@ -96,7 +112,7 @@ class Supervisor:
             say(f"answered {self._num_requests} requests, {self._num_images} images")
         return self._exit_code
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, num_failures: int = 0) -> None:
         slot = self._board.free_slot([worker.slot for worker in self._workers])
         metrics = self._board.metrics(slot) if self._page else NO_METRICS
         is_first = not (self._workers or self._is_announced)
@@ -106,11 +122,24 @@ class Supervisor:
             return run_worker(self._config, link, metrics, is_first)
 
         process, link = start_process(work, inherited, "worker")
-        self._workers.append(Worker(process, link, slot))
+        self._workers.append(Worker(process, link, slot, num_failures))
 
-    def _replace_worker(self) -> None:
-        self._board.supervisor.count_restart()
-        self._start_worker()
+    def _replace(self, worker: Worker, what: str, *, is_failure: bool) -> None:
+        """Starts another, now or later; `is_failure` where backoff.py says that it may have to wait."""
+        now_s = time.monotonic()
+        num_failures = failures_in_a_row(worker.num_failures, now_s - worker.ready_s, is_failure=is_failure)
+        wait_s = pause_s(num_failures) if is_failure else 0.0
+        say(f"warning: {what}" + (f" in {wait_s:g} s" if wait_s else ""))
+        self._replacements.append(Replacement(now_s + wait_s, num_failures))
+
+    def _start_replacements(self) -> None:
+        """Those that are due."""
+        now_s = time.monotonic()
+        due = [replacement for replacement in self._replacements if replacement.due_s <= now_s]
+        for replacement in due:
+            self._replacements.remove(replacement)
+            self._board.supervisor.count_restart()
+            self._start_worker(replacement.num_failures)
 
     def _look_after_page(self) -> None:
         if self._page is not None:
@@ -123,7 +152,8 @@ class Supervisor:
     def _await_event(self, signals: socket.socket) -> None:
         links: dict[Any, Worker] = {worker.link: worker for worker in self._workers}
         sentinels: dict[Any, Worker] = {worker.process.sentinel: worker for worker in self._workers}
-        events = wait([signals, *links, *sentinels], timeout=max(0.0, self._next_tick_s - time.monotonic()))
+        next_s = min([self._next_tick_s, *(replacement.due_s for replacement in self._replacements)])
+        events = wait([signals, *links, *sentinels], timeout=max(0.0, next_s - time.monotonic()))
         if time.monotonic() >= self._next_tick_s:
             self._on_tick()
         for event in events:
@@ -133,6 +163,7 @@ class Supervisor:
                 self._on_message(links[event])
             else:
                 self._on_end(sentinels[event])
+        self._start_replacements()  # last: a signal to stop leaves none
 
     def _on_tick(self) -> None:
         """Once a second: ends processes that are not heard of. It counts its own ticks: the machine may stand still."""
@@ -172,10 +203,10 @@ class Supervisor:
         elif "is_leaving" in message:
             worker.is_leaving = True
             if not self._is_stopping:
-                say("warning: a worker process cannot go on: another takes over")
-                self._replace_worker()
+                what = "a worker process cannot go on: another takes over"
+                self._replace(worker, what, is_failure=message["has_lost_device"])
         elif "device" in message:
-            worker.is_ready = True
+            worker.ready_s = time.monotonic()
             self._num_failed_starts = 0
             self._complete(**message)
         return True
@@ -187,7 +218,7 @@ class Supervisor:
         if self._config.workers is None:
             self._num_wanted = _num_workers_for(device)
         staying = [worker for worker in self._workers if not worker.is_leaving]
-        for _ in range(len(staying), self._num_wanted):
+        for _ in range(len(staying) + len(self._replacements), self._num_wanted):
             self._start_worker()
         if len(staying) == self._num_wanted and all(worker.is_ready for worker in staying):
             self._is_announced = True
@@ -216,12 +247,13 @@ class Supervisor:
         if self._num_failed_starts >= MAX_FAILED_STARTS:
             self._stop()
             return
-        say(f"warning: a worker process ended with exit code {code}: starting another")
-        self._replace_worker()
+        what = f"a worker process ended with exit code {code}: starting another"
+        self._replace(worker, what, is_failure=worker.is_ready)
 
     def _stop(self) -> None:
-        """Tells all workers to drain."""
+        """Tells all workers to drain, and starts no more."""
         self._is_stopping = True
+        self._replacements.clear()
         for worker in self._workers:
             with contextlib.suppress(OSError):  # it has just ended
                 worker.link.send_bytes(b"drain")

@@ -21,7 +21,7 @@ import uvloop
 
 from serving import __version__
 from serving.config import ServerConfig
-from serving.errors import ProgramError, run_program
+from serving.errors import DeviceError, ProgramError, run_program
 from serving.metrics import Metrics
 from serving.served_model import ServedModel, load_model, say
 from serving.server import Server
@@ -47,8 +47,7 @@ async def _serve(config: ServerConfig, link: Connection, metrics: Metrics, is_fi
     if is_first:
         for line in model.introduction:
             say(line)
-    on_failure = partial(_tell, link, is_leaving=True)
-    server = Server(config, model, shares_port=True, metrics=metrics, on_failure=on_failure)
+    server = Server(config, model, shares_port=True, metrics=metrics, on_failure=partial(_tell_of, link))
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     loop.add_reader(link.fileno(), _on_word, loop, link, server)
@@ -76,6 +75,10 @@ def _on_word(loop: asyncio.AbstractEventLoop, link: Connection, server: Server) 
 def _tell(link: Connection, **message: object) -> None:
     with contextlib.suppress(OSError):  # the supervisor is dead, or does not read
         link.send_bytes(json.dumps(message).encode())
+
+
+def _tell_of(link: Connection, failure: ProgramError) -> None:
+    _tell(link, is_leaving=True, has_lost_device=isinstance(failure, DeviceError))
 
 
 async def _live(link: Connection, server: Server, metrics: Metrics, most_growth_bytes: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from serving.batch_queue import BatchQueue
 from serving.batcher import Answer, Batcher
-from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError
+from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError, ProgramError, RequestError
 from tests.serving.fake_backend import FakeBackend, image
 
 FAR_S = 1e9
@@ -231,6 +231,7 @@ def test_failures_collect_no_tracebacks() -> None:
                 with pytest.raises(BackendError) as caught:
                     await batcher.answer_to(batcher.submit(image(2), FAR_S))
                 depths.append(len(caught.traceback))
+                await batcher.answer_to(batcher.submit(image(1), FAR_S))  # or the device would be given up
         assert len(set(depths)) == 1
 
     run(test())
@@ -279,11 +280,11 @@ def test_output_that_makes_no_sense_is_an_error_and_never_a_label(answer: Any) -
 def test_hung_backend_trips_the_watchdog_and_fails_what_waits() -> None:
     async def test() -> None:
         backend = FakeBackend()
-        hung = asyncio.Event()
-        async with running(backend, hang_timeout_s=0.05, on_hang=hung.set) as batcher:
+        failure: asyncio.Future[ProgramError] = asyncio.get_running_loop().create_future()
+        async with running(backend, hang_timeout_s=0.05, on_failure=failure.set_result) as batcher:
             stuck = await busy(batcher, backend)
             waiting = batcher.submit(image(1), FAR_S)
-            await hung.wait()
+            assert str(await failure).startswith("BACKEND_HUNG: a batch ran longer than 0.05 s (another worker takes")
             with pytest.raises(NotServingError, match="BACKEND_HUNG"):
                 await stuck
             with pytest.raises(NotServingError, match="BACKEND_HUNG"):
@@ -298,17 +299,116 @@ def test_hung_backend_trips_the_watchdog_and_fails_what_waits() -> None:
 def test_watchdog_leaves_a_busy_but_living_backend_alone() -> None:
     async def test() -> None:
         now_s = [0.0]
-        hangs: list[bool] = []
+        failures: list[ProgramError] = []
         backend = FakeBackend()
-        async with running(
-            backend, hang_timeout_s=0.02, on_hang=lambda: hangs.append(True), clock=lambda: now_s[0]
-        ) as batcher:
+        async with running(backend, hang_timeout_s=0.02, on_failure=failures.append, clock=lambda: now_s[0]) as batcher:
             task = await busy(batcher, backend)
             now_s[0] = 0.019
             await asyncio.sleep(0.05)  # the timer fires, but on the batcher's clock the batch is young
             backend.gate.set()
             assert labels(await task) == [0]
-        assert hangs == []
+        assert failures == []
+
+    run(test())
+
+
+async def outcome_of(batcher: Batcher, label: int) -> str:
+    """Of a request that runs alone: "ok", or the first word of its error."""
+    try:
+        await batcher.answer_to(batcher.submit(image(label), FAR_S))
+        return "ok"
+    except RequestError as error:
+        return error.word
+
+
+def test_third_failing_batch_in_a_row_gives_the_device_up() -> None:
+    async def test() -> None:
+        failures: list[ProgramError] = []
+        backend = FakeBackend()
+        backend.poison[2] = RuntimeError("CUDA error: an illegal memory access was encountered")
+        async with running(backend, on_failure=failures.append) as batcher:
+            assert [await outcome_of(batcher, 2) for _ in range(4)] == [*["BACKEND_FAILED"] * 3, "BACKEND_BROKEN"]
+            with pytest.raises(NotServingError, match="BACKEND_BROKEN"):
+                batcher.submit(image(1), FAR_S)
+        (failure,) = failures
+        assert str(failure).startswith("BACKEND_BROKEN: 3 batches in a row failed (another worker takes over; ")
+        assert backend.executed == [2, 2, 2]
+
+    run(test())
+
+
+def test_success_between_failures_starts_the_count_anew() -> None:
+    async def test() -> None:
+        failures: list[ProgramError] = []
+        backend = FakeBackend()
+        backend.poison[2] = RuntimeError("broken")
+        async with running(backend, on_failure=failures.append) as batcher:
+            outcomes = [await outcome_of(batcher, label) for label in (2, 2, 1, 2, 2, 1)]
+        assert outcomes == ["BACKEND_FAILED", "BACKEND_FAILED", "ok"] * 2
+        assert failures == []
+
+    run(test())
+
+
+def test_output_that_makes_no_sense_counts_as_a_failure() -> None:
+    async def test() -> None:
+        failures: list[ProgramError] = []
+        backend = FakeBackend()
+        backend.answer = np.full((1, 10), np.nan, np.float32)
+        async with running(backend, on_failure=failures.append) as batcher:
+            assert [await outcome_of(batcher, 1) for _ in range(3)] == ["BAD_OUTPUT"] * 3
+        assert [failure.word for failure in failures] == ["BACKEND_BROKEN"]
+
+    run(test())
+
+
+def test_batches_that_cannot_be_assembled_say_nothing_of_the_device() -> None:
+    async def test() -> None:
+        failures: list[ProgramError] = []
+        backend = FakeBackend()
+        async with running(backend, on_failure=failures.append) as batcher:
+            for _ in range(4):
+                mates = [batcher.submit(image(1), FAR_S), batcher.submit(np.zeros((1, 3), np.uint8), FAR_S)]
+                for request in mates:
+                    with pytest.raises(BackendError):
+                        await batcher.answer_to(request)
+            assert await outcome_of(batcher, 1) == "ok"
+        assert failures == []
+
+    run(test())
+
+
+def test_what_waits_for_a_broken_device_is_told_to_go_elsewhere_and_never_executed() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=1)  # full batches wait: one would be handed over ahead
+        backend.poison[2] = RuntimeError("broken")
+        async with running(backend) as batcher:
+            first = await busy(batcher, backend)
+            doomed = [batcher.submit(image(2), FAR_S) for _ in range(3)]
+            waiting = [batcher.submit(image(label), FAR_S) for label in (4, 5, 6)]
+            backend.gate.set()
+            assert labels(await first) == [0]
+            for request in doomed:
+                with pytest.raises(BackendError, match="BACKEND_FAILED"):
+                    await batcher.answer_to(request)
+            for request in waiting:
+                with pytest.raises(NotServingError, match=r"BACKEND_BROKEN: .*retry"):
+                    await batcher.answer_to(request)
+        assert backend.executed == [0, 2, 2, 2]
+
+    run(test())
+
+
+def test_device_that_cannot_be_freed_is_left_as_it_is() -> None:
+    """After CUDA's worst errors every call fails, those that free included."""
+
+    class Broken(FakeBackend):
+        def close(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    async def test() -> None:
+        async with running(Broken()) as batcher:
+            assert await outcome_of(batcher, 1) == "ok"
 
     run(test())
 

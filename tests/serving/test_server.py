@@ -702,3 +702,49 @@ def test_hung_device_ends_the_server_with_an_error() -> None:
                 await stopped
 
     run(test())
+
+
+def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
+    """What was accepted is told to go elsewhere, and nobody may take that for a clean end."""
+
+    async def test() -> None:
+        backend = FakeBackend()
+        backend.gate.clear()
+        async with serving(backend, hang_timeout_s=0.2) as (server, calls, stopped):
+            stuck = asyncio.ensure_future(calls.classify(request(1)))
+            await device_started(backend)
+            server.stop()
+            with pytest.raises(ProgramError, match="BACKEND_HUNG"):
+                await stopped
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stuck
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(test())
+
+
+def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=1)
+        backend.poison[2] = RuntimeError("CUDA error: an illegal memory access was encountered")
+        backend.gate.clear()
+        async with serving(backend, lame_duck_s=1.0) as (_, calls, stopped):
+            requests = [asyncio.ensure_future(calls.classify(request(2))) for _ in range(5)]
+            await device_started(backend)
+            await asyncio.sleep(0.5)  # for the others to be queued
+            backend.gate.set()
+            ends = Counter([await status_and_word(call) for call in requests])
+            assert ends == {("INTERNAL", "BACKEND_FAILED"): 3, ("UNAVAILABLE", "BACKEND_BROKEN"): 2}
+            assert await calls.health() == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert (await status_and_word(calls.classify(request(1))))[0] == "UNAVAILABLE"
+            with pytest.raises(ProgramError, match="BACKEND_BROKEN: 3 batches in a row failed"):
+                await stopped
+        assert backend.executed == [2, 2, 2]
+
+    run(test())
+
+
+async def status_and_word(call: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, (caught.value.details() or "").partition(":")[0]

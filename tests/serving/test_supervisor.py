@@ -72,19 +72,25 @@ def test_killed_worker_is_replaced_and_clients_do_not_notice(server: ServerProce
 
 
 def test_path_that_is_not_utf8_ends_one_worker_and_not_the_server(server: ServerProcess) -> None:
-    """grpcio's accept loop dies of it. h2 frames by hand: no client library sends such a path."""
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
-    # HPACK (RFC 7541): :method POST, :scheme http, :authority x, :path /\xff, content-type, te
-    headers = b"\x83\x86\x01\x01x\x04\x02/\xff\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
     before = {worker.pid for worker in workers_of(server)}
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(preface + frame(1, 4, 1, headers))
+    with sent_path_that_is_not_utf8(server):
         wait_for(lambda: {worker.pid for worker in workers_of(server)} != before)
     with Client(server.target) as client:
         client.classify(IMAGES, timeout_s=10)
     wait_for(lambda: "ACCEPT_FAILED" in server.output)
     wait_for(lambda: len(workers_of(server)) == 2)  # the old one has gone, the new one come
     assert server.stop() == 0
+
+
+@contextmanager
+def sent_path_that_is_not_utf8(server: ServerProcess) -> Iterator[None]:
+    """grpcio's accept loop dies of it. h2 frames by hand: no client library sends such a path."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
+    # HPACK (RFC 7541): :method POST, :scheme http, :authority x, :path /\xff, content-type, te
+    headers = b"\x83\x86\x01\x01x\x04\x02/\xff\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(preface + frame(1, 4, 1, headers))
+        yield
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
