@@ -64,7 +64,8 @@ def steps_of(plan: Plan) -> list[tuple[str, Work]]:
         ("train modern", partial(train, plan, "fp32", "modern")),
         *exported_and_timed(plan, MODEL_OF, ("floor", "torch", "onnxruntime", "tensorrt")),
         *exported_and_timed(plan, first),
-        ("serve", partial(serve, plan)),
+        ("serve 1 process", partial(serve, plan, 1)),
+        ("serve 4 processes", partial(serve, plan, 4)),
         *(step for precision in others for step in exported_and_timed(plan, precision)),
         (f"latency torch-compiled {MODEL_OF}", partial(latency, plan, MODEL_OF, "torch-compiled")),
     ]

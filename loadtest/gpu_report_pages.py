@@ -197,7 +197,7 @@ def _memory(document: Document) -> str:
         rows.append([f"{result['backend']}, {measured_name(result)}", *map(_mebibytes, found)])
     for result in results_of(document, "serve"):
         found = [result["memory"]["resident_bytes"], result["memory"]["device_bytes"], None]
-        rows.append([f"server, {result['served_by']}, {result['precision']}", *map(_mebibytes, found)])
+        rows.append([f"server, {served_by(result)}", *map(_mebibytes, found)])
     if not rows:
         return ""
     header = ("of", "resident, MiB", "on the GPU, MiB", "held there by PyTorch's allocator, MiB")
@@ -213,19 +213,27 @@ def _mebibytes(num_bytes: int | None) -> str:
     return "not measured" if num_bytes is None else f"{num_bytes / (1 << 20):,.1f}"
 
 
+def served_by(result: dict[str, Any]) -> str:
+    """Runtime, device, precision, and how many processes."""
+    count = "one process" if result["num_workers"] == 1 else f"{result['num_workers']} processes"
+    return f"{result['served_by']}, {result['precision']}, {count}"
+
+
 def _serving(document: Document) -> str:
-    sections = []
-    for result in results_of(document, "serve"):
-        reference = result["reference"]["images_per_s"]
-        reference_is = "" if result["is_reference_proven"] else "unproven, "
-        ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
-        sections += [
-            "## Served, beside the reference in process",
-            f"- {result['served_by']}, {result['precision']}: {_spread(result['images_per_s'])} images/s, "
-            f"{result['images_per_request']} images a request, {result['in_flight']} in flight; latency p50 "
-            f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
-            f"- torch in process on {result['reference_device']}, {reference_is}batches of 64: "
-            f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
-            f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
-        ]
-    return "\n".join(sections).replace("process\n-", "process\n\n-")
+    results = list(results_of(document, "serve"))
+    return "\n\n".join(["## Served, beside the reference in process", *map(_served, results)]) if results else ""
+
+
+def _served(result: dict[str, Any]) -> str:
+    reference = result["reference"]["images_per_s"]
+    reference_is = "" if result["is_reference_proven"] else "unproven, "
+    ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
+    lines = [
+        f"- {served_by(result)}: {_spread(result['images_per_s'])} images/s, {result['images_per_request']} images a "
+        f"request, {result['in_flight']} in flight from {result['num_clients']} processes; latency p50 "
+        f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
+        f"- torch in process on {result['reference_device']}, {reference_is}batches of 64: "
+        f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
+        f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
+    ]
+    return "\n".join(lines)

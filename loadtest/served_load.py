@@ -1,32 +1,39 @@
 """The served model under load beside the PyTorch reference in this process: `python -m loadtest.served_load`.
 
-A closed loop of requests keeps the server busy for some seconds, and every answer's classes are compared with the
-reference's, except where the reference itself is near a tie. One JSON document on stdout.
+Clients in processes of their own, each with its own connection, keep the server busy for some seconds: a closed loop.
+Every answer's classes are compared with the reference's, except where the reference itself is near a tie. One JSON
+document on stdout.
 """
 
 import argparse
 import asyncio
 import json
+import multiprocessing
+import os
 import re
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.latency import measured, opened
 from loadtest.memory import device_bytes_of, resident_bytes_of
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import server_process
 from serving.backends.base import Backend, Images
 from serving.client import AsyncClient
 from serving.errors import BadDataError, run_program
 from training.dataset import load_dataset
 
 TIE_MARGIN = 0.4  # the largest of the parity gate's, int8's
-IN_FLIGHT = 32
+IN_FLIGHT = 32  # of all clients together
+START_S = 0.2  # for a load to reach the clients, so that all begin at once
+MAX_CLIENTS = 8
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +45,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--reference", type=Path, help="repository of the fp32 version with the program (the same)")
     parser.add_argument("--unproven-reference", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--device", default="auto", help="of the server (%(default)s)")
+    parser.add_argument("--workers", type=int, help="processes of the server (its own default)")
+    num_clients = max(1, min(MAX_CLIENTS, (os.cpu_count() or 1) // 2))
+    parser.add_argument("--clients", type=int, default=num_clients, help="processes that ask it (%(default)s)")
     parser.add_argument("--reference-device", default="cpu", help="of the reference (%(default)s)")
     parser.add_argument("--images-per-request", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each repeat (%(default)s)")
@@ -55,11 +65,15 @@ def main(arguments: list[str]) -> int:
         unproven=options.unproven_reference,
     )
     labels, is_decided = answers_of(reference, images)
-    settings = ("--repository", str(options.repository), "--port", "0", "--device", options.device)
-    with server_process("serving", *settings) as server:
-        load = (server, images, labels, is_decided, options.images_per_request)
-        asyncio.run(offer(*load, seconds=1.0))  # warm-up, not counted
-        repeats = [asyncio.run(offer(*load, seconds=options.seconds)) for _ in range(options.repeats)]
+    load = Load(images=images, labels=labels, is_decided=is_decided, images_per_request=options.images_per_request)
+    settings = ["--repository", str(options.repository), "--port", "0", "--device", options.device]
+    settings += ["--workers", str(options.workers)] if options.workers else []
+    spawn = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
+    with server_process("serving", *settings) as server, ProcessPoolExecutor(options.clients, spawn) as clients:
+        offer(clients, options.clients, server.target, load, 1.0)  # warm-up, not counted
+        repeats = [
+            offer(clients, options.clients, server.target, load, options.seconds) for _ in range(options.repeats)
+        ]
         pid = server.process.pid
         memory = {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
         server.stop()
@@ -68,6 +82,8 @@ def main(arguments: list[str]) -> int:
         "served_by": backend[1] if backend else "unknown",
         "images_per_request": options.images_per_request,
         "in_flight": IN_FLIGHT,
+        "num_clients": options.clients,
+        "num_workers": num_workers_of(server.output),
         "images_per_s": [repeat["images_per_s"] for repeat in repeats],
         "latency_p50_ms": [repeat["latency_p50_ms"] for repeat in repeats],
         "latency_p99_ms": [repeat["latency_p99_ms"] for repeat in repeats],
@@ -91,40 +107,72 @@ def answers_of(reference: Backend, images: Images) -> tuple[NDArray[np.intp], ND
     return logits.argmax(1), best[:, 1] - best[:, 0] >= TIE_MARGIN
 
 
-async def offer(
-    server: ServerProcess,
-    images: Images,
-    labels: NDArray[np.intp],
-    is_decided: NDArray[np.bool_],
-    images_per_request: int,
-    *,
-    seconds: float,
-) -> dict[str, Any]:
-    """IN_FLIGHT requests at a time, for so long."""
-    taken_s: list[float] = []
-    num_wrong = 0
-    started_s = time.perf_counter()
-    async with AsyncClient(server.target) as client:
+def num_workers_of(output: str) -> int:
+    """Of the server, as it printed when it was ready."""
+    found = re.search(r"serving \S+ on \S+: (\d+) processes", output)
+    return int(found[1]) if found else 1
 
-        async def ask(seed: int) -> None:
-            nonlocal num_wrong
-            random = np.random.default_rng(seed)
-            while time.perf_counter() - started_s < seconds:
-                chosen = random.integers(0, len(images), images_per_request)
-                sent_s = time.perf_counter()
-                answer = await client.classify(images[chosen], timeout_s=60)
-                taken_s.append(time.perf_counter() - sent_s)
-                num_wrong += int(((answer.labels != labels[chosen]) & is_decided[chosen]).sum())
 
-        await asyncio.gather(*(ask(seed) for seed in range(IN_FLIGHT)))
-    wall_s = time.perf_counter() - started_s
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked, and what is to be answered."""
+
+    images: Images
+    labels: NDArray[np.intp]  # (N,)
+    is_decided: NDArray[np.bool_]  # (N,)
+    images_per_request: int
+
+
+class Share(NamedTuple):
+    """What one client saw."""
+
+    taken_s: list[float]
+    num_wrong: int
+    ended_s: float
+
+
+def offer(clients: ProcessPoolExecutor, num_clients: int, target: str, load: Load, seconds: float) -> dict[str, Any]:
+    """IN_FLIGHT requests at a time, for so long, by all clients together."""
+    start_s, in_flight = time.monotonic() + START_S, max(1, IN_FLIGHT // num_clients)
+    asked = [
+        clients.submit(ask, target, load, in_flight=in_flight, start_s=start_s, seconds=seconds, rank=rank)
+        for rank in range(num_clients)
+    ]
+    shares = [future.result() for future in asked]
+    taken_s = [value for share in shares for value in share.taken_s]
     return {
-        "images_per_s": images_per_request * len(taken_s) / wall_s,
+        "images_per_s": load.images_per_request * len(taken_s) / (max(share.ended_s for share in shares) - start_s),
         "latency_p50_ms": 1e3 * statistics.median(taken_s),
         "latency_p99_ms": 1e3 * float(np.quantile(taken_s, 0.99)),
-        "num_answers": len(taken_s) * images_per_request,
-        "num_wrong": num_wrong,
+        "num_answers": len(taken_s) * load.images_per_request,
+        "num_wrong": sum(share.num_wrong for share in shares),
     }
+
+
+def ask(target: str, load: Load, *, in_flight: int, start_s: float, seconds: float, rank: int) -> Share:
+    """In a client's process: from `start_s`, on the machine's monotonic clock, for so many seconds."""
+    return asyncio.run(_ask(target, load, in_flight, start_s, seconds, rank))
+
+
+async def _ask(target: str, load: Load, in_flight: int, start_s: float, seconds: float, rank: int) -> Share:
+    taken_s: list[float] = []
+    num_wrong = 0
+    async with AsyncClient(target) as client:
+        await client.is_serving()  # connects
+        await asyncio.sleep(start_s - time.monotonic())
+
+        async def keep_asking(seed: tuple[int, int]) -> None:
+            nonlocal num_wrong
+            random = np.random.default_rng(seed)
+            while time.monotonic() - start_s < seconds:
+                chosen = random.integers(0, len(load.images), load.images_per_request)
+                sent_s = time.monotonic()
+                answer = await client.classify(load.images[chosen], timeout_s=60)
+                taken_s.append(time.monotonic() - sent_s)
+                num_wrong += int(((answer.labels != load.labels[chosen]) & load.is_decided[chosen]).sum())
+
+        await asyncio.gather(*(keep_asking((rank, number)) for number in range(in_flight)))
+    return Share(taken_s, num_wrong, time.monotonic())
 
 
 if __name__ == "__main__":

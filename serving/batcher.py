@@ -240,7 +240,7 @@ class Batcher:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
         if logits is not None:
             self._queue.observe(stop, seconds)
-        self._watch.end(is_ok=not isinstance(rows, RequestError))
+        self._watch.end(is_ok=not isinstance(checked, RequestError))
         self._dispatch()
 
     def _checked(self, batch: Batch, logits: Logits | None) -> Logits | RequestError:

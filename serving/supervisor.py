@@ -260,7 +260,7 @@ class Supervisor:
 
 
 def _num_workers_for(device: str) -> int:
-    """A GPU is fed best by one process, in large batches; on a CPU each core can run one."""
+    """On a CPU each core can run one. On a GPU several take turns, and what that costs has yet to be measured there."""
     if device != "cpu" or sys.platform != "linux":  # elsewhere, the kernel does not spread connections
         return 1
     return min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
