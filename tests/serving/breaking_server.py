@@ -1,8 +1,9 @@
 """The server as it is, on a fake device that breaks as CUDA's does: from one batch on, for the rest of the process.
 
-python -m tests.serving.breaking_server --lives 5,0 [--stable-s 60] [the server's settings]
+python -m tests.serving.breaking_server --lives 5,0 [--stable-s 60] [--pause-s 60] [the server's settings]
 
-The first process answers five batches, the second none; those after them do not break.
+The first process answers five batches, the second none; those after them do not break. `--pause-s` makes each pause
+before a replacement that long.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lives", type=lambda text: [int(word) for word in text.split(",")], default=[])
     parser.add_argument("--stable-s", type=float, default=STABLE_S)
+    parser.add_argument("--pause-s", type=float)
     options, settings = parser.parse_known_args(arguments)
     num_starts = multiprocessing.get_context("fork").Value("i", 0)
 
@@ -59,6 +61,8 @@ def main(arguments: list[str]) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.worker.load_model", load)
         patch.setattr("serving.backoff.STABLE_S", options.stable_s)
+        if options.pause_s is not None:
+            patch.setattr("serving.supervisor.pause_s", lambda _num_failures: options.pause_s)
         return supervisor.main(settings)
 
 
