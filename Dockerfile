@@ -11,6 +11,8 @@
 #       --volume ./artifacts/models:/models:ro --publish 127.0.0.1:50051:50051 --publish 127.0.0.1:8002:8002 atelier
 #
 # serve-gpu runs like serve, with --gpus all (the NVIDIA Container Toolkit provides the driver, the wheels all else).
+#
+# Docker 23 or later, or Podman with Buildah 1.41 or later: older ones do not know COPY --link.
 
 # The Python that the versions in constraints.txt were tested with.
 ARG PYTHON_VERSION=3.11
@@ -82,6 +84,8 @@ ENTRYPOINT ["python", "-m"]
 CMD ["training"]
 
 FROM runtime AS server
+# The source lies below /opt/venv, so that both servers share this stage. With --link a change of the source leaves the
+# layer of /opt/venv as it is, where containerd stores the images (Docker 29's default); elsewhere it is copied anew.
 COPY --link --from=build /app/serving /app/serving
 COPY --link --from=build /app/protos /app/protos
 USER 10001:10001
