@@ -6,8 +6,8 @@ shared between the contexts: one thread owns the device and waits for each batch
 
 The next batch is assembled while one runs, but its copy to the device is not begun then, by count: 64 images are
 50,176 bytes, 1 to 2 us on PCIe (5.0 to 4.0, 16 lanes) inside a graph that is launched anyway; apart from it the copy
-takes three more calls into the driver. 1,024 images are 16 to 32 us. The server's event loop meanwhile spends 650 us on
-a request of 64 images and 5,500 us on one of 1,024 (CPU time, measured): it is the GPU that waits.
+takes three more calls into the driver. 1,024 images are 16 to 32 us. The server's event loop meanwhile spends 335 us on
+a request of 64 images and 2,200 us on one of 1,024 (CPU time, measured): it is the GPU that waits.
 """
 
 import bisect
