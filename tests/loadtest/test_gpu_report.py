@@ -89,9 +89,8 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         assert results[name]["num_workers"] == num_workers
         assert results[name]["num_wrong"] == 0 < results[name]["num_answers"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
-    assert (
-        results["serve 4 processes"]["memory"]["resident_bytes"] > 60 << 20
-    )  # of all its processes, not the supervisor's alone
+    # Of all its processes, not the supervisor's alone.
+    assert results["serve 4 processes"]["memory"]["resident_bytes"] > 60 << 20
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):
