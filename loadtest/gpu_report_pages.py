@@ -215,8 +215,11 @@ def _mebibytes(num_bytes: int | None) -> str:
 
 def served_by(result: dict[str, Any]) -> str:
     """Runtime, device, precision, and how many processes."""
-    count = "one process" if result["num_workers"] == 1 else f"{result['num_workers']} processes"
-    return f"{result['served_by']}, {result['precision']}, {count}"
+    return f"{result['served_by']}, {result['precision']}, {_processes(result['num_workers'])}"
+
+
+def _processes(number: int) -> str:
+    return "one process" if number == 1 else f"{number} processes"
 
 
 def _serving(document: Document) -> str:
@@ -230,7 +233,7 @@ def _served(result: dict[str, Any]) -> str:
     ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
     lines = [
         f"- {served_by(result)}: {_spread(result['images_per_s'])} images/s, {result['images_per_request']} images a "
-        f"request, {result['in_flight']} in flight from {result['num_clients']} processes; latency p50 "
+        f"request, {result['in_flight']} in flight from {_processes(result['num_clients'])}; latency p50 "
         f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
         f"- torch in process on {result['reference_device']}, {reference_is}batches of 64: "
         f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
