@@ -87,7 +87,7 @@ FROM runtime AS server
 # The source lies below /opt/venv, so that both servers share this stage. With --link a change of the source leaves the
 # layer of /opt/venv as it is, where containerd stores the images (Docker 29's default); elsewhere it is copied anew.
 COPY --link --from=build /app/serving /app/serving
-COPY --link --from=build /app/protos /app/protos
+COPY --link --from=build /app/atelier /app/atelier
 USER 10001:10001
 # The model repository, artifacts/models; the server only reads it.
 VOLUME ["/models"]
@@ -96,7 +96,7 @@ EXPOSE 50051 8002
 # Drains; give it --stop-timeout (terminationGracePeriodSeconds) of more than --drain-timeout-s, 30 s.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-m", "serving.client", "--health", "--timeout-s", "3"]
+    CMD ["python", "-m", "atelier.classify", "--health", "--timeout-s", "3"]
 # More flags go behind the image's name. Inside, the ports stay 50051 and 8002: publish them as others.
 ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0"]
 

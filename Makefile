@@ -57,7 +57,7 @@ serve: $(EXPORTED) ## answer Classify over gRPC on localhost:50051
 	$(RUN) -m serving $(ARGS)
 
 classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
-	$(RUN) -m $(if $(FILES),serving.client $(FILES),loadtest.samples) $(ARGS)
+	$(RUN) -m $(if $(FILES),atelier.classify $(FILES),loadtest.samples) $(ARGS)
 
 test: $(SETUP) ## run the tests (no GPU needed)
 	$(RUN) -m pytest $(ARGS)
@@ -80,5 +80,5 @@ gpu-report: $(SETUP) ## measure every claim about GPUs here, in 10 minutes: repo
 	$(RUN) -m loadtest.gpu_report $(ARGS)
 
 clean: ## remove what was made here, but not the data
-	rm -rf $(VENV) .cache artifacts build dist .mypy_cache .ruff_cache .pytest_cache protos/*_pb2.py protos/*_pb2.pyi
+	rm -rf $(VENV) .cache artifacts build dist .mypy_cache .ruff_cache .pytest_cache atelier/wire/*_pb2.py atelier/wire/*_pb2.pyi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

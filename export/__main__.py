@@ -2,7 +2,7 @@
 
 import sys
 
+from atelier.program import run_program
 from export.export import main
-from serving.errors import run_program
 
 sys.exit(run_program(main))

@@ -4,12 +4,13 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from atelier.errors import UsageError
 from export.precision import PRECISIONS
 from export.tensorrt_engine import HARDWARE_LEVELS, TIMING_CACHE, WANTED, EngineOptions
-from serving.errors import UsageError
 from training.record import CHECKPOINT_DIR
 
 REPOSITORY_DIR = Path("artifacts/models")
+MADE_WITH = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")  # packages to record
 LARGEST_MAX_BATCH_SIZE = 4096
 
 

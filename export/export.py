@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 
-from export.config import ExportConfig, config_from
+from atelier.contract import TensorSpec
+from atelier.errors import BadDataError, ResourceUnavailableError
+from atelier.files import write_atomically
+from atelier.machine import package_versions
+from export.config import MADE_WITH, ExportConfig, config_from
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
 from export.onnx_model import onnx_from_program, opset_of
@@ -17,19 +21,16 @@ from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs
 from export.parity_report import reports_from, table_from
 from export.precision import onnx_in
-from export.provenance import package_versions
 from export.repository import publish
 from export.tensorrt_engine import add_engine
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
-from serving.errors import BadDataError, ResourceUnavailableError
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, TensorSpec, save_manifest
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
-from training.storage import write_atomically
 
 MODEL_NAME = "lenet5"
 
@@ -60,8 +61,7 @@ def open_backends(
             try:
                 backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
             except ResourceUnavailableError as error:
-                reason = str(error).partition(" (")[0].split(": ", 2)[-1]  # without what was asked for: nobody did
-                print(f"not compared on {device}: {reason}")
+                print(f"not compared on {device}: {error.why or error.what}")
     if engine is not None:
         backends.append(_open_engine(files, engine, max_batch_size))
     if all(backend.name == "torch" for backend in backends):
@@ -120,7 +120,7 @@ def manifest_of(
         checkpoint_sha256=checkpoint.sha256,
         parity_passed=True,
         files={name: _sha256(data) for name, data in files.items()},
-        versions=package_versions(),
+        versions=package_versions(MADE_WITH),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         engine=engine,
     )
@@ -152,7 +152,9 @@ def main(arguments: list[str]) -> int:
         report = dataclasses.replace(report, first_divergence=explain_failure(report, inferring, files, inputs))
     images = "Fashion-MNIST, digests checked" if data.verified else "not Fashion-MNIST, or not checked"
     circumstances = {"hardware": hardware_of(torch.device("cpu")), "test images": images}
-    reports = reports_from(report, source | {"precision": config.precision} | package_versions() | circumstances)
+    reports = reports_from(
+        report, source | {"precision": config.precision} | package_versions(MADE_WITH) | circumstances
+    )
     if not report:
         raise parity_error(report, reports, config.failed_dir)
 

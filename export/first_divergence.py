@@ -18,12 +18,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
+from atelier.contract import Images
 from export.emulation import emulated_onnx
 from export.parity import TOLERANCES, ParityReport, Tolerance
 from export.parity_inputs import ParityInputs
 from export.precision import HALF_TYPES
 from export.torch_program import program_from_model
-from serving.backends.base import Images
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 
 Values = dict[str, NDArray[Any]]  # value name -> tensor, in graph order

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from serving.backends.base import Images
+from atelier.contract import Images
 
 NUM_CALIBRATION_IMAGES = 1024
 _BATCH_SIZE = 128

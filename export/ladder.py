@@ -17,24 +17,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from atelier.contract import Images
+from atelier.errors import ResourceUnavailableError
+from atelier.files import write_atomically
+from atelier.machine import package_versions
+from atelier.program import run_program
+from atelier.tables import aligned
+from export.config import MADE_WITH
 from export.emulation import emulated_onnx
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
 from export.parity import RuntimeParity, run_gate, truth_of
 from export.parity_inputs import ParityInputs, parity_inputs
-from export.parity_report import aligned
 from export.precision import HALF_TYPES, PRECISIONS, onnx_in
-from export.provenance import package_versions
 from export.torch_program import program_bytes, program_from_model
-from serving.backends.base import Backend, Images
+from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.errors import ResourceUnavailableError, run_program
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from training.checkpoint import load_model
 from training.dataset import CLASSES, FashionMNIST, load_dataset
 from training.device import hardware_of
 from training.record import CHECKPOINT_DIR
-from training.storage import write_atomically
 
 MAX_BATCH_SIZE = 256
 NUM_REPEATS = 7
@@ -135,7 +138,7 @@ def main(arguments: list[str]) -> int:
     if options.report:
         document = {
             "machine": machine,
-            "versions": package_versions(),
+            "versions": package_versions(MADE_WITH),
             "checkpoint_sha256": checkpoint.sha256,
             "rungs": [asdict(rung) | {"passed": bool(rung.parity)} for rung in rungs],
         }

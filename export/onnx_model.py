@@ -8,7 +8,7 @@ import torch
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from torch.export import ExportedProgram
 
-from serving.errors import BadDataError
+from atelier.errors import BadDataError
 
 OPSET = 20
 BF16_OPSET = 22  # the first in which convolution and pooling take bfloat16

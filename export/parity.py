@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from atelier.contract import Images
+from atelier.errors import BadDataError
 from export.parity_inputs import ParityInputs, Truth, margins
-from serving.backends.base import Backend, Images
-from serving.errors import BadDataError
+from serving.backends.base import Backend
 
 
 @dataclass(frozen=True, kw_only=True)

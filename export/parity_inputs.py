@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.backends.base import Images
+from atelier.contract import Images
 
 Truth = Callable[[Images], NDArray[np.float64]]  # (N, 1, 28, 28) -> (N, 10), the model in float64
 

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
+from atelier.tables import aligned
 from export.parity import TOLERANCES, ParityReport, RuntimeParity, Tolerance
 
 HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invariance", "pass")
@@ -26,13 +26,6 @@ def _row(runtime: RuntimeParity) -> tuple[str, ...]:
         f"{runtime.max_batch_movement:.2e}, {runtime.num_batch_flips} flips",
         "pass" if runtime else "FAIL",
     )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def reports_from(report: ParityReport, made_with: dict[str, str]) -> dict[str, bytes]:

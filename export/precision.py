@@ -10,9 +10,9 @@ from ml_dtypes import bfloat16
 from numpy import float16
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
+from atelier.contract import Images
 from export.int8_model import calibration_images, int8_onnx
 from export.onnx_model import check_onnx, opset_of
-from serving.backends.base import Images
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 HALF_TYPES = {"fp16": (TensorProto.FLOAT16, float16), "bf16": (TensorProto.BFLOAT16, bfloat16)}

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from atelier.files import write_atomically
 from serving.manifest import ENGINE_NAME, MANIFEST_NAME, ONNX_NAME, Manifest, list_versions, save_manifest
-from training.storage import write_atomically
 
 _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import BadDataError, ResourceUnavailableError
+from atelier.errors import BadDataError, ResourceUnavailableError
 from serving.manifest import ENGINE_NAME, ONNX_NAME, EngineSpec
 
 TIMING_CACHE = Path("artifacts/tensorrt-timing.cache")
@@ -218,7 +218,7 @@ def _check_gpu() -> None:
         gpu_at(0)
     except CudaError as error:
         cure = "engines are built on the machine that will run them"
-        raise ResourceUnavailableError("NO_GPU", f"asked for a TensorRT engine: {error}", cure) from None
+        raise ResourceUnavailableError("NO_GPU", "asked for a TensorRT engine", cure, why=str(error)) from None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import sys
 
-from serving.errors import ResourceUnavailableError, run_program
+from atelier.errors import ResourceUnavailableError
+from atelier.program import run_program
 
 
 def main(arguments: list[str]) -> int:

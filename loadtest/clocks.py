@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from serving.backends.base import Backend, Images
+from atelier.contract import Images
+from serving.backends.base import Backend
 
 LEGACY_STREAM = 0  # PyTorch's own
 

@@ -1,53 +1,89 @@
 """The load test's settings: one frozen dataclass, checked when made, and the command line that fills it."""
 
-import argparse
 import os
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from atelier.errors import UsageError
+from atelier.settings import parse_settings
 from loadtest.scenarios import SCENARIOS
-from serving.errors import UsageError
-
-
-def _setting(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTestConfig:
     """Raises UsageError, naming value, limit and cure, where a setting cannot be."""
 
-    target: str = _setting("", "HOST:PORT of the server; without one, the repository's newest version is served here.")
-    protocol: str = _setting("atelier", "atelier, or oip: the Open Inference Protocol that Triton and KServe speak.")
-    model: str = _setting("lenet5", "Name of the model, in the repository and for oip on the server.")
-    repository: Path = _setting(Path("artifacts/models"), "What `python -m export` wrote: the reference is taken here.")
-    data_dir: Path | None = _setting(None, "Where Fashion-MNIST is; else it is looked for in the usual places.")
-    output_dir: Path = _setting(Path("artifacts/loadtest"), "Where report.json and report.html are written.")
-    scenarios: str = _setting(
-        ",".join(SCENARIOS), "Which of them to measure, separated by commas; none: just the rest."
-    )
-    rounds: int = _setting(3, "How often each contender is measured, in turn; what counts is the ratio within a round.")
-    duration_s: float = _setting(2.5, "How long each measurement takes; MLPerf asks for 600.")
-    target_qps: float = _setting(500.0, "Requests per second in the `server` scenario, arriving as a Poisson process.")
-    latency_p99_ms: float = _setting(15.0, "The bound on the 99th percentile of latency that the verdict holds.")
-    images_per_request: int = _setting(1, "Images of one request in the `server` scenario.")
-    samples_per_query: int = _setting(8, "Images of one request in `multi_stream`.")
-    offline_images_per_request: int = _setting(64, "Images of one request in `offline`.")
-    in_flight: int = _setting(16, "Requests that each process keeps in flight in `offline`.")
-    processes: int = _setting(
-        max(1, min(4, (os.cpu_count() or 1) // 2)), "Processes of the generator; one for each two cores, up to four."
-    )
-    timeout_s: float = _setting(5.0, "When a request that has no answer counts as lost.")
-    reference_threads: int = _setting(1, "Threads of PyTorch and the raw runtime; an inference on our server has one.")
-    atol: float = _setting(1e-4, "How far a probability may be from the reference's; a logit, ten times as far.")
-    top_k: int = _setting(1, "Classes to ask for and compare per image; 10 compares all that the model says.")
-    seed: int = _setting(0, "Of arrivals and of the choice of images.")
-    find_max: bool = _setting(
-        False, "Also search for the highest rate that holds --latency-p99-ms; confirm it 5 times."
-    )
-    no_sweep: bool = _setting(False, "Leave out the rates from a quarter of saturation to twice past it.")
-    no_references: bool = _setting(False, "Leave out PyTorch, the raw runtime and the echo server.")
+    target: str = ""
+    """HOST:PORT of the server; without one, the repository's newest version is served here."""
+
+    protocol: str = "atelier"
+    """atelier, or oip: the Open Inference Protocol that Triton and KServe speak."""
+
+    model: str = "lenet5"
+    """Name of the model, in the repository and for oip on the server."""
+
+    repository: Path = Path("artifacts/models")
+    """What `python -m export` wrote: the reference is taken here."""
+
+    data_dir: Path | None = None
+    """Where Fashion-MNIST is; else it is looked for in the usual places."""
+
+    output_dir: Path = Path("artifacts/loadtest")
+    """Where report.json and report.html are written."""
+
+    scenarios: str = ",".join(SCENARIOS)
+    """Which of them to measure, separated by commas; none: just the rest."""
+
+    rounds: int = 3
+    """How often each contender is measured, in turn; what counts is the ratio within a round."""
+
+    duration_s: float = 2.5
+    """How long each measurement takes; MLPerf asks for 600."""
+
+    target_qps: float = 500.0
+    """Requests per second in the `server` scenario, arriving as a Poisson process."""
+
+    latency_p99_ms: float = 15.0
+    """The bound on the 99th percentile of latency that the verdict holds."""
+
+    images_per_request: int = 1
+    """Images of one request in the `server` scenario."""
+
+    samples_per_query: int = 8
+    """Images of one request in `multi_stream`."""
+
+    offline_images_per_request: int = 64
+    """Images of one request in `offline`."""
+
+    in_flight: int = 16
+    """Requests that each process keeps in flight in `offline`."""
+
+    processes: int = max(1, min(4, (os.cpu_count() or 1) // 2))
+    """Processes of the generator; one for each two cores, up to four."""
+
+    timeout_s: float = 5.0
+    """When a request that has no answer counts as lost."""
+
+    reference_threads: int = 1
+    """Threads of PyTorch and the raw runtime; an inference on our server has one."""
+
+    atol: float = 1e-4
+    """How far a probability may be from the reference's; a logit, ten times as far."""
+
+    top_k: int = 1
+    """Classes to ask for and compare per image; 10 compares all that the model says."""
+
+    seed: int = 0
+    """Of arrivals and of the choice of images."""
+
+    find_max: bool = False
+    """Also search for the highest rate that holds --latency-p99-ms; confirm it 5 times."""
+
+    no_sweep: bool = False
+    """Leave out the rates from a quarter of saturation to twice past it."""
+
+    no_references: bool = False
+    """Leave out PyTorch, the raw runtime and the echo server."""
 
     def __post_init__(self) -> None:
         self._check("protocol", self.protocol in ("atelier", "oip"), "atelier or oip")
@@ -99,22 +135,10 @@ quieter machine or with a lower rate; 130 stopped by Ctrl-C; others as in sysexi
 
 def parse_arguments(arguments: list[str]) -> LoadTestConfig:
     """The settings from a command line; a flag for every field, with its meaning as the help."""
-    parser = argparse.ArgumentParser(
+    return parse_settings(
+        LoadTestConfig,
+        arguments,
         prog="python -m loadtest",
         description="Load-test the served model beside PyTorch, the raw runtime and a bare gRPC echo server.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for setting in fields(LoadTestConfig):
-        flag = "--" + setting.name.replace("_", "-")
-        default, meaning = setting.default, setting.metadata["help"]
-        if default is False:
-            parser.add_argument(flag, action="store_true", help=meaning)
-            continue
-        kind = Path if default is None or default is MISSING else type(default)
-        shown = "" if default in (None, "") else f" (default: {default})"
-        parser.add_argument(flag, type=kind, default=default, help=meaning + shown)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    settings = vars(parser.parse_args(arguments))
-    settings.pop("debug")
-    return LoadTestConfig(**settings)

@@ -6,13 +6,15 @@ from typing import Any
 
 import grpc
 
+from atelier.channel import proxy_options
+from atelier.classify import connect
+from atelier.client import program_errors
+from atelier.errors import ConfigurationError, ResourceUnavailableError
+from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
 from loadtest.protocols import OIP_SERVICE, Classify, Echo, OpenInference, Reference, ServerProtocol
 from loadtest.reference import References
 from loadtest.server_process import server_process
-from protos import open_inference_pb2 as oip
-from serving.client import Client, program_errors
-from serving.errors import ConfigurationError, ResourceUnavailableError
 
 SERVED = "served"
 READY_TIMEOUT_S = 10.0
@@ -35,7 +37,8 @@ def open_served(
             target = stack.enter_context(server_process("serving", *settings, own_group=True)).target
         except RuntimeError as error:
             raise ResourceUnavailableError("NO_SERVER", str(error), "make serve shows why") from None
-    with program_errors(target), Client(target) as client:
+    with program_errors(), connect(target) as client:
+        client.is_serving()  # a server that nobody has started is not waited for
         client.wait_until_ready(timeout_s=READY_TIMEOUT_S)
         model = client.model()
     if model.checkpoint_sha256 != references.manifest.checkpoint_sha256:
@@ -50,7 +53,7 @@ def open_served(
 
 def _open_inference(config: LoadTestConfig, reference: Reference) -> tuple[ServerProtocol, str]:
     """A server of the Open Inference Protocol, once it is ready and takes `images` for `logits`."""
-    with grpc.insecure_channel(config.target) as channel:
+    with grpc.insecure_channel(config.target, options=proxy_options(config.target)) as channel:
         ready = channel.unary_unary(
             f"/{OIP_SERVICE}/ModelReady",
             request_serializer=oip.ModelReadyRequest.SerializeToString,
@@ -86,7 +89,7 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> tuple[Serve
 def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) -> dict[str, ServerProtocol]:
     """An echo server for each number of images a request may have, whose replies are as long as the model's."""
     echoes: dict[str, ServerProtocol] = {}
-    with grpc.insecure_channel(served.target) as channel:
+    with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
         for size in sorted(set(sizes)):
             method: Any = channel.unary_unary(served.method)
             reply: bytes = method(served.request(range(size)), timeout=READY_TIMEOUT_S)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
 from serving.backends import base
-from serving.backends.base import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
 
 _LOGITS_BYTES = 10 * 4
 

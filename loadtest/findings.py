@@ -1,13 +1,10 @@
 """Everything that one load test measured, and the verdict on it."""
 
 import os
-import platform
-import re
 import statistics
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from atelier.machine import machine_facts
 from loadtest.config import LoadTestConfig
 from loadtest.measurement import Measurement, together
 from loadtest.reference import ReferenceRun
@@ -124,21 +121,8 @@ class Findings:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    cpu = model[1] if model else platform.processor() or platform.machine()
-    load = f"{os.getloadavg()[0]:.1f}"
-    packages = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    facts = {"cpu": f"{cpu}, {os.cpu_count()} cores", "load average before": load}
-    return facts | {"python": platform.python_version(), "packages": packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
+    """Returns what the figures were taken on."""
+    return machine_facts(PACKAGES) | {"load average before": f"{os.getloadavg()[0]:.1f}"}
 
 
 def median_and_range(values: list[float], digits: int = 2) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from atelier.errors import ProgramError, ResourceUnavailableError
 from loadtest.generator import GO, READY, STOP, Share, generate
 from loadtest.measurement import Measurement, measured
 from loadtest.protocols import ServerProtocol
 from loadtest.scenarios import Load
-from serving.errors import ProgramError, ResourceUnavailableError
 
 # Single streams are one by definition.
 ONE_PROCESS = ("single_stream", "multi_stream")

@@ -20,21 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from atelier.errors import ConfigurationError, UsageError
+from atelier.files import write_atomically
+from atelier.machine import gpu_facts
+from atelier.program import run_program
 from loadtest.gpu_report_pages import Document, markdown_from
 from loadtest.gpu_report_plot import save_plot
 from loadtest.gpu_report_programs import Plan, StepFailedError
 from loadtest.gpu_report_steps import (
     MODEL_OF,
     export,
-    gpu_facts,
     latency,
     look_at_host,
     serve,
     train,
     training_floor,
 )
-from serving.errors import ConfigurationError, UsageError, run_program
-from training.storage import write_atomically
 
 TIME_LIMIT_S = 600.0
 RESERVED_S = 20.0  # for the plot: matplotlib's first import, which looks for fonts, takes 2 s on a small machine

@@ -1,14 +1,10 @@
 """The steps of the GPU report: each runs a program as a user would, and returns what it printed or wrote."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from atelier.machine import cpu_name, gpu_facts, package_versions
 from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
 from serving.manifest import FILE_OF_BACKEND, PROGRAM_NAME
 
@@ -23,32 +19,14 @@ PARITY_FIGURES = (
 
 def look_at_host(plan: Plan) -> dict[str, Any]:
     """Hardware and versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
+    versions = package_versions(PACKAGES)
     return {
         "gpu": gpu_facts(),
-        "cpu": f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": versions,
+        "cpu": cpu_name(),
+        "python": versions["python"],
+        "versions": {name: versions.get(name, "absent") for name in PACKAGES},
         "device": plan.device,
     }
-
-
-def gpu_facts() -> dict[str, str]:
-    """What nvidia-smi says of the first GPU; empty where there is none."""
-    names = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "compute_cap")
-    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
-    try:
-        line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(names, (value.strip() for value in line.split(",")), strict=False))
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from atelier.contract import IMAGE_SHAPE, Images
+from atelier.errors import MissingInputError
+from atelier.program import run_program
 from loadtest.clocks import EventClock, WallClock, clock_of
 from loadtest.copies import copies_on
 from loadtest.memory import device_bytes, resident_bytes
-from serving.backends.base import IMAGE_SHAPE, Backend, Images
+from serving.backends.base import Backend
 from serving.backends.select import open_backend
-from serving.errors import MissingInputError, run_program
 from serving.manifest import PROGRAM_NAME, Manifest, list_versions, load_manifest, read_manifest, read_verified
 
 BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "floor")

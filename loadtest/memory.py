@@ -5,7 +5,7 @@ import subprocess
 
 import psutil
 
-from serving.errors import ResourceUnavailableError
+from atelier.errors import ResourceUnavailableError
 
 
 def resident_bytes() -> int:

@@ -13,10 +13,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from protos import classifier_pb2 as pb
-from protos import open_inference_pb2 as oip
-from serving.backends.base import Images, Logits
-from serving.channel import SERVICE
+from atelier.contract import Images, Logits
+from atelier.wire import SERVICE
+from atelier.wire import classifier_pb2 as pb
+from atelier.wire import open_inference_pb2 as oip
 
 OIP_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 

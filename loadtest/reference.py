@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
+from atelier.contract import Images, Logits
+from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError
 from loadtest.generator import histogram_from, new_histogram
-from serving.backends.base import Backend, Images, Logits
+from serving.backends.base import Backend
 from serving.backends.select import open_backend
-from serving.errors import MissingInputError, ProgramError, ResourceUnavailableError
 from serving.manifest import Manifest, list_versions, load_manifest
 
 ANSWERS_BATCH_SIZE = 64

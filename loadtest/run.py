@@ -7,6 +7,7 @@ import signal
 from contextlib import ExitStack
 from dataclasses import replace
 
+from atelier.errors import ProgramError
 from loadtest.config import LoadTestConfig, parse_arguments
 from loadtest.contenders import SERVED, echo_name, open_echoes, open_served
 from loadtest.findings import EXIT_CODES, Findings, machine
@@ -19,7 +20,6 @@ from loadtest.report import save_report
 from loadtest.scenarios import Load
 from loadtest.search import SWEEP_SHARES, MaxSearch, find_max
 from loadtest.verdict import screen
-from serving.errors import ProgramError
 from training.dataset import load_dataset
 
 WARM_UP_S = 0.5

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client, Prediction, program_errors
-from serving.errors import UsageError, run_program
+from atelier.classify import connect
+from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Prediction, program_errors
+from atelier.errors import UsageError
+from atelier.program import can_print, run_program
 from training.dataset import CLASSES, load_dataset
 
 # Four garments side by side are 4 * 24 + 3 = 99 columns wide.
@@ -29,9 +31,9 @@ def main(arguments: list[str]) -> int:
         raise UsageError("BAD_COUNT", f"--count is {options.count}", f"there are {num_images:,} test images")
     chosen = np.random.default_rng(options.seed).choice(num_images, options.count, replace=False)
     images, truths = dataset.test_images[chosen], dataset.test_labels[chosen]
-    with program_errors(options.target), Client(options.target) as client:
+    with program_errors(), connect(options.target) as client:
         answer = client.classify(images, timeout_s=options.timeout_s)
-    in_colour = sys.stdout.isatty()
+    in_colour = sys.stdout.isatty() and can_print("▀")
     cells = [
         [*drawn(image, in_colour), *_caption(predictions[0], truth)]
         for image, predictions, truth in zip(images[:, 0], answer.classifications, truths, strict=True)

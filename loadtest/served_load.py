@@ -22,12 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from atelier.client import AsyncClient
+from atelier.contract import Images
+from atelier.errors import BadDataError
+from atelier.program import run_program
 from loadtest.latency import measured, opened
 from loadtest.memory import device_bytes_of, resident_bytes_of
 from loadtest.server_process import server_process
-from serving.backends.base import Backend, Images
-from serving.client import AsyncClient
-from serving.errors import BadDataError, run_program
+from serving.backends.base import Backend
 from training.dataset import load_dataset
 
 TIE_MARGIN = 0.4  # the largest of the parity gate's, int8's

@@ -20,6 +20,7 @@ import numpy as np
 import uvloop
 from numpy.typing import NDArray
 
+from atelier.channel import proxy_options
 from loadtest.protocols import Checked, ServerProtocol
 from loadtest.scenarios import Load
 
@@ -103,7 +104,7 @@ class OneAtATime:
     def __init__(self, load: Load, server: ServerProtocol) -> None:
         self.records = Records()
         self._load, self._server = load, server
-        self._channel = grpc.insecure_channel(server.target, options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(server.target, options=CHANNEL_OPTIONS + proxy_options(server.target))
         self._method: Any = self._channel.unary_unary(server.method)
 
     def warm_up(self) -> None:
@@ -174,7 +175,8 @@ class Concurrent:
     async def _connect(self) -> None:
         message = self._server.request(range(self._load.images_per_request))
         for _ in range(NUM_CHANNELS):
-            channel = grpc.aio.insecure_channel(self._server.target, options=CHANNEL_OPTIONS)
+            options = CHANNEL_OPTIONS + proxy_options(self._server.target)
+            channel = grpc.aio.insecure_channel(self._server.target, options=options)
             self._channels.append(channel)
             method: Any = channel.unary_unary(self._server.method)
             self._methods.append(method)

@@ -11,7 +11,7 @@ if "--debug" not in sys.argv:
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy only copies here; its threads would idle in every process
 
-from serving.errors import run_program
+from atelier.program import run_program
 from serving.supervisor import main
 
 sys.exit(run_program(main))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from serving.backends.base import Images
+from atelier.contract import Images
 from serving.errors import OverloadedError
 
 

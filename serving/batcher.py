@@ -25,10 +25,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.backends.base import IMAGE_SHAPE, Backend, Images, Logits
+from atelier.contract import IMAGE_SHAPE, Images, Logits
+from atelier.errors import DeviceError
+from serving.backends.base import Backend
 from serving.batch_queue import BatchQueue, Part, Request
 from serving.device_watch import DeviceWatch
-from serving.errors import BackendError, DeviceError, ExpiredError, NotServingError, RequestError
+from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
 from serving.metrics import NO_METRICS, Metrics
 from serving.ranking import checked_logits
 

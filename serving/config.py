@@ -1,73 +1,94 @@
 """The server's settings: one frozen dataclass, checked when made, and the command line that fills it."""
 
-import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from atelier.errors import ConfigurationError
+from atelier.settings import parse_settings
 from serving.backends.select import KINDS
-from serving.errors import ConfigurationError
 
 DEFAULT_METRICS_PORT = 8002  # Triton's
-
-
-def _setting(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Raises ConfigurationError, naming value, limit and cure, where a setting cannot be."""
 
-    repository: Path = _setting(
-        Path("artifacts/models"),
-        "The model repository that `python -m export` writes: <repository>/<model>/<version>/.",
-    )
-    model: str = _setting("lenet5", "Name of the model to serve.")
-    model_version: int | None = _setting(None, "Version to serve; None takes the newest.")
-    host: str = _setting(
-        "127.0.0.1", "Address to listen on. There is no authentication: open it to trusted networks only."
-    )
-    port: int = _setting(50051, "Port to listen on; 0 lets the system choose one, which is printed.")
-    metrics_port: int | None = _setting(
-        None,
-        "Port of the page for Prometheus, /metrics, on the same address; 0 turns metrics off. None takes 8002, or "
-        "where --port is 0 one that the system chooses, which is printed.",
-    )
-    backend: str = _setting(
-        "auto", "auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."
-    )
-    device: str = _setting("auto", "auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails.")
-    workers: int | None = _setting(
-        None, "Server processes on the port; None takes one on a GPU, and on a CPU one per core, up to 4."
-    )
-    num_threads: int = _setting(1, "Threads that one inference may use on the CPU.")
-    max_batch_size: int | None = _setting(
-        None,
-        "Most images in one run of the model, at most what parity was proven for; None takes that, up to 64 on a CPU "
-        "and 256 on a GPU.",
-    )
-    max_queue_size: int = _setting(4096, "Most images that may wait; one more is refused with RESOURCE_EXHAUSTED.")
-    max_queue_delay_us: int = _setting(
-        8000, "Longest that a free device waits for as many requests as the last batch had; a lone request never waits."
-    )
-    max_images_per_request: int = _setting(1024, "Most images in one request.")
-    max_message_bytes: int = _setting(16 << 20, "Largest request on the wire; it bounds the pictures that can be sent.")
-    max_encoded_bytes: int = _setting(64 << 20, "Most bytes of encoded pictures that may wait to be decoded.")
-    max_concurrent_requests: int = _setting(4096, "Most calls being handled at once, the last fence before memory.")
-    default_deadline_s: float = _setting(10.0, "Deadline of a request whose client set none.")
-    max_deadline_s: float = _setting(60.0, "A client that allows more time than this is served as if it allowed this.")
-    message_timeout_s: float = _setting(5.0, "How long a client may take to send its message after the headers.")
-    hang_timeout_s: float = _setting(
-        30.0, "A batch that takes longer than this counts as a hung device: its process ends, and another takes over."
-    )
-    lame_duck_s: float = _setting(
-        0.3, "After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."
-    )
-    max_memory_growth_mb: int = _setting(
-        1024, "A worker process that has grown by more than this since it was ready is drained and replaced."
-    )
-    drain_timeout_s: float = _setting(30.0, "After SIGTERM, how long accepted requests may take.")
+    repository: Path = Path("artifacts/models")
+    """The model repository that `python -m export` writes: <repository>/<model>/<version>/."""
+
+    model: str = "lenet5"
+    """Name of the model to serve."""
+
+    model_version: int | None = None
+    """Version to serve; None takes the newest."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no authentication: open it to trusted networks only."""
+
+    port: int = 50051
+    """Port to listen on; 0 lets the system choose one, which is printed."""
+
+    metrics_port: int | None = None
+    """Port of the page for Prometheus, /metrics, on the same address; 0 turns metrics off. None takes 8002, or where
+    --port is 0 one that the system chooses, which is printed.
+    """
+
+    backend: str = "auto"
+    """auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails."""
+
+    workers: int | None = None
+    """Server processes on the port; None takes one on a GPU, and on a CPU one per core, up to 4."""
+
+    num_threads: int = 1
+    """Threads that one inference may use on the CPU."""
+
+    max_batch_size: int | None = None
+    """Most images in one run of the model, at most what parity was proven for; None takes that, up to 64 on a CPU and
+    256 on a GPU.
+    """
+
+    max_queue_size: int = 4096
+    """Most images that may wait; one more is refused with RESOURCE_EXHAUSTED."""
+
+    max_queue_delay_us: int = 8000
+    """Longest that a free device waits for as many requests as the last batch had; a lone request never waits."""
+
+    max_images_per_request: int = 1024
+    """Most images in one request."""
+
+    max_message_bytes: int = 16 << 20
+    """Largest request on the wire; it bounds the pictures that can be sent."""
+
+    max_encoded_bytes: int = 64 << 20
+    """Most bytes of encoded pictures that may wait to be decoded."""
+
+    max_concurrent_requests: int = 4096
+    """Most calls being handled at once, the last fence before memory."""
+
+    default_deadline_s: float = 10.0
+    """Deadline of a request whose client set none."""
+
+    max_deadline_s: float = 60.0
+    """A client that allows more time than this is served as if it allowed this."""
+
+    message_timeout_s: float = 5.0
+    """How long a client may take to send its message after the headers."""
+
+    hang_timeout_s: float = 30.0
+    """A batch that takes longer than this counts as a hung device: its process ends, and another takes over."""
+
+    lame_duck_s: float = 0.3
+    """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""
+
+    max_memory_growth_mb: int = 1024
+    """A worker process that has grown by more than this since it was ready is drained and replaced."""
+
+    drain_timeout_s: float = 30.0
+    """After SIGTERM, how long accepted requests may take."""
 
     def __post_init__(self) -> None:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
@@ -114,17 +135,10 @@ class ServerConfig:
 
 def parse_arguments(arguments: list[str]) -> ServerConfig:
     """The settings from a command line; a flag for every field, with its meaning as the help."""
-    parser = argparse.ArgumentParser(
+    return parse_settings(
+        ServerConfig,
+        arguments,
         prog="python -m serving",
         description="Serve an exported LeNet-5 over gRPC: atelier.v1.Classifier, health and reflection on one port.",
         epilog="SIGTERM or Ctrl-C drains: accepted requests are answered, new ones are told to retry elsewhere.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for setting in fields(ServerConfig):
-        flag = "--" + setting.name.replace("_", "-")
-        kind = int if setting.default is None else type(setting.default)
-        parser.add_argument(flag, type=kind, default=setting.default, help=setting.metadata["help"])
-    parser.add_argument("--debug", action="store_true", help="log every step, and show tracebacks")
-    settings = vars(parser.parse_args(arguments))
-    settings.pop("debug")
-    return ServerConfig(**settings)

@@ -8,7 +8,7 @@ process ends, and its supervisor starts another.
 import asyncio
 from collections.abc import Callable
 
-from serving.errors import DeviceError
+from atelier.errors import DeviceError
 
 MAX_FAILED_BATCHES = 3  # in a row: one may be its images' fault, or want of memory that is free again at the next
 

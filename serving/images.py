@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from serving.backends.base import IMAGE_BYTES, IMAGE_SHAPE, Images
+from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images
 from serving.errors import InvalidRequestError
 from serving.picture_headers import BrokenHeaderError, PictureHeader, read_header
 

@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from serving.channel import HEALTH, SERVICE
+from atelier.wire import HEALTH, SERVICE
 from serving.errors import InvalidRequestError, OverloadedError
 from serving.rpc import Context, Conversation
 from serving.service import parse

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import BadDataError, MissingInputError
+from atelier.contract import TensorSpec
+from atelier.errors import BadDataError, MissingInputError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -22,15 +23,6 @@ PROGRAM_NAME = "model.pt2"  # torch.export program
 ONNX_NAME = "model.onnx"
 ENGINE_NAME = "model.plan"  # TensorRT engine
 FILE_OF_BACKEND = {"torch": PROGRAM_NAME, "onnxruntime": ONNX_NAME, "tensorrt": ENGINE_NAME}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One input or output; -1 in `shape` stands for the batch, `dtype` is NumPy's name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from atelier.errors import ResourceUnavailableError
+from atelier.program import run_program, say
 from serving.child_process import Inherited, start_process
-from serving.errors import ResourceUnavailableError, run_program
 from serving.metrics import Board
 from serving.port import open_listeners
-from serving.served_model import say
 
 RESTART_PAUSE_S = 5.0  # at least, between two starts: one that cannot start is no reason to fork all the time
 NAME = "metrics-page"  # as `ps` and `top` show it

@@ -7,7 +7,7 @@ servers share it unnoticed. So a port is first taken alone, and then reserved fo
 import errno
 import socket
 
-from serving.errors import ResourceUnavailableError
+from atelier.errors import ResourceUnavailableError
 
 
 def reserve_port(host: str, port: int) -> socket.socket:

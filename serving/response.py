@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protos import classifier_pb2 as pb
-from serving.backends.base import Logits
+from atelier.contract import Logits
+from atelier.wire import classifier_pb2 as pb
 from serving.batcher import Answer
 from serving.ranking import MANY_IMAGES, best, rank
 

@@ -1,19 +1,12 @@
 """The model behind a server: which version, on which backend, and why."""
 
-import contextlib
 from dataclasses import dataclass
 
+from atelier.errors import BadDataError, MissingInputError
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
 from serving.config import ServerConfig
-from serving.errors import BadDataError, MissingInputError
 from serving.manifest import FILE_OF_BACKEND, Manifest, list_versions, load_manifest
-
-
-def say(line: str) -> None:
-    """Tells the operator. A server goes on, and drains, when nobody reads any more (`make serve | tee log`, Ctrl-C)."""
-    with contextlib.suppress(OSError):
-        print(f"atelier: {line}", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)

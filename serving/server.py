@@ -11,11 +11,12 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from atelier.errors import DeviceError, ProgramError
+from atelier.wire import SERVICE
 from serving.batch_queue import BatchQueue
 from serving.batcher import Batcher
-from serving.channel import SERVICE
 from serving.config import ServerConfig
-from serving.errors import DeviceError, NotServingError, ProgramError
+from serving.errors import NotServingError
 from serving.introspection import conversations
 from serving.metrics import NO_METRICS, Metrics
 from serving.port import cannot_listen

@@ -16,13 +16,12 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from protos import classifier_pb2 as pb
-from serving.backends.base import Images
+from atelier.contract import Images, TensorSpec
+from atelier.wire import classifier_pb2 as pb
 from serving.batcher import Batcher
 from serving.config import ServerConfig
 from serving.errors import ExpiredError, InvalidRequestError, OverloadedError, UnknownModelError
 from serving.images import image_from_picture, images_from_bytes
-from serving.manifest import TensorSpec
 from serving.metrics import NO_METRICS, Metrics
 from serving.response import ResponseWriter
 from serving.served_model import ServedModel

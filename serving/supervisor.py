@@ -25,15 +25,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from atelier.errors import ResourceUnavailableError
+from atelier.program import say
+from atelier.wire import SERVICE
 from serving.backoff import failures_in_a_row, pause_s
-from serving.channel import SERVICE
 from serving.child_process import STOP_SIGNALS, Inherited, start_process
 from serving.config import ServerConfig, parse_arguments
-from serving.errors import ResourceUnavailableError
 from serving.metrics import NO_METRICS, Board
 from serving.metrics_process import MetricsProcess
 from serving.port import reserve_port
-from serving.served_model import say
 from serving.worker import run_worker
 
 MAX_AUTO_WORKERS = 4

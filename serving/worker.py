@@ -19,11 +19,12 @@ from pathlib import Path
 
 import uvloop
 
-from serving import __version__
+from atelier import __version__
+from atelier.errors import DeviceError, ProgramError
+from atelier.program import run_program, say
 from serving.config import ServerConfig
-from serving.errors import DeviceError, ProgramError, run_program
 from serving.metrics import Metrics
-from serving.served_model import ServedModel, load_model, say
+from serving.served_model import ServedModel, load_model
 from serving.server import Server
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import MissingInputError
+from atelier.errors import MissingInputError
 from training.dataset import FashionMNIST, load_dataset
 
 

@@ -16,10 +16,10 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+from atelier.client import ClassifyError, Client
+from atelier.contract import Images
 from loadtest.server_process import ServerProcess, server_process
-from serving.backends.base import Images
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.client import ClassifyError, Client
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 from tests.conftest import Job, command
 from training.dataset import FashionMNIST
@@ -98,10 +98,10 @@ def test_onnx_server_never_loads_torch_and_stays_small(job: Job, server: ServerP
     assert not any("torch" in path for path in libraries)
 
 
-def test_serving_and_protos_alone_can_serve(job: Job, tmp_path: Path) -> None:
+def test_serving_on_the_ground_floor_alone_can_serve(job: Job, tmp_path: Path) -> None:
     """What the serving images hold: copies of the two packages, and nothing of the rest."""
     root = Path(__file__).parent.parent
-    for package in ("serving", "protos"):
+    for package in ("serving", "atelier"):
         (tmp_path / package).symlink_to(root / package)
     blocked = "import sys; sys.modules.update(dict.fromkeys(('training', 'export', 'loadtest', 'torch')))"
     code = f"{blocked}; sys.path[0] = {str(tmp_path)!r}; from serving.supervisor import main; main(sys.argv[1:])"
@@ -234,7 +234,7 @@ def test_client_command_shows_probability_bars(server: ServerProcess, data: Fash
     from PIL import Image
 
     Image.fromarray(data.test_images[0, 0]).save(tmp_path / "boot.png")
-    done = command("serving.client", tmp_path / "boot.png", "--target", server.target)
+    done = command("atelier.classify", tmp_path / "boot.png", "--target", server.target)
     assert done.returncode == 0, done.stderr
     assert "boot.png" in done.stdout
     assert "%" in done.stdout and "#" in done.stdout

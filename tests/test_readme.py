@@ -38,7 +38,7 @@ def test_make_alone_prints_the_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["training", "export", "serving", "serving.client", "loadtest", "loadtest.bench", "training.dataset"]
+    "module", ["training", "export", "serving", "atelier.classify", "loadtest", "loadtest.bench", "training.dataset"]
 )
 def test_every_program_explains_itself(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -63,7 +63,7 @@ def test_ci_runs_what_the_readme_tells() -> None:
 
 
 def test_wire_contract_names_in_the_readme_are_the_real_ones() -> None:
-    from serving.channel import SERVICE
+    from atelier.wire import SERVICE
 
     assert f"{SERVICE}/Classify" in README
     assert f"{SERVICE}/GetModel" in README

@@ -10,10 +10,10 @@ import onnx
 import pytest
 import torch
 
+from atelier.client import Client
+from atelier.program import run_program
 from export.export import main as export_main
 from loadtest.server_process import server_process
-from serving.client import Client
-from serving.errors import run_program
 from serving.manifest import ONNX_NAME
 from tests.idx_files import idx_bytes
 from training.checkpoint import load_model

@@ -2,7 +2,7 @@
 
 import sys
 
-from serving.errors import run_program
+from atelier.program import run_program
 from training.train import main
 
 sys.exit(run_program(main))

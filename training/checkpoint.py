@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from serving.errors import BadDataError
+from atelier.errors import BadDataError
+from atelier.files import TEMPORARY_FILES, write_atomically
 from training.model import LeNet, model_for
 from training.record import (
     RECORD_NAME,
@@ -27,9 +28,6 @@ from training.record import (
     state_name,
     weights_name,
 )
-from training.storage import TEMPORARY_FILES, write_atomically
-
-__all__ = ["Checkpoint", "load_checkpoint", "load_model", "save_checkpoint", "write_atomically"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

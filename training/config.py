@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import UsageError
+from atelier.errors import UsageError
 from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS, RECIPES, Recipe
 from training.record import CHECKPOINT_DIR
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atelier.files import write_atomically
 from training.record import EpochMetrics, RunRecord
-from training.storage import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import MissingInputError
+from atelier.errors import MissingInputError
 from training.idx import bad_dataset, num_bytes, read_idx_bytes
 
 

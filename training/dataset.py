@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import run_program
+from atelier.program import run_program
 from training.data_files import FILES, PLACES, data_missing, find_dataset, not_in_any_place, path_of, read_verified
 from training.download import fetch_dataset
 from training.idx import array_from_idx, bad_dataset, read_idx_bytes

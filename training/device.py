@@ -2,14 +2,13 @@
 
 import ctypes
 import os
-import platform
 import resource
 import sys
-from pathlib import Path
 
 import torch
 
-from serving.errors import ResourceUnavailableError
+from atelier.errors import ResourceUnavailableError
+from atelier.machine import cpu_name
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 KEPT_BYTES = 2**30
@@ -96,9 +95,4 @@ def hardware_of(device: torch.device) -> str:
     """The device's name as its maker gives it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from serving.errors import BadDataError, PermissionRefusedError, StorageError
+from atelier.errors import BadDataError, PermissionRefusedError, StorageError
 from training.data_files import DataFile, data_missing, not_in_any_place, read_verified
 
 TIMEOUT_S = 15  # for each answer of a mirror; a slow download that moves on is not cut off

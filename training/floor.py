@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from serving.errors import ResourceUnavailableError, run_program
+from atelier.errors import ResourceUnavailableError
+from atelier.program import run_program
 from training.device import choose_device, hardware_of, make_deterministic, set_precision
 from training.model import LeNet, initialise, model_for
 from training.recipes import RECIPES, Recipe

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import BadDataError
+from atelier.errors import BadDataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 0x08  # the only type of element that MNIST and Fashion-MNIST use

@@ -14,10 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from atelier.contract import NUM_CLASSES
 from training.partial_convolution import C3_TABLE, PartialConv2d
 from training.recipes import PaddingMode, Recipe
 
-NUM_CLASSES = 10
 WeightedLayer = nn.Conv2d | PartialConv2d | nn.Linear
 NormT = TypeVar("NormT", nn.BatchNorm1d, nn.BatchNorm2d)
 

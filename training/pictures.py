@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from atelier.files import write_atomically
 from training.curves import png_from, warn_not_written
 from training.dataset import CLASSES
 from training.epoch import Split, all_logits
 from training.model import LeNet
-from training.storage import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

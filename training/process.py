@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from serving.errors import ResourceUnavailableError, StorageError
+from atelier.errors import ResourceUnavailableError, StorageError
 
 LOCK_NAME = ".lock"
 

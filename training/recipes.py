@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from serving.errors import ConfigurationError
+from atelier.errors import ConfigurationError
 
 # Keys of the tables of the same names in training/model.py, known here without torch.
 ARCHITECTURES = ("tutorial", "classic", "modern", "teacher")

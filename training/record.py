@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.errors import BadDataError, ConfigurationError, MissingInputError
+from atelier.errors import BadDataError, ConfigurationError, MissingInputError
 from training.recipes import Recipe
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")

@@ -1,8 +1,6 @@
 """Runs: from a data set in memory to one checkpoint per seed."""
 
 import dataclasses
-import importlib.metadata
-import platform
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from serving.errors import BadDataError, ConfigurationError, InterruptedRunError
+from atelier.errors import BadDataError, ConfigurationError, InterruptedRunError
+from atelier.files import write_atomically
+from atelier.machine import package_versions
 from training.checkpoint import load_model, load_training_state, save_checkpoint
 from training.config import TrainConfig
 from training.curves import save_curves, save_history, title_of
@@ -43,7 +43,6 @@ from training.record import (
 )
 from training.report import SEEDS_NAME, epoch_line, seeds_json
 from training.steps import Steps
-from training.storage import write_atomically
 from training.validation import put_aside
 
 
@@ -290,8 +289,7 @@ def _new_model(recipe: Recipe, seed: int) -> LeNet:
 
 
 def _new_record(workplace: Workplace, seed: int) -> RunRecord:
-    packages = ("torch", "numpy", "safetensors")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    versions = package_versions(("torch", "numpy", "safetensors"))
     return RunRecord(
         recipe=workplace.config.recipe,
         seed=seed,

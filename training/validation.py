@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from serving.errors import ConfigurationError
+from atelier.errors import ConfigurationError
 from training.epoch import Split
 
 CHOICE_SEED = 2026  # of the images: the same ones for every recipe and seed

@@ -12,13 +12,14 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from atelier.channel import proxy_options
+from atelier.client import Client
+from atelier.contract import IMAGE_SHAPE
+from atelier.errors import MissingInputError, ProgramError
+from atelier.wire import classifier_pb2 as pb
 from loadtest.bench.h2load import BATCHED, CLASSIFY, SINGLE, Generator
 from loadtest.server_process import ServerProcess, server_process
-from protos import classifier_pb2 as pb
-from serving.backends.base import IMAGE_SHAPE
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.client import Client
-from serving.errors import MissingInputError, ProgramError
 from serving.manifest import ONNX_NAME, list_versions, load_manifest, read_verified
 
 # One measurement: its figures by name.
@@ -111,7 +112,7 @@ def _one_by_one(generator: Generator, name: str, server: ServerProcess, num_call
     """The median time of a call when nothing else is under way, in microseconds."""
     generator.count(server, num_calls)
     message, times_s = SINGLE.message, []
-    with grpc.insecure_channel(server.target) as channel:
+    with grpc.insecure_channel(server.target, options=proxy_options(server.target)) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
         for _ in range(num_calls):
             started_s = time.perf_counter()
@@ -133,6 +134,6 @@ def _raw_images_per_s(backend: OnnxRuntimeBackend, batch_size: int, num_batches:
 
 def _reply_bytes(served: ServerProcess) -> int:
     """Size of the answer to one image, so that the echo servers send as much."""
-    with grpc.insecure_channel(served.target) as channel:
+    with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
         return len(call(pb.ClassifyRequest(images=bytes(784)).SerializeToString()))

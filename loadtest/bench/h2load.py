@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atelier.contract import IMAGE_SHAPE
+from atelier.errors import ProgramError, ResourceUnavailableError
+from atelier.wire import classifier_pb2 as pb
 from loadtest.memory import processes_of
 from loadtest.server_process import ServerProcess
-from protos import classifier_pb2 as pb
-from serving.backends.base import IMAGE_SHAPE
-from serving.errors import ProgramError, ResourceUnavailableError
 
 CLASSIFY = "/atelier.v1.Classifier/Classify"
 

@@ -6,16 +6,13 @@ counts is the ratio within a repeat.
 
 import argparse
 import json
-import os
-import platform
-import re
 from collections import defaultdict
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
+from atelier.machine import machine_facts
 from loadtest.bench.contenders import check_count, contenders_from, seconds_to_first_answer, steps
 from loadtest.bench.h2load import BATCHED, MILLION, SINGLE, Generator
 from loadtest.bench.rows import Row, table
@@ -111,15 +108,6 @@ def training_row(figures: Figures, num_workers: int) -> Row:
     )
 
 
-def machine() -> dict[str, str]:
-    """What the figures were taken on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    cpu = model[1] if model else platform.processor()
-    return {"cpu": f"{cpu}, {os.cpu_count()} cores", "python": platform.python_version(), "packages": packages}
-
-
 def main(arguments: list[str]) -> int:
     """`python -m loadtest.bench`."""
     settings = _parser().parse_args(arguments)
@@ -128,7 +116,7 @@ def main(arguments: list[str]) -> int:
     if settings.training_repeats:
         figures |= measure_training(settings.training_repeats, settings.loader_workers)
         rows.append(training_row(figures, settings.loader_workers))
-    facts = machine()
+    facts = machine_facts(PACKAGES)
     print(f"{facts['cpu']}; Python {facts['python']}; {facts['packages']}")
     print(f"{settings.repeats} repeats after one warm-up, {settings.training_repeats} of training; medians")
     print(f"{num_sent} requests sent to the served model, all of them answered\n")

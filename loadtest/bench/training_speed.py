@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from serving.errors import ProgramError
+from atelier.errors import ProgramError
 from training.dataset import load_dataset
 
 NUM_IMAGES = 60_000

@@ -3,13 +3,8 @@
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Images = NDArray[np.uint8]  # (N, 1, 28, 28), row-major, 0 = background
-Logits = NDArray[np.float32]  # (N, 10)
-
-IMAGE_SHAPE = (1, 28, 28)
-IMAGE_BYTES = 28 * 28
+from atelier.contract import IMAGE_SHAPE, Images, Logits
 
 
 class Backend(Protocol):

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import onnxruntime
 
+from atelier.contract import Images, Logits
+from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
 from serving.backends import base
-from serving.backends.base import Images, Logits
 from serving.backends.onnxruntime_graphs import BoundRuns
-from serving.errors import BadDataError, ResourceUnavailableError, UsageError
 
 # Name, dtype in ONNX Runtime's words, and the sizes after the batch.
 INPUT = ("images", "tensor(uint8)", 1, 28, 28)
@@ -156,15 +156,17 @@ def _cuda_provider(device: str, precision: str, stream: Any) -> tuple[str, dict[
 
 def _no_cuda(device: str, why: str) -> ResourceUnavailableError:
     cure = "use --device cpu, or on a host with an NVIDIA GPU install the extras `gpu` instead of `serve`"
-    return ResourceUnavailableError("NO_GPU", f"asked for onnxruntime on {device}: {why}", cure)
+    return ResourceUnavailableError("NO_GPU", f"asked for onnxruntime on {device}", cure, why=why)
 
 
 def _start_error(error: Exception, device: str, complaints: str) -> Exception:
     """What ONNX Runtime's exception means: on CUDA anything but an unreadable model may be the provider's fault."""
     reason = str(error).splitlines()[0] + (f"; {complaints}" if complaints else "")
     if type(error).__name__ == "NotImplemented" or "Provider type for" in reason:  # CPU's and CUDA's words for it
-        what = f"asked for onnxruntime on {device}: {reason.rpartition(' : ')[2]}"
-        return ResourceUnavailableError("NO_KERNELS", what, "export another --precision, or use another device")
+        what, why = f"asked for onnxruntime on {device}", reason.rpartition(" : ")[2]
+        return ResourceUnavailableError(
+            "NO_KERNELS", what, "export another --precision, or use another device", why=why
+        )
     if device != "cpu" and type(error).__name__ not in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument"):
         return _no_cuda(device, reason)
     return BadDataError("BAD_MODEL", f"ONNX Runtime cannot load it: {reason}", "make export writes a new version")

@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime
 
-from serving.backends.base import IMAGE_SHAPE, Images, Logits, batch_size_buckets
+from atelier.contract import IMAGE_SHAPE, Images, Logits
+from serving.backends.base import batch_size_buckets
 
 
 class BoundRuns:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from serving.backends.base import Backend
-from serving.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
@@ -64,9 +64,7 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
     try:
         return open_on("cuda"), "CUDA works here"
     except ResourceUnavailableError as error:
-        # `NO_GPU: asked for <backend> on cuda:0: <reason> (<cure>)`, but nobody asked.
-        reason = str(error).partition(" (")[0].split(": ", 2)[-1]
-        return open_on("cpu"), f"no CUDA here: {reason}"
+        return open_on("cpu"), f"no CUDA here: {error.why or error.what}"
 
 
 def _best(
@@ -84,7 +82,7 @@ def _best(
         except (ResourceUnavailableError, BadDataError) as error:
             if error.word not in ("TENSORRT_UNAVAILABLE", "NO_GPU", "ENGINE_STALE"):
                 raise  # a file that was changed, or an engine that TensorRT refuses, is no matter of taste
-            why_not = f"no TensorRT here: {str(error).partition(' (')[0]}"
+            why_not = f"no TensorRT here: {error.why or f'{error.word}: {error.what}'}"
     open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
     backend, why = _on_best_device(device, open_on)
     return backend, f"{why_not}; {why}"
@@ -95,7 +93,7 @@ def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device:
         from serving.backends.torch_backend import TorchBackend
     except ImportError as error:
         cure = "install the extras `train`, or use --backend onnxruntime"
-        raise ResourceUnavailableError("NO_TORCH", f"asked for torch: {error}", cure) from None
+        raise ResourceUnavailableError("NO_TORCH", "asked for torch", cure, why=str(error)) from None
     return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=largest_on(device))
 
 
@@ -106,7 +104,7 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
         )  # here: who serves with torch need not have it
     except ImportError as error:
         cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
-        raise ResourceUnavailableError("NO_ONNXRUNTIME", f"asked for onnxruntime: {error}", cure) from None
+        raise ResourceUnavailableError("NO_ONNXRUNTIME", "asked for onnxruntime", cure, why=str(error)) from None
     max_batch_size = largest_on(device)
     return OnnxRuntimeBackend(
         model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, precision=precision
@@ -119,7 +117,7 @@ def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, dev
     except ImportError as error:
         cure = "install the extra `gpu`, or use --backend onnxruntime"
         raise ResourceUnavailableError(
-            "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}: {error}", cure
+            "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}", cure, why=str(error)
         ) from None
     if manifest.engine is None:
         what = f"version {manifest.version} has {ENGINE_NAME}, and its manifest says nothing about it"

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
+from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
 from serving.backends import base
-from serving.backends.base import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits, batch_size_buckets
+from serving.backends.base import batch_size_buckets
 from serving.backends.cuda import CudaError, DeviceMemory, Gpu, Graph, PinnedArray, Stream, gpu_at, use_device
-from serving.errors import BadDataError, ResourceUnavailableError, UsageError
 from serving.manifest import EngineSpec
 
 _LOGITS_BYTES = 10 * 4
@@ -156,19 +157,18 @@ def _tensorrt(device: str, spec: EngineSpec) -> Any:
             return importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:  # as its loader says that its libraries are not there
             reasons.append(" ".join(str(error).split()))
-    what = f"asked for tensorrt on {device}: {reasons[0]}"
     cure = "install the extra `tensorrt`, or use --backend onnxruntime"
     if not spec.version_compatible:
         cure += "; the lean runtime of the extra `gpu` needs an engine of make export ARGS=--version-compatible"
-    raise ResourceUnavailableError("TENSORRT_UNAVAILABLE", what, cure)
+    raise ResourceUnavailableError("TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}", cure, why=reasons[0])
 
 
 def _gpu(device: str, index: int) -> Gpu:
     try:
         return gpu_at(index)
     except CudaError as error:
-        what = f"asked for tensorrt on {device}: {error}"
-        raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu") from None
+        what, cure = f"asked for tensorrt on {device}", "check nvidia-smi, or use --device cpu"
+        raise ResourceUnavailableError("NO_GPU", what, cure, why=str(error)) from None
 
 
 def check_fresh(spec: EngineSpec, tensorrt: str, gpu: Gpu, onnx_sha256: str) -> None:

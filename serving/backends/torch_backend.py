@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
+from atelier.contract import Images, Logits
+from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
 from serving.backends import base
-from serving.backends.base import Images, Logits
-from serving.errors import BadDataError, ResourceUnavailableError, UsageError
 
 
 class TorchBackend:
@@ -76,8 +76,8 @@ def _device_from(device: str) -> torch.device:
         return found
     index = found.index or 0
     if index >= torch.cuda.device_count():
-        what = f"asked for torch on {device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
-        raise ResourceUnavailableError("NO_GPU", what, "use --device cpu")
+        why = f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+        raise ResourceUnavailableError("NO_GPU", f"asked for torch on {device}", "use --device cpu", why=why)
     # TF32 keeps 10 bits of 23, which is another precision than the one proven; convolutions have it on by default.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

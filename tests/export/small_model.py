@@ -7,12 +7,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from atelier.contract import Images, TensorSpec
 from export.onnx_model import onnx_from_program
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs, Truth
 from export.torch_program import program_bytes, program_from_model
-from serving.backends.base import Images
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, TensorSpec
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest
 from training.dataset import CLASSES
 from training.model import LeNet, LeNet5, initialise
 

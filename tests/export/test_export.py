@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from atelier.errors import BadDataError, MissingInputError, UsageError
+from atelier.program import run_program
 from export.config import ExportConfig, config_from
 from export.export import main
 from export.onnx_model import onnx_from_program
@@ -18,7 +20,6 @@ from export.parity import TOLERANCES, ParityReport, run_gate
 from export.precision import PRECISIONS
 from export.repository import triton_config
 from serving.backends.select import open_backend
-from serving.errors import BadDataError, MissingInputError, UsageError, run_program
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, load_manifest, read_manifest, read_verified
 from tests.export.small_model import manifest_for, noise_images, perturbed, seeded_model, truth
 from tests.idx_files import write_idx_files

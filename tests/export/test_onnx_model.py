@@ -12,8 +12,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import export
+from atelier.errors import BadDataError
 from export.onnx_model import MAX_BYTES, check_onnx
-from serving.errors import BadDataError
 from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files
 from training.dataset import CLASSES

@@ -3,12 +3,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from atelier.contract import Images, Logits
+from atelier.errors import BadDataError
 from export.parity import TIE_MARGIN, ParityReport, RuntimeParity, compare, run_gate
 from export.parity_inputs import ParityInputs
-from serving.backends.base import Images, Logits
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
-from serving.errors import BadDataError
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from tests.export.small_model import (
     MAX_BATCH_SIZE,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from atelier.errors import BadDataError, ResourceUnavailableError
 from export import ladder
 from export.emulation import emulated_onnx
 from export.int8_model import NUM_CALIBRATION_IMAGES, calibration_images
@@ -17,7 +18,6 @@ from export.parity import TOLERANCES, ParityReport, compare, run_gate
 from export.precision import HALF_TYPES, PRECISIONS, onnx_in
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.errors import BadDataError, ResourceUnavailableError
 from serving.manifest import ONNX_NAME
 from tests.conftest import Job
 from tests.export.small_model import MAX_BATCH_SIZE, exported_files, noise_images, noise_inputs, perturbed, seeded_model

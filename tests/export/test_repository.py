@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from atelier.errors import BadDataError, MissingInputError
 from export.repository import publish
-from serving.errors import BadDataError, MissingInputError
 from serving.manifest import MANIFEST_NAME, list_versions, load_manifest, read_verified
 from tests.export.small_model import manifest_for
 
@@ -149,7 +149,7 @@ def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path)
 def test_a_full_disk_leaves_nothing_and_is_reported(tmp_path: Path) -> None:
     program = """
 import resource
-from serving.errors import run_program
+from atelier.program import run_program
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 sys.exit(run_program(lambda _: publish(model_dir, FILES, MANIFEST) and 0, []))
 """

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from atelier.errors import BadDataError
 from export.torch_program import program_bytes, program_from_model
-from serving.errors import BadDataError
 from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import MAX_BATCH_SIZE, exported_files, noise_images, seeded_model
 

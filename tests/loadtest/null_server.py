@@ -14,10 +14,10 @@ import grpc
 import numpy as np
 import uvloop
 
+from atelier.wire import SERVICE
+from atelier.wire import classifier_pb2 as pb
+from atelier.wire import open_inference_pb2 as oip
 from loadtest.protocols import OIP_SERVICE, Reference
-from protos import classifier_pb2 as pb
-from protos import open_inference_pb2 as oip
-from serving.channel import SERVICE
 
 NUM_IMAGES = 200
 

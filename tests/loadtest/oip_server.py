@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from atelier.wire import open_inference_pb2 as oip
 from loadtest.protocols import OIP_SERVICE
-from protos import open_inference_pb2 as oip
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 

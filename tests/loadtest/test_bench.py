@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from atelier.client import Client
+from atelier.errors import ProgramError
 from loadtest.bench import run as bench
 from loadtest.bench.contenders import check_count, serving
 from loadtest.bench.rows import Row, table
 from loadtest.bench.training_speed import training_rates
-from serving.client import Client
-from serving.errors import ProgramError
 from tests.conftest import Job
 from tests.serving.fake_backend import image
 from training.dataset import FashionMNIST

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atelier.errors import ProgramError, UsageError
 from loadtest.config import LoadTestConfig, parse_arguments
 from loadtest.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.generator import Share, histogram_from
@@ -12,7 +13,6 @@ from loadtest.measurement import Measurement
 from loadtest.scenarios import Load, mlperf_shortfalls, schedule_ns
 from loadtest.search import MaxSearch, find_max, holds
 from loadtest.verdict import screen
-from serving.errors import ProgramError, UsageError
 
 
 def measurement(

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 
+from atelier.program import run_program
 from export.export import leave_unproven
 from export.repository import publish
 from loadtest import gpu_report
@@ -27,7 +28,6 @@ from loadtest.gpu_report import Step, main, new_report, run_step
 from loadtest.gpu_report_pages import markdown_from
 from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
 from loadtest.gpu_report_steps import export, latency, may_be_the_engine, run_of, serve
-from serving.errors import run_program
 from tests.export.small_model import manifest_for, program_and_onnx, seeded_model, truth
 from tests.export.test_export import RECORD
 from tests.idx_files import write_idx_files

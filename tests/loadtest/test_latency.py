@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from atelier.errors import BadDataError, ResourceUnavailableError
 from export.export import leave_unproven
 from export.repository import publish
 from loadtest.clocks import clock_of
 from loadtest.latency import main, measured, opened
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.errors import BadDataError, ResourceUnavailableError
 from serving.manifest import ONNX_NAME, load_manifest
 from tests.export.small_model import exported_files, manifest_for, noise_images, truth
 from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu

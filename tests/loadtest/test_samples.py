@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from atelier.program import run_program
 from loadtest import samples
-from serving.errors import run_program
-from tests.serving.scripted_server import ScriptedServer
+from tests.atelier.scripted_server import ScriptedServer
 
 
 def test_garment_is_drawn_24_columns_wide_from_dark_to_light() -> None:

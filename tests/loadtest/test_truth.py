@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from atelier.errors import ResourceUnavailableError
 from loadtest.generators import Generators
 from loadtest.measurement import Measurement, together
 from loadtest.protocols import Classify, OpenInference, ServerProtocol
 from loadtest.scenarios import Load
 from loadtest.server_process import server_process
-from serving.errors import ResourceUnavailableError
 from tests.loadtest.null_server import NUM_IMAGES, reference
 
 # Requests that warm up, before those that count: 6 on each of a process's connections, or 21 of a single stream.

@@ -12,11 +12,11 @@ import sys
 
 import pytest
 
+from atelier.contract import Images, Logits
+from atelier.program import run_program
 from serving import supervisor
-from serving.backends.base import Images, Logits
 from serving.backoff import STABLE_S
 from serving.config import ServerConfig
-from serving.errors import run_program
 from serving.served_model import ServedModel
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.test_server import MANIFEST

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from serving.backends.base import IMAGE_SHAPE, Images, Logits
+from atelier.contract import IMAGE_SHAPE, Images, Logits
 
 
 def image(label: int, count: int = 1) -> Images:

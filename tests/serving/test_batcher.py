@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atelier.errors import ProgramError
 from serving.batch_queue import BatchQueue
 from serving.batcher import Answer, Batcher
-from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError, ProgramError, RequestError
+from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError, RequestError
 from tests.serving.fake_backend import FakeBackend, image
 
 FAR_S = 1e9

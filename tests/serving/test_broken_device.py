@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from atelier.client import ClassifyError, Client
 from loadtest.server_process import ServerProcess, server_process
-from serving.client import ClassifyError, Client
 from tests.serving.fake_backend import image
 from tests.serving.test_metrics import scrape
 from tests.serving.test_supervisor import sent_path_that_is_not_utf8, wait_for, workers_of

@@ -18,11 +18,11 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from atelier.client import Client
+from atelier.errors import ConfigurationError, ResourceUnavailableError
+from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
-from protos import classifier_pb2 as pb
-from serving.client import Client
 from serving.config import ServerConfig
-from serving.errors import ConfigurationError, ResourceUnavailableError
 from serving.metrics import CODES, METHODS, NO_METRICS, NUM_SLOTS, Board, place_of_calls
 from serving.metrics_process import NAME as PAGE
 from serving.port import open_listeners

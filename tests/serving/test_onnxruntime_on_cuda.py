@@ -5,8 +5,8 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from atelier.errors import ResourceUnavailableError
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.errors import ResourceUnavailableError
 from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files
 from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from protos import classifier_pb2 as pb
+from atelier.wire import classifier_pb2 as pb
 from serving.batcher import Answer
 from serving.ranking import MANY_IMAGES, rank
 from serving.response import ResponseWriter

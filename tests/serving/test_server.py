@@ -17,11 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
-from protos import classifier_pb2 as pb
-from serving.channel import SERVICE
+from atelier.contract import TensorSpec
+from atelier.errors import ProgramError, ResourceUnavailableError
+from atelier.wire import SERVICE
+from atelier.wire import classifier_pb2 as pb
 from serving.config import ServerConfig
-from serving.errors import ProgramError, ResourceUnavailableError
-from serving.manifest import Manifest, TensorSpec
+from serving.manifest import Manifest
 from serving.metrics import NO_METRICS
 from serving.response import ResponseWriter
 from serving.served_model import ServedModel

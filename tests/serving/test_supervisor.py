@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
+from atelier.client import Client
+from atelier.errors import ResourceUnavailableError
+from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
-from protos import classifier_pb2 as pb
-from serving.client import Client
-from serving.errors import ResourceUnavailableError
 from serving.metrics_process import NAME as PAGE
 from serving.port import reserve_port
 from tests.conftest import Job

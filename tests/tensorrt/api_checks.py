@@ -17,6 +17,7 @@ import pytest
 import tensorrt
 import tensorrt_bindings as trt
 
+from atelier.errors import BadDataError, ResourceUnavailableError
 from export import tensorrt_engine
 from export.precision import PRECISIONS, onnx_in
 from export.tensorrt_engine import EngineOptions, check_types, engine_from_onnx, inspected_types, spec_of
@@ -27,7 +28,6 @@ from loadtest.memory import device_bytes
 from serving.backends import cuda
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.tensorrt_backend import TensorRTBackend
-from serving.errors import BadDataError, ResourceUnavailableError
 from serving.manifest import ONNX_NAME, EngineSpec
 from tests.export.small_model import exported_files, noise_images
 from tests.tensorrt.fake_cuda import FakeCuda

@@ -43,7 +43,7 @@ def test_real_lean_runtime_is_not_started_where_there_is_no_gpu() -> None:
         not_to_be_had(error)
     program = """
 from serving.backends.tensorrt_backend import TensorRTBackend, _tensorrt
-from serving.errors import ResourceUnavailableError
+from atelier.errors import ResourceUnavailableError
 from serving.manifest import EngineSpec
 spec = EngineSpec(tensorrt="11.4.0.106", driver="", gpu="", compute_capability="9.0", onnx_sha256="", min_batch_size=1,
     opt_batch_size=1, max_batch_size=1, version_compatible=True, hardware_compatible="none", layer_types={})

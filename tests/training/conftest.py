@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import run_program
+from atelier.program import run_program
 from tests.idx_files import write_idx_files
 from training.train import main
 

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from serving.errors import BadDataError, MissingInputError, run_program
-from training.checkpoint import load_checkpoint, load_model, save_checkpoint, write_atomically
+from atelier.errors import BadDataError, MissingInputError
+from atelier.files import write_atomically
+from atelier.program import run_program
+from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.model import LeNet5, initialise
 from training.record import RECORD_NAME, RunRecord, find_finished, load_record, weights_name
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.errors import BadDataError, MissingInputError, run_program
+from atelier.errors import BadDataError, MissingInputError
+from atelier.program import run_program
 from tests.idx_files import idx_bytes, write_idx_files
 from training import dataset
 from training.data_files import FILES, PLACES, DataFile, find_dataset, read_verified

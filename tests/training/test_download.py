@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import MissingInputError, StorageError
+from atelier.errors import MissingInputError, StorageError
 from tests.idx_files import write_idx_files
 from training.data_files import FILES, DataFile
 from training.download import FetchFailedError, fetch_dataset, fetch_from_debian, fetch_from_mirrors

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.errors import BadDataError
+from atelier.errors import BadDataError
 from tests.idx_files import idx_bytes
 from training.idx import array_from_idx, read_idx_bytes
 

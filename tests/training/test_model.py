@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from serving.errors import ConfigurationError
+from atelier.errors import ConfigurationError
 from tests.training.conftest import call_trainer
 from training import model as models
 from training import recipes

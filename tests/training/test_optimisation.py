@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from serving.errors import BadDataError, ConfigurationError
+from atelier.errors import BadDataError, ConfigurationError
 from tests.training.conftest import call_trainer, torchrun, train_in_two_processes
 from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state

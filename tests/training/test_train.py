@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from serving.errors import BadDataError, ConfigurationError, UsageError, run_program
+from atelier.errors import BadDataError, ConfigurationError, UsageError
+from atelier.program import run_program
 from tests.idx_files import write_idx_files
 from tests.training.conftest import call_trainer
 from training.checkpoint import load_checkpoint

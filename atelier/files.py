@@ -1,4 +1,4 @@
-"""How everything here is written: whole or not at all."""
+"""Writes files whole or not at all."""
 
 import os
 import secrets

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from protos import classifier_pb2 as pb
-from serving.channel import SERVICE
+from atelier.wire import SERVICE
+from atelier.wire import classifier_pb2 as pb
 
 CLASSES = [f"class {label}" for label in range(10)]
 
@@ -16,8 +16,10 @@ CLASSES = [f"class {label}" for label in range(10)]
 class ScriptedServer(grpc.GenericRpcHandler):
     """Refuses with the statuses of `script` first; then an image's first pixel is its label, 0.5 its probability."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: int = 0) -> None:
         self.script: list[tuple[grpc.StatusCode, str]] = []
+        self.after: dict[int, tuple[grpc.StatusCode, str]] = {}  # what refuses the request of this number
+        self.pushback_ms = 1  # what a refusal asks for
         self.requests: list[pb.ClassifyRequest] = []
         self.seconds_left: list[float] = []
         self.gate = threading.Event()  # answers wait for it
@@ -26,7 +28,8 @@ class ScriptedServer(grpc.GenericRpcHandler):
         self._server = grpc.server(ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((self,))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.target = f"localhost:{self._server.add_insecure_port('localhost:0')}"
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.target = f"127.0.0.1:{self.port}"
         self._server.start()
 
     def service(self, call: grpc.HandlerCallDetails) -> Any:
@@ -44,8 +47,10 @@ class ScriptedServer(grpc.GenericRpcHandler):
         self.requests.append(request)
         self.seconds_left.append(context.time_remaining())
         self.gate.wait(20)
+        if (number := len(self.requests) - 1) in self.after:
+            context.abort(*self.after[number])
         if self.script:
-            context.set_trailing_metadata((("grpc-retry-pushback-ms", "1"),))
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
             context.abort(*self.script.pop(0))
         firsts = [picture[0] for picture in request.pictures] or list(request.images[::784])
         response = pb.ClassifyResponse(model_name="lenet5", model_version="3")

@@ -1,21 +1,16 @@
-"""What a client asks and is answered, in types: from arrays to requests, from responses to answers, from statuses to
-errors. No connection here: the clients in client.py, with and without asyncio, share all of it.
-"""
+"""The types of a client's answers, made from the messages on the wire, and its errors."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from protos import classifier_pb2 as pb
-from serving.backends.base import IMAGE_SHAPE
-from serving.errors import BadDataError, PermissionRefusedError, ProgramError, ResourceUnavailableError
-from serving.manifest import TensorSpec
+from atelier.contract import TensorSpec
+from atelier.errors import BadDataError, PermissionRefusedError, ProgramError, ResourceUnavailableError
+from atelier.wire import classifier_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +62,7 @@ class ModelDescription:
 class ClassifyError(Exception):
     """The call failed; `status` is the gRPC status code's name, `word` the stable first word of the server's message.
 
-    `word` is empty where gRPC itself failed the call: no connection, no answer in time, message too large.
+    What gRPC itself fails has a word too: NO_SERVER, NO_ANSWER, CONNECTION_LOST, MESSAGE_TOO_LARGE, CLOSED.
     """
 
     def __init__(self, status: str, message: str) -> None:
@@ -77,15 +72,6 @@ class ClassifyError(Exception):
         # gRPC's own messages may begin with the side that they are about.
         match = re.match(r"(?!CLIENT|SERVER)([A-Z][A-Z_]+): ", message)
         self.word = match[1] if match else ""
-
-
-@contextmanager
-def classify_errors() -> Iterator[None]:
-    """Turns gRPC's errors, those of grpc.aio too, into ClassifyError."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise ClassifyError(error.code().name, error.details() or "") from None
 
 
 # What a program ends with after a call failed with this status; with ProgramError's 70 after any other.
@@ -98,46 +84,17 @@ PROGRAM_ERRORS: dict[str, type[ProgramError]] = {
     "UNAUTHENTICATED": PermissionRefusedError,
     "PERMISSION_DENIED": PermissionRefusedError,
 }
-NO_CONNECTION = {
-    "UNAVAILABLE": ("NO_SERVER", "no server answers at", "make serve starts one; --target names another"),
-    "DEADLINE_EXCEEDED": ("NO_ANSWER", "no answer in time from", "raise --timeout-s, or see the server's log"),
-}
 
 
 @contextmanager
-def program_errors(target: str, about: str = "") -> Iterator[None]:
-    """For programs: turns ClassifyError into what ends them, with its exit code. `about` begins the message."""
+def program_errors(about: str = "") -> Iterator[None]:
+    """Turns ClassifyError into the error that ends a program, with its exit code. `about` begins the message."""
     try:
         yield
     except ClassifyError as error:
-        kind = PROGRAM_ERRORS.get(error.status, ProgramError)
-        if not error.word and error.status in NO_CONNECTION:
-            word, what, cure = NO_CONNECTION[error.status]
-            raise kind(word, f"{what} {target}", cure) from None
-        if not error.word and error.status == "RESOURCE_EXHAUSTED":  # gRPC's own limit, met before the server's code
-            cure = "scale the picture down, or raise the server's --max-message-bytes"
-            raise BadDataError("MESSAGE_TOO_LARGE", about + error.message, cure) from None
+        is_too_large = error.word == "MESSAGE_TOO_LARGE"
+        kind = BadDataError if is_too_large else PROGRAM_ERRORS.get(error.status, ProgramError)
         raise kind(error.word or error.status, about + error.message.removeprefix(f"{error.word}: ")) from None
-
-
-def request_from_images(images: NDArray[np.uint8], top_k: int) -> pb.ClassifyRequest:
-    """(N, 1, 28, 28), (N, 28, 28) or (28, 28) uint8 -> a request. Raises ValueError for any other array."""
-    if images.dtype != np.uint8:
-        contents = "NaN" if images.dtype.kind == "f" and np.isnan(images).any() else str(images.dtype)
-        raise ValueError(f"images must be uint8, 0 (background) to 255; these are {contents}")
-    if images.shape[-2:] != IMAGE_SHAPE[-2:] or images.ndim > 4 or (images.ndim == 4 and images.shape[1] != 1):
-        raise ValueError(f"images must be (N, 1, 28, 28), (N, 28, 28) or (28, 28); these are {images.shape}")
-    if not images.size:
-        raise ValueError("there is no image to classify")
-    return pb.ClassifyRequest(images=images.tobytes(), top_k=top_k)
-
-
-def request_from_pictures(pictures: Sequence[bytes | Path], top_k: int, invert: bool) -> pb.ClassifyRequest:
-    """PNG, JPEG or WebP files, or their contents -> a request. Raises ValueError for none, OSError for unreadable."""
-    if not pictures:
-        raise ValueError("there is no picture to classify")
-    contents = [picture.read_bytes() if isinstance(picture, Path) else picture for picture in pictures]
-    return pb.ClassifyRequest(pictures=contents, top_k=top_k, invert=invert)
 
 
 def answer_from_response(response: pb.ClassifyResponse) -> Answer:

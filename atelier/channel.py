@@ -1,0 +1,214 @@
+"""A client's connection: its target, its options, the server's methods on it, and what is retried for how long.
+
+Classify changes nothing, so a call may be repeated. A server that is shutting down answers UNAVAILABLE, and CANCELLED
+to what reaches it too late; neither has run. Such calls are repeated until their deadline, after the pause that the
+server asks for. A server that was never reached is given up within a second: nobody has started one there.
+"""
+
+import ipaddress
+import os
+import random
+import re
+import time
+from typing import Any
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from atelier.answers import ClassifyError
+from atelier.requests import checked_timeout_s
+from atelier.wire import HEALTH, SERVICE
+from atelier.wire import classifier_pb2 as pb
+
+RETRYABLE = ("UNAVAILABLE", "CANCELLED")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+PATIENCE_S = 0.6  # with a server that was never reached
+# Retries stop while failures outnumber successes by 500: a server that keeps refusing is spared (gRFC A6).
+MAX_TOKENS, MIN_TOKENS = 1000, 500
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, in its order
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Any server tolerates a ping in five minutes; a connection on which data goes unacknowledged ends after 10 s.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+# --- The target ------------------------------------------------------------------------------------------------------
+
+
+def channel_options(target: str) -> list[tuple[str, int]]:
+    """Returns gRPC's channel arguments for `target`, checked. A local target is never reached through a proxy."""
+    check_target(target)
+    return CHANNEL_OPTIONS + proxy_options(target)
+
+
+def proxy_options(target: str) -> list[tuple[str, int]]:
+    """Returns the channel argument that keeps calls to this machine away from the proxies of the environment."""
+    return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
+
+
+def check_target(target: str) -> None:
+    """Raises ValueError, with a hint, for what gRPC would not take for the address of a server."""
+    example = "pass HOST:PORT, such as localhost:50051, or unix:/path"
+    if not target:
+        raise ValueError(f"the target is empty: {example}")
+    if re.match(r"[a-z0-9+.-]+://", target) and not re.match(r"(dns|unix|xds|passthrough)://", target):
+        rest = target.split("://", 1)[1].rstrip("/")
+        raise ValueError(f"the target {target} begins like a web address: pass {rest or 'localhost:50051'} alone")
+    if re.match(r"(dns|unix|unix-abstract|ipv4|ipv6|xds|passthrough|vsock):", target):
+        return
+    host, colon, port = target.rpartition(":")
+    if not colon or target.endswith("]"):
+        raise ValueError(f"the target {target} has no port: pass {target}:50051, or another")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"the target {target} has no port from 1 to 65535 behind its last colon: {example}")
+    if not host or (":" in host and not re.fullmatch(r"\[[0-9a-fA-F:.%\w]+\]", host)):
+        raise ValueError(f"the target {target} has no host before its port: {example}, or [::1]:50051 for IPv6")
+
+
+def is_local(target: str) -> bool:
+    """Returns whether the target is on this machine: a unix socket, localhost or a loopback address."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    address = re.sub(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:|passthrough:///?)", "", target)
+    host = address.rpartition(":")[0].strip("[]") or address
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return parsed.is_loopback or parsed.is_unspecified
+
+
+def _proxy_hint(target: str) -> str:
+    if is_local(target):
+        return ""
+    variable = next((name for name in PROXY_VARIABLES if os.environ.get(name)), None)
+    host = target.rpartition(":")[0]
+    return f"; calls go through the proxy of ${variable}, unless $no_proxy names {host}" if variable else ""
+
+
+# --- Calls -----------------------------------------------------------------------------------------------------------
+
+
+class Methods:
+    """The server's methods on a channel, grpc's or grpc.aio's: what the two clients have in common."""
+
+    def __init__(self, target: str, channel: Any) -> None:
+        self.target = target
+        self.tokens = MAX_TOKENS
+        self.was_reached = False  # by any call
+        self.is_closed = False
+        self._channel = channel
+        self._classify = channel.unary_unary(
+            f"/{SERVICE}/Classify",
+            request_serializer=pb.ClassifyRequest.SerializeToString,
+            response_deserializer=pb.ClassifyResponse.FromString,
+        )
+        self._get_model = channel.unary_unary(
+            f"/{SERVICE}/GetModel",
+            request_serializer=pb.GetModelRequest.SerializeToString,
+            response_deserializer=pb.GetModelResponse.FromString,
+        )
+        health = {
+            "request_serializer": HealthCheckRequest.SerializeToString,
+            "response_deserializer": HealthCheckResponse.FromString,
+        }
+        self._check = channel.unary_unary(f"/{HEALTH}/Check", **health)
+        self._watch = channel.unary_stream(f"/{HEALTH}/Watch", **health)
+
+
+class Attempts:
+    """The attempts of one call: how much time they have left, and how long to wait before the next."""
+
+    def __init__(self, client: Methods, timeout_s: float | None, *, may_retry: bool = True) -> None:
+        """Raises ValueError if the client is closed or the time-out is no number of seconds."""
+        if client.is_closed:
+            raise ValueError("this client is closed: make a new one")
+        self._client = client
+        self._may_retry = may_retry
+        self._timeout_s = checked_timeout_s(timeout_s)
+        self._began_s = time.monotonic()
+        self._pause_s = FIRST_PAUSE_S
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the deadline; None if there is none."""
+        return None if self._timeout_s is None else max(0.001, self._timeout_s - self._elapsed_s)
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    def succeeded(self) -> None:
+        """Notes that the server has answered."""
+        self._client.was_reached = True
+        self._client.tokens = min(MAX_TOKENS, self._client.tokens + 1)
+
+    def pause_s(self, error: grpc.RpcError) -> float:
+        """Returns how long to wait before the next attempt. Raises ClassifyError if there is to be none."""
+        client = self._client
+        client.tokens = max(0, client.tokens - 1)
+        is_unreachable = _is_unreachable(error)
+        client.was_reached |= not is_unreachable and error.code().name != "DEADLINE_EXCEEDED"
+        pushback_s = _pushback_s(error)
+        wait_s = self._pause_s * random.uniform(0.8, 1.2) if pushback_s is None else pushback_s  # noqa: S311
+        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+        patience_s = PATIENCE_S if is_unreachable and not client.was_reached else float("inf")
+        left_s = min(patience_s - self._elapsed_s, float("inf") if self.left_s is None else self.left_s)
+        is_retryable = self._may_retry and not client.is_closed and error.code().name in RETRYABLE
+        if not is_retryable or client.tokens <= MIN_TOKENS or wait_s < 0 or wait_s >= left_s:
+            raise self.failure(error) from None
+        return wait_s
+
+    def failure(self, error: grpc.RpcError) -> ClassifyError:
+        """Returns the caller's error for gRPC's; what gRPC says of itself gets a word and a cure."""
+        status, details, target = error.code().name, error.details() or "", self._client.target
+        failure = ClassifyError(status, details)
+        if failure.word:
+            return failure
+        if self._client.is_closed:
+            return ClassifyError(status, "CLOSED: the client was closed during this call (make a new one)")
+        if _is_unreachable(error):
+            cure = f"make serve starts one; --target names another{_proxy_hint(target)}"
+            return ClassifyError(status, f"NO_SERVER: {_why_unreachable(details, target)} ({cure})")
+        if status == "UNAVAILABLE":
+            return ClassifyError(status, f"CONNECTION_LOST: the connection to {target} broke: {details} (try again)")
+        if status == "DEADLINE_EXCEEDED":
+            cure = "raise --timeout-s, or see the server's log" + _proxy_hint(target)
+            cure = cure if self._client.was_reached else f"if none runs there, make serve starts one; {cure}"
+            return ClassifyError(
+                status, f"NO_ANSWER: no answer within {self._timeout_s or 0:g} s from {target} ({cure})"
+            )
+        if status == "RESOURCE_EXHAUSTED":  # gRPC's own limit, met before the server's code
+            cure = "scale the picture down, or raise the server's --max-message-bytes"
+            return ClassifyError(status, f"MESSAGE_TOO_LARGE: {details} ({cure})")
+        return failure
+
+
+def _is_unreachable(error: grpc.RpcError) -> bool:
+    """Returns whether no connection came about, which gRPC tells by its message alone."""
+    details = error.details() or ""
+    signs = ("failed to connect", "resolution failed", "errors resolving", "http1")
+    return error.code() is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in signs)
+
+
+def _why_unreachable(details: str, target: str) -> str:
+    if "resolution failed" in details or "errors resolving" in details:
+        return f"the name in {target} cannot be resolved"
+    if "http1" in details:
+        return f"what answers at {target} does not speak gRPC"
+    return f"no server answers at {target}"
+
+
+def _pushback_s(error: Any) -> float | None:
+    """Returns the pause that the server asks for (gRFC A6); negative if it wants no other attempt."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-retry-pushback-ms":
+            return int(value) / 1e3 if re.fullmatch(r"\d{1,9}", value) else -1.0
+    return None

@@ -1,0 +1,99 @@
+"""The command that asks a server about picture files: `atelier classify shirt.png bag.jpg`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client, program_errors
+from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError, UsageError
+from atelier.program import can_print, report, run_program
+
+BAR_WIDTH = 32
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def main(arguments: list[str]) -> int:
+    """Classifies each file. One that fails is reported, and the others go on; the exit code is the first failure's."""
+    options = _parser().parse_args(arguments)
+    if not options.files and not options.health:
+        raise UsageError("NO_FILES", "there is no picture to classify", "name PNG, JPEG or WebP files")
+    with connect(options.target) as client:
+        if options.health:
+            _check_health(client, options)
+        exit_codes = [_exit_code_of(client, path, options) for path in options.files]
+    return next(filter(None, exit_codes), 0)
+
+
+def connect(target: str) -> Client:
+    """Returns a client for `target`. Raises UsageError if it is not the address of a server."""
+    try:
+        return Client(target)
+    except ValueError as error:
+        what, _, cure = str(error).partition(": ")
+        raise UsageError("BAD_TARGET", what, cure) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="atelier classify", description="Classify pictures of garments.")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, up to 16 megapixels")
+    parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
+    parser.add_argument("--invert", action="store_true", help="the pictures are dark on a light background")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        choices=range(1, 11),
+        default=3,
+        metavar="K",
+        help="classes per picture (default: %(default)s)",
+    )
+    parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="per picture (default: %(default)s)")
+    parser.add_argument("--health", action="store_true", help="only ask whether the server serves: exit 0 or 69")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _check_health(client: Client, options: argparse.Namespace) -> None:
+    with program_errors():
+        if not client.is_serving(timeout_s=options.timeout_s):
+            what = f"the server at {options.target} does not serve yet, or no more"
+            raise ResourceUnavailableError("NOT_SERVING", what, "wait, or see its log")
+
+
+def _exit_code_of(client: Client, path: Path, options: argparse.Namespace) -> int:
+    """Classifies one file. Raises ProgramError NO_SERVER if there is nobody to ask about the others either."""
+    try:
+        _classify_file(client, path, options)
+    except ProgramError as error:
+        if error.word == "NO_SERVER":
+            raise
+        report(error)
+        return error.exit_code
+    return 0
+
+
+def _classify_file(client: Client, path: Path, options: argparse.Namespace) -> None:
+    """Sends one request per file: a large picture or a bad one does not delay or fail the others."""
+    try:
+        picture = path.read_bytes()
+    except OSError as error:
+        raise MissingInputError("NO_PICTURE", f"{path}: {error.strerror}", "name PNG, JPEG or WebP files") from None
+    with program_errors(about=f"{path}: "):
+        answer = client.classify_pictures(
+            [picture], invert=options.invert, top_k=options.top_k, timeout_s=options.timeout_s
+        )
+    print(path)
+    for prediction in answer.classifications[0]:
+        print(f"  {prediction.name:<12} {prediction.probability:6.1%}  {_bar(prediction.probability)}".rstrip())
+    sys.stdout.flush()  # beside what is reported on stderr
+
+
+def _bar(share: float) -> str:
+    """Returns blocks to an eighth of a column on a terminal, number signs elsewhere."""
+    if not sys.stdout.isatty() or not can_print(EIGHTHS + "█"):
+        return "#" * round(share * BAR_WIDTH)
+    whole, eighths = divmod(round(share * BAR_WIDTH * 8), 8)
+    return "█" * whole + EIGHTHS[eighths].strip()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,72 @@
+"""Runs a program: every failure becomes one line on stderr and an exit code."""
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from atelier.errors import PermissionRefusedError, ProgramError, StorageError
+
+
+def say(line: str) -> None:
+    """Prints a line for the operator. A server goes on if nobody reads any more (`make serve | tee log`, Ctrl-C)."""
+    with contextlib.suppress(OSError):
+        print(f"atelier: {line}", flush=True)
+
+
+def can_print(text: str) -> bool:
+    """Returns whether stdout's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def report(error: ProgramError) -> None:
+    """Prints an error as one line on stderr, whatever a library's message has in it."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
+    """Runs `main` and turns every failure into one line on stderr and an exit code; `--debug` adds the traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding has not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return main(arguments)
+    except KeyboardInterrupt:
+        print("error: INTERRUPTED: stopped by the keyboard", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE  # as a shell would say: what was asked for may not be done
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        failure = error if isinstance(error, ProgramError) else _program_error_from(error)
+        report(failure)
+        return failure.exit_code
+
+
+def _program_error_from(error: Exception) -> ProgramError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageError(
+            "NO_SPACE", f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO):
+        return StorageError("IO_ERROR", f"{error.filename or 'a file'}: {error.strerror}", "use another directory")
+    if isinstance(error, PermissionError):
+        return PermissionRefusedError(
+            "NO_PERMISSION", f"{error.filename or 'a file'}: {error.strerror}", "change its mode or owner"
+        )
+    if isinstance(error, MemoryError):
+        return ProgramError(
+            "OUT_OF_MEMORY", "the host has no memory left for this", "free some, or use smaller batches"
+        )
+    return ProgramError("INTERNAL", f"{type(error).__name__}: {error}", "a bug: run again with --debug and report it")

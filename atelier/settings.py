@@ -1,0 +1,49 @@
+"""Turns a frozen dataclass into a command line: the docstring under a field is its help, its type its parser."""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import types
+import typing
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+
+
+def parse_settings(
+    kind: type[Settings], arguments: list[str], *, prog: str, description: str, epilog: str = ""
+) -> Settings:
+    """Fills `kind` from the command line: a flag for every field, and `--debug`, which run_program reads."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    hints, helps = typing.get_type_hints(kind), _field_docstrings(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        _add_flag(parser, field, hints[field.name], helps[field.name])
+    parser.add_argument("--debug", action="store_true", help="log every step, and show tracebacks")
+    settings = vars(parser.parse_args(arguments))
+    settings.pop("debug")
+    return kind(**settings)
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any, meaning: str) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    if hint is bool:
+        parser.add_argument(flag, action="store_true", help=meaning)
+        return
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
+    shown = "" if field.default in (None, "") else f" (default: {field.default})"
+    parser.add_argument(flag, type=kinds[0], default=field.default, help=(meaning + shown).replace("%", "%%"))
+
+
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """Maps each annotated field to the string literal under it, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    docstrings = {}
+    for field, docstring in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Expr):
+            docstrings[ast.unparse(field.target)] = " ".join(ast.literal_eval(docstring.value).split())
+    return docstrings
