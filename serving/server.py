@@ -169,5 +169,8 @@ def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple
         ("grpc.max_connection_idle_ms", 300_000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Clients may ping to keep an idle connection alive: each of gRPC's libraries and proxies can be told to. More
+        # than two pings that come within half a second of the last, with no answer between, end their connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ]
