@@ -15,10 +15,10 @@ from serving.batch_queue import BatchQueue
 from serving.batcher import Batcher
 from serving.channel import SERVICE
 from serving.config import ServerConfig
-from serving.errors import DeviceError, NotServingError, ProgramError
+from serving.errors import DeviceError, NotServingError, ProgramError, ResourceUnavailableError
 from serving.introspection import conversations
 from serving.metrics import NO_METRICS, Metrics
-from serving.port import cannot_listen
+from serving.port import address_from, reserve_port
 from serving.rpc import RpcHandler
 from serving.served_model import ServedModel
 from serving.service import ClassifierService
@@ -50,7 +50,7 @@ class Server:
         self.port = config.port
 
     async def start(self) -> None:
-        """Listens, warms up; then health says SERVING. Raises ResourceUnavailableError where the port is taken."""
+        """Listens, warms up; then health says SERVING. Raises what `reserve_port` does if it cannot listen."""
         config, model = self._config, self._model
         queue = BatchQueue(
             max_batch_size=model.backend.max_batch_size,
@@ -132,10 +132,14 @@ class Server:
         methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
         self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
+        address = address_from(config.host, config.port)
+        if not self._shares_port:
+            reserve_port(config.host, config.port).close()  # grpcio does not say why it cannot listen; this does
         try:
-            self.port = self._grpc_server.add_insecure_port(f"{config.host}:{config.port}")
+            self.port = self._grpc_server.add_insecure_port(address)
         except RuntimeError:
-            raise cannot_listen(config.host, config.port) from None
+            what = f"gRPC refuses to listen on {address}"
+            raise ResourceUnavailableError("CANNOT_LISTEN", what, "choose another --host or --port") from None
         await self._grpc_server.start()
         self._watch = asyncio.create_task(self._watch_accept_loop())
 

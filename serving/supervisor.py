@@ -32,7 +32,7 @@ from serving.config import ServerConfig, parse_arguments
 from serving.errors import ResourceUnavailableError
 from serving.metrics import NO_METRICS, Board
 from serving.metrics_process import MetricsProcess
-from serving.port import reserve_port
+from serving.port import address_from, is_loopback, reserve_port
 from serving.served_model import say
 from serving.worker import run_worker
 
@@ -226,7 +226,7 @@ class Supervisor:
             if self._page is not None:
                 say(f"metrics at {self._page.url}")
             workers = "one process, with" if count == 1 else f"{count} processes, each with"
-            say(f"serving {SERVICE} on {config.host}:{config.port}: {workers} {limits}")
+            say(f"serving {SERVICE} on {address_from(config.host, config.port)}: {workers} {limits}")
 
     def _on_end(self, worker: Worker) -> None:
         while worker.link.poll() and self._on_message(worker):
@@ -285,7 +285,7 @@ def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
 def main(arguments: list[str]) -> int:
     """`python -m serving`."""
     config = parse_arguments(arguments)
-    if config.host not in ("127.0.0.1", "localhost", "[::1]"):
+    if not is_loopback(config.host):
         say(f"warning: {config.host} may be reached by others, and there is no TLS or authentication")
     is_debugging = "--debug" in arguments
     logging.basicConfig(level=logging.INFO if is_debugging else logging.WARNING)
