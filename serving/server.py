@@ -18,7 +18,7 @@ from serving.config import ServerConfig
 from serving.errors import DeviceError, NotServingError, ProgramError, ResourceUnavailableError
 from serving.introspection import conversations
 from serving.metrics import NO_METRICS, Metrics
-from serving.port import address_from, reserve_port
+from serving.port import reserve_port
 from serving.rpc import RpcHandler
 from serving.served_model import ServedModel
 from serving.service import ClassifierService
@@ -132,13 +132,12 @@ class Server:
         methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
         self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
-        address = address_from(config.host, config.port)
-        if not self._shares_port:
+        if not (self._shares_port or config.has_unix_socket):
             reserve_port(config.host, config.port).close()  # grpcio does not say why it cannot listen; this does
         try:
-            self.port = self._grpc_server.add_insecure_port(address)
+            self.port = self._grpc_server.add_insecure_port(config.address)
         except RuntimeError:
-            what = f"gRPC refuses to listen on {address}"
+            what = f"gRPC refuses to listen on {config.address}"
             raise ResourceUnavailableError("CANNOT_LISTEN", what, "choose another --host or --port") from None
         await self._grpc_server.start()
         self._watch = asyncio.create_task(self._watch_accept_loop())

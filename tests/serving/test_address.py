@@ -47,7 +47,7 @@ def test_address_may_be_written_as_people_write_it(host: str, printed: str, reac
         assert found
         assert found[2] == printed
         for address in reached_at:
-            with urllib.request.urlopen(f"http://{address}:{found[3]}/metrics", timeout=10) as page:  # noqa: S310
+            with urllib.request.urlopen(f"http://{address}:{found[3]}/metrics", timeout=10) as page:
                 assert b"atelier_workers 2.0" in page.read()
         assert server.stop() == 0
 
