@@ -29,8 +29,8 @@ class ServerConfig:
     model_version: int | None = _setting(None, "Version to serve; None takes the newest.")
     host: str = _setting(
         "127.0.0.1",
-        "Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket instead of a port, served by "
-        "one process and with a mode by the umask. There is no authentication: open it to trusted networks only.",
+        "Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket instead of a port, served "
+        "by one process and with a mode by the umask. There is no authentication: open it to trusted networks only.",
     )
     port: int = _setting(50051, "Port to listen on; 0 lets the system choose one, which is printed.")
     metrics_port: int | None = _setting(
