@@ -18,7 +18,7 @@ def _setting(default: Any, meaning: str) -> Any:
 class LoadTestConfig:
     """Raises UsageError, naming value, limit and cure, where a setting cannot be."""
 
-    target: str = _setting("", "HOST:PORT of the server; without one, the repository's newest version is served here.")
+    target: str = _setting("", "HOST:PORT or unix:PATH of the server; without one, the newest version is served here.")
     protocol: str = _setting("atelier", "atelier, or oip: the Open Inference Protocol that Triton and KServe speak.")
     model: str = _setting("lenet5", "Name of the model, in the repository and for oip on the server.")
     repository: Path = _setting(Path("artifacts/models"), "What `python -m export` wrote: the reference is taken here.")

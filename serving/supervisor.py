@@ -92,17 +92,12 @@ class Supervisor:
     def run(self) -> int:
         """The exit code: 0 if all that was accepted when the stop came was answered, else that of the first to fail.
 
-        Raises ResourceUnavailableError if the port is taken, or workers cannot be replaced.
+        Raises ResourceUnavailableError if the address is taken, or workers cannot be replaced.
         """
         config = self._config
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends no server
         with contextlib.ExitStack() as stack:
-            if config.has_unix_socket:
-                self._socket_file = stack.enter_context(SocketFile(config.host))
-            else:
-                reservation = stack.enter_context(reserve_port(config.host, config.port))
-                self._sockets.append(reservation)
-                self._config = replace(config, port=reservation.getsockname()[1])
+            self._take_address(stack)
             if config.has_metrics:
                 page = MetricsProcess(self._board, config.metrics_host, config.metrics_port_to_open)
                 self._page = stack.enter_context(page)
@@ -118,6 +113,16 @@ class Supervisor:
         if self._is_announced:
             say(f"answered {self._num_requests} requests, {self._num_images} images")
         return self._exit_code
+
+    def _take_address(self, stack: contextlib.ExitStack) -> None:
+        """Keeps the port or the socket's file for this server's workers, until the stack is closed."""
+        config = self._config
+        if config.has_unix_socket:
+            self._socket_file = stack.enter_context(SocketFile(config.host))
+        else:
+            reservation = stack.enter_context(reserve_port(config.host, config.port))
+            self._sockets.append(reservation)
+            self._config = replace(config, port=reservation.getsockname()[1])
 
     def _start_worker(self, num_failures: int = 0) -> None:
         slot = self._board.free_slot([worker.slot for worker in self._workers])
