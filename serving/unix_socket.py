@@ -121,11 +121,17 @@ def _remove_if_dead(path: Path, host: str) -> None:
     except OSError as error:
         if not isinstance(error, TimeoutError) and error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
             raise _cannot_listen(path, error) from None
+    raise _in_use(path)
+
+
+def _in_use(path: Path) -> ProgramError:
     what = f"another process listens on {host_from(path)}"
-    raise ResourceUnavailableError("SOCKET_IN_USE", what, "stop it, or choose another --host")
+    return ResourceUnavailableError("SOCKET_IN_USE", what, "stop it, or choose another --host")
 
 
 def _cannot_listen(path: Path, error: OSError) -> ProgramError:
+    if error.errno == errno.EADDRINUSE:  # it has started at the same moment
+        return _in_use(path)
     what = f"cannot listen on {host_from(path)}: {error.strerror or error}"
     return ResourceUnavailableError("CANNOT_LISTEN", what, "make the directory, or choose another --host")
 
