@@ -14,7 +14,7 @@ class LoadTestConfig:
     """Raises UsageError, naming value, limit and cure, where a setting cannot be."""
 
     target: str = ""
-    """HOST:PORT of the server; without one, the repository's newest version is served here."""
+    """HOST:PORT or unix:PATH of the server; without one, the newest version is served here."""
 
     protocol: str = "atelier"
     """atelier, or oip: the Open Inference Protocol that Triton and KServe speak."""

@@ -16,12 +16,12 @@ class ServerProcess:
 
     process: "subprocess.Popen[str]"
     lines: list[str] = field(default_factory=list)
-    port: int = 0
+    target: str = ""  # what a client connects to
 
     @property
-    def target(self) -> str:
-        """What a client connects to."""
-        return f"127.0.0.1:{self.port}"
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.target.rpartition(":")[2])
 
     @property
     def output(self) -> str:
@@ -38,7 +38,7 @@ class ServerProcess:
 def server_process(
     module: str, *arguments: str, ready_timeout_s: float = 60.0, own_group: bool = False
 ) -> Iterator[ServerProcess]:
-    """Runs a server until the block ends; it is ready when it has printed `... on <host>:<port>`.
+    """Runs a server until the block ends; it is ready when it has printed `... on <address>`.
 
     In a process group of its own, Ctrl-C does not reach it: it goes on until the block ends.
 
@@ -54,7 +54,7 @@ def server_process(
     reader = threading.Thread(target=_read_output, args=(server, ready), daemon=True)
     reader.start()
     try:
-        if not ready.wait(ready_timeout_s) or not server.port:
+        if not ready.wait(ready_timeout_s) or not server.target:
             raise RuntimeError(f"{' '.join(command)} did not start:\n{server.output}")
         yield server
     finally:
@@ -75,7 +75,7 @@ def _read_output(server: ServerProcess, ready: threading.Event) -> None:
         return
     for line in server.process.stdout:
         server.lines.append(line)
-        if found := re.search(r"(?:serving|echo).* on \S+?:(\d+)", line):
-            server.port = int(found[1])
+        if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+:\d+):?(?:\s|$)", line):
+            server.target = found[1]
             ready.set()
     ready.set()  # the process ended

@@ -6,6 +6,8 @@ from pathlib import Path
 from atelier.errors import ConfigurationError
 from atelier.settings import parse_settings
 from serving.backends.select import KINDS
+from serving.port import address_from
+from serving.unix_socket import host_from, is_unix, path_from
 
 DEFAULT_METRICS_PORT = 8002  # Triton's
 
@@ -24,14 +26,16 @@ class ServerConfig:
     """Version to serve; None takes the newest."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: open it to trusted networks only."""
+    """Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket instead of a port, served by
+    one process and with a mode by the umask. There is no authentication: open it to trusted networks only.
+    """
 
     port: int = 50051
     """Port to listen on; 0 lets the system choose one, which is printed."""
 
     metrics_port: int | None = None
-    """Port of the page for Prometheus, /metrics, on the same address; 0 turns metrics off. None takes 8002, or where
-    --port is 0 one that the system chooses, which is printed.
+    """Port of the page for Prometheus, /metrics, on the same address (127.0.0.1 beside a Unix socket); 0 turns metrics
+    off. None takes 8002, or if --port is 0 one that the system chooses, which is printed.
     """
 
     backend: str = "auto"
@@ -41,7 +45,7 @@ class ServerConfig:
     """auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails."""
 
     workers: int | None = None
-    """Server processes on the port; None takes one on a GPU, and on a CPU one per core, up to 4."""
+    """Server processes on the port; None takes one on a GPU or a Unix socket, and on a CPU one per core, up to 4."""
 
     num_threads: int = 1
     """Threads that one inference may use on the CPU."""
@@ -94,7 +98,10 @@ class ServerConfig:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
         self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
-        if self.has_metrics and self.port and self.metrics_port_to_open == self.port:
+        if self.has_unix_socket:
+            path_from(self.host)
+            self._check("workers", self.workers in (None, 1), "1 on a unix socket, which processes cannot share")
+        elif self.has_metrics and self.port and self.metrics_port_to_open == self.port:
             what = f"--port and the metrics' port are both {self.port}"
             raise ConfigurationError("BAD_SETTING", what, "set another --metrics-port, or 0 for none")
         for name in (
@@ -116,6 +123,21 @@ class ServerConfig:
         self._check("max_message_bytes", enough <= self.max_message_bytes < 2**31, f"{enough} to 2147483647")
         enough = self.max_message_bytes
         self._check("max_encoded_bytes", self.max_encoded_bytes >= enough, f"at least max_message_bytes, {enough}")
+
+    @property
+    def has_unix_socket(self) -> bool:
+        """Whether it listens on a Unix socket, and so on no port."""
+        return is_unix(self.host)
+
+    @property
+    def address(self) -> str:
+        """What clients connect to, as gRPC's target."""
+        return host_from(path_from(self.host)) if self.has_unix_socket else address_from(self.host, self.port)
+
+    @property
+    def metrics_host(self) -> str:
+        """Where the metrics page listens."""
+        return "127.0.0.1" if self.has_unix_socket else self.host
 
     @property
     def has_metrics(self) -> bool:

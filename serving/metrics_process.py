@@ -16,7 +16,7 @@ from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program, say
 from serving.child_process import Inherited, start_process
 from serving.metrics import Board
-from serving.port import open_listeners
+from serving.port import address_from, open_listeners
 
 RESTART_PAUSE_S = 5.0  # at least, between two starts: one that cannot start is no reason to fork all the time
 NAME = "metrics-page"  # as `ps` and `top` show it
@@ -35,7 +35,7 @@ class MetricsProcess:
         self._process: BaseProcess | None = None
         self._link: Connection | None = None
         self._next_start_s = 0.0
-        self.url = f"http://{host}:{self._listeners[0].getsockname()[1]}/metrics"
+        self.url = f"http://{address_from(host, self._listeners[0].getsockname()[1])}/metrics"
 
     @property
     def handles(self) -> list[Connection | socket.socket]:

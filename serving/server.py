@@ -11,7 +11,7 @@ from collections.abc import Callable
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from atelier.errors import DeviceError, ProgramError
+from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
 from serving.batch_queue import BatchQueue
 from serving.batcher import Batcher
@@ -19,7 +19,7 @@ from serving.config import ServerConfig
 from serving.errors import NotServingError
 from serving.introspection import conversations
 from serving.metrics import NO_METRICS, Metrics
-from serving.port import cannot_listen
+from serving.port import reserve_port
 from serving.rpc import RpcHandler
 from serving.served_model import ServedModel
 from serving.service import ClassifierService
@@ -51,7 +51,7 @@ class Server:
         self.port = config.port
 
     async def start(self) -> None:
-        """Listens, warms up; then health says SERVING. Raises ResourceUnavailableError where the port is taken."""
+        """Listens, warms up; then health says SERVING. Raises what `reserve_port` does if it cannot listen."""
         config, model = self._config, self._model
         queue = BatchQueue(
             max_batch_size=model.backend.max_batch_size,
@@ -133,10 +133,13 @@ class Server:
         methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
         self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
+        if not (self._shares_port or config.has_unix_socket):
+            reserve_port(config.host, config.port).close()  # grpcio does not say why it cannot listen; this does
         try:
-            self.port = self._grpc_server.add_insecure_port(f"{config.host}:{config.port}")
+            self.port = self._grpc_server.add_insecure_port(config.address)
         except RuntimeError:
-            raise cannot_listen(config.host, config.port) from None
+            what = f"gRPC refuses to listen on {config.address}"
+            raise ResourceUnavailableError("CANNOT_LISTEN", what, "choose another --host or --port") from None
         await self._grpc_server.start()
         self._watch = asyncio.create_task(self._watch_accept_loop())
 
@@ -170,5 +173,8 @@ def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple
         ("grpc.max_connection_idle_ms", 300_000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Clients may ping to keep an idle connection alive: each of gRPC's libraries and proxies can be told to. More
+        # than two pings that come within half a second of the last, with no answer between, end their connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ]

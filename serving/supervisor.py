@@ -33,7 +33,8 @@ from serving.child_process import STOP_SIGNALS, Inherited, start_process
 from serving.config import ServerConfig, parse_arguments
 from serving.metrics import NO_METRICS, Board
 from serving.metrics_process import MetricsProcess
-from serving.port import reserve_port
+from serving.port import is_loopback, reserve_port
+from serving.unix_socket import SocketFile
 from serving.worker import run_worker
 
 MAX_AUTO_WORKERS = 4
@@ -49,6 +50,7 @@ class Worker:
     link: Connection
     slot: int  # of the board: where it counts
     num_failures: int  # in a row, of those that it replaces
+    host: str  # where it listens
     ready_s: float = math.inf  # when it told that it was, on the monotonic clock
     is_leaving: bool = False  # it drains because it cannot go on; another has been, or will be, started
     num_silent: int = 0  # seconds of the supervisor's own running in which nothing was heard of it
@@ -73,6 +75,7 @@ class Supervisor:
         self._config = config
         self._board = Board()
         self._page: MetricsProcess | None = None
+        self._socket_file: SocketFile | None = None
         self._workers: list[Worker] = []
         self._replacements: list[Replacement] = []
         self._num_wanted = config.workers or 1  # until the first worker tells its device
@@ -89,18 +92,17 @@ class Supervisor:
     def run(self) -> int:
         """The exit code: 0 if all that was accepted when the stop came was answered, else that of the first to fail.
 
-        Raises ResourceUnavailableError where the port is taken, or workers cannot be replaced.
+        Raises ResourceUnavailableError if the address is taken, or workers cannot be replaced.
         """
         config = self._config
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends no server
         with contextlib.ExitStack() as stack:
-            reservation = stack.enter_context(reserve_port(config.host, config.port))
+            self._take_address(stack)
             if config.has_metrics:
-                page = MetricsProcess(self._board, config.host, config.metrics_port_to_open)
+                page = MetricsProcess(self._board, config.metrics_host, config.metrics_port_to_open)
                 self._page = stack.enter_context(page)
             signals, sender = stack.enter_context(_signals())
-            self._sockets = [reservation, signals, sender]
-            self._config = replace(config, port=reservation.getsockname()[1])
+            self._sockets += [signals, sender]
             self._look_after_page()
             self._start_worker()
             while self._workers or self._replacements:
@@ -112,17 +114,28 @@ class Supervisor:
             say(f"answered {self._num_requests} requests, {self._num_images} images")
         return self._exit_code
 
+    def _take_address(self, stack: contextlib.ExitStack) -> None:
+        """Keeps the port or the socket's file for this server's workers, until the stack is closed."""
+        config = self._config
+        if config.has_unix_socket:
+            self._socket_file = stack.enter_context(SocketFile(config.host))
+        else:
+            reservation = stack.enter_context(reserve_port(config.host, config.port))
+            self._sockets.append(reservation)
+            self._config = replace(config, port=reservation.getsockname()[1])
+
     def _start_worker(self, num_failures: int = 0) -> None:
         slot = self._board.free_slot([worker.slot for worker in self._workers])
         metrics = self._board.metrics(slot) if self._page else NO_METRICS
         is_first = not (self._workers or self._is_announced)
         inherited = [*self._handles(), *(self._page.handles if self._page else ())]
+        host = self._socket_file.hidden_host() if self._socket_file else self._config.host
 
         def work(link: Connection) -> int:
-            return run_worker(self._config, link, metrics, is_first)
+            return run_worker(replace(self._config, host=host), link, metrics, is_first)
 
         process, link = start_process(work, inherited, "worker")
-        self._workers.append(Worker(process, link, slot, num_failures))
+        self._workers.append(Worker(process, link, slot, num_failures, host))
 
     def _replace(self, worker: Worker, what: str, *, is_failure: bool) -> None:
         """Starts another, now or later; `is_failure` where backoff.py says that it may have to wait."""
@@ -147,7 +160,8 @@ class Supervisor:
 
     def _handles(self) -> Inherited:
         """What no process may inherit, besides what is the page's."""
-        return [*(worker.link for worker in self._workers), *self._sockets]
+        of_file = self._socket_file.handles if self._socket_file else ()
+        return [*(worker.link for worker in self._workers), *self._sockets, *of_file]
 
     def _await_event(self, signals: socket.socket) -> None:
         links: dict[Any, Worker] = {worker.link: worker for worker in self._workers}
@@ -208,15 +222,28 @@ class Supervisor:
         elif "device" in message:
             worker.ready_s = time.monotonic()
             self._num_failed_starts = 0
-            self._complete(**message)
+            if self._publish(worker):
+                self._complete(**message)
         return True
+
+    def _publish(self, worker: Worker) -> bool:
+        """Lets clients reach a worker that is ready; on a port they do already. False if that failed: the end."""
+        try:
+            if self._socket_file and not self._is_stopping:
+                self._socket_file.publish(worker.host)
+            return True
+        except OSError as error:
+            say(f"warning: the socket cannot be put at {self._config.address}: {error.strerror}")
+            self._exit_code = os.EX_UNAVAILABLE
+            self._stop()
+            return False
 
     def _complete(self, device: str, limits: str) -> None:
         """Starts the other workers once the first is ready, and tells people when all are."""
         if self._is_announced or self._is_stopping:
             return
         if self._config.workers is None:
-            self._num_wanted = _num_workers_for(device)
+            self._num_wanted = 1 if self._socket_file else _num_workers_for(device)
         staying = [worker for worker in self._workers if not worker.is_leaving]
         for _ in range(len(staying) + len(self._replacements), self._num_wanted):
             self._start_worker()
@@ -226,7 +253,7 @@ class Supervisor:
             if self._page is not None:
                 say(f"metrics at {self._page.url}")
             workers = "one process, with" if count == 1 else f"{count} processes, each with"
-            say(f"serving {SERVICE} on {config.host}:{config.port}: {workers} {limits}")
+            say(f"serving {SERVICE} on {config.address}: {workers} {limits}")
 
     def _on_end(self, worker: Worker) -> None:
         while worker.link.poll() and self._on_message(worker):
@@ -285,7 +312,7 @@ def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
 def main(arguments: list[str]) -> int:
     """`python -m serving`."""
     config = parse_arguments(arguments)
-    if config.host not in ("127.0.0.1", "localhost", "[::1]"):
+    if not (config.has_unix_socket or is_loopback(config.host)):
         say(f"warning: {config.host} may be reached by others, and there is no TLS or authentication")
     is_debugging = "--debug" in arguments
     logging.basicConfig(level=logging.INFO if is_debugging else logging.WARNING)

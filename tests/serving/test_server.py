@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 from atelier.contract import TensorSpec
@@ -442,6 +441,7 @@ def test_health_checks_that_never_send_a_message_are_ended_too(method: str) -> N
     [
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ],
 )
@@ -618,18 +618,6 @@ def test_health_is_serving_only_once_the_backend_is_warm() -> None:
             assert await calls.health() == await calls.health(SERVICE) == health_pb2.HealthCheckResponse.SERVING
             server.stop()
             await server.run_until_stopped()
-
-    run(test())
-
-
-def test_reflection_lists_the_services() -> None:
-    async def test() -> None:
-        async with serving(FakeBackend()) as (_, calls, _):
-            channel: Any = calls.channel
-            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-            stream = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-            names = {found.name async for reply in stream for found in reply.list_services_response.service}
-        assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
     run(test())
 

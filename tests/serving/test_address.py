@@ -1,0 +1,110 @@
+"""Where a server listens: every spelling of an address, and what is said of those that cannot be."""
+
+import os
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from atelier.client import Client
+from atelier.errors import ProgramError
+from loadtest.server_process import server_process
+from serving.port import address_from, open_listeners, reserve_port
+from tests.conftest import command
+from tests.serving.fake_backend import image
+
+SERVER = "tests.serving.breaking_server"
+
+
+def served_labels(target: str) -> list[int]:
+    with Client(target) as client:
+        labels: list[int] = client.classify(image(7)).labels.tolist()
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("host", "printed", "reached_at"),
+    [
+        ("::1", "[::1]", ["[::1]"]),
+        ("[::1]", "[::1]", ["[::1]"]),
+        ("::", "[::]", ["[::1]", "127.0.0.1"]),
+        ("[::]", "[::]", ["[::1]", "127.0.0.1"]),
+        ("0.0.0.0", "0.0.0.0", ["127.0.0.1"]),
+        ("127.0.0.1", "127.0.0.1", ["127.0.0.1"]),
+        ("localhost", "localhost", ["127.0.0.1", "localhost"]),
+    ],
+)
+def test_address_may_be_written_as_people_write_it(host: str, printed: str, reached_at: list[str]) -> None:
+    with server_process(SERVER, "--port", "0", "--workers", "2", "--host", host) as server:
+        assert f" on {printed}:{server.port}: 2 processes" in server.output
+        for address in reached_at:
+            assert served_labels(f"{address}:{server.port}") == [7]
+        is_open = host not in ("::1", "[::1]", "127.0.0.1", "localhost")
+        assert ("may be reached by others" in server.output) == is_open
+        found = re.search(r"metrics at (http://(\S+):(\d+)/metrics)", server.output)
+        assert found
+        assert found[2] == printed
+        for address in reached_at:
+            with urllib.request.urlopen(f"http://{address}:{found[3]}/metrics", timeout=10) as page:
+                assert b"atelier_workers 2.0" in page.read()
+        assert server.stop() == 0
+
+
+NO_SUCH_HOSTS = [
+    ("192.0.2.1", "no address of this machine", "0.0.0.0"),
+    ("203.0.113.9", "no address of this machine", "0.0.0.0"),
+    ("2001:db8::1", "no address of this machine", "0.0.0.0"),
+    ("[2001:db8::1]", "no address of this machine", "0.0.0.0"),
+    ("::1:8000", "no address of this machine", "0.0.0.0"),  # IPv6 may be read so
+    ("nobody.invalid", "does not resolve", "0.0.0.0"),
+    ("999.1.1.1", "does not resolve", "0.0.0.0"),
+    ("http://localhost", "does not resolve", "0.0.0.0"),
+    ("[localhost", "does not resolve", "0.0.0.0"),
+    ("a..b", "does not resolve", "0.0.0.0"),
+    (f"{'x' * 64}.invalid", "does not resolve", "0.0.0.0"),
+    ("a\0b", "does not resolve", "0.0.0.0"),
+    ("", "does not resolve", "0.0.0.0"),
+    (" ", "does not resolve", "0.0.0.0"),
+    ("localhost:50051", "has a port in it", "--host localhost --port 50051"),
+    ("127.0.0.1:50051", "has a port in it", "--host 127.0.0.1 --port 50051"),
+    ("[::1]:50051", "has a port in it", "--host ::1 --port 50051"),
+]
+
+
+@pytest.mark.parametrize(("host", "what", "cure"), NO_SUCH_HOSTS)
+def test_host_that_cannot_be_is_named_and_not_its_port(host: str, what: str, cure: str) -> None:
+    for listen in (reserve_port, open_listeners):
+        with pytest.raises(ProgramError) as caught:
+            listen(host, 50051)
+        assert caught.value.exit_code == os.EX_CONFIG
+        assert str(caught.value).startswith(f"BAD_HOST: --host {host!r} "), caught.value
+        assert what in str(caught.value)
+        assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nobody.invalid", "localhost:50051"])
+def test_server_says_so_in_one_line_and_ends(host: str) -> None:
+    done = command(SERVER, "--port", 0, "--host", host)
+    assert (done.returncode, done.stderr.count("\n")) == (os.EX_CONFIG, 1), done.stderr
+    assert done.stderr.startswith(f"error: BAD_HOST: --host {host!r} ")
+
+
+@pytest.fixture(params=[("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)], ids=["IPv4", "IPv6"])
+def occupied(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """An address on which somebody listens."""
+    host, family = request.param
+    with socket.create_server((host, 0), family=family) as listener:
+        yield host, listener.getsockname()[1]
+
+
+def test_occupied_port_is_in_use(occupied: tuple[str, int]) -> None:
+    host, port = occupied
+    done = command(SERVER, "--port", port, "--host", host)
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert done.stderr.startswith(f"error: PORT_IN_USE: cannot listen on {address_from(host, port)} (stop what uses it")
+    done = command(SERVER, "--port", 0, "--metrics-port", port, "--host", host)
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert done.stderr.startswith(f"error: PORT_IN_USE: cannot listen on {address_from(host, port)} (")
+    assert "another --metrics-port" in done.stderr
