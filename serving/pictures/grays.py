@@ -45,7 +45,7 @@ def _bits_in_use(highest: int, says: int) -> int:
 
     PNG wants samples of fewer bits scaled up to 16, but what cameras and scanners deliver is often stored as it is.
     """
-    choices = (max(8, says),) if says else (8, 10, 12, 14)
+    choices = (min(16, max(8, says)),) if says else (8, 10, 12, 14)
     return next((bits for bits in choices if highest < 1 << (bits - 8)), 16)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from serving.errors import InvalidRequestError
 from serving.pictures import decode
-from tests.serving.pictures import WHITE, cpu_seconds, decoded, encoded, garment, png_chunk, refusal
+from tests.serving.pictures import COLOUR, WHITE, cpu_seconds, decoded, encoded, garment, png_chunk, refusal
 
 
 def with_chunks(png: bytes, chunks: bytes) -> bytes:
@@ -98,6 +98,14 @@ def test_too_many_pixels_are_refused_from_the_header(data: bytes, found: str, li
     assert cpu_seconds(lambda: refusal(data)) < legal_s / 10
 
 
+def test_colours_of_16_bits_are_not_decoded_twice_beyond_half_the_size() -> None:
+    header = struct.pack(">IIBBBBB", 4096, 2049, 16, COLOUR, 0, 0, 0)
+    rows = zlib.compress(bytes(2049 * (1 + 4096 * 6)), 1)
+    dark = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
+    assert "a PNG of 4096 x 2049 pixels, whose colours of 16 bits" in refusal(dark)
+    assert "8,392,704 in all, the limit is 8,388,608 (scale it down" in refusal(dark)
+
+
 def test_largest_picture_allowed_is_decoded() -> None:
     assert decoded(encoded(Image.new("1", (2048, 2048), 1))).min() == WHITE
 
@@ -129,11 +137,18 @@ def test_header_that_makes_no_sense_is_refused(data: bytes, found: str) -> None:
     assert found in refusal(data)
 
 
-MEGABYTE = zlib.compress(bytes(1 << 20))
+def packed_zeros(num_megabytes: int) -> bytes:
+    """Zeros as zlib packs them: a thousandth."""
+    packer = zlib.compressobj()
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(num_megabytes)) + packer.flush()
+
+
+MEGABYTE = packed_zeros(1)
 PNG_BOMBS = {
     "comments": png_chunk(b"zTXt", b"comment\0\0" + MEGABYTE) * 2000,
     "profiles of colours": png_chunk(b"iCCP", b"profile\0\0" + MEGABYTE) * 2000,
     "profiles of EXIF": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + MEGABYTE) * 2000,
+    "one long profile of EXIF": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + packed_zeros(200)),
     "XMP": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + MEGABYTE) * 2000,
     "EXIF": png_chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 1, 7, 99, 8) * 65_535) * 10,
 }

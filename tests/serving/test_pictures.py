@@ -85,6 +85,11 @@ def test_bits_that_the_picture_says_it_has_count(colour: int) -> None:
     assert np.array_equal(decoded(scaled_as_png_has_it), pixels)
 
 
+@pytest.mark.parametrize("says", [b"", b"\0", b"\xff" * 3])
+def test_bits_that_make_no_sense_do_not_fail_the_picture(says: bytes) -> None:
+    assert np.array_equal(decoded(of_16_bits(garment(), 16, COLOUR, sBIT=says)), garment())
+
+
 def test_black_picture_of_16_bits_stays_black() -> None:
     assert decoded(of_16_bits(garment() * 0, 16, COLOUR)).max() == 0
 
