@@ -21,8 +21,9 @@ from atelier.wire import classifier_pb2 as pb
 from serving.batcher import Batcher
 from serving.config import ServerConfig
 from serving.errors import ExpiredError, InvalidRequestError, OverloadedError, UnknownModelError
-from serving.images import image_from_picture, images_from_bytes
 from serving.metrics import NO_METRICS, Metrics
+from serving.pictures.decode import image_from_picture
+from serving.pictures.raw_images import images_from_bytes
 from serving.response import ResponseWriter
 from serving.served_model import ServedModel
 

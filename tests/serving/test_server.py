@@ -163,6 +163,11 @@ BAD_REQUESTS: list[tuple[bytes, str, str]] = [
     (request(1, top_k=2**32 - 1).SerializeToString(), "INVALID_ARGUMENT", "BAD_TOP_K"),
     (request(1, invert=True).SerializeToString(), "INVALID_ARGUMENT", "BAD_INVERT"),
     (request(1, pictures=[PNG.getvalue()]).SerializeToString(), "INVALID_ARGUMENT", "AMBIGUOUS_IMAGES"),
+    (
+        pb.ClassifyRequest(images=PNG.getvalue().ljust(1568)).SerializeToString(),
+        "INVALID_ARGUMENT",
+        "PICTURE_IN_IMAGES",
+    ),
     (pb.ClassifyRequest(pictures=[b"GIF89a"]).SerializeToString(), "INVALID_ARGUMENT", "BAD_PICTURE"),
     (request(1, model_name="resnet").SerializeToString(), "NOT_FOUND", "UNKNOWN_MODEL"),
     (request(1, model_name="../" * 5000).SerializeToString(), "NOT_FOUND", "UNKNOWN_MODEL"),

@@ -1,0 +1,49 @@
+"""Names what bytes are by how they begin: the pictures that are decoded here, and what people send in their place."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What bytes look like, and what their sender can do about it."""
+
+    name: str
+    begins: re.Pattern[bytes]
+    cure: str  # empty for what is decoded here
+
+
+def _kind(name: str, begins: bytes, cure: str = "convert it to PNG") -> Kind:
+    return Kind(name, re.compile(begins, re.DOTALL), cure)
+
+
+# Raw images are held against these too, so each is four bytes or more that no garment begins with.
+KINDS = (
+    _kind("PNG", rb"\x89PNG\r\n\x1a\n", ""),
+    _kind("JPEG", rb"\xff\xd8\xff[\xc0-\xfe]", ""),
+    _kind("WebP", rb"RIFF.{4}WEBP", ""),
+    _kind("AVIF", rb".{4}ftyp.{0,24}avi[fs]", "convert it to JPEG"),
+    _kind("HEIC, an iPhone photo", rb".{4}ftyp(?:he[ivx]|mif1|msf1)", "convert it to JPEG"),
+    _kind("a film", rb".{4}ftyp", "send a picture of it as JPEG"),
+    _kind("GIF", rb"GIF8[79]a"),
+    _kind("BMP", rb"BM.{4}\0{4}.{4}[\x0c-\x7c]\0{3}"),
+    _kind("TIFF", rb"II\*\0|MM\0\*"),
+    _kind("SVG", rb"\s{0,99}(?:<svg|<(?:\?xml|!--|!DOCTYPE svg).{0,900}<svg)", "draw it as PNG"),
+    _kind("PDF", rb"%PDF-", "save the picture in it as PNG"),
+    _kind(
+        "a web page",
+        rb"(?i:(?:\xef\xbb\xbf)?\s{0,99}<(?:!doctype|html|head|body|script|\?xml|!--))",
+        "the download failed: save the picture itself",
+    ),
+    _kind("base64 text", rb"iVBORw0K|/9j/|UklGR|data:image/", "send the bytes that it stands for"),
+)
+
+
+ANY_KIND = re.compile(b"|".join(b"(?:" + kind.begins.pattern + b")" for kind in KINDS), re.DOTALL)
+
+
+def kind_of(data: bytes) -> Kind | None:
+    """The kind of picture, or of something else, that bytes begin like; None if it is none of those known here."""
+    if not ANY_KIND.match(data):
+        return None
+    return next(kind for kind in KINDS if kind.begins.match(data))
