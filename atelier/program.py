@@ -3,19 +3,40 @@
 import contextlib
 import errno
 import io
+import logging
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 from atelier.errors import PermissionRefusedError, ProgramError, StorageError
 
 
 def say(line: str) -> None:
-    """Prints a line for the operator. A server goes on if nobody reads any more (`make serve | tee log`, Ctrl-C)."""
-    with contextlib.suppress(OSError):
-        print(f"atelier: {line}", flush=True)
+    """Prints a line for the operator. A server goes on if nobody reads it: a closed pipe, a full one."""
+    with contextlib.suppress(OSError, ValueError):
+        if _takes_a_line(sys.stdout):
+            print(f"atelier: {line}", flush=True)
+
+
+class NonBlockingHandler(logging.StreamHandler[TextIO]):
+    """Logs to stderr; what nobody reads is dropped, since a full pipe must not stop a server."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, if the stream takes it."""
+        with contextlib.suppress(OSError, ValueError):
+            if _takes_a_line(self.stream):
+                super().emit(record)
+
+
+def _takes_a_line(stream: TextIO) -> bool:
+    """Returns whether a write would not block: a pipe that poll(2) calls writable has room for 4,096 bytes."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def can_print(text: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from serving.backends.base import Backend
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
+from serving.manifest import ENGINE_NAME, FILE_OF_BACKEND, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
 # Where nothing else is asked for. On a CPU a batch takes as long as its images: larger ones only wait longer. A GPU is
@@ -21,13 +21,21 @@ LargestOn = Callable[[str], int]  # the largest batch for a device
 
 
 def open_backend(
-    kind: str, device: str, version_dir: Path, manifest: Manifest, *, max_batch_size: int | None, num_threads: int
+    kind: str,
+    device: str,
+    version_dir: Path,
+    manifest: Manifest,
+    *,
+    max_batch_size: int | None,
+    num_threads: int,
+    read: Callable[[str], bytes] | None = None,
 ) -> tuple[Backend, str]:
-    """The backend that serves a version, and the reason for it in words.
+    """Opens the backend that serves a version; returns it and the reason for it in words.
 
     `kind` is one of KINDS, `device` is auto, cpu or cuda[:index]; `max_batch_size` is at most the manifest's, the
     largest that parity was proven for, and None takes that up to the device's DEFAULT_MAX_BATCH_SIZES. Only `auto`
-    chooses; anything else is done or refused.
+    chooses; anything else is done or refused. `read` returns the verified bytes of a file, if they are not to be read
+    from the disk again.
     Raises UsageError, ResourceUnavailableError (no such device, provider or library) and what `read_verified` raises.
     """
     if max_batch_size is not None and not 1 <= max_batch_size <= manifest.max_batch_size:
@@ -35,7 +43,7 @@ def open_backend(
         cure = "ask for less, or export with a larger --max-batch-size"
         raise UsageError("BAD_BATCH_SIZE", f"{what} {manifest.max_batch_size}", cure)
     largest_on = partial(_max_batch_size, max_batch_size, manifest)
-    read = partial(read_verified, version_dir, manifest)
+    read = read or partial(read_verified, version_dir, manifest)
     if kind == "torch":
         return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), largest_on, num_threads))
     if kind == "onnxruntime":
@@ -51,6 +59,13 @@ def open_backend(
     if kind == "auto":
         return _best(device, manifest, read, largest_on, num_threads)
     raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
+
+
+def files_for(kind: str, manifest: Manifest) -> tuple[str, ...]:
+    """Returns the names of the files that a backend of this kind may be opened from."""
+    if kind != "auto":
+        return (FILE_OF_BACKEND[kind],) if kind in FILE_OF_BACKEND else ()
+    return (ONNX_NAME, ENGINE_NAME) if manifest.engine else (ONNX_NAME,)
 
 
 def _max_batch_size(wanted: int | None, manifest: Manifest, device: str) -> int:

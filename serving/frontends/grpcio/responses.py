@@ -12,8 +12,8 @@ import numpy as np
 
 from atelier.contract import Logits
 from atelier.wire import classifier_pb2 as pb
-from serving.batcher import Answer
-from serving.ranking import MANY_IMAGES, best, rank
+from serving.batching.batcher import Answer
+from serving.frontends.grpcio.ranking import MANY_IMAGES, best, rank
 
 _as_float = struct.Struct("<f").pack
 

@@ -47,7 +47,7 @@ class DeviceWatch:
         self._num_failed = 0 if is_ok else self._num_failed + 1
         if self._num_failed == MAX_FAILED_BATCHES:
             what = f"{MAX_FAILED_BATCHES} batches in a row failed"
-            cure = "another worker takes over; the errors above say why, nvidia-smi whether a GPU is in order"
+            cure = "another process takes over; the errors above say why, nvidia-smi whether a GPU is in order"
             self._on_failure(DeviceError("BACKEND_BROKEN", what, cure))
 
     def close(self) -> None:
@@ -71,5 +71,5 @@ class DeviceWatch:
             self._check_in(min(1.0, self._hang_timeout_s))
         else:
             what = f"a batch ran longer than {self._hang_timeout_s:g} s"
-            cure = "another worker takes over; raise --hang-timeout-s if it was busy"
+            cure = "another process takes over; raise --hang-timeout-s if it was busy"
             self._on_failure(DeviceError("BACKEND_HUNG", what, cure))

@@ -28,11 +28,11 @@ import numpy as np
 from atelier.contract import IMAGE_SHAPE, Images, Logits
 from atelier.errors import DeviceError
 from serving.backends.base import Backend
-from serving.batch_queue import BatchQueue, Part, Request
-from serving.device_watch import DeviceWatch
+from serving.batching.queue import BatchQueue, Part, Request
+from serving.batching.watchdog import DeviceWatch
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
+from serving.frontends.grpcio.ranking import checked_logits
 from serving.metrics import NO_METRICS, Metrics
-from serving.ranking import checked_logits
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,10 @@
 """What tools ask a server about itself: health (grpc.health.v1) and reflection (grpc.reflection.v1 and v1alpha).
 
 grpcio's own servicers answer. They are not registered as theirs but spoken to with parsed messages, so that malformed
-bytes, silence and floods are met as on every other method.
+bytes are answered as on every other method.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf import text_format
@@ -18,11 +17,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from atelier.wire import HEALTH, SERVICE, classifier_pb2
-from serving.errors import InvalidRequestError, OverloadedError
-from serving.rpc import Context, Conversation
-from serving.service import parse
+from serving.errors import InvalidRequestError
+from serving.frontends.grpcio.calls import Context, Conversation
+from serving.frontends.grpcio.classifier import parse
 
-MAX_STREAMS = 256
 # Both versions have the same messages on the wire: the same conversation answers.
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
@@ -30,7 +28,6 @@ REFLECTIONS = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conversation]:
     """The methods by their paths."""
     servicer: Any = health_servicer  # its types ask for contexts of its own messages
-    places = _Places()
     pool = _described()
     reflector: Any = reflection.aio.ReflectionServicer((SERVICE, HEALTH, *REFLECTIONS), pool)
 
@@ -39,16 +36,14 @@ def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conve
         await context.write(reply.SerializeToString())
 
     async def watch(messages: AsyncIterator[bytes], context: Context) -> None:
-        with places.one():
-            await servicer.Watch(await _only(messages), _Writer(context))
+        await servicer.Watch(await _only(messages), _Writer(context))
 
     async def reflect(messages: AsyncIterator[bytes], context: Context) -> None:
-        with places.one():
-            async for message in messages:
-                request = parse(ServerReflectionRequest(), message)
-                async for reply in reflector.ServerReflectionInfo(_once(_findable(request, pool)), context):
-                    reply.original_request.CopyFrom(request)
-                    await context.write(reply.SerializeToString())
+        async for message in messages:
+            request = parse(ServerReflectionRequest(), message)
+            async for reply in reflector.ServerReflectionInfo(_once(_findable(request, pool)), context):
+                reply.original_request.CopyFrom(request)
+                await context.write(reply.SerializeToString())
 
     return {
         f"/{HEALTH}/Check": check,
@@ -81,25 +76,6 @@ def _findable(request: ServerReflectionRequest, pool: DescriptorPool) -> ServerR
     except KeyError:
         return request
     return ServerReflectionRequest(file_containing_symbol=method.containing_service.full_name)
-
-
-class _Places:
-    """Watchers and reflections last; those that are open are counted. A health check always has a place."""
-
-    def __init__(self) -> None:
-        self._num_open = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Raises OverloadedError where there is none."""
-        if self._num_open >= MAX_STREAMS:
-            what = f"{self._num_open} health watchers and reflections are open, as many as may be"
-            raise OverloadedError("TOO_MANY_STREAMS", what, "try again later, or check instead of watching")
-        self._num_open += 1
-        try:
-            yield
-        finally:
-            self._num_open -= 1
 
 
 class _Writer:
