@@ -75,7 +75,7 @@ def _read_output(server: ServerProcess, ready: threading.Event) -> None:
         return
     for line in server.process.stdout:
         server.lines.append(line)
-        if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+:\d+):?(?:\s|$)", line):
+        if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+?:\d+)[,:]?(?:\s|$)", line):
             server.target = found[1]
             ready.set()
     ready.set()  # the process ended

@@ -104,7 +104,7 @@ def test_serving_on_the_ground_floor_alone_can_serve(job: Job, tmp_path: Path) -
     for package in ("serving", "atelier"):
         (tmp_path / package).symlink_to(root / package)
     blocked = "import sys; sys.modules.update(dict.fromkeys(('training', 'export', 'loadtest', 'torch')))"
-    code = f"{blocked}; sys.path[0] = {str(tmp_path)!r}; from serving.supervisor import main; main(sys.argv[1:])"
+    code = f"{blocked}; sys.path[0] = {str(tmp_path)!r}; from serving.server import main; main(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--repository", str(job.repository), "--port", "0", "--device", "cpu"],
         stdout=subprocess.PIPE,
