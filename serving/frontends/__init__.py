@@ -1,0 +1,1 @@
+"""What clients speak to; each front end is a sibling here."""
