@@ -21,6 +21,9 @@ use crate::status::{Code, Status};
 /// What is inflated on the spot; more goes to a thread that may take its time.
 const SMALL_COMPRESSED_BYTES: usize = 1024;
 
+/// A client that has left answers lying for so long gets no others.
+const STUCK_US: u64 = 500_000;
+
 /// From its headers to its answer. Dropped before that, the client has gone.
 pub struct Call {
     pub server: Arc<Server>,
@@ -50,8 +53,12 @@ impl Call {
         self.is_lone && self.server.num_calls.load(Relaxed) == 1
     }
 
-    /// Refuses it where as many are under way as may be.
+    /// Refuses it where as many are under way as may be, or the client does not take the answers that it has.
     pub fn check_place(&self) -> Result<(), Status> {
+        if self.peer.is_stuck(self.server.engine.now_us(), STUCK_US) {
+            let what = "answers to this connection wait to be taken";
+            return Err(Status::overloaded("UNREAD_ANSWERS", what, "read them, and open HTTP/2's windows"));
+        }
         let (num_calls, limit) = (self.server.num_calls.load(Relaxed), self.server.settings.max_concurrent_requests);
         if num_calls > limit {
             let what = format!("{limit} calls are under way, as many as may be");

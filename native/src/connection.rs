@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::Response;
@@ -25,6 +25,8 @@ const MAX_STREAMS: u32 = 128;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const MAX_HEADER_BYTES: u32 = 8 << 10;
+const MANY_UNSENT: usize = 32;
+const MAX_SILENCE_US: u64 = 10_000_000;
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,6 +42,8 @@ pub struct Peer {
     /// Since when the system takes no more bytes for it; 0 while it does.
     pub blocked_since_us: AtomicU64,
     pub last_use_us: AtomicU64,
+    /// It has said what it speaks.
+    pub has_begun: AtomicBool,
     pub cut: Notify,
 }
 
@@ -48,12 +52,19 @@ impl Peer {
         Self { number, last_use_us: now_us.into(), ..Self::default() }
     }
 
-    /// Whether it has left answers lying for too long.
+    /// Whether it has left answers lying for so long.
     pub fn is_stuck(&self, now_us: u64, timeout_us: u64) -> bool {
         let is_old = |since_us: u64| now_us.saturating_sub(since_us) > timeout_us;
         let blocked_since_us = self.blocked_since_us.load(Relaxed);
         let has_unsent = self.num_unsent.load(Relaxed) > 0 && is_old(self.unsent_since_us.load(Relaxed));
         has_unsent || (blocked_since_us > 0 && is_old(blocked_since_us))
+    }
+
+    /// Whether it is to be cut: it takes no answers, the sooner the more there are, or says nothing.
+    pub fn is_overdue(&self, now_us: u64, timeout_us: u64) -> bool {
+        let has_many = self.num_unsent.load(Relaxed) >= MANY_UNSENT;
+        let is_silent = !self.has_begun.load(Relaxed) && now_us - self.last_use_us.load(Relaxed) > MAX_SILENCE_US;
+        self.is_stuck(now_us, if has_many { timeout_us / 5 } else { timeout_us }) || is_silent
     }
 }
 
@@ -76,8 +87,8 @@ impl Drop for Unsent {
 }
 
 /// Serves it to its end: the client's, ours (GOAWAY, and what is under way is answered), or a cut.
-pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, peer: Arc<Peer>) {
-    let guarded = GuardedIo::new(io, server.engine.clone(), peer.clone());
+pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Arc<Peer>) {
+    let guarded = GuardedIo::new(io, server.engine.clone(), peer.clone(), is_unix);
     let (for_calls, of_peer) = (server.clone(), peer.clone());
     let service = hyper::service::service_fn(move |request| {
         let answer = routes::answer(for_calls.clone(), of_peer.clone(), request);

@@ -1,14 +1,16 @@
 //! Between the calls and the model: one thread for each of the model's instances, and the way there and back.
 //!
-//!     calls:   submit -> queue -> (dispatch) -.              .-> (deliver) -> answers
-//!     device:                                 '-> run, encode -'
+//! ```text
+//! calls:   submit -> queue -> (dispatch) -.              .-> (deliver) -> answers
+//! device:                                 '-> run, encode -'
+//! ```
 //!
 //! What travels is a whole batch: a device thread is woken once for what came in together, and wakes the calls' thread
 //! once for what it has answered. A lone request does not travel at all: where nothing else is under way and the model
 //! is known to be quick, the thread that read it runs it.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -67,6 +69,7 @@ pub struct Engine {
     settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
     deliver: Notify,
     failure: Mutex<Option<Status>>,
+    is_closed: AtomicBool,
     /// Told when the device is given up.
     pub failed: Notify,
 }
@@ -85,6 +88,7 @@ impl Engine {
             settled: Mutex::new(Vec::new()),
             deliver: Notify::new(),
             failure: Mutex::new(None),
+            is_closed: AtomicBool::new(false),
             failed: Notify::new(),
         }
     }
@@ -175,7 +179,7 @@ impl Engine {
             if taken.batch.is_some() {
                 return taken.batch;
             }
-            if locked(&self.failure).is_some() {
+            if self.is_closed.load(Relaxed) {
                 return None;
             }
             batching = self.work.wait(batching).unwrap_or_else(PoisonError::into_inner);
@@ -195,9 +199,7 @@ impl Engine {
             }
         };
         if let Some(reason) = given_up {
-            self.settle_soon(outcomes);
-            self.give_up(reason);
-            return Vec::new();
+            self.give_up(reason); // before anybody hears of the failure, health says so too
         }
         outcomes
     }
@@ -286,9 +288,14 @@ impl Engine {
         }
     }
 
-    /// Fails all that was admitted and not answered, and refuses what comes.
+    /// Fails all that was admitted and not answered, and refuses what comes; the devices' threads end.
     pub fn abandon(&self, reason: Status) {
-        let jobs = self.batching().abandon(reason.clone());
+        let jobs = {
+            let mut batching = self.batching();
+            self.is_closed.store(true, Relaxed);
+            batching.abandon(reason.clone())
+        };
+        self.work.notify_all();
         self.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
     }
 

@@ -22,7 +22,7 @@ pub async fn check(server: &Server, messages: &mut Messages) -> Outcome {
     if !is_known(&service) {
         return Err(Status::not_found("UNKNOWN_SERVICE", "this service is not served here", "see reflection"));
     }
-    Ok(reply(status_in(*server.phase().borrow())))
+    Ok(reply(status_of(server)))
 }
 
 /// The status now, and every one that follows, until the server leaves.
@@ -35,12 +35,11 @@ pub async fn watch(server: Arc<Server>, messages: &mut Messages) -> Result<body:
         let mut phase = server.phase();
         let mut last = None;
         loop {
-            let now = *phase.borrow_and_update();
-            if now == Phase::Leaving {
+            if *phase.borrow_and_update() == Phase::Leaving {
                 let _ = sender.send(Err(Status::draining())).await;
                 return;
             }
-            let status = if is_known { status_in(now) } else { ServingStatus::ServiceUnknown };
+            let status = if is_known { status_of(&server) } else { ServingStatus::ServiceUnknown };
             if last != Some(status) && sender.send(Ok(reply(status))).await.is_err() {
                 return;
             }
@@ -64,8 +63,8 @@ fn is_known(service: &str) -> bool {
     service.is_empty() || service == CLASSIFIER
 }
 
-fn status_in(phase: Phase) -> ServingStatus {
-    if phase == Phase::Serving { ServingStatus::Serving } else { ServingStatus::NotServing }
+fn status_of(server: &Server) -> ServingStatus {
+    if server.is_serving() { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
 fn reply(status: ServingStatus) -> Bytes {

@@ -9,6 +9,7 @@ mod call;
 mod classify;
 mod connection;
 mod engine;
+mod frame_watch;
 mod framing;
 mod guarded_io;
 mod health;

@@ -121,6 +121,10 @@ pub enum Accepting {
 }
 
 impl Accepting {
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(..))
+    }
+
     /// The next connection.
     pub async fn accept(&self) -> Result<Box<dyn Io>> {
         match self {

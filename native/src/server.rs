@@ -91,7 +91,7 @@ impl Server {
     }
 
     pub fn is_serving(&self) -> bool {
-        *self.phase.borrow() == Phase::Serving
+        *self.phase.borrow() == Phase::Serving && self.engine.failure().is_none()
     }
 
     pub fn check_is_serving(&self) -> Result<(), Status> {
@@ -197,7 +197,7 @@ impl Server {
             let now_us = self.engine.now_us();
             let timeout_us = (self.settings.write_timeout_s * 1e6) as u64;
             for peer in locked(&self.peers).by_number.values() {
-                if peer.is_stuck(now_us, timeout_us) {
+                if peer.is_overdue(now_us, timeout_us) {
                     peer.cut.notify_one();
                 }
             }
@@ -205,10 +205,10 @@ impl Server {
     }
 
     /// Serves a connection, unless there are as many as may be and none that is idle could make room.
-    pub async fn serve(self: Arc<Self>, io: Box<dyn Io>) {
+    pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
         let Some(peer) = self.admit() else { return };
         let number = peer.number;
-        connection::serve(self.clone(), io, peer).await;
+        connection::serve(self.clone(), io, is_unix, peer).await;
         locked(&self.peers).by_number.remove(&number);
     }
 

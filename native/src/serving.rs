@@ -47,7 +47,7 @@ async fn accept(server: Arc<Server>, listener: Listener) {
             _ = phase.wait_for(|&phase| phase == Phase::Leaving) => return,
         };
         match accepted {
-            Ok(io) => drop(tokio::spawn(server.clone().serve(io))),
+            Ok(io) => drop(tokio::spawn(server.clone().serve(io, listener.is_unix()))),
             // No file is left for it, or the client has gone: the next may do better.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }

@@ -51,8 +51,10 @@ async def native_serving(
             backend.close()
 
     stopped = asyncio.create_task(run_until_stopped())
-    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
-        yield server, Calls(channel), stopped
+    try:
+        async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+            yield server, Calls(channel), stopped
+    finally:
         backend.gate.set()
         server.stop()
-        await asyncio.wait([stopped])
+        await asyncio.wait([stopped])  # a test that expects it to fail looks at it itself
