@@ -1,0 +1,342 @@
+//! Between the calls and the model: one thread for each of the model's instances, and the way there and back.
+//!
+//! ```text
+//! calls:   submit -> queue -> (dispatch) -.              .-> (deliver) -> answers
+//! device:                                 '-> run, encode -'
+//! ```
+//!
+//! What travels is a whole batch: a device thread is woken once for what came in together, and wakes the calls' thread
+//! once for what it has answered. A lone request does not travel at all: where nothing else is under way and the model
+//! is known to be quick, the thread that read it runs it.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::{BufMut, Bytes};
+use tokio::sync::{Notify, oneshot};
+
+use crate::batching::{Batch, Batching, Limits};
+use crate::metrics::Metrics;
+use crate::model::{IMAGE_BYTES, Model};
+use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
+use crate::status::Status;
+
+/// A message with its prefix, or why there is none.
+pub type Outcome = Result<Bytes, Status>;
+
+/// A request on its way through the batches.
+#[derive(Debug)]
+pub struct Job {
+    pub images: Bytes,
+    top_k: usize,
+    reply: Mutex<Option<oneshot::Sender<Outcome>>>,
+    /// What the batches so far have answered, where it was split.
+    split: Mutex<(Vec<u8>, TimeSplit)>,
+}
+
+impl Job {
+    fn settle(&self, outcome: Outcome) {
+        if let Some(reply) = locked(&self.reply).take() {
+            let _ = reply.send(outcome); // the client may be gone
+        }
+    }
+}
+
+/// What a call wants of the model.
+#[derive(Debug)]
+pub struct Work {
+    pub images: Bytes,
+    pub top_k: usize,
+    pub deadline_us: u64,
+    /// The connection.
+    pub peer: u64,
+    /// No other call is under way.
+    pub is_lone: bool,
+}
+
+pub struct Engine {
+    pub metrics: Metrics,
+    batching: Mutex<Batching<Arc<Job>>>,
+    models: Vec<Model>,
+    writer: ResponseWriter,
+    /// Longer than this the thread that serves all connections does not stand still for one request.
+    max_inline_us: u64,
+    epoch: Instant,
+    work: Condvar,
+    dispatch: Notify,
+    settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
+    deliver: Notify,
+    failure: Mutex<Option<Status>>,
+    is_closed: AtomicBool,
+    /// Told when the device is given up.
+    pub failed: Notify,
+}
+
+impl Engine {
+    pub fn new(limits: Limits, models: Vec<Model>, writer: ResponseWriter, max_inline_us: u64) -> Self {
+        Self {
+            metrics: Metrics::new(),
+            batching: Mutex::new(Batching::new(limits)),
+            models,
+            writer,
+            max_inline_us,
+            epoch: Instant::now(),
+            work: Condvar::new(),
+            dispatch: Notify::new(),
+            settled: Mutex::new(Vec::new()),
+            deliver: Notify::new(),
+            failure: Mutex::new(None),
+            is_closed: AtomicBool::new(false),
+            failed: Notify::new(),
+        }
+    }
+
+    pub fn now_us(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
+    }
+
+    pub fn num_waiting(&self) -> usize {
+        self.batching().num_waiting()
+    }
+
+    /// Runs the images in one batch or several. A caller that goes away gives up its place.
+    pub async fn classify(self: &Arc<Self>, work: Work) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        let _place = self.admit(work, reply)?;
+        let lost = || Status::internal("INTERNAL", "the request was lost", "see the server's log");
+        answer.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Queues it, and sees to it that somebody comes for it: this thread where it is the quickest.
+    fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Outcome>) -> Result<Place, Status> {
+        let Work { images, top_k, deadline_us, peer, is_lone } = work;
+        let num_images = images.len() / IMAGE_BYTES;
+        let job = Arc::new(Job { images, top_k, reply: Mutex::new(Some(reply)), split: Mutex::default() });
+        let now_us = self.now_us();
+        let mut batching = self.batching();
+        let number = batching.submit(job, num_images, deadline_us, peer, now_us)?;
+        let is_quick = (1..=self.max_inline_us).contains(&batching.batch_us(num_images, now_us));
+        let at_once = if is_lone && is_quick { batching.take(0, now_us).batch } else { None };
+        let is_needed = at_once.is_none() && batching.has_idle_instance();
+        drop(batching);
+        if let Some(batch) = at_once {
+            self.run_here(&batch);
+        } else if is_needed {
+            self.dispatch.notify_one();
+        }
+        Ok(Place { engine: self.clone(), number })
+    }
+
+    fn run_here(&self, batch: &Batch<Arc<Job>>) {
+        let result = self.models[batch.instance].run(batch);
+        for (job, outcome) in self.conclude(batch, result) {
+            job.settle(outcome);
+        }
+        if self.num_waiting() > 0 {
+            self.work.notify_one(); // it came meanwhile, and found the device busy
+        }
+    }
+
+    /// Wakes a device behind what has come in with the request that asks for it: what arrived together goes together.
+    pub async fn dispatch_forever(self: Arc<Self>) {
+        loop {
+            self.dispatch.notified().await;
+            self.work.notify_one();
+        }
+    }
+
+    /// Hands over what the devices have answered.
+    pub async fn deliver_forever(self: Arc<Self>) {
+        loop {
+            self.deliver.notified().await;
+            let settled = std::mem::take(&mut *locked(&self.settled));
+            for (job, outcome) in settled {
+                job.settle(outcome);
+            }
+        }
+    }
+
+    /// The life of a device's thread.
+    pub fn work_on(&self, instance: usize) {
+        self.models[instance].run_all(
+            || self.next_batch(instance),
+            |batch, result| {
+                let outcomes = self.conclude(batch, result);
+                self.settle_soon(outcomes);
+            },
+        );
+    }
+
+    fn next_batch(&self, instance: usize) -> Option<Arc<Batch<Arc<Job>>>> {
+        let mut batching = self.batching();
+        loop {
+            let taken = batching.take(instance, self.now_us());
+            if !taken.expired.is_empty() {
+                self.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
+            }
+            if taken.batch.is_some() {
+                return taken.batch;
+            }
+            if self.is_closed.load(Relaxed) {
+                return None;
+            }
+            batching = self.work.wait(batching).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Books a batch that has run, and makes the answers; answer i belongs to image i of the batch.
+    fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Vec<f32>, Status>) -> Vec<(Arc<Job>, Outcome)> {
+        let now_us = self.now_us();
+        let given_up = self.batching().finish(batch.instance, result.is_ok(), now_us);
+        let took_us = now_us - batch.began_us;
+        let outcomes = match result {
+            Ok(logits) => self.answers(batch, &logits, took_us),
+            Err(status) => {
+                self.metrics.failed_batches.fetch_add(1, Relaxed);
+                batch.parts.iter().map(|part| (part.payload.clone(), Err(status.clone()))).collect()
+            }
+        };
+        if let Some(reason) = given_up {
+            self.give_up(reason); // before anybody hears of the failure, health says so too
+        }
+        outcomes
+    }
+
+    fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Outcome)> {
+        let metrics = &self.metrics;
+        metrics.batches.fetch_add(1, Relaxed);
+        metrics.batch_size.observe(batch.num_images as u64);
+        metrics.inference.observe(took_us);
+        let (mut answers, mut start) = (Vec::with_capacity(batch.parts.len()), 0);
+        for part in &batch.parts {
+            let stop = start + part.stop - part.start;
+            let rows = &logits[start * NUM_CLASSES..stop * NUM_CLASSES];
+            start = stop;
+            let queue_us = batch.began_us.saturating_sub(part.arrived_us);
+            metrics.queue.observe(queue_us);
+            let time = TimeSplit { queue_us, inference_us: took_us, batch_size: batch.num_images as u64 };
+            let job = &part.payload;
+            let answer = if part.is_whole() {
+                self.answer(Vec::with_capacity(64 + 32 * (stop + 1 - start) * job.top_k), rows, job.top_k, time)
+            } else {
+                let mut split = locked(&job.split);
+                self.writer.classifications(&mut split.0, rows, job.top_k);
+                split.1.add(time);
+                if !part.is_last() {
+                    continue;
+                }
+                let (classifications, time) = std::mem::take(&mut *split);
+                self.answer(classifications, &[], job.top_k, time)
+            };
+            metrics.images.fetch_add(part.num_images as u64, Relaxed);
+            answers.push((job.clone(), Ok(answer)));
+        }
+        answers
+    }
+
+    /// The whole message; `body` has what stands in it already.
+    fn answer(&self, body: Vec<u8>, rows: &[f32], top_k: usize, time: TimeSplit) -> Bytes {
+        let mut message = Vec::with_capacity(body.capacity().max(body.len() + 96));
+        message.put_bytes(0, 5);
+        message.extend_from_slice(&body);
+        self.writer.classifications(&mut message, rows, top_k);
+        self.writer.finish(&mut message, time);
+        let length = (message.len() - 5) as u32;
+        message[1..5].copy_from_slice(&length.to_be_bytes());
+        message.into()
+    }
+
+    fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Outcome)>) {
+        if !outcomes.is_empty() {
+            locked(&self.settled).extend(outcomes);
+            self.deliver.notify_one();
+        }
+    }
+
+    /// Looks after what no batch will: requests whose time is over, and a device that hangs.
+    pub fn tick(&self) {
+        let now_us = self.now_us();
+        let (late, hang) = {
+            let mut batching = self.batching();
+            (batching.expire(now_us), batching.hang(now_us))
+        };
+        self.settle_soon(late.into_iter().map(|job| (job, Err(expired()))).collect());
+        if let Some(reason) = hang {
+            self.give_up(reason);
+        }
+    }
+
+    /// Whether a batch runs for too long, for a thread that is not the calls'.
+    pub fn check_for_hang(&self) -> Option<Status> {
+        let now_us = self.now_us();
+        self.batching().hang(now_us)
+    }
+
+    pub fn failure(&self) -> Option<Status> {
+        locked(&self.failure).clone()
+    }
+
+    fn give_up(&self, reason: Status) {
+        let mut failure = locked(&self.failure);
+        if failure.is_none() {
+            *failure = Some(reason.clone());
+            drop(failure);
+            self.abandon(reason);
+            self.failed.notify_one();
+        }
+    }
+
+    /// Fails all that was admitted and not answered, and refuses what comes; the devices' threads end.
+    pub fn abandon(&self, reason: Status) {
+        let jobs = {
+            let mut batching = self.batching();
+            self.is_closed.store(true, Relaxed);
+            batching.abandon(reason.clone())
+        };
+        self.work.notify_all();
+        self.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
+    }
+
+    /// Measures the model, so that the first requests are admitted by what it takes.
+    pub fn rehearse(&self, sizes: &[usize]) -> Result<(), Status> {
+        for &size in sizes {
+            let images = Bytes::from(vec![0; size * IMAGE_BYTES]);
+            let job = Arc::new(Job { images, top_k: 1, reply: Mutex::default(), split: Mutex::default() });
+            for instance in 0..self.models.len() {
+                let batch = self.batching().rehearse(instance, job.clone(), size, self.now_us());
+                let result = self.models[instance].run(&batch);
+                let is_ok = result.is_ok();
+                self.batching().finish(instance, is_ok, self.now_us());
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    fn batching(&self) -> MutexGuard<'_, Batching<Arc<Job>>> {
+        locked(&self.batching)
+    }
+}
+
+/// A place in the queue, given up at the end of the call, however it ends.
+struct Place {
+    engine: Arc<Engine>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.engine.batching().cancel(self.number);
+    }
+}
+
+fn expired() -> Status {
+    Status::expired("EXPIRED", "the deadline passed while the request was queued")
+}
+
+/// A thread that panicked while it held a lock has its say in the log; the numbers behind it are whole.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

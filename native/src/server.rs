@@ -1,0 +1,254 @@
+//! The server's life: listen, warm up, serve, drain.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use crate::connection::{self, Io, Peer};
+use crate::engine::{Engine, locked};
+use crate::metrics::{Method, Metrics};
+use crate::pictures::Decoding;
+use crate::settings::Settings;
+use crate::status::{Code, Status};
+use crate::waiting::Waiting;
+
+/// Health watchers and reflections that may be open.
+const MAX_STREAMS: usize = 256;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Warming,
+    Serving,
+    /// New calls are told to go elsewhere.
+    Draining,
+    /// Connections are told to (GOAWAY), and nobody is let in any more.
+    Leaving,
+}
+
+/// What GetModel tells, and what requests may name.
+#[derive(Debug)]
+pub struct ServedModel {
+    pub name: String,
+    pub version: String,
+    pub description: Vec<u8>,
+}
+
+pub struct Server {
+    pub settings: Settings,
+    pub engine: Arc<Engine>,
+    pub model: ServedModel,
+    pub decode: Py<PyAny>,
+    pub decoding: Decoding,
+    pub waiting: Waiting,
+    pub streams: Streams,
+    pub num_calls: AtomicUsize,
+    pub unread_bytes: AtomicUsize,
+    phase: watch::Sender<Phase>,
+    stop: Notify,
+    peers: Mutex<Peers>,
+    outcome: Mutex<Option<Result<(), String>>>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Peers {
+    next_number: u64,
+    by_number: HashMap<u64, Arc<Peer>>,
+}
+
+impl Server {
+    pub fn new(settings: Settings, engine: Arc<Engine>, model: ServedModel, decode: Py<PyAny>) -> Self {
+        Self {
+            waiting: Waiting::new(settings.max_waiting_for_messages()),
+            settings,
+            engine,
+            model,
+            decode,
+            decoding: Decoding::default(),
+            streams: Streams::default(),
+            num_calls: AtomicUsize::new(0),
+            unread_bytes: AtomicUsize::new(0),
+            phase: watch::Sender::new(Phase::Warming),
+            stop: Notify::new(),
+            peers: Mutex::default(),
+            outcome: Mutex::new(None),
+            ended: Condvar::new(),
+        }
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.engine.metrics
+    }
+
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    pub fn is_serving(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving && self.engine.failure().is_none()
+    }
+
+    pub fn check_is_serving(&self) -> Result<(), Status> {
+        match *self.phase.borrow() {
+            Phase::Serving => Ok(()),
+            Phase::Warming => Err(Status::unavailable("NOT_WARM", "the model is still warming up", "")),
+            Phase::Draining | Phase::Leaving => Err(self.engine.failure().unwrap_or_else(Status::draining)),
+        }
+    }
+
+    pub fn set_warm(&self) {
+        self.phase.send_if_modified(|phase| {
+            let is_warming = *phase == Phase::Warming;
+            *phase = if is_warming { Phase::Serving } else { *phase };
+            is_warming
+        });
+    }
+
+    /// Begins the drain.
+    pub fn stop(&self) {
+        self.stop.notify_one();
+    }
+
+    /// Some(how it ended) once it has: Err has the reason why something admitted was not answered.
+    pub fn wait(&self, timeout: Duration) -> Option<Result<(), String>> {
+        let deadline = Instant::now() + timeout;
+        let mut outcome = locked(&self.outcome);
+        loop {
+            if outcome.is_some() {
+                return outcome.clone();
+            }
+            if let Some(hang) = self.engine.check_for_hang() {
+                // Told from here too: the thread that would tell it may be the one that hangs.
+                if Instant::now() >= deadline {
+                    return Some(Err(hang.message));
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            outcome = self
+                .ended
+                .wait_timeout(outcome, left)
+                .map(|(outcome, _)| outcome)
+                .unwrap_or_else(|poisoned| poisoned.into_inner().0);
+        }
+    }
+
+    pub fn num_answered(&self) -> u64 {
+        self.metrics().num_calls(Method::Classify, Code::Ok)
+    }
+
+    /// From the first connection to the last answer.
+    pub async fn live(self: Arc<Self>) {
+        tokio::spawn(self.engine.clone().dispatch_forever());
+        tokio::spawn(self.engine.clone().deliver_forever());
+        tokio::spawn(self.clone().look_after_forever());
+        tokio::select! {
+            () = self.stop.notified() => {}
+            () = self.engine.failed.notified() => {}
+        }
+        let outcome = self.drain().await;
+        *locked(&self.outcome) = Some(outcome);
+        self.ended.notify_all();
+    }
+
+    async fn drain(&self) -> Result<(), String> {
+        self.phase.send_replace(Phase::Draining);
+        sleep(self.settings.lame_duck()).await;
+        self.phase.send_replace(Phase::Leaving);
+        let deadline = Instant::now() + self.settings.drain_timeout();
+        let mut in_time = Ok(());
+        while self.num_calls.load(Relaxed) > 0 && self.engine.failure().is_none() {
+            if Instant::now() >= deadline {
+                let num_requests = self.num_calls.load(Relaxed);
+                let timeout_s = self.settings.drain_timeout_s;
+                in_time = Err(format!("DRAIN_TIMEOUT: {num_requests} requests were unanswered after {timeout_s} s"));
+                break;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        self.engine.abandon(match &in_time {
+            Ok(()) => self.engine.failure().unwrap_or_else(Status::draining),
+            Err(_) => Status::unavailable("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"),
+        });
+        let last_word = Instant::now() + Duration::from_secs(1); // for the last answers to be sent
+        while !locked(&self.peers).by_number.is_empty() && Instant::now() < last_word {
+            sleep(Duration::from_millis(2)).await;
+        }
+        match self.engine.failure() {
+            Some(failure) => Err(failure.message),
+            None => in_time,
+        }
+    }
+
+    /// Ends what takes too long. Idle, it looks ten times a second.
+    async fn look_after_forever(self: Arc<Self>) {
+        loop {
+            let is_idle = self.num_calls.load(Relaxed) == 0;
+            sleep(Duration::from_millis(if is_idle { 100 } else { 20 })).await;
+            self.engine.tick();
+            let now_us = self.engine.now_us();
+            let timeout_us = (self.settings.write_timeout_s * 1e6) as u64;
+            for peer in locked(&self.peers).by_number.values() {
+                if peer.is_overdue(now_us, timeout_us) {
+                    peer.cut.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Serves a connection, unless there are as many as may be and none that is idle could make room.
+    pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
+        let Some(peer) = self.admit() else { return };
+        let number = peer.number;
+        connection::serve(self.clone(), io, is_unix, peer).await;
+        locked(&self.peers).by_number.remove(&number);
+    }
+
+    fn admit(&self) -> Option<Arc<Peer>> {
+        let mut peers = locked(&self.peers);
+        if peers.by_number.len() >= self.settings.max_connections {
+            let idle = peers.by_number.values().filter(|peer| peer.num_calls.load(Relaxed) == 0);
+            let oldest = idle.min_by_key(|peer| peer.last_use_us.load(Relaxed))?.clone();
+            peers.by_number.remove(&oldest.number);
+            oldest.cut.notify_one();
+        }
+        let number = peers.next_number;
+        peers.next_number += 1;
+        let peer = Arc::new(Peer::new(number, self.engine.now_us()));
+        peers.by_number.insert(number, peer.clone());
+        Some(peer)
+    }
+}
+
+/// Watchers and reflections last; those that are open are counted. A health check always has a place.
+#[derive(Debug, Default)]
+pub struct Streams(Arc<AtomicUsize>);
+
+/// One of them, until it is dropped.
+pub struct StreamPlace(Arc<AtomicUsize>);
+
+impl Streams {
+    pub fn take(&self) -> Result<StreamPlace, Status> {
+        let num_open = self.0.fetch_add(1, Relaxed);
+        let place = StreamPlace(self.0.clone());
+        if num_open < MAX_STREAMS {
+            return Ok(place);
+        }
+        let what = format!("{num_open} health watchers and reflections are open, as many as may be");
+        Err(Status::overloaded("TOO_MANY_STREAMS", what, "try again later, or check instead of watching"))
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
