@@ -78,7 +78,8 @@ def test_what_was_sent_is_what_was_counted_by_method_and_status(server: ServerPr
     assert page.value("atelier_batch_size_images_bucket", le="2.0") == 0
     assert page.value("atelier_batch_size_images_bucket", le="4.0") == 30
     sums_s = [page.value(f"atelier_{name}_duration_seconds_sum") for name in ("inference", "queue", "request")]
-    assert min(sums_s) > 0
+    assert min(sums_s[0], sums_s[2]) > 0
+    assert sums_s[1] >= 0  # a lone request may not wait at all
     assert sums_s[0] + sums_s[1] < sums_s[2] < 30
 
 
