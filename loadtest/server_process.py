@@ -17,6 +17,7 @@ class ServerProcess:
     process: "subprocess.Popen[str]"
     lines: list[str] = field(default_factory=list)
     port: int = 0
+    metrics_port: int = 0
 
     @property
     def target(self) -> str:
@@ -75,6 +76,8 @@ def _read_output(server: ServerProcess, ready: threading.Event) -> None:
         return
     for line in server.process.stdout:
         server.lines.append(line)
+        if found := re.search(r"metrics at http://\S+:(\d+)/", line):
+            server.metrics_port = int(found[1])
         if found := re.search(r"(?:serving|echo).* on \S+?:(\d+)", line):
             server.port = int(found[1])
             ready.set()

@@ -1,0 +1,50 @@
+"""The server's front ends, which of them can be started here, and what each does not promise to withstand."""
+
+import dataclasses
+import importlib.util
+
+from atelier.errors import ConfigurationError
+from serving.config import ServerConfig
+
+NATIVE, GRPCIO = "native", "grpcio"
+FRONT_ENDS = (NATIVE, GRPCIO)
+NATIVE_MODULE = "atelier_native"
+
+# Attacks that a front end does not withstand, each with the reason; what is not named, it promises.
+NOT_PROMISED: dict[str, dict[str, str]] = {
+    NATIVE: {},
+    GRPCIO: {},
+}
+
+# Seconds from a kill -9 of the process that serves until the next answer; None promises nothing.
+LONGEST_BACK_S: dict[str, float | None] = {
+    NATIVE: 0.5,
+    GRPCIO: None,  # a process that dies again within a minute is replaced ever more slowly
+}
+
+
+def available_front_ends() -> tuple[str, ...]:
+    """Returns the front ends that this installation can start; a server without the choice has only grpcio."""
+    if _has_choice() and importlib.util.find_spec(NATIVE_MODULE) is not None:
+        return FRONT_ENDS
+    return (GRPCIO,)
+
+
+def chosen_front_end(name: str) -> str:
+    """Returns the front end that `auto` stands for. Raises ConfigurationError for one that cannot be started here."""
+    available = available_front_ends()
+    name = available[0] if name == "auto" else name
+    if name not in available:
+        raise ConfigurationError(
+            "NO_FRONT_END", f"--front-end is {name!r}", f"here it may be auto or {' or '.join(available)}"
+        )
+    return name
+
+
+def front_end_flags(name: str) -> list[str]:
+    """Returns what `python -m serving` is told, so that it starts this front end."""
+    return ["--front-end", name] if _has_choice() else []
+
+
+def _has_choice() -> bool:
+    return "front_end" in {field.name for field in dataclasses.fields(ServerConfig)}
