@@ -16,6 +16,12 @@ NOT_PROMISED: dict[str, dict[str, str]] = {
     GRPCIO: {},
 }
 
+# Statuses with which a call may end while servers are restarted, for a client that retries only UNAVAILABLE.
+EXCUSED_STATUSES: dict[str, tuple[str, ...]] = {
+    NATIVE: (),
+    GRPCIO: ("CANCELLED",),  # so grpcio answers a call that it has read when its port closes; it has not run
+}
+
 # Seconds from a kill -9 of the process that serves until the next answer; None promises nothing.
 LONGEST_BACK_S: dict[str, float | None] = {
     NATIVE: 0.5,

@@ -53,12 +53,14 @@ class Cycles:
         """What became of the requests."""
         return account(self.journal)
 
-    def faults(self, longest_s: float | None) -> list[str]:
-        """What is not as it should be, with a limit to what each cycle may take."""
+    def faults(self, longest_s: float | None, excused: Sequence[str] = ()) -> list[str]:
+        """What is not as it should be, with a limit to what each cycle may take; calls may end as `excused`."""
         found, faults = self.account, []
         faults += [f"{found.wrong} wrong answers"] if found.wrong else []
         faults += [f"{found.lost} requests lost"] if found.lost else []
-        faults += [f"{count} calls ended as {status}" for status, count in found.failed.items()]
+        faults += [
+            f"{count} calls ended as {status}" for status, count in found.failed.items() if status not in excused
+        ]
         if bad := [code for code in self.exit_codes if code]:
             faults.append(f"{len(bad)} servers ended with exit codes {sorted(set(bad))}")
         if longest_s is not None and (slow := [seconds for seconds in self.took_s if seconds > longest_s]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.front_ends import LONGEST_BACK_S, chosen_front_end, front_end_flags
+from loadtest.front_ends import EXCUSED_STATUSES, LONGEST_BACK_S, chosen_front_end, front_end_flags
 from loadtest.restarts.cycles import Command, Cycles, kill, restart
 from loadtest.restarts.journal import write_journal
 from loadtest.restarts.known import known_answers
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     done: list[tuple[Cycles, list[str]]] = []
     if settings.restarts:
         cycles = restart(command, reference, number=settings.restarts, rate=settings.rate)
-        done.append((cycles, cycles.faults(None)))
+        done.append((cycles, cycles.faults(None, EXCUSED_STATUSES[front_end])))
     if settings.kills:
         cycles = kill(command, reference, number=settings.kills, rate=settings.rate)
         done.append((cycles, cycles.faults(LONGEST_BACK_S[front_end])))
