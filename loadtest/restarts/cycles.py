@@ -58,9 +58,8 @@ class Cycles:
         found, faults = self.account, []
         faults += [f"{found.wrong} wrong answers"] if found.wrong else []
         faults += [f"{found.lost} requests lost"] if found.lost else []
-        faults += [
-            f"{count} calls ended as {status}" for status, count in found.failed.items() if status not in excused
-        ]
+        failed = {status: count for status, count in found.failed.items() if status not in excused}
+        faults += [f"{count} calls ended as {status}" for status, count in failed.items()]
         if bad := [code for code in self.exit_codes if code]:
             faults.append(f"{len(bad)} servers ended with exit codes {sorted(set(bad))}")
         if longest_s is not None and (slow := [seconds for seconds in self.took_s if seconds > longest_s]):
