@@ -10,10 +10,33 @@ NATIVE, GRPCIO = "native", "grpcio"
 FRONT_ENDS = (NATIVE, GRPCIO)
 NATIVE_MODULE = "atelier_native"
 
+# Why grpcio does not withstand an attack, at its whole size.
+_FLOODED = "grpcio reads and answers all that a connection sends, before and between the calls of others"
+_STREAMED = "grpcio makes a call of every stream, keeps its memory, and cancels calls of others in the meantime"
+_HELD = "grpcio has no limit to the streams and answers that all connections together may leave unfinished"
+_WHOLE = "grpcio takes a message in whole, and gives its memory back late"
+
 # Attacks that a front end does not withstand, each with the reason; what is not named, it promises.
 NOT_PROMISED: dict[str, dict[str, str]] = {
     NATIVE: {},
-    GRPCIO: {},
+    GRPCIO: {
+        "window-zero-80": _HELD,
+        "window-zero-500": _HELD,
+        "ping-flood": _FLOODED,
+        "settings-flood": _FLOODED,
+        "frame-flood": _FLOODED,
+        "continuation-flood": _FLOODED,
+        "rapid-resets": _STREAMED,
+        "resets-after-data": _STREAMED,
+        "unknown-paths": _STREAMED,
+        "headers-only": _HELD,
+        "slow-bodies": _HELD,
+        "not-utf8": "a path that is not UTF-8 ends the loop in which grpcio accepts calls",
+        "hpack-bombs": "grpcio decodes a block of headers in whole before it counts them",
+        "malformed-megabytes": _WHOLE,
+        "gzip-bombs": _WHOLE,
+        "picture-heaps": "pictures are decoded by the cores that run the model, as many at a time as are allowed",
+    },
 }
 
 # Statuses with which a call may end while servers are restarted, for a client that retries only UNAVAILABLE.

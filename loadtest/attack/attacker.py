@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def run_attack(work: Callable[[Field], Counts], field: Field) -> Counts:
 
 
 def _attack(work: Callable[[Field], Counts], field: Field, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
     os.nice(LOWEST_PRIORITY)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):

@@ -22,15 +22,13 @@ class Attack:
         """One sentence."""
         return (self.work.__doc__ or "").partition("\n")[0]
 
-    @property
-    def needs_metrics(self) -> bool:
-        """Whether it attacks the metrics page."""
-        return self.work is held.slow_scrapers
-
 
 def _attack(name: str, work: Callable[[Field], Counts], unit: str, size: int, short_size: int) -> Attack:
     return Attack(name=name, work=work, unit=unit, size=size, short_size=short_size)
 
+
+# Nothing is sent to the server: what this costs the honest client is the machine's.
+CONTROL = _attack("control", floods.control, "pings", 2_000_000, 20_000)
 
 ATTACKS = (
     _attack("window-zero-80", held.window_zero, "connections", 80, 10),

@@ -1,7 +1,12 @@
 """Attacks that send as fast as the server takes it: frames that cost the sender nothing."""
 
+import contextlib
+import selectors
+import socket
 import struct
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from loadtest.attack.field import Counts, Field, in_threads
 from loadtest.attack.http2 import (
@@ -16,6 +21,7 @@ from loadtest.attack.http2 import (
     ONE_IMAGE,
     PING,
     PRIORITY,
+    READ_BYTES,
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
@@ -95,6 +101,28 @@ def churn(field: Field) -> Counts:
         counts["connections"] += 1
 
     return in_threads(CONNECTIONS, field, work, "connections")
+
+
+def control(field: Field) -> Counts:
+    """A flood of this process's own, which no server sees: what it costs others is the machine's fault."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sink = threading.Thread(target=_swallow, args=(listener, field))
+        sink.start()
+        counts = pings(replace(field, address=listener.getsockname()))
+        sink.join()
+    return counts
+
+
+def _swallow(listener: socket.socket, field: Field) -> None:
+    """Reads all that comes on all connections to it, until nothing does."""
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        selector.register(listener, selectors.EVENT_READ)
+        while (ready := selector.select(0.3)) or field.goes_on(field.size):
+            for key, _ in ready:
+                if key.fileobj is listener:
+                    selector.register(stack.enter_context(listener.accept()[0]), selectors.EVENT_READ)
+                elif isinstance(key.fileobj, socket.socket) and not key.fileobj.recv(READ_BYTES):
+                    selector.unregister(key.fileobj)
 
 
 def _repeated(

@@ -6,6 +6,7 @@ whatever became of those before, on a second; and now and then a call on a new c
 
 import asyncio
 import multiprocessing
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -92,6 +93,7 @@ class HonestClient:
 
 def _ask_until_told(target: str, pipe: Connection) -> None:
     """In a process of its own: until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
     asyncio.run(_Asking(target).run(pipe))
 
 

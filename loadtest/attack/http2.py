@@ -149,11 +149,6 @@ class Connection:
             self.read(0.05)
         return stream in self.ended
 
-    def half_close(self) -> None:
-        """Says that nothing more will come, and keeps the other direction open."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
     def close(self) -> None:
         """Ends it."""
         self.is_open = False

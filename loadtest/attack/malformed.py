@@ -115,7 +115,7 @@ def large_headers(field: Field) -> Counts:
 
 
 def hpack_bombs(field: Field) -> Counts:
-    """Header blocks of 16 KB that decode to 64 MB: one long header, remembered, and then named by a byte each."""
+    """Header blocks of 16 KB that decode to 48 MB: one long header, remembered, and then named by a byte each."""
     remembered, named = literal(b"x", b"y" * 4000, 0x40), b"\xbe"
     return _header_blocks(field, [request_headers(extra=remembered + named * 12_000)])
 

@@ -1,5 +1,6 @@
 """One attack beside an honest client: quiet, under attack, and after."""
 
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -42,15 +43,18 @@ def measure(attack: Attack, size: int, site: Site, timing: Timing, limits: Limit
     Raises ResourceUnavailableError NOT_QUIET if honest calls fail without any attack.
     """
     _keep_quiet(site, timing.quiet_s)  # once: a server that an attack has slowed for good is held to what it was
-    for _ in range(timing.tries):
-        outcome = _measure_once(attack, size, site, timing, limits)
-        if not outcome.is_only_slow:
-            break
+    with contextlib.ExitStack() as stack:
+        watch = None if site.pid is None else stack.enter_context(Watch(site.pid))
+        for _ in range(timing.tries):
+            outcome = _measure_once(attack, size, site, watch, timing, limits)
+            if not outcome.is_only_slow:
+                break
     return outcome
 
 
-def _measure_once(attack: Attack, size: int, site: Site, timing: Timing, limits: Limits) -> Outcome:
-    watch = None if site.pid is None else Watch(site.pid)
+def _measure_once(
+    attack: Attack, size: int, site: Site, watch: Watch | None, timing: Timing, limits: Limits
+) -> Outcome:
     began_s = time.monotonic()
     field = Field(
         address=site.address,
@@ -59,14 +63,9 @@ def _measure_once(attack: Attack, size: int, site: Site, timing: Timing, limits:
         least_s=began_s + START_S + timing.least_s,
         most_s=began_s + START_S + timing.most_s,
     )
-    if watch is None:
-        counts = run_attack(attack.work, field)
-    else:
-        with watch:
-            counts = run_attack(attack.work, field)
+    counts = run_attack(attack.work, field)
     ended_s = time.monotonic()
     calls = site.honest.calls(began_s, ended_s)
-    failures = failures_of(calls)
     return Outcome(
         name=attack.name,
         unit=attack.unit,
@@ -74,7 +73,7 @@ def _measure_once(attack: Attack, size: int, site: Site, timing: Timing, limits:
         counts=dict(counts),
         seconds=ended_s - began_s,
         num_calls=len(calls),
-        failures=failures,
+        failures=failures_of(calls),
         quiet_p99_ms=p99_ms(site.quiet),
         p99_ms=p99_ms(calls),
         memory=_memory(watch, limits),
@@ -97,4 +96,4 @@ def _memory(watch: Watch | None, limits: Limits) -> Memory | None:
     if watch is None:
         return None
     after_mb = watch.settled_mb(watch.before_mb + limits.most_growth_mb, limits.settle_s)
-    return Memory(before_mb=watch.before_mb, most_mb=watch.most_mb, after_mb=after_mb)
+    return Memory(before_mb=watch.before_mb, most_mb=max(watch.most_mb, after_mb), after_mb=after_mb)

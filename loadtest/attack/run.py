@@ -7,6 +7,7 @@ python -m loadtest.attack --target localhost:50051 --pid 4711
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from atelier.errors import UsageError
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.attack.attacks import ATTACKS, Attack
+from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.honest import HonestClient
 from loadtest.attack.measure import Site, Timing, measure
 from loadtest.attack.verdict import Limits, Outcome
 from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
 from loadtest.server_process import ServerProcess, server_process
 
+FAILED, INVALID = "FAILED", "INVALID"
 PACKAGES = ("grpcio", "onnxruntime", "numpy")
 HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", "memory before, most, after", "verdict")
 
@@ -66,7 +68,7 @@ class AttackSettings:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns 1 if the server did not withstand what its front end promises to withstand."""
+    """Returns 1 if the server did not withstand what its front end promises, 75 if the machine was too busy to say."""
     settings = parse_settings(
         AttackSettings,
         arguments,
@@ -77,18 +79,21 @@ def main(arguments: list[str]) -> int:
     front_end = "" if settings.target else chosen_front_end(settings.front_end)
     attacks = chosen_attacks(settings.only)
     timing = Timing(quiet_s=settings.quiet_s, least_s=settings.least_s, most_s=settings.most_s)
-    outcomes = []
-    for attack in attacks:
+    outcomes: list[Outcome] = []
+    words: list[str] = []
+    for attack in [CONTROL, *attacks]:
         with _site(settings, front_end) as site:
-            outcome = measure(attack, max(1, round(attack.size * settings.scale)), site, timing, Limits())
-        print(f"{outcome.name}: {verdict(outcome, front_end)}", flush=True)
-        outcomes.append(outcome)
-    print("\n" + aligned([HEADER, *(row(outcome, front_end) for outcome in outcomes)]))
+            outcomes.append(measure(attack, max(1, round(attack.size * settings.scale)), site, timing, Limits()))
+        words.append(verdict(outcomes[-1], front_end, is_noisy=outcomes[0].is_slow))
+        print(f"{attack.name}: {words[-1]}", flush=True)
+    print("\n" + aligned([HEADER, *map(row, outcomes, words)]))
     if settings.report:
-        rows = [asdict(outcome) | {"verdict": verdict(outcome, front_end)} for outcome in outcomes]
+        rows = [asdict(outcome) | {"verdict": word} for outcome, word in zip(outcomes, words, strict=True)]
         document = {"machine": machine_facts(PACKAGES), "front_end": front_end or settings.target, "attacks": rows}
         settings.report.write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(outcome.faults and not excuse(outcome, front_end) for outcome in outcomes))
+    if any(word.startswith(FAILED) for word in words):
+        return 1
+    return os.EX_TEMPFAIL if any(word.startswith(INVALID) for word in words) else 0
 
 
 def chosen_attacks(only: str) -> list[Attack]:
@@ -144,21 +149,19 @@ def site_of(server: ServerProcess) -> Iterator[Site]:
         )
 
 
-def excuse(outcome: Outcome, front_end: str) -> str:
-    """Returns why this front end does not promise to withstand the attack; empty if it does."""
-    return NOT_PROMISED.get(front_end, {}).get(outcome.name, "")
-
-
-def verdict(outcome: Outcome, front_end: str) -> str:
-    """Returns it in words."""
+def verdict(outcome: Outcome, front_end: str, *, is_noisy: bool = False) -> str:
+    """Returns it in words. On a noisy machine, a server that was only slow may not be why."""
     if not outcome.faults:
         return "withstood"
     faults = "; ".join(outcome.faults)
-    reason = excuse(outcome, front_end)
-    return f"not promised ({reason}): {faults}" if reason else f"FAILED: {faults}"
+    if reason := NOT_PROMISED.get(front_end, {}).get(outcome.name):
+        return f"not promised ({reason}): {faults}"
+    if is_noisy and outcome.is_only_slow:
+        return f"{INVALID} (so is the control, of which the server sees nothing): {faults}"
+    return f"{FAILED}: {faults}"
 
 
-def row(outcome: Outcome, front_end: str) -> tuple[str, ...]:
+def row(outcome: Outcome, word: str) -> tuple[str, ...]:
     """Returns the outcome's cells in the table."""
     memory = outcome.memory
     return (
@@ -167,5 +170,5 @@ def row(outcome: Outcome, front_end: str) -> tuple[str, ...]:
         f"{outcome.num_calls}, {outcome.num_failed} failed",
         f"{outcome.quiet_p99_ms:.1f} and {outcome.p99_ms:.1f} ms ({outcome.ratio:.1f})",
         f"{memory.before_mb:.0f}, {memory.most_mb:.0f}, {memory.after_mb:.0f} MB" if memory else "",
-        verdict(outcome, front_end),
+        word,
     )

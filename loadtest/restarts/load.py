@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -68,6 +69,7 @@ class Load:
 
 
 def _offer(target: str, reference: Reference, client: str, rate: float, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
     asyncio.run(_offer_until_told(target, reference, client, rate, pipe))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from atelier.errors import ConfigurationError, ResourceUnavailableError, UsageError
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs, run
-from loadtest.attack.attacks import ATTACKS, Attack
+from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.field import Counts, Field
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, literal, message, opening
 from loadtest.attack.measure import Site, Timing, measure
@@ -37,7 +37,10 @@ def site(front_end: str, job: Job) -> Iterator[Site]:
 def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site) -> None:
     if reason := NOT_PROMISED[front_end].get(attack.name):
         pytest.skip(f"{front_end}: {reason}")
-    assert measure(attack, attack.short_size, site, SHORT, LIMITS).faults == []
+    outcome = measure(attack, attack.short_size, site, SHORT, LIMITS)
+    if outcome.is_only_slow and measure(CONTROL, CONTROL.short_size, site, SHORT, LIMITS).is_slow:
+        pytest.skip(f"the machine is too busy to tell: {outcome.faults}")
+    assert outcome.faults == []
 
 
 def test_native_front_end_promises_everything() -> None:
@@ -60,13 +63,6 @@ def spoil(field: Field) -> Counts:
     return Counter({"requests": 1})
 
 
-def compute(field: Field) -> Counts:
-    """Sends nothing, and takes all the processor time that it gets."""
-    while field.goes_on(1):
-        sum(range(10_000))
-    return Counter({"requests": 1})
-
-
 def give_up(_field: Field) -> Counts:
     """Does not get far."""
     return Counter({"requests": 1})
@@ -74,7 +70,7 @@ def give_up(_field: Field) -> Counts:
 
 def outcome_of(attack: Attack, spoils_with: str, limits: Limits = LIMITS) -> Outcome:
     with server_process("tests.loadtest.spoiled_server", spoils_with) as server, run.site_of(server) as site:
-        return measure(attack, attack.size, site, Timing(quiet_s=0.3, least_s=0.5, most_s=5.0), limits)
+        return measure(attack, attack.short_size, site, Timing(quiet_s=0.3, least_s=0.5, most_s=5.0), limits)
 
 
 SPOIL = Attack(name="spoil", work=spoil, unit="requests", size=1, short_size=1)
@@ -96,10 +92,10 @@ def test_spoiled_server_is_found_out(spoils_with: str, fault: str) -> None:
     assert any(fault in each for each in faults), faults
 
 
-def test_sound_server_withstands_an_attack_that_does_nothing_but_compute() -> None:
-    busy = Attack(name="compute", work=compute, unit="requests", size=1, short_size=1)
-    outcome = outcome_of(busy, "none")
-    assert outcome.faults == []
+def test_control_attacks_nobody() -> None:
+    outcome = outcome_of(CONTROL, "none")
+    assert outcome.faults == [] or outcome.is_only_slow  # which is the machine's doing
+    assert outcome.counts["pings"] > CONTROL.short_size
     assert outcome.num_calls > 30
     assert outcome.memory is not None
     assert outcome.memory.before_mb > 5
@@ -143,6 +139,8 @@ def test_what_is_not_promised_is_shown_with_its_reason(monkeypatch: pytest.Monke
     failed = outcome(is_alive=False)
     assert run.verdict(failed, GRPCIO) == "not promised (because): a process of the server died"
     assert run.verdict(failed, NATIVE) == "FAILED: a process of the server died"
+    assert run.verdict(failed, NATIVE, is_noisy=True) == "FAILED: a process of the server died"
+    assert run.verdict(outcome(p99_ms=99.0), NATIVE, is_noisy=True).startswith("INVALID")
     assert run.verdict(outcome(), NATIVE) == "withstood"
 
 
@@ -190,7 +188,7 @@ def test_command_prints_a_table_and_fails_with_the_server() -> None:
         options = ("--target", server.target, "--pid", server.process.pid, "--only", "bad-prefaces", "--scale", 0.01)
         done = command("loadtest.attack", *options, "--quiet-s", 0.3, "--least-s", 0.3)
         assert "| bad-prefaces |" in done.stdout, done.stdout + done.stderr
-        assert done.returncode in (0, 1), done.stderr  # a busy machine may be slow
+        assert done.returncode in (0, 1, 75), done.stderr  # a busy machine may be slow
 
 
 def test_target_that_does_not_answer_is_no_verdict() -> None:
