@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from dataclasses import dataclass
 
 from atelier.errors import ConfigurationError
 from serving.config import ServerConfig
@@ -39,16 +40,24 @@ NOT_PROMISED: dict[str, dict[str, str]] = {
     },
 }
 
-# Statuses with which a call may end while servers are restarted, for a client that retries only UNAVAILABLE.
-EXCUSED_STATUSES: dict[str, tuple[str, ...]] = {
-    NATIVE: (),
-    GRPCIO: ("CANCELLED",),  # so grpcio answers a call that it has read when its port closes; it has not run
-}
 
-# Seconds from a kill -9 of the process that serves until the next answer; None promises nothing.
-LONGEST_BACK_S: dict[str, float | None] = {
-    NATIVE: 0.5,
-    GRPCIO: None,  # a process that dies again within a minute is replaced ever more slowly
+@dataclass(frozen=True)
+class End:
+    """What a front end promises while its processes are ended: no answer is wrong, no request is lost, and ..."""
+
+    excused: tuple[str, ...] = ()  # ... calls fail with no status but these
+    longest_s: float | None = None  # ... and service is back within this; None promises nothing
+
+
+SIGTERM, KILL = "SIGTERM", "kill -9"
+ENDS: dict[str, dict[str, End]] = {
+    NATIVE: {SIGTERM: End(), KILL: End(longest_s=0.5)},
+    GRPCIO: {
+        # So grpcio answers a call that it has read when its port closes. It has not run, and atelier.client repeats it.
+        SIGTERM: End(excused=("CANCELLED",)),
+        # Processes that die in a row are replaced ever more slowly, and a client's patience is bounded.
+        KILL: End(excused=("UNAVAILABLE",)),
+    },
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import psutil
 
 from atelier.errors import ProgramError
+from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.memory import processes_of
 from loadtest.protocols import Classify, Reference
 from loadtest.restarts.journal import Account, Entry, account
@@ -53,12 +54,13 @@ class Cycles:
         """What became of the requests."""
         return account(self.journal)
 
-    def faults(self, longest_s: float | None, excused: Sequence[str] = ()) -> list[str]:
-        """What is not as it should be, with a limit to what each cycle may take; calls may end as `excused`."""
+    def faults(self, promise: End) -> list[str]:
+        """What is not as it was promised."""
+        longest_s = promise.longest_s
         found, faults = self.account, []
         faults += [f"{found.wrong} wrong answers"] if found.wrong else []
         faults += [f"{found.lost} requests lost"] if found.lost else []
-        failed = {status: count for status, count in found.failed.items() if status not in excused}
+        failed = {status: count for status, count in found.failed.items() if status not in promise.excused}
         faults += [f"{count} calls ended as {status}" for status, count in failed.items()]
         if bad := [code for code in self.exit_codes if code]:
             faults.append(f"{len(bad)} servers ended with exit codes {sorted(set(bad))}")
@@ -88,7 +90,7 @@ def restart(command: Command, reference: Reference, *, number: int, rate: float)
         exit_codes.append(server.stop(timeout_s=STOP_S))
     counts = [_answered_by(each) for each in [*outputs, server]]
     answered = None if None in counts else sum(count or 0 for count in counts)
-    return Cycles(name="SIGTERM", journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered)
+    return Cycles(name=SIGTERM, journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered)
 
 
 def kill(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:
@@ -107,7 +109,7 @@ def kill(command: Command, reference: Reference, *, number: int, rate: float) ->
         time.sleep(BETWEEN_S[0])
         journal = load.ended()
         exit_code = server.stop(timeout_s=STOP_S)
-    return Cycles(name="kill -9", journal=journal, took_s=took_s, exit_codes=[exit_code], answered=None)
+    return Cycles(name=KILL, journal=journal, took_s=took_s, exit_codes=[exit_code], answered=None)
 
 
 def serving_process(pid: int, port: int) -> psutil.Process:

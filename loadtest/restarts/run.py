@@ -13,7 +13,7 @@ from pathlib import Path
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.front_ends import EXCUSED_STATUSES, LONGEST_BACK_S, chosen_front_end, front_end_flags
+from loadtest.front_ends import ENDS, chosen_front_end, front_end_flags
 from loadtest.restarts.cycles import Command, Cycles, kill, restart
 from loadtest.restarts.journal import write_journal
 from loadtest.restarts.known import known_answers
@@ -57,13 +57,9 @@ def main(arguments: list[str]) -> int:
         module="serving",
         arguments=["--repository", str(settings.repository), "--metrics-port", "0", *front_end_flags(front_end)],
     )
-    done: list[tuple[Cycles, list[str]]] = []
-    if settings.restarts:
-        cycles = restart(command, reference, number=settings.restarts, rate=settings.rate)
-        done.append((cycles, cycles.faults(None, EXCUSED_STATUSES[front_end])))
-    if settings.kills:
-        cycles = kill(command, reference, number=settings.kills, rate=settings.rate)
-        done.append((cycles, cycles.faults(LONGEST_BACK_S[front_end])))
+    ends = [(restart, settings.restarts), (kill, settings.kills)]
+    cycles = [end(command, reference, number=number, rate=settings.rate) for end, number in ends if number]
+    done = [(each, each.faults(ENDS[front_end][each.name])) for each in cycles]
     print(aligned([HEADER, *(_row(cycles, faults) for cycles, faults in done)]))
     if settings.report:
         rows = [_document(cycles, faults) for cycles, faults in done]
@@ -71,8 +67,8 @@ def main(arguments: list[str]) -> int:
         settings.report.write_text(json.dumps(document, indent=1) + "\n")
     if settings.journal_dir:
         settings.journal_dir.mkdir(parents=True, exist_ok=True)
-        for cycles, _ in done:
-            write_journal(settings.journal_dir / f"{cycles.name.replace(' ', '')}.jsonl", cycles.journal)
+        for each in cycles:
+            write_journal(settings.journal_dir / f"{each.name.replace(' ', '')}.jsonl", each.journal)
     return int(any(faults for _, faults in done))
 
 
@@ -94,5 +90,5 @@ def _row(cycles: Cycles, faults: list[str]) -> tuple[str, ...]:
         failed,
         f"{found.retried:,}",
         f"{statistics.median(cycles.took_s):.2f} and {max(cycles.took_s):.2f} s",
-        f"FAILED: {'; '.join(faults)}" if faults else "none lost, none wrong",
+        f"FAILED: {'; '.join(faults)}" if faults else "as promised",
     )

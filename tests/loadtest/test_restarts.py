@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atelier.errors import ProgramError
-from loadtest.front_ends import EXCUSED_STATUSES, GRPCIO, LONGEST_BACK_S, NATIVE, front_end_flags
+from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
 from loadtest.protocols import Classify, Reference
 from loadtest.restarts.cycles import Command, Cycles, free_port, kill, restart
 from loadtest.restarts.journal import Entry, account, write_journal
@@ -36,20 +36,20 @@ def serving(front_end: str, job: Job) -> Command:
 
 def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, known: Reference) -> None:
     cycles = restart(serving, known, number=NUMBER, rate=RATE)
-    assert cycles.faults(None, EXCUSED_STATUSES[front_end]) == []
+    assert cycles.faults(ENDS[front_end][SIGTERM]) == []
     assert cycles.account.right > RATE
     assert cycles.answered == cycles.account.right
 
 
 def test_kills_under_load_fail_no_call_of_our_client(front_end: str, serving: Command, known: Reference) -> None:
     cycles = kill(serving, known, number=NUMBER, rate=RATE)
-    assert cycles.faults(LONGEST_BACK_S[front_end]) == []
+    assert cycles.faults(ENDS[front_end][KILL]) == []
     assert cycles.account.right > RATE
 
 
 def test_native_front_end_promises_everything() -> None:
-    assert EXCUSED_STATUSES[NATIVE] == ()
-    assert LONGEST_BACK_S[NATIVE] == 0.5
+    assert ENDS[NATIVE] == {SIGTERM: End(), KILL: End(longest_s=0.5)}
+    assert ENDS.keys() == set(FRONT_ENDS)
 
 
 # --- The harness can fail --------------------------------------------------------------------------------------------
@@ -58,14 +58,14 @@ def test_native_front_end_promises_everything() -> None:
 def test_wrong_answer_is_found_out() -> None:
     wrong = Command(module="tests.loadtest.null_server", arguments=["--fault", "swap", "--fault-at", "20"])
     cycles = restart(wrong, reference(), number=1, rate=RATE)
-    assert "2 wrong answers" in cycles.faults(None)  # of each of the two servers, its 20th
+    assert "2 wrong answers" in cycles.faults(End())  # of each of the two servers, its 20th
     assert next(entry for entry in cycles.journal if entry.outcome.startswith("WRONG")).number == 19
 
 
 def test_call_that_fails_is_found_out() -> None:
     refusing = Command(module="tests.loadtest.null_server", arguments=["--fault", "refuse", "--fault-at", "20"])
     cycles = restart(refusing, reference(), number=0, rate=RATE)
-    assert cycles.faults(None) == ["1 calls ended as RESOURCE_EXHAUSTED"]
+    assert cycles.faults(End()) == ["1 calls ended as RESOURCE_EXHAUSTED"]
     assert cycles.account.sent == cycles.account.right + 1
 
 
@@ -93,14 +93,14 @@ def cycles(**fields: object) -> Cycles:
 
 
 def test_faults_of_an_end_are_named() -> None:
-    assert cycles().faults(0.5) == []
-    assert cycles(journal=[entry(0, "")], answered=0).faults(None) == ["1 requests lost"]
-    assert cycles(exit_codes=[0, 70]).faults(None) == ["1 servers ended with exit codes [70]"]
-    assert cycles(took_s=[0.2, 0.61]).faults(0.5) == ["1 of 2 took more than 0.5 s, up to 0.61"]
-    assert cycles(answered=2).faults(None) == ["the servers answered 2 requests, and 1 answers came"]
+    assert cycles().faults(End(longest_s=0.5)) == []
+    assert cycles(journal=[entry(0, "")], answered=0).faults(End()) == ["1 requests lost"]
+    assert cycles(exit_codes=[0, 70]).faults(End()) == ["1 servers ended with exit codes [70]"]
+    assert cycles(took_s=[0.2, 0.61]).faults(End(longest_s=0.5)) == ["1 of 2 took more than 0.5 s, up to 0.61"]
+    assert cycles(answered=2).faults(End()) == ["the servers answered 2 requests, and 1 answers came"]
     cancelled = cycles(journal=[entry(0), entry(1, "CANCELLED")])
-    assert cancelled.faults(None) == ["1 calls ended as CANCELLED"]
-    assert cancelled.faults(None, ("CANCELLED",)) == []
+    assert cancelled.faults(End()) == ["1 calls ended as CANCELLED"]
+    assert cancelled.faults(End(excused=("CANCELLED",))) == []
 
 
 def test_probe_tells_when_service_is_back() -> None:
@@ -116,7 +116,3 @@ def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
     write_journal(tmp_path / "journal.jsonl", [entry(0), entry(1)])
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1]
-
-
-def test_grpcio_is_excused_by_name() -> None:
-    assert EXCUSED_STATUSES[GRPCIO] == ("CANCELLED",)
