@@ -24,7 +24,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
 CARGO := $(shell command -v cargo 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test check loadtest bench ladder gpu-report clean
+.PHONY: help setup data train curves export serve classify test check loadtest attack restarts bench ladder gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -87,6 +87,12 @@ check: $(SETUP) ## lint, format and types
 
 loadtest: $(EXPORTED) $(NATIVE) ## the served model under load, beside PyTorch and the raw runtime: verdict, report.html
 	$(RUN) -m loadtest $(ARGS)
+
+attack: $(EXPORTED) $(NATIVE) ## attack a server of one's own in 24 ways, an honest client beside each: see docs/attacks.md
+	$(RUN) -m loadtest.attack $(ARGS)
+
+restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, 200 times each, and account for every request
+	$(RUN) -m loadtest.restarts $(ARGS)
 
 bench: $(EXPORTED) $(NATIVE) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
 	$(RUN) -m loadtest.bench $(ARGS)

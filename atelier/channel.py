@@ -156,8 +156,8 @@ class Attempts:
         client.tokens = max(0, client.tokens - 1)
         is_unreachable = _is_unreachable(error)
         client.was_reached |= not is_unreachable and error.code().name != "DEADLINE_EXCEEDED"
-        pushback_s = _pushback_s(error)
-        wait_s = self._pause_s * random.uniform(0.8, 1.2) if pushback_s is None else pushback_s  # noqa: S311
+        asked_s = asked_pause_s(error)
+        wait_s = self._pause_s * random.uniform(0.8, 1.2) if asked_s is None else asked_s  # noqa: S311
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
         patience_s = PATIENCE_S if is_unreachable and not client.was_reached else float("inf")
         left_s = min(patience_s - self._elapsed_s, float("inf") if self.left_s is None else self.left_s)
@@ -206,7 +206,7 @@ def _why_unreachable(details: str, target: str) -> str:
     return f"no server answers at {target}"
 
 
-def _pushback_s(error: Any) -> float | None:
+def asked_pause_s(error: Any) -> float | None:
     """Returns the pause that the server asks for (gRFC A6); negative if it wants no other attempt."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-retry-pushback-ms":

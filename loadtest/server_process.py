@@ -17,6 +17,7 @@ class ServerProcess:
     process: "subprocess.Popen[str]"
     lines: list[str] = field(default_factory=list)
     target: str = ""  # what a client connects to
+    metrics_port: int = 0
 
     @property
     def port(self) -> int:
@@ -75,6 +76,8 @@ def _read_output(server: ServerProcess, ready: threading.Event) -> None:
         return
     for line in server.process.stdout:
         server.lines.append(line)
+        if found := re.search(r"metrics at http://\S+:(\d+)/", line):
+            server.metrics_port = int(found[1])
         if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+?:\d+)[,:]?(?:\s|$)", line):
             server.target = found[1]
             ready.set()
