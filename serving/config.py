@@ -27,7 +27,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket whose mode follows the umask;
-    or several of these, separated by commas. There is no authentication: open it to trusted networks only.
+    or several of these, separated by commas. Where others can reach it, it needs TLS and tokens, or --insecure.
     """
 
     port: int = 50051
@@ -40,6 +40,21 @@ class ServerConfig:
 
     front_end: str = "auto"
     """native, grpcio or auto: what speaks to clients. auto takes native, in Rust, if it is installed, and says so."""
+
+    tls_certificate: Path | None = None
+    """The server's certificate chain, in PEM, for TLS; read again when it changes, as are the three files below."""
+
+    tls_key: Path | None = None
+    """The private key of --tls-certificate, in PEM."""
+
+    tls_client_authority: Path | None = None
+    """Clients must show a certificate of this authority (PEM): mutual TLS."""
+
+    tokens: Path | None = None
+    """Calls need a bearer token: a file with the SHA-256 digest of one, in hexadecimal, at the start of each line."""
+
+    insecure: bool = False
+    """Listen where others can reach it even without TLS and tokens, as behind a proxy that has both."""
 
     backend: str = "auto"
     """auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."""
@@ -97,6 +112,9 @@ class ServerConfig:
         self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
         self._check("front_end", self.front_end in FRONT_ENDS, f"one of {', '.join(FRONT_ENDS)}")
         self._check("host", bool(self.hosts), "an address, or several with commas between")
+        self._check("tls_key", (self.tls_key is None) == (self.tls_certificate is None), "given with --tls-certificate")
+        has_authority = self.tls_client_authority is not None
+        self._check("tls_client_authority", self.has_tls or not has_authority, "given with --tls-certificate")
         for host in filter(is_unix, self.hosts):
             path_from(host)
         has_port = not all(map(is_unix, self.hosts))
@@ -125,6 +143,11 @@ class ServerConfig:
     def metrics_hosts(self) -> list[str]:
         """Where the metrics page listens."""
         return [host for host in self.hosts if not is_unix(host)] or ["127.0.0.1"]
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether it speaks TLS."""
+        return self.tls_certificate is not None and self.tls_key is not None
 
     @property
     def has_metrics(self) -> bool:

@@ -5,7 +5,7 @@ import importlib
 import logging
 from importlib.util import find_spec
 
-from atelier.errors import ResourceUnavailableError
+from atelier.errors import ConfigurationError, ResourceUnavailableError
 from atelier.program import NonBlockingHandler, say
 from serving.config import ServerConfig, parse_arguments
 from serving.listening import Listening, is_loopback
@@ -27,9 +27,7 @@ def main(arguments: list[str]) -> int:
 def serve_version(config: ServerConfig, version: ModelVersion) -> int:
     """Serves a version that has been read until SIGTERM or SIGINT; returns the exit code. Raises ProgramError."""
     front_end, why = choose_front_end(config.front_end)
-    for host in config.hosts:
-        if not is_loopback(host):
-            say(f"warning: {host} may be reached by others, and there is no TLS or authentication")
+    _check_access(config)
     is_native = front_end == "native"
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(Listening(config.hosts, config.port, only_reserve=not is_native))
@@ -46,6 +44,19 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
 
         about = f"front end {front_end}{why}"
         return Supervisor(config, version, serve, listening, metrics, about).run()
+
+
+def _check_access(config: ServerConfig) -> None:
+    """Raises ConfigurationError INSECURE for an address that others reach without TLS and tokens."""
+    lacking = [name for name, has in (("TLS", config.has_tls), ("tokens", config.tokens is not None)) if not has]
+    open_hosts = [host for host in config.hosts if not is_loopback(host)]
+    if not lacking or not open_hosts:
+        return
+    what = f"{' and '.join(open_hosts)} may be reached by others, without {' and '.join(lacking)}"
+    if not config.insecure:
+        cure = "give --tls-certificate, --tls-key and --tokens, or say --insecure"
+        raise ConfigurationError("INSECURE", what, cure)
+    say(f"warning: {what}")
 
 
 def choose_front_end(wanted: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import atelier_native
@@ -102,9 +103,17 @@ def _settings(process: Process, model: ServedModel) -> dict[str, Any]:
         "max_batch_size": backend.max_batch_size,
         "max_connections": MAX_CONNECTIONS,
         "write_timeout_s": WRITE_TIMEOUT_S,
+        "tls_certificate": _path(config.tls_certificate),
+        "tls_key": _path(config.tls_key),
+        "tls_client_authority": _path(config.tls_client_authority),
+        "tokens": _path(config.tokens),
         "num_restarts": process.num_restarts,
         "labels": sorted(labels_of(model).items()),
     }
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _handed_over(sockets: Sequence[socket.socket]) -> list[str]:

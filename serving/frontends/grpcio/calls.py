@@ -15,6 +15,8 @@ from typing import Any, NoReturn, TypeAlias, cast
 import grpc
 import grpc.aio
 
+from atelier.wire import HEALTH
+from serving.access import Tokens
 from serving.config import ServerConfig
 from serving.errors import InvalidRequestError, NotServingError, RequestError
 from serving.metrics import Metrics
@@ -44,12 +46,14 @@ class RpcHandler(grpc.GenericRpcHandler):
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
         self._metrics = metrics
+        self._tokens = Tokens(config.tokens) if config.tokens else None
         self._handlers: dict[str, Handler] = {
             path: grpc.stream_unary_rpc_method_handler(self._method_handler(method, _name_of(path)))
             for path, method in methods.items()
         }
         for path, conversation in conversations.items():
-            handler = self._conversation_handler(conversation, _name_of(path))
+            is_open = path.startswith(f"/{HEALTH}/")  # a probe has no token
+            handler = self._conversation_handler(conversation, _name_of(path), is_open=is_open)
             self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
@@ -74,6 +78,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         try:
             if self.refusal is not None:
                 raise self.refusal.with_traceback(None)
+            self._check_token(context)
             message: Any = await context.read()
             if not isinstance(message, bytes):  # grpc.aio.EOF
                 raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
@@ -87,9 +92,16 @@ class RpcHandler(grpc.GenericRpcHandler):
         except Exception as error:
             return _failure_from(error)
 
-    def _conversation_handler(self, conversation: Conversation, name: str) -> Callable[..., Coroutine[Any, Any, None]]:
+    def _conversation_handler(
+        self, conversation: Conversation, name: str, *, is_open: bool
+    ) -> Callable[..., Coroutine[Any, Any, None]]:
+        async def converse(messages: AsyncIterator[bytes], context: Context) -> None:
+            if not is_open:
+                self._check_token(context)
+            await conversation(messages, context)
+
         async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
-            failure = await self._failure_of(conversation, messages, name, context)
+            failure = await self._failure_of(converse, messages, name, context)
             self._metrics.count_call(name, "OK" if failure is None else _status_of(failure, context))
             if failure is not None:
                 await _abort(context, failure)
@@ -107,6 +119,12 @@ class RpcHandler(grpc.GenericRpcHandler):
             raise
         except Exception as error:
             return _failure_from(error)
+
+    def _check_token(self, context: Context) -> None:
+        """Raises UnauthenticatedError if tokens are asked for and the call carries none that is known."""
+        if self._tokens is not None:
+            metadata = dict(context.invocation_metadata() or ())
+            self._tokens.check(str(metadata.get("authorization", "")))
 
 
 def _name_of(path: str) -> str:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2
 
 from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
+from serving.access import server_credentials
 from serving.config import ServerConfig
 from serving.engine import Engine
 from serving.errors import NotServingError
@@ -168,9 +169,14 @@ class Server:
         methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
         self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
+        credentials = server_credentials(config)
         for address in self._addresses:
             try:
-                self.port = self._grpc_server.add_insecure_port(address)
+                self.port = (
+                    self._grpc_server.add_secure_port(address, credentials)
+                    if credentials
+                    else self._grpc_server.add_insecure_port(address)
+                )
             except RuntimeError:  # the supervisor, which has tried, says better why
                 what = f"gRPC refuses to listen on {address}"
                 raise ResourceUnavailableError("CANNOT_LISTEN", what, "choose another --host or --port") from None
