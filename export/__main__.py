@@ -2,7 +2,14 @@
 
 import sys
 
-from export.export import main
 from serving.errors import run_program
 
-sys.exit(run_program(main))
+
+def main(arguments: list[str]) -> int:
+    """Imports the program only here, so that a package it lacks is told as every other failure."""
+    from export.export import main as export
+
+    return export(arguments)
+
+
+sys.exit(run_program(main, extras="export,serve"))

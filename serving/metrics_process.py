@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from serving.child_process import Inherited, start_process
-from serving.errors import ResourceUnavailableError, run_program
+from serving.errors import ResourceUnavailableError, how_to_install, run_program
 from serving.metrics import Board
 from serving.port import open_listeners
 from serving.served_model import say
@@ -28,7 +28,7 @@ class MetricsProcess:
     def __init__(self, board: Board, host: str, port: int) -> None:
         """Port 0 lets the system choose. Raises ResourceUnavailableError where the port or the library is not there."""
         if find_spec("prometheus_client") is None:
-            cure = "make setup installs it; --metrics-port 0 does without"
+            cure = f"{how_to_install('serve')}; --metrics-port 0 does without"
             raise ResourceUnavailableError("NO_LIBRARY", "prometheus_client is not installed", cure)
         self._board = board
         self._listeners = open_listeners(host, port)

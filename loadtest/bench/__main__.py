@@ -2,7 +2,14 @@
 
 import sys
 
-from loadtest.bench.run import main
 from serving.errors import run_program
 
-sys.exit(run_program(main))
+
+def main(arguments: list[str]) -> int:
+    """Imports the program only here, so that a package it lacks is told as every other failure."""
+    from loadtest.bench.run import main as bench
+
+    return bench(arguments)
+
+
+sys.exit(run_program(main, extras="load,serve,train"))

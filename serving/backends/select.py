@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.backends.base import Backend
-from serving.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
+from serving.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError, how_to_install
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
@@ -94,7 +94,7 @@ def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device:
     try:
         from serving.backends.torch_backend import TorchBackend
     except ImportError as error:
-        cure = "install the extras `train`, or use --backend onnxruntime"
+        cure = f"{how_to_install('train')}, or use --backend onnxruntime"
         raise ResourceUnavailableError("NO_TORCH", f"asked for torch: {error}", cure) from None
     return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=largest_on(device))
 
@@ -105,8 +105,8 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
             OnnxRuntimeBackend,
         )  # here: who serves with torch need not have it
     except ImportError as error:
-        cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
-        raise ResourceUnavailableError("NO_ONNXRUNTIME", f"asked for onnxruntime: {error}", cure) from None
+        what = f"asked for onnxruntime: {error}"
+        raise ResourceUnavailableError("NO_ONNXRUNTIME", what, how_to_install("serve")) from None
     max_batch_size = largest_on(device)
     return OnnxRuntimeBackend(
         model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, precision=precision
@@ -117,7 +117,7 @@ def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, dev
     try:
         from serving.backends.tensorrt_backend import TensorRTBackend
     except ImportError as error:
-        cure = "install the extra `gpu`, or use --backend onnxruntime"
+        cure = f"{how_to_install('gpu')}, or use --backend onnxruntime"
         raise ResourceUnavailableError(
             "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}: {error}", cure
         ) from None
