@@ -15,7 +15,7 @@ from loadtest.generators import Generators
 from loadtest.measurement import Measurement, together
 from loadtest.protocols import Classify, OpenInference, ServerProtocol
 from loadtest.scenarios import Load
-from loadtest.server_process import server_process
+from loadtest.server_process import ServerProcess, server_process
 from serving.errors import ResourceUnavailableError
 from tests.loadtest.null_server import NUM_IMAGES, reference
 
@@ -30,7 +30,11 @@ def null_server(*arguments: object, protocol: str = "atelier") -> Iterator[Serve
         if protocol == "oip":
             yield OpenInference(target=server.target, reference=reference(), model_name="lenet5")
         else:
-            yield Classify(target=server.target, reference=reference())
+            yield classify_at(server)
+
+
+def classify_at(process: ServerProcess) -> ServerProtocol:
+    return Classify(target=process.target, reference=reference())
 
 
 def measured(server: ServerProtocol, load: Load, num_processes: int = 1) -> Measurement:
@@ -79,11 +83,13 @@ def test_pause_of_200_ms_is_found_in_the_percentiles() -> None:
 
 def test_pause_of_the_generator_counts_as_latency_and_makes_the_run_invalid() -> None:
     """Requests that a stopped generator could not send were due all the same."""
-    with null_server("--latency-ms", 2) as server, Generators(1, {"null": server}, NUM_IMAGES) as generators:
+    arguments = ("tests.loadtest.null_server", "--latency-ms", "2", "--tell-at", "100")
+    with server_process(*arguments) as process, Generators(1, {"null": classify_at(process)}, NUM_IMAGES) as generators:
         (generator,) = (child for child in multiprocessing.active_children() if child.name == "generator 0")
 
         def pause() -> None:
-            time.sleep(1.5)
+            while "request 100 came" not in process.output:  # of some 600
+                time.sleep(0.01)
             os.kill(generator.pid or 0, signal.SIGSTOP)
             time.sleep(0.3)
             os.kill(generator.pid or 0, signal.SIGCONT)
