@@ -69,9 +69,23 @@ def paste(command: str, directory: Path = ROOT) -> "subprocess.CompletedProcess[
     ("options", "stopped_after"),
     [
         (["--epochs", "3"], 1),
-        (["--epochs", "3", "--seeds", "3", "--seed", "4"], 4),  # in the second seed's run
+        (["--epochs", "2", "--seeds", "2", "--seed", "4"], 3),  # in the second seed's run
         (["--recipe", "modern", "--epochs", "3", "--validation-images", "100", "--precision", "bf16"], 2),
-        (["--recipe", "classic", "--pooling", "max", "--set", "batch_size=64", "--set", "max_shift=1"], 1),
+        (
+            [
+                "--recipe",
+                "classic",
+                "--epochs",
+                "2",
+                "--pooling",
+                "max",
+                "--set",
+                "batch_size=64",
+                "--set",
+                "max_shift=1",
+            ],
+            1,
+        ),
     ],
 )
 def test_command_printed_after_ctrl_c_ends_with_the_weights_of_an_undisturbed_run(
