@@ -10,9 +10,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TextIO
 
-from atelier.errors import PermissionRefusedError, ProgramError, StorageError
+from atelier.errors import PermissionRefusedError, ProgramError, ResourceUnavailableError, StorageError
 
 
 def say(line: str) -> None:
@@ -53,8 +54,11 @@ def report(error: ProgramError) -> None:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
 
 
-def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Runs `main` and turns every failure into one line on stderr and an exit code; `--debug` adds the traceback."""
+def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None, *, extras: str = "") -> int:
+    """Runs `main` and turns every failure into one line on stderr and an exit code; `--debug` adds the traceback.
+
+    `extras` are those that `main` needs (`export,serve`), to be named if a package is missing: it imports them itself.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding has not
         if isinstance(stream, io.TextIOWrapper):
@@ -70,12 +74,23 @@ def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = 
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        failure = error if isinstance(error, ProgramError) else _program_error_from(error)
+        failure = error if isinstance(error, ProgramError) else _program_error_from(error, extras)
         report(failure)
         return failure.exit_code
 
 
-def _program_error_from(error: Exception) -> ProgramError:
+def how_to_install(extras: str) -> str:
+    """Returns the cure for a missing package: `pip install '.[<extras>]' ...`."""
+    gpu = " (`gpu` in place of `serve` for an NVIDIA GPU)" if "serve" in extras.split(",") else ""
+    return f"pip install '.[{extras}]' in Atelier's directory{gpu}, or make setup there"
+
+
+def _program_error_from(error: Exception, extras: str) -> ProgramError:
+    if isinstance(error, ModuleNotFoundError) and error.name and extras:
+        package = error.name.partition(".")[0]
+        if find_spec(package) is None:  # else a module of it is missing, which no extra brings
+            what = f"this program needs the package {package}, which is not installed"
+            return ResourceUnavailableError("NOT_INSTALLED", what, how_to_install(extras))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageError(
             "NO_SPACE", f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space"

@@ -6,7 +6,7 @@ import logging
 from importlib.util import find_spec
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
-from atelier.program import NonBlockingHandler, say
+from atelier.program import NonBlockingHandler, how_to_install, say
 from serving.config import ServerConfig, parse_arguments
 from serving.listening import Listening, is_loopback
 from serving.models import ModelVersion, read_version
@@ -34,7 +34,7 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
         metrics = None
         if config.has_metrics:
             if not is_native and find_spec("prometheus_client") is None:
-                cure = "make setup installs it; --metrics-port 0 does without"
+                cure = f"{how_to_install('serve')}; --metrics-port 0 does without"
                 raise ResourceUnavailableError("NO_LIBRARY", "prometheus_client is not installed", cure)
             sockets = Listening(config.metrics_hosts, config.metrics_port_to_open, flag="--metrics-port")
             metrics = stack.enter_context(sockets)

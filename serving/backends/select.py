@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
+from atelier.program import how_to_install
 from serving.backends.base import Backend
 from serving.manifest import ENGINE_NAME, FILE_OF_BACKEND, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
@@ -107,7 +108,7 @@ def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device:
     try:
         from serving.backends.torch_backend import TorchBackend
     except ImportError as error:
-        cure = "install the extras `train`, or use --backend onnxruntime"
+        cure = f"{how_to_install('train')}, or use --backend onnxruntime"
         raise ResourceUnavailableError("NO_TORCH", "asked for torch", cure, why=str(error)) from None
     return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=largest_on(device))
 
@@ -118,7 +119,7 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
             OnnxRuntimeBackend,
         )  # here: who serves with torch need not have it
     except ImportError as error:
-        cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
+        cure = how_to_install("serve")
         raise ResourceUnavailableError("NO_ONNXRUNTIME", "asked for onnxruntime", cure, why=str(error)) from None
     max_batch_size = largest_on(device)
     return OnnxRuntimeBackend(
@@ -130,7 +131,7 @@ def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, dev
     try:
         from serving.backends.tensorrt_backend import TensorRTBackend
     except ImportError as error:
-        cure = "install the extra `gpu`, or use --backend onnxruntime"
+        cure = f"{how_to_install('gpu')}, or use --backend onnxruntime"
         raise ResourceUnavailableError(
             "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}", cure, why=str(error)
         ) from None

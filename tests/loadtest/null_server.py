@@ -88,6 +88,8 @@ class NullServer(grpc.GenericRpcHandler):
         """Until the answer is due; the fault of this request, if it has one."""
         options, now_s = self.options, time.monotonic()
         self._num_requests += 1
+        if self._num_requests == options.tell_at:
+            print(f"request {self._num_requests} came", flush=True)
         if self._num_requests == options.pause_at:
             self._pause_begins_s, self._pause_ends_s = now_s, now_s + options.pause_ms / 1e3
         due_s = now_s + options.latency_ms / 1e3
@@ -118,6 +120,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--tell-at", type=int, default=0)
     parser.add_argument("--pause-at", type=int, default=0)
     parser.add_argument("--pause-ms", type=float, default=0.0)
     parser.add_argument("--fault", choices=("swap", "duplicate", "lose", "refuse"))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from atelier.errors import ResourceUnavailableError
@@ -16,7 +17,7 @@ from loadtest.generators import Generators
 from loadtest.measurement import Measurement, together
 from loadtest.protocols import Classify, OpenInference, ServerProtocol
 from loadtest.scenarios import Load
-from loadtest.server_process import server_process
+from loadtest.server_process import ServerProcess, server_process
 from tests.loadtest.null_server import NUM_IMAGES, reference
 
 # Requests that warm up, before those that count: 6 on each of a process's connections, or 21 of a single stream.
@@ -30,7 +31,11 @@ def null_server(*arguments: object, protocol: str = "atelier") -> Iterator[Serve
         if protocol == "oip":
             yield OpenInference(target=server.target, reference=reference(), model_name="lenet5")
         else:
-            yield Classify(target=server.target, reference=reference())
+            yield classify_at(server)
+
+
+def classify_at(process: ServerProcess) -> ServerProtocol:
+    return Classify(target=process.target, reference=reference())
 
 
 def measured(server: ServerProtocol, load: Load, num_processes: int = 1) -> Measurement:
@@ -38,14 +43,43 @@ def measured(server: ServerProtocol, load: Load, num_processes: int = 1) -> Meas
         return generators.measure(load)
 
 
-def quietest(load: Load, *arguments: object, protocol: str = "atelier", num_processes: int = 1) -> Measurement:
-    """The run, of up to six, that the machine disturbed least: the machine that tests may be busy, and is not what is
-    tested. It ends with one whose generator kept its schedule to a millisecond."""
-    runs: list[Measurement] = []
-    while len(runs) < 6 and not (runs and runs[-1].percentile_ms(99.0, "lateness") < 1.0):
-        with null_server(*arguments, protocol=protocol) as server:
-            runs.append(measured(server, load, num_processes))
-    return min(runs, key=lambda run: run.percentile_ms(50.0))
+class Wakeups(threading.Thread):
+    """Notes how much later than it asked for a thread wakes, again and again, until the block ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended, self._late_ms = threading.Event(), list[float]()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            asked_s = time.monotonic() + 0.005
+            time.sleep(0.005)
+            self._late_ms.append(1e3 * (time.monotonic() - asked_s))
+
+    def __enter__(self) -> "Wakeups":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    @property
+    def delay_ms(self) -> float:
+        """What the machine may add to an answer: the server, its timer and, twice, the client must wake."""
+        return 4 * float(np.quantile(self._late_ms, 0.9))
+
+
+def quietest(
+    load: Load, *arguments: object, protocol: str = "atelier", num_processes: int = 1
+) -> tuple[Measurement, float]:
+    """The run, of up to six, that the machine disturbed least, and how many ms it may have added: the machine that
+    tests may be busy, and is not what is tested. It ends with one that it hardly disturbed."""
+    runs: list[tuple[Measurement, float]] = []
+    while len(runs) < 6 and not (runs and runs[-1][1] < 2.0 and runs[-1][0].percentile_ms(99.0, "lateness") < 1.0):
+        with null_server(*arguments, protocol=protocol) as server, Wakeups() as wakeups:
+            runs.append((measured(server, load, num_processes), wakeups.delay_ms))
+    return min(runs, key=lambda run: run[0].percentile_ms(50.0))
 
 
 def server_load(target_qps: float = 200.0, duration_s: float = 2.0, timeout_s: float = 5.0) -> Load:
@@ -59,31 +93,33 @@ def single_stream(duration_s: float = 0.5) -> Load:
 
 
 def test_known_latency_is_found() -> None:
-    run = quietest(server_load(), "--latency-ms", 20)
-    assert 20.0 <= run.percentile_ms(50.0) < 25.0
+    run, delay_ms = quietest(server_load(), "--latency-ms", 20)
+    assert 20.0 <= run.percentile_ms(50.0) < 25.0 + delay_ms
     assert run.count("correct") == run.num_requests > 300
     assert run.mean_ms("queue") == 1.0
     assert run.mean_ms("inference") == 2.0
     assert run.batch_sizes == {3: run.count("images")}
-    assert 17.0 <= run.mean_ms("transport") < 25.0  # what is left
+    assert 17.0 <= run.mean_ms("transport") < 25.0 + delay_ms  # what is left
 
 
 def test_pause_of_200_ms_is_found_in_the_percentiles() -> None:
     """In 2 s a pause of 200 ms delays a tenth of the requests, by 0 to 200 ms: half of them by more than 100."""
-    run = quietest(server_load(), "--latency-ms", 2, "--pause-at", NUM_WARM_UP + 100, "--pause-ms", 200)
-    assert run.percentile_ms(50.0) < 20.0
-    assert 70.0 < run.percentile_ms(95.0) < 140.0
-    assert 150.0 < run.percentile_ms(99.0) < 215.0
-    assert 190.0 < run.percentile_ms(100.0) < 260.0
+    run, delay_ms = quietest(server_load(), "--latency-ms", 2, "--pause-at", NUM_WARM_UP + 100, "--pause-ms", 200)
+    assert run.percentile_ms(50.0) < 20.0 + delay_ms
+    assert 70.0 < run.percentile_ms(95.0) < 140.0 + delay_ms
+    assert 150.0 < run.percentile_ms(99.0) < 215.0 + delay_ms
+    assert 190.0 < run.percentile_ms(100.0) < 260.0 + 2 * delay_ms
 
 
 def test_pause_of_the_generator_counts_as_latency_and_makes_the_run_invalid() -> None:
     """Requests that a stopped generator could not send were due all the same."""
-    with null_server("--latency-ms", 2) as server, Generators(1, {"null": server}, NUM_IMAGES) as generators:
+    arguments = ("tests.loadtest.null_server", "--latency-ms", "2", "--tell-at", "100")
+    with server_process(*arguments) as process, Generators(1, {"null": classify_at(process)}, NUM_IMAGES) as generators:
         (generator,) = (child for child in multiprocessing.active_children() if child.name == "generator 0")
 
         def pause() -> None:
-            time.sleep(1.5)
+            while "request 100 came" not in process.output:  # of some 600
+                time.sleep(0.01)
             os.kill(generator.pid or 0, signal.SIGSTOP)
             time.sleep(0.3)
             os.kill(generator.pid or 0, signal.SIGCONT)
@@ -107,12 +143,12 @@ def test_latency_of_loadgen_is_ours() -> None:
 
 
 def test_two_processes_share_the_rate_and_their_histograms_add_up() -> None:
-    run = quietest(server_load(), "--latency-ms", 20, num_processes=2)
+    run, delay_ms = quietest(server_load(), "--latency-ms", 20, num_processes=2)
     assert [len(share.histograms) for share in run.shares] == [5, 5]
     assert min(share.counts["correct"] for share in run.shares) > 120
     assert run.histograms["latency"].get_total_count() == run.count("correct")
     assert run.requests_per_s == pytest.approx(200, rel=0.2)
-    assert 20.0 <= run.percentile_ms(50.0) < 26.0
+    assert 20.0 <= run.percentile_ms(50.0) < 26.0 + delay_ms
     assert together([run, run]).num_requests == 2 * run.num_requests
 
 
@@ -137,9 +173,9 @@ def test_one_bad_answer_among_hundreds_is_counted_and_named(fault: str, count: s
 
 @pytest.mark.parametrize("protocol", ["atelier", "oip"])
 def test_single_stream_waits_for_each_answer(protocol: str) -> None:
-    run = quietest(single_stream(), "--latency-ms", 10, protocol=protocol)
-    assert 10.0 <= run.percentile_ms(50.0) < 15.0
-    assert 30 < run.num_requests <= 50
+    run, delay_ms = quietest(single_stream(), "--latency-ms", 10, protocol=protocol)
+    assert 10.0 <= run.percentile_ms(50.0) < 15.0 + delay_ms
+    assert 500 / (15 + delay_ms) - 4 < run.num_requests <= 50
     assert run.count("correct") == run.num_requests
 
 

@@ -111,10 +111,15 @@ def test_every_call_is_counted_once_under_the_status_that_it_ended_with() -> Non
             await status_of(calls.classify(request(7)), "INTERNAL")
             await status_of(calls.classify(request(1, 1, 1)), "INVALID_ARGUMENT")
             backend.gate.clear()
-            late = calls.classify(request(2), timeout=0.3)  # on the device
+            late = calls.classify(request(2), timeout=0.9)
+            while backend.executed[-1] != 2:
+                await asyncio.sleep(0.01)  # until it is on the device
             gone = calls.classify(request(3))  # one batch is prepared ahead
-            waiting = [calls.classify(request(4)), calls.classify(request(5))]
-            await asyncio.sleep(0.2)
+            waiting = []
+            for label in (4, 5):  # one after the other: there is room for two that have yet to be looked at
+                waiting.append(calls.classify(request(label)))
+                while server.num_waiting < len(waiting):
+                    await asyncio.sleep(0.01)
             await status_of(calls.classify(request(6)), "RESOURCE_EXHAUSTED")
             assert server.num_waiting == 2
             gone.cancel()

@@ -18,9 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 pytest.importorskip("atelier_native", reason="the native front end is not built here (native/)")
 
-from serving.channel import SERVICE
-
-from protos import classifier_pb2 as pb
+from atelier.wire import SERVICE
+from atelier.wire import classifier_pb2 as pb
 from serving.frontends.native import Extras, NativeServer
 from tests.serving import test_server as cases
 from tests.serving.fake_backend import FakeBackend
