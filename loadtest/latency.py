@@ -7,8 +7,8 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loadtest.copies import copies_on
 from loadtest.memory import device_bytes, resident_bytes
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
+from serving.backends.timing import timed_calls
 from serving.manifest import PROGRAM_NAME, Manifest, list_versions, load_manifest, read_manifest, read_verified
 
 BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "floor")
@@ -95,10 +96,7 @@ def measured(
     row: dict[str, Any] = {"batch_size": batch_size, "clock": clock.name}
     row |= {"latency_us": [], "wall_us": [], "images_per_s": []}
     for _ in range(repeats):
-        until_s = time.perf_counter() + seconds
-        calls = [clock.time(infer, images)]
-        while time.perf_counter() < until_s:
-            calls.append(clock.time(infer, images))
+        calls = timed_calls(partial(clock.time, infer), [images], seconds)
         row["latency_us"].append(1e6 * statistics.median(call.clock_s for call in calls))
         row["wall_us"].append(1e6 * statistics.median(call.wall_s for call in calls))
         row["images_per_s"].append(batch_size * len(calls) / sum(call.clock_s for call in calls))

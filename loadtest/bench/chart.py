@@ -27,7 +27,8 @@ def draw(figures: Mapping[str, Sequence[float]], names: Sequence[str], caption: 
         labels = [_label(name) for name in ordered]
         axes.barh(labels, medians, xerr=(below, above), color=[_colour(name) for name in ordered], ecolor="#555555")
         for place, (name, median) in enumerate(zip(ordered, medians, strict=True)):
-            axes.text(max(rates[name]), place, f"  {median:,.0f}", va="center", fontsize=9)
+            end, shift = (max(rates[name]), place), (4, 0)
+            axes.annotate(f"{median:,.0f}", end, shift, textcoords="offset points", va="center", fontsize=9)
         axes.set_xlim(0, 1.15 * max(max(values) for values in rates.values()))
         axes.set_title("Requests per second: one image each, 128 in flight", loc="left", fontsize=11)
         axes.xaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")

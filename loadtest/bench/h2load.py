@@ -114,7 +114,7 @@ class Generator:
             rate = _rate_from(done, target, load, num_requests)
             p50_us, p99_us = np.percentile(_times_us(log), (50, 99))
         self._rates[target.name, load] = rate
-        return Outcome(rate, taken_s / num_requests * 1e6, p50_us / 1e3, p99_us / 1e3)
+        return Outcome(rate, taken_s / num_requests * 1e6, float(p50_us) / 1e3, float(p99_us) / 1e3)
 
 
 def _command(target: Target, load: Load, num_requests: int, body: Path, log: Path) -> list[str]:

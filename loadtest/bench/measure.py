@@ -1,9 +1,8 @@
 """What is measured, in which order; the figures that it gives, by name, one a repeat."""
 
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from loadtest.bench.overload import Run, measure_overload
 from loadtest.bench.training_speed import training_rates
 from loadtest.memory import resident_bytes_of
 from serving.backends.base import Backend
+from serving.backends.timing import images_per_s
 
 Figures = dict[str, list[float]]
 Step = Callable[[], dict[str, float]]
@@ -102,22 +102,10 @@ def _raw(backend: Backend, name: str, num_threads: int, seconds: float) -> dict[
 def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, seconds: float) -> float:
     """The runtime in this process with nothing around it, called from so many threads at once."""
     images = random_images(batch_size)
-    backend.infer(images)
-    counts = [0] * num_threads
-    until_s = time.perf_counter() + seconds
-
-    def call(rank: int) -> None:
-        while counts[rank] == 0 or time.perf_counter() < until_s:
-            backend.infer(images)
-            counts[rank] += 1
-
-    started_s = time.perf_counter()
-    threads = [threading.Thread(target=call, args=(rank,)) for rank in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) * batch_size / (time.perf_counter() - started_s)
+    backend.infer(images)  # not counted
+    with ThreadPoolExecutor(num_threads) as threads:
+        calls = [threads.submit(images_per_s, backend.infer, images, seconds) for _ in range(num_threads)]
+        return sum(call.result() for call in calls)
 
 
 def measure_goodput(

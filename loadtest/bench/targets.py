@@ -74,8 +74,8 @@ def _rows_of(figures: Figures, name: str, is_beside_grpcio: bool) -> list[Row]:
     single, limit = "1 image, 128 in flight", True
     return [
         row(single, "requests/s", "1", targets.over_cpp_echo, f"{CPP_ECHO}, 1"),
-        row(single, "requests/s", "1", targets.over_python_echo, f"{PYTHON_ECHO}, 1"),
-        *([row(single, "requests/s", "1", targets.over_grpcio, "grpcio, 1")] if is_beside_grpcio else []),
+        row(f"{single}, beside Python", "requests/s", "1", targets.over_python_echo, f"{PYTHON_ECHO}, 1"),
+        *([row(f"{single}, beside grpcio", "requests/s", "1", targets.over_grpcio, "grpcio, 1")] * is_beside_grpcio),
         row("the same, CPU time of a request", "us", "CPU us", targets.cpu_us, is_limit=limit),
         row("the same, p50", "ms", "p50 ms", None, is_limit=limit),
         row("the same, p99", "ms", "p99 ms", targets.p99_ms, is_limit=limit),

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -80,12 +80,14 @@ def running_peer(name: str, model: Path, truth: Truth) -> Iterator[Target]:
 
 def _first_answer(target: Target, process: "subprocess.Popen[bytes]", output: Path) -> bytes:
     """Asks about one image until there is an answer."""
-    until_s = time.monotonic() + START_TIMEOUT_S
+    until_s, refusal = time.monotonic() + START_TIMEOUT_S, "it was not asked"
     while time.monotonic() < until_s and process.poll() is None:
-        if answer := ask(target, random_images(1)):
-            return answer
+        try:
+            return ask(target, random_images(1))
+        except (OSError, HTTPException) as error:
+            refusal = str(error)
         time.sleep(0.2)
-    why = " ".join(output.read_text(errors="replace")[-300:].split()) or "it printed nothing"
+    why = " ".join(output.read_text(errors="replace")[-300:].split()) or refusal
     raise ResourceUnavailableError("NO_PEER", f"{target.name} did not answer", "leave out PEERS=1", why=why)
 
 
@@ -99,20 +101,23 @@ def _check(name: str, peer: Peer, answer: bytes, truth: Truth) -> None:
 
 
 def ask(target: Target, image: Images) -> bytes:
-    """Returns the body of the answer; empty if there is none yet."""
+    """Returns the body of the answer. Raises OSError or HTTPException if there is none."""
     url, body = urlsplit(target.url), target.body_for(image)
     if target.is_http1:
-        connection = HTTPConnection(url.netloc, timeout=10)
-        with suppress(OSError, HTTPException):
-            headers = dict(header.split(": ", 1) for header in target.headers)
+        headers = dict(header.split(": ", 1) for header in target.headers)
+        with closing(HTTPConnection(url.netloc, timeout=10)) as connection:
             connection.request("POST", url.path, body, headers)
             reply = connection.getresponse()
-            return reply.read() if reply.status == 200 else b""
-        return b""
-    with grpc.insecure_channel(url.netloc, options=proxy_options(url.netloc)) as channel, suppress(grpc.RpcError):
+            answer = reply.read()
+        if reply.status != 200:
+            raise ConnectionError(f"HTTP status {reply.status}: {answer[:200]!r}")
+        return answer
+    with grpc.insecure_channel(url.netloc, options=proxy_options(url.netloc)) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(url.path)
-        return grpc_frame(call(body[5:], timeout=10))
-    return b""
+        try:
+            return grpc_frame(call(body[5:], timeout=10))
+        except grpc.RpcError as error:
+            raise ConnectionError(f"{error.code().name}: {error.details()}") from None
 
 
 def _free_ports() -> list[int]:
