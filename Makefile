@@ -70,7 +70,7 @@ check: $(SETUP) ## lint, format and types
 loadtest: $(EXPORTED) ## the served model under load, beside PyTorch and the raw runtime: verdict, report.html
 	$(RUN) -m loadtest $(ARGS)
 
-bench: $(EXPORTED) ## Classify beside bare gRPC echo servers and raw ONNX Runtime, in one run; PEERS=1: beside other servers, with a chart
+bench: $(EXPORTED) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers
 	$(RUN) -m loadtest.bench $(if $(PEERS),--peers --chart docs/peers.svg) $(ARGS)
 
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from itertools import cycle
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import grpc
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from atelier.channel import proxy_options
 from loadtest.protocols import ServerProtocol
 
-START_S = 1.0  # until every process has made its connections
+CONNECT_TIMEOUT_S = 60.0  # until every process has made its connections
 STREAMS_PER_CONNECTION = 100  # a server may bound them: ours takes 128
 REFUSALS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
 LATE_SHARE = 0.1  # of the deadline: a request sent later than that was the generator's failure
@@ -68,14 +69,14 @@ class Outcomes:
 def offer(server: ServerProtocol, num_images: int, load: OpenLoad, num_processes: int | None = None) -> Outcomes:
     """Offers the load and returns what became of it; request i is of the reference's image i modulo `num_images`."""
     num_processes = num_processes or os.cpu_count() or 1
-    start_s = time.monotonic() + START_S + 0.5 * num_processes
     shares = [
         replace(load, rate=load.rate / num_processes, seed=load.seed * num_processes + rank)
         for rank in range(num_processes)
     ]
     spawn = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
-    with ProcessPoolExecutor(num_processes, spawn) as processes:
-        futures = [processes.submit(_offer_share, server, num_images, share, start_s) for share in shares]
+    barrier = spawn.Barrier(num_processes)
+    with ProcessPoolExecutor(num_processes, spawn, _meet_at, (barrier,)) as processes:
+        futures = [processes.submit(_offer_share, server, num_images, share) for share in shares]
         return _together([future.result() for future in futures])
 
 
@@ -87,9 +88,17 @@ def _together(shares: list[Outcomes]) -> Outcomes:
     return whole
 
 
-def _offer_share(server: ServerProtocol, num_images: int, load: OpenLoad, start_s: float) -> Outcomes:
-    """In a process of its own."""
-    return uvloop.run(_Share(server, num_images, load).run(start_s))
+# --- In each of the processes ----------------------------------------------------------------------------------------
+
+_barriers: list[Barrier] = []  # one, at which all processes meet when they are connected
+
+
+def _meet_at(barrier: Barrier) -> None:
+    _barriers.append(barrier)
+
+
+def _offer_share(server: ServerProtocol, num_images: int, load: OpenLoad) -> Outcomes:
+    return uvloop.run(_Share(server, num_images, load).run())
 
 
 class _Share:
@@ -101,8 +110,8 @@ class _Share:
         self._outcomes = Outcomes()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, start_s: float) -> Outcomes:
-        """Sends what is due from `start_s` on, by the machine's monotonic clock, and waits for the last answer."""
+    async def run(self) -> Outcomes:
+        """Connects, sends what is due once all processes are connected, and waits for the last answer."""
         load = self._load
         random = np.random.default_rng(load.seed)
         gaps_s = random.exponential(1 / load.rate, max(1, round(load.rate * load.duration_s)))
@@ -112,7 +121,8 @@ class _Share:
         methods: list[Any] = [channel.unary_unary(self._server.method) for channel in channels]
         for method in methods:
             await method(self._messages[0], timeout=10)  # connects; not counted
-        await self._send_all(start_s + np.cumsum(gaps_s), methods)
+        _barriers[0].wait(CONNECT_TIMEOUT_S)
+        await self._send_all(time.monotonic() + np.cumsum(gaps_s), methods)
         for channel in channels:
             await channel.close()
         return self._outcomes
