@@ -94,8 +94,8 @@ attack: $(EXPORTED) $(NATIVE) ## attack a server of one's own in 24 ways, an hon
 restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, 200 times each, and account for every request
 	$(RUN) -m loadtest.restarts $(ARGS)
 
-bench: $(EXPORTED) $(NATIVE) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
-	$(RUN) -m loadtest.bench $(ARGS)
+bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers
+	$(RUN) -m loadtest.bench $(if $(PEERS),--peers --chart docs/peers.svg) $(ARGS)
 
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
 	$(RUN) -m export.ladder $(ARGS)

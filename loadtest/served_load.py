@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--reference", type=Path, help="repository of the fp32 version with the program (the same)")
     parser.add_argument("--unproven-reference", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--device", default="auto", help="of the server (%(default)s)")
-    parser.add_argument("--workers", type=int, help="processes of the server (its own default)")
+    parser.add_argument("--front-end", default="auto", help="of the server (%(default)s)")
     num_clients = max(1, min(MAX_CLIENTS, (os.cpu_count() or 1) // 2))
     parser.add_argument("--clients", type=int, default=num_clients, help="processes that ask it (%(default)s)")
     parser.add_argument("--reference-device", default="cpu", help="of the reference (%(default)s)")
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     labels, is_decided = answers_of(reference, images)
     load = Load(images=images, labels=labels, is_decided=is_decided, images_per_request=options.images_per_request)
     settings = ["--repository", str(options.repository), "--port", "0", "--device", options.device]
-    settings += ["--workers", str(options.workers)] if options.workers else []
+    settings += ["--front-end", options.front_end]
     spawn = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
     with server_process("serving", *settings) as server, ProcessPoolExecutor(options.clients, spawn) as clients:
         offer(clients, options.clients, server.target, load, 1.0)  # warm-up, not counted
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
         "images_per_request": options.images_per_request,
         "in_flight": IN_FLIGHT,
         "num_clients": options.clients,
-        "num_workers": num_workers_of(server.output),
+        "front_end": options.front_end,
         "images_per_s": [repeat["images_per_s"] for repeat in repeats],
         "latency_p50_ms": [repeat["latency_p50_ms"] for repeat in repeats],
         "latency_p99_ms": [repeat["latency_p99_ms"] for repeat in repeats],
@@ -110,12 +110,6 @@ def answers_of(reference: Backend, images: Images) -> tuple[NDArray[np.intp], ND
     logits = np.concatenate([reference.infer(images[start : start + 64]) for start in range(0, len(images), 64)])
     best = np.partition(logits, -2, axis=1)[:, -2:]  # (N, 2)
     return logits.argmax(1), best[:, 1] - best[:, 0] >= TIE_MARGIN
-
-
-def num_workers_of(output: str) -> int:
-    """Of the server, as it printed when it was ready."""
-    found = re.search(r"serving \S+ on \S+: (\d+) processes", output)
-    return int(found[1]) if found else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from atelier.program import run_program
 from export.export import leave_unproven
 from export.repository import publish
 from loadtest import gpu_report, served_load
+from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report import Step, main, new_report, run_step
 from loadtest.gpu_report_pages import markdown_from
 from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
@@ -80,8 +81,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         "train fp32",
         "train modern",
         "export fp32",
-        "serve 1 process",
-        "serve 4 processes",
+        *(f"serve {front_end}" for front_end in available_front_ends()),
     ):
         assert outcomes[name] == "ok", document
     for measured in ("floor fp32", "torch fp32", "onnxruntime fp32", "onnxruntime int8"):
@@ -92,12 +92,12 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
     results = {step["name"]: step["result"] for step in document["steps"]}
-    for num_workers, name in ((1, "serve 1 process"), (4, "serve 4 processes")):
-        assert results[name]["num_workers"] == num_workers
+    for name in (f"serve {front_end}" for front_end in available_front_ends()):
+        assert results[name]["front_end"] in name
         assert results[name]["num_wrong"] == 0 < results[name]["num_answers"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
     # Of all its processes, not the supervisor's alone.
-    assert results["serve 4 processes"]["memory"]["resident_bytes"] > 60 << 20
+    assert results["serve grpcio"]["memory"]["resident_bytes"] > 60 << 20
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):
@@ -335,7 +335,7 @@ def test_clients_that_start_late_ask_for_the_whole_time_all_the_same(
     monkeypatch.setattr(served_load, "START_S", -5.0)
     publish_small_model(tmp_path)
     spawn = multiprocessing.get_context("spawn")
-    settings = ("--repository", str(tmp_path), "--port", "0", "--device", "cpu", "--workers", "1")
+    settings = ("--repository", str(tmp_path), "--port", "0", "--device", "cpu")
     with server_process("serving", *settings) as server, ProcessPoolExecutor(2, spawn) as clients:
         found = served_load.offer(clients, 2, server.target, IMAGES_0, 0.2)
     assert found["num_answers"] > 0
