@@ -285,7 +285,7 @@ def test_a_gate_that_refuses_a_version_leaves_its_figures_and_unproven_latencies
 
     timed = step_of(partial(latency, trained, "fp32", "torch"), "latency torch fp32")
     assert (timed.status, timed.result["is_proven"]) == ("ok", False), timed.reason
-    served = step_of(partial(serve, trained, 1), "serve")
+    served = step_of(partial(serve, trained, "grpcio"), "serve")
     assert (served.status, served.reason) == ("absent", "no version was published, and a server takes no other")
     page = page_of(exported, timed, served)
     assert re.search(r"\| fp32, --engine auto \| onnxruntime on cpu \|.*\| FAIL \| refused \|", page)
@@ -297,7 +297,7 @@ def test_a_gate_that_refuses_a_version_leaves_its_figures_and_unproven_latencies
 def test_a_published_version_is_served_beside_a_reference_that_was_refused(trained: Plan) -> None:
     files, manifest = publish_small_model(trained.models_dir("fp16"))
     leave_unproven(trained.unproven_dir("fp32", "no"), files, manifest)
-    served = step_of(partial(serve, trained, 1), "serve")
+    served = step_of(partial(serve, trained, "grpcio"), "serve")
     assert served.status == "ok", served.reason
     assert (served.result["precision"], served.result["is_reference_proven"]) == ("fp16", False)
     assert served.result["num_wrong"] == 0
