@@ -61,6 +61,11 @@ fn other_protocols(request: &Request<Incoming>) -> Response<Body> {
 
 async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let (head, incoming) = request.into_parts();
+    if let Some(tokens) = &call.server.tokens
+        && !head.uri.path().starts_with("/grpc.health.v1.Health/")
+    {
+        tokens.check(&head.headers)?;
+    }
     let mut messages = Messages::new(call.server.clone(), incoming, &head.headers)?;
     match head.uri.path() {
         "/atelier.v1.Classifier/Classify" => {

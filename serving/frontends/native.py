@@ -7,7 +7,7 @@ import argparse
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Extras:
     max_connections: int = 2048
     write_timeout_s: float = 5.0
     num_restarts: int = 0
+    tls_certificate: str | None = None  # PEM files
+    tls_key: str | None = None
+    tls_client_authority: str | None = None  # clients then need a certificate
+    tokens: str | None = None  # a file of SHA-256 digests
 
 
 class NativeServer:
@@ -135,17 +139,17 @@ def _decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str,
 def _settings(config: ServerConfig, model: ServedModel, extras: Extras) -> dict[str, Any]:
     backend = model.backend
     metrics_listen = (f"{config.host}:{config.metrics_port_to_open}",) if config.has_metrics else ()
-    return {name: getattr(config, name) for name in SHARED_SETTINGS} | {
-        "listen": extras.listen or (f"{config.host}:{config.port}",),
-        "metrics_listen": extras.metrics_listen or metrics_listen,
-        "io_threads": extras.io_threads,
-        "max_inline_us": extras.max_inline_us if (backend.name, backend.device) == ("onnxruntime", "cpu") else 0,
-        "max_batch_size": backend.max_batch_size,
-        "max_connections": extras.max_connections,
-        "write_timeout_s": extras.write_timeout_s,
-        "num_restarts": extras.num_restarts,
-        "labels": list(_labels(model).items()),
-    }
+    return (
+        asdict(extras)
+        | {name: getattr(config, name) for name in SHARED_SETTINGS}
+        | {
+            "listen": extras.listen or (f"{config.host}:{config.port}",),
+            "metrics_listen": extras.metrics_listen or metrics_listen,
+            "max_inline_us": extras.max_inline_us if (backend.name, backend.device) == ("onnxruntime", "cpu") else 0,
+            "max_batch_size": backend.max_batch_size,
+            "labels": list(_labels(model).items()),
+        }
+    )
 
 
 def _labels(model: ServedModel) -> dict[str, str]:
