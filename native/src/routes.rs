@@ -66,7 +66,7 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
     {
         tokens.check(&head.headers)?;
     }
-    let mut messages = Messages::new(call.server.clone(), incoming, &head.headers)?;
+    let mut messages = Messages::new(call, incoming, &head.headers)?;
     match head.uri.path() {
         "/atelier.v1.Classifier/Classify" => {
             let message = only_message(call, &mut messages).await?;
@@ -92,11 +92,11 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
 }
 
 /// Of a method of the classifier, which refuses in a drain, and of messages that came late for it too.
-async fn only_message(call: &Call, messages: &mut Messages) -> Result<Bytes, Status> {
-    call.check_place()?;
+async fn only_message(call: &mut Call, messages: &mut Messages) -> Result<Bytes, Status> {
     call.server.check_is_serving()?;
     let message = messages.next().await?.ok_or_else(|| Status::no_message("send one"))?;
     call.server.check_is_serving()?;
+    call.take_place()?;
     Ok(message)
 }
 

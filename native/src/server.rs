@@ -51,7 +51,9 @@ pub struct Server {
     pub decoding: Decoding,
     pub waiting: Waiting,
     pub streams: Streams,
+    /// Calls under way, and those of them whose message has come.
     pub num_calls: AtomicUsize,
+    pub num_places: AtomicUsize,
     pub unread_bytes: AtomicUsize,
     phase: watch::Sender<Phase>,
     stop: Notify,
@@ -85,6 +87,7 @@ impl Server {
             decoding: Decoding::default(),
             streams: Streams::default(),
             num_calls: AtomicUsize::new(0),
+            num_places: AtomicUsize::new(0),
             unread_bytes: AtomicUsize::new(0),
             phase: watch::Sender::new(Phase::Warming),
             stop: Notify::new(),

@@ -4,6 +4,8 @@ python -m serving.frontends.native --repository artifacts/models --port 50051
 """
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import signal
 from collections.abc import Callable
@@ -27,6 +29,9 @@ from serving.served_model import ServedModel, load_model, say
 
 logger = logging.getLogger(__name__)
 
+
+# glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 # Under the same names on both sides.
 SHARED_SETTINGS = (
@@ -109,6 +114,15 @@ class NativeServer:
     def num_images(self) -> int:
         """Images answered so far."""
         return self._server.counts()[1]
+
+
+def keep_heap_small() -> None:
+    """Has the C library give back what large messages took: by default it keeps up to twice the largest, per thread."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 256 << 10)
+        mallopt(M_TRIM_THRESHOLD, 1 << 20)
+        mallopt(M_ARENA_MAX, 2)
 
 
 def _instance(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
@@ -205,6 +219,7 @@ def main(arguments: list[str]) -> int:
         metrics_port=settings.metrics_port,
         num_threads=settings.num_threads,
     )
+    keep_heap_small()
     model = load_model(config)
     extras = Extras(listen=tuple(settings.listen or ()), io_threads=settings.io_threads)
     server = NativeServer(config, model, extras)

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("atelier_native", reason="the native front end is not built here (native/)")
 
+from protos import classifier_pb2 as pb
 from serving.channel import SERVICE
 from serving.frontends.native import Extras
 from tests.serving import test_server as cases
@@ -40,7 +41,7 @@ def classified(target: str, label: int, roots: str, client: tuple[str, str] | No
     certificate, key = chain or (None, None)
     credentials = grpc.ssl_channel_credentials(Path(roots).read_bytes(), key, certificate)
     with grpc.secure_channel(target, credentials) as channel:
-        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=cases.pb.ClassifyResponse.FromString)
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
         found: int = call(cases.request(label).SerializeToString(), timeout=5).classifications[0].predictions[0].label
         return found
 
