@@ -6,7 +6,7 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let protos = out.join("protos");
+    let protos = out.join("atelier/wire"); // the names that Python's descriptors have
     fs::create_dir_all(&protos)?;
     let reflection = fs::read_to_string("protos/reflection.proto")?;
     let alpha = reflection.replace("package grpc.reflection.v1;", "package grpc.reflection.v1alpha;");
@@ -18,10 +18,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::copy(file, protos.join(name.file_name().ok_or("a file has a name")?))?;
     }
     let names = [
-        "protos/classifier.proto",
-        "protos/health.proto",
-        "protos/reflection.proto",
-        "protos/reflection_v1alpha.proto",
+        "atelier/wire/classifier.proto",
+        "atelier/wire/health.proto",
+        "atelier/wire/reflection.proto",
+        "atelier/wire/reflection_v1alpha.proto",
     ];
     let descriptors = protox::compile(names, [&out])?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

@@ -32,6 +32,7 @@ pub struct Call {
     pub deadline_us: u64,
     pub is_lone: bool,
     is_counted: bool,
+    has_place: bool,
 }
 
 impl Call {
@@ -45,7 +46,7 @@ impl Call {
         let default_us = (settings.default_deadline_s * 1e6) as u64;
         let limit_us = (settings.max_deadline_s * 1e6) as u64;
         let deadline_us = now_us + timeout_us.unwrap_or(default_us).min(limit_us);
-        Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false }
+        Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false, has_place: false }
     }
 
     /// Whether it is still the only one, which it may have been when it began.
@@ -53,14 +54,16 @@ impl Call {
         self.is_lone && self.server.num_calls.load(Relaxed) == 1
     }
 
-    /// Refuses it where as many are under way as may be, or the client does not take the answers that it has.
-    pub fn check_place(&self) -> Result<(), Status> {
+    /// A place among those whose message is there; none where as many are under way as may be, or the client does not
+    /// take the answers that it has.
+    pub fn take_place(&mut self) -> Result<(), Status> {
         if self.peer.is_stuck(self.server.engine.now_us(), STUCK_US) {
             let what = "answers to this connection wait to be taken";
             return Err(Status::overloaded("UNREAD_ANSWERS", what, "read them, and open HTTP/2's windows"));
         }
-        let (num_calls, limit) = (self.server.num_calls.load(Relaxed), self.server.settings.max_concurrent_requests);
-        if num_calls > limit {
+        let limit = self.server.settings.max_concurrent_requests;
+        self.has_place = true;
+        if self.server.num_places.fetch_add(1, Relaxed) >= limit {
             let what = format!("{limit} calls are under way, as many as may be");
             return Err(Status::overloaded("TOO_MANY_CALLS", what, "try again later"));
         }
@@ -77,6 +80,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.server.num_calls.fetch_sub(1, Relaxed);
         self.peer.num_calls.fetch_sub(1, Relaxed);
+        self.server.num_places.fetch_sub(usize::from(self.has_place), Relaxed);
         if !self.is_counted {
             let is_late = self.server.engine.now_us() >= self.deadline_us;
             self.count(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
@@ -105,6 +109,7 @@ fn timeout_us(value: &[u8]) -> Option<u64> {
 /// The messages of a call, as they come.
 pub struct Messages {
     server: Arc<Server>,
+    peer: u64,
     body: Incoming,
     decoder: Decoder,
     encoding: Encoding,
@@ -113,13 +118,14 @@ pub struct Messages {
 }
 
 impl Messages {
-    pub fn new(server: Arc<Server>, body: Incoming, headers: &HeaderMap) -> Result<Self, Status> {
+    pub fn new(call: &Call, body: Incoming, headers: &HeaderMap) -> Result<Self, Status> {
         let encoding = match headers.get("grpc-encoding") {
             Some(name) => Encoding::from_name(name.as_bytes())?,
             None => Encoding::Identity,
         };
+        let (server, peer) = (call.server.clone(), call.peer.number);
         let decoder = Decoder::new(server.settings.max_message_bytes);
-        Ok(Self { server, body, decoder, encoding, is_at_end: false, num_held: 0 })
+        Ok(Self { server, peer, body, decoder, encoding, is_at_end: false, num_held: 0 })
     }
 
     /// The next one; None where there is none any more.
@@ -139,7 +145,7 @@ impl Messages {
     async fn next_in_time(&mut self) -> Result<Option<Raw>, Status> {
         let server = self.server.clone();
         let timeout = server.settings.message_timeout();
-        let place = server.waiting.enter();
+        let place = server.waiting.enter(self.peer);
         tokio::select! {
             biased;
             raw = poll_fn(|context| self.poll_next(context)) => raw,

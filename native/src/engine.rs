@@ -120,11 +120,13 @@ impl Engine {
         let is_quick = (1..=self.max_inline_us).contains(&batching.batch_us(num_images, now_us));
         let at_once = if is_lone && is_quick { batching.take(0, now_us).batch } else { None };
         let is_needed = at_once.is_none() && batching.has_idle_instance();
+        let is_full = batching.has_full_batch();
         drop(batching);
-        if let Some(batch) = at_once {
-            self.run_here(&batch);
-        } else if is_needed {
-            self.dispatch.notify_one();
+        match at_once {
+            Some(batch) => self.run_here(&batch),
+            None if is_needed && is_full => self.work.notify_one(), // what else has come in may be much
+            None if is_needed => self.dispatch.notify_one(),
+            None => {}
         }
         Ok(Place { engine: self.clone(), number })
     }

@@ -27,7 +27,10 @@ mod server;
 mod serving;
 mod settings;
 mod status;
+mod tls;
+mod tokens;
 mod waiting;
+mod watched;
 
 mod proto {
     #![forbid(unsafe_code)]

@@ -37,7 +37,7 @@ impl PyServer {
         version: String,
         classes: Vec<String>,
         description: Vec<u8>,
-    ) -> Self {
+    ) -> PyResult<Self> {
         let num_instances = models.len();
         let limits = Limits {
             max_batch_size: settings.max_batch_size,
@@ -48,8 +48,8 @@ impl PyServer {
         let models = models.into_iter().map(|(images, run)| Model::new(images, run)).collect();
         let writer = ResponseWriter::new(&name, &version, &classes);
         let engine = Arc::new(Engine::new(limits, models, writer, settings.max_inline_us));
-        let server = Server::new(settings, engine, ServedModel { name, version, description }, decode);
-        Self { server: Arc::new(server), num_instances }
+        let server = Server::new(settings, engine, ServedModel { name, version, description }, decode)?;
+        Ok(Self { server: Arc::new(server), num_instances })
     }
 
     /// Opens what it is to listen on, and begins to accept; returns the addresses, those of the metrics behind.

@@ -61,7 +61,12 @@ fn other_protocols(request: &Request<Incoming>) -> Response<Body> {
 
 async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let (head, incoming) = request.into_parts();
-    let mut messages = Messages::new(call.server.clone(), incoming, &head.headers)?;
+    if let Some(tokens) = &call.server.tokens
+        && !head.uri.path().starts_with("/grpc.health.v1.Health/")
+    {
+        tokens.check(&head.headers)?;
+    }
+    let mut messages = Messages::new(call, incoming, &head.headers)?;
     match head.uri.path() {
         "/atelier.v1.Classifier/Classify" => {
             let message = only_message(call, &mut messages).await?;
@@ -87,11 +92,11 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
 }
 
 /// Of a method of the classifier, which refuses in a drain, and of messages that came late for it too.
-async fn only_message(call: &Call, messages: &mut Messages) -> Result<Bytes, Status> {
-    call.check_place()?;
+async fn only_message(call: &mut Call, messages: &mut Messages) -> Result<Bytes, Status> {
     call.server.check_is_serving()?;
     let message = messages.next().await?.ok_or_else(|| Status::no_message("send one"))?;
     call.server.check_is_serving()?;
+    call.take_place()?;
     Ok(message)
 }
 

@@ -16,6 +16,8 @@ use crate::metrics::{Method, Metrics};
 use crate::pictures::Decoding;
 use crate::settings::Settings;
 use crate::status::{Code, Status};
+use crate::tls::Tls;
+use crate::tokens::Tokens;
 use crate::waiting::Waiting;
 
 /// Health watchers and reflections that may be open.
@@ -44,10 +46,14 @@ pub struct Server {
     pub engine: Arc<Engine>,
     pub model: ServedModel,
     pub decode: Py<PyAny>,
+    tls: Option<Tls>,
+    pub tokens: Option<Tokens>,
     pub decoding: Decoding,
     pub waiting: Waiting,
     pub streams: Streams,
+    /// Calls under way, and those of them whose message has come.
     pub num_calls: AtomicUsize,
+    pub num_places: AtomicUsize,
     pub unread_bytes: AtomicUsize,
     phase: watch::Sender<Phase>,
     stop: Notify,
@@ -63,8 +69,16 @@ struct Peers {
 }
 
 impl Server {
-    pub fn new(settings: Settings, engine: Arc<Engine>, model: ServedModel, decode: Py<PyAny>) -> Self {
-        Self {
+    /// Err where TLS's files or the tokens cannot be read.
+    pub fn new(
+        settings: Settings,
+        engine: Arc<Engine>,
+        model: ServedModel,
+        decode: Py<PyAny>,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            tls: settings.open_tls()?,
+            tokens: settings.open_tokens()?,
             waiting: Waiting::new(settings.max_waiting_for_messages()),
             settings,
             engine,
@@ -73,13 +87,14 @@ impl Server {
             decoding: Decoding::default(),
             streams: Streams::default(),
             num_calls: AtomicUsize::new(0),
+            num_places: AtomicUsize::new(0),
             unread_bytes: AtomicUsize::new(0),
             phase: watch::Sender::new(Phase::Warming),
             stop: Notify::new(),
             peers: Mutex::default(),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
-        }
+        })
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -146,7 +161,7 @@ impl Server {
     }
 
     /// From the first connection to the last answer.
-    pub async fn live(self: Arc<Self>) {
+    pub async fn live(self: Arc<Self>) -> Result<(), String> {
         tokio::spawn(self.engine.clone().dispatch_forever());
         tokio::spawn(self.engine.clone().deliver_forever());
         tokio::spawn(self.clone().look_after_forever());
@@ -154,7 +169,11 @@ impl Server {
             () = self.stop.notified() => {}
             () = self.engine.failed.notified() => {}
         }
-        let outcome = self.drain().await;
+        self.drain().await
+    }
+
+    /// Tells who waits.
+    pub fn end(&self, outcome: Result<(), String>) {
         *locked(&self.outcome) = Some(outcome);
         self.ended.notify_all();
     }
@@ -190,7 +209,13 @@ impl Server {
 
     /// Ends what takes too long. Idle, it looks ten times a second.
     async fn look_after_forever(self: Arc<Self>) {
+        let mut looked = Instant::now();
         loop {
+            if looked.elapsed() > Duration::from_secs(1) {
+                looked = Instant::now();
+                self.tls.iter().for_each(Tls::look);
+                self.tokens.iter().for_each(Tokens::look);
+            }
             let is_idle = self.num_calls.load(Relaxed) == 0;
             sleep(Duration::from_millis(if is_idle { 100 } else { 20 })).await;
             self.engine.tick();
@@ -208,7 +233,13 @@ impl Server {
     pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
         let Some(peer) = self.admit() else { return };
         let number = peer.number;
-        connection::serve(self.clone(), io, is_unix, peer).await;
+        let io = match &self.tls {
+            Some(tls) if !is_unix => tls.accept(io).await,
+            _ => Some(io),
+        };
+        if let Some(io) = io {
+            connection::serve(self.clone(), io, is_unix, peer).await;
+        }
         locked(&self.peers).by_number.remove(&number);
     }
 

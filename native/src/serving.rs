@@ -15,17 +15,21 @@ const BLOCKING_THREADS: usize = 2;
 
 /// Serves until the drain has ended.
 pub fn run(server: Arc<Server>, calls: Vec<Listener>, scrapes: Vec<Listener>) {
-    let Ok(runtime) = runtime(server.settings.io_threads) else { return };
-    runtime.block_on(async {
+    let runtime = match runtime(server.settings.io_threads) {
+        Ok(runtime) => runtime,
+        Err(error) => return server.end(Err(format!("NO_RUNTIME: {error}"))),
+    };
+    let outcome = runtime.block_on(async {
         for listener in calls {
             tokio::spawn(accept(server.clone(), listener));
         }
         for listener in scrapes {
             tokio::spawn(scrapes::serve(server.clone(), listener));
         }
-        server.clone().live().await;
+        server.clone().live().await
     });
-    runtime.shutdown_timeout(Duration::from_millis(100));
+    runtime.shutdown_timeout(Duration::from_millis(100)); // what listens is closed by then
+    server.end(outcome);
 }
 
 /// One thread where one is enough: it saves the hand-overs between them.

@@ -1,9 +1,13 @@
 //! The settings, under the names that they have in serving/config.py.
 #![forbid(unsafe_code)]
 
+use std::io::Result;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+
+use crate::tls::Tls;
+use crate::tokens::Tokens;
 
 #[derive(Clone, Debug, FromPyObject)]
 #[pyo3(from_item_all)]
@@ -12,6 +16,12 @@ pub struct Settings {
     pub listen: Vec<String>,
     /// Where the metrics are; empty for nowhere.
     pub metrics_listen: Vec<String>,
+    /// PEM files: the server's certificate and key, and the authority of its clients' certificates.
+    pub tls_certificate: Option<String>,
+    pub tls_key: Option<String>,
+    pub tls_client_authority: Option<String>,
+    /// A file of digests; None lets everybody call.
+    pub tokens: Option<String>,
     /// Threads that serve connections.
     pub io_threads: usize,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
@@ -46,6 +56,15 @@ impl Settings {
 
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.drain_timeout_s)
+    }
+
+    pub fn open_tls(&self) -> Result<Option<Tls>> {
+        let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
+        Tls::new(certificate, key, self.tls_client_authority.as_deref()).map(Some)
+    }
+
+    pub fn open_tokens(&self) -> Result<Option<Tokens>> {
+        self.tokens.as_deref().map(Tokens::new).transpose()
     }
 
     /// Calls of which the headers have come and the message has not.

@@ -16,7 +16,6 @@ pub enum Code {
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
-    #[expect(dead_code, reason = "tokens come with TLS")]
     Unauthenticated = 16,
 }
 

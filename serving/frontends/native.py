@@ -1,7 +1,10 @@
 """The front end in Rust (native/): connections, gRPC, batches and metrics there; here the model, once a batch."""
 
+import contextlib
+import ctypes
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atelier.contract import IMAGE_SHAPE, Images, Logits
-from atelier.errors import DeviceError, ProgramError
+from atelier.errors import ConfigurationError, DeviceError, ProgramError
 from serving.backends.base import Backend
+from serving.config import ServerConfig
 from serving.errors import RequestError
 from serving.frontends.messages import description_of
 from serving.models import ServedModel
@@ -29,6 +33,7 @@ IO_THREADS = 1
 MAX_CONNECTIONS = 2048
 WRITE_TIMEOUT_S = 5.0
 TICK_S = 0.25
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 # What Rust's side of the front end needs of the settings, under the same names.
 SETTINGS = (
     "max_queue_size",
@@ -47,41 +52,116 @@ SETTINGS = (
 
 def serve(process: Process) -> None:
     """Serves until the supervisor says otherwise. Raises ProgramError if it cannot go on."""
+    keep_heap_small()
     model = process.open_model()
-    server = atelier_native.Server(
-        _settings(process, model),
-        [_instance(model.backend)],
-        _decode,
-        name=model.manifest.model_name,
-        version=str(model.manifest.version),
-        classes=model.manifest.classes,
-        description=description_of(model, process.config),
+    server = NativeServer(
+        process.config,
+        model,
+        listen=_handed_over(process.sockets),
+        metrics_listen=_handed_over(process.metrics_sockets),
+        num_restarts=process.num_restarts,
     )
     server.start()
-    model.backend.warm_up()
-    server.set_serving(sorted({1, model.backend.max_batch_size}) * 2)  # twice: the pace is learned from these runs
     process.tell_ready(model)
-    outcome = _wait(server, process)
-    num_requests, num_images, _num_waiting = server.counts()
-    process.tell_answered(num_requests, num_images)
-    failure = _failure_from(outcome) if outcome else None
-    if isinstance(failure, DeviceError):
+    try:
+        _wait(server, process)
+    except DeviceError as failure:
         process.tell_failure(failure)
-    else:
-        model.backend.close()
-    if failure is not None:
-        raise failure
+        raise
+    finally:
+        process.tell_answered(server.num_requests, server.num_images)
+    model.backend.close()
 
 
-def _wait(server: atelier_native.Server, process: Process) -> str:
-    """Returns "" once all that was admitted is answered, or why it could not be."""
+def _wait(server: "NativeServer", process: Process) -> None:
     is_stopping = False
-    while (outcome := server.wait(TICK_S)) is None:
+    while not server.wait(TICK_S):
         process.tell_alive()
         if not is_stopping and process.is_told_to_stop():
             is_stopping = True
             server.stop()
-    return outcome
+
+
+class NativeServer:
+    """A served model behind the native front end: `start`, then `wait` until it says how it ended."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        model: ServedModel,
+        *,
+        listen: Sequence[str],
+        metrics_listen: Sequence[str] = (),
+        num_restarts: int = 0,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
+    ) -> None:
+        """`listen`: host:port, unix:path, or fd:number of a socket that listens and is handed over.
+
+        Raises ConfigurationError (BAD_TLS, BAD_TOKENS) for files that are not what they must be.
+        """
+        self.addresses: list[str] = []  # once it has started
+        self._model = model
+        settings = _settings(config, model) | {
+            "listen": list(listen),
+            "metrics_listen": list(metrics_listen),
+            "num_restarts": num_restarts,
+            "write_timeout_s": write_timeout_s,
+        }
+        try:
+            self._server = atelier_native.Server(
+                settings,
+                [_instance(model.backend)],
+                _decode,
+                name=model.manifest.model_name,
+                version=str(model.manifest.version),
+                classes=model.manifest.classes,
+                description=description_of(model, config),
+            )
+        except OSError as error:
+            raise _configuration_error(error) from None
+
+    def start(self) -> None:
+        """Listens, warms up; then health says SERVING."""
+        self.addresses, _ = self._server.start()
+        self._model.backend.warm_up()
+        # Twice: from these runs it learns the model's pace.
+        self._server.set_serving(sorted({1, self._model.backend.max_batch_size}) * 2)
+
+    def stop(self) -> None:
+        """Begins the drain."""
+        self._server.stop()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns whether all has been answered and closed. Raises ProgramError if something was not."""
+        outcome = self._server.wait(timeout_s)
+        if outcome:
+            raise _failure_from(outcome)
+        return outcome is not None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests answered so far."""
+        return self._server.counts()[0]
+
+    @property
+    def num_images(self) -> int:
+        """Images answered so far."""
+        return self._server.counts()[1]
+
+
+def keep_heap_small() -> None:
+    """Has the C library give back what large messages took: by default it keeps up to twice the largest, per thread."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 256 << 10)
+        mallopt(M_TRIM_THRESHOLD, 1 << 20)
+        mallopt(M_ARENA_MAX, 2)
+
+
+def _configuration_error(error: OSError) -> Exception:
+    """`WORD: what (cure)` in Rust's words, as our error; any other as it is."""
+    match = re.fullmatch(r"(BAD_[A-Z]+): (.*) \((.*)\)", str(error), re.DOTALL)
+    return ConfigurationError(match[1], match[2], match[3]) if match else error
 
 
 def _failure_from(outcome: str) -> ProgramError:
@@ -92,22 +172,18 @@ def _failure_from(outcome: str) -> ProgramError:
     return ProgramError(word, what, "raise --drain-timeout-s")
 
 
-def _settings(process: Process, model: ServedModel) -> dict[str, Any]:
-    config, backend = process.config, model.backend
+def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
+    backend = model.backend
     may_run_inline = (backend.name, backend.device) == ("onnxruntime", "cpu")
     return {name: getattr(config, name) for name in SETTINGS} | {
-        "listen": _handed_over(process.sockets),
-        "metrics_listen": _handed_over(process.metrics_sockets),
         "io_threads": IO_THREADS,
         "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
         "max_batch_size": backend.max_batch_size,
         "max_connections": MAX_CONNECTIONS,
-        "write_timeout_s": WRITE_TIMEOUT_S,
         "tls_certificate": _path(config.tls_certificate),
         "tls_key": _path(config.tls_key),
         "tls_client_authority": _path(config.tls_client_authority),
         "tokens": _path(config.tokens),
-        "num_restarts": process.num_restarts,
         "labels": sorted(labels_of(model).items()),
     }
 

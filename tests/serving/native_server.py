@@ -2,24 +2,26 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from serving.served_model import ServedModel
 
 from serving.config import ServerConfig
-from serving.frontends.native import Extras, NativeServer
-from tests.serving.fake_backend import FakeBackend
-from tests.serving.test_server import MANIFEST, Calls
+from serving.frontends.native import NativeServer
+from serving.models import ServedModel
+from tests.serving.fake_backend import MANIFEST, FakeBackend
+from tests.serving.test_server import Calls
 
 
-def started(backend: FakeBackend, *, extras: Extras | None = None, **settings: Any) -> NativeServer:
+def started(
+    backend: FakeBackend, *, listen: Sequence[str] = ("127.0.0.1:0",), write_timeout_s: float = 5.0, **settings: Any
+) -> NativeServer:
     """A server that serves. What the device ran while its pace was measured is forgotten."""
     config = ServerConfig(port=0, **{"lame_duck_s": 0.05, "metrics_port": 0, **settings})
     served = ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
-    server = NativeServer(config, served, extras)
+    server = NativeServer(config, served, listen=listen, write_timeout_s=write_timeout_s)
     is_open = backend.gate.is_set()
     backend.gate.set()
     server.start()

@@ -20,7 +20,7 @@ pytest.importorskip("atelier_native", reason="the native front end is not built 
 
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from serving.frontends.native import Extras, NativeServer
+from serving.frontends.native import NativeServer
 from tests.serving import test_server as cases
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.native_server import end_of, native_serving, started
@@ -36,7 +36,6 @@ from tests.serving.test_server import (  # noqa: F401 - collected here too, over
     test_failing_backend_is_internal_and_its_words_stay_inside,
     test_full_queue_refuses_with_a_hint_when_to_retry,
     test_get_model_describes_what_is_served,
-    test_health_checks_that_never_send_a_message_are_ended_too,
     test_health_of_an_unknown_service_is_not_found,
     test_hung_device_ends_the_server_with_an_error,
     test_malformed_health_check_or_reflection_is_a_bad_request,
@@ -47,7 +46,6 @@ from tests.serving.test_server import (  # noqa: F401 - collected here too, over
     test_request_whose_deadline_passes_in_the_queue_is_never_executed,
     test_request_without_a_deadline_gets_the_servers,
     test_served_model_and_version_may_be_named,
-    test_streams_that_never_send_a_message_are_ended_and_disturb_nobody,
     test_time_split_tells_waiting_from_running,
     test_unknown_method_is_unimplemented,
     test_watcher_of_health_hears_of_the_drain,
@@ -85,8 +83,7 @@ def label_from(target: str, label: int, **options: Any) -> int:
 
 def test_it_listens_on_several_addresses_at_once(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    extras = Extras(listen=("127.0.0.1:0", "[::1]:0", f"unix:{path}"))
-    with server_of(FakeBackend(), extras=extras) as server:
+    with server_of(FakeBackend(), listen=("127.0.0.1:0", "[::1]:0", f"unix:{path}")) as server:
         assert [label_from(target, 3) for target in server.addresses] == [3, 3, 3]
         assert server.addresses[2] == f"unix:{path}"
     assert not path.exists()
@@ -96,15 +93,15 @@ def test_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> 
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    extras = Extras(listen=(f"unix:{path}",))
-    with server_of(FakeBackend(), extras=extras), pytest.raises(OSError, match="another server listens there"):
-        started(FakeBackend(), extras=extras)
+    listen = (f"unix:{path}",)
+    with server_of(FakeBackend(), listen=listen), pytest.raises(OSError, match="another server listens there"):
+        started(FakeBackend(), listen=listen)
 
 
 def test_port_in_use_is_refused_and_the_first_goes_on() -> None:
     with server_of(FakeBackend()) as server:
         with pytest.raises(OSError, match="in use"):
-            started(FakeBackend(), extras=Extras(listen=(server.addresses[0],)))
+            started(FakeBackend(), listen=(server.addresses[0],))
         assert label_from(server.addresses[0], 7) == 7
 
 
@@ -112,8 +109,7 @@ def test_socket_that_listens_already_is_taken_over_and_stays_open_for_the_next_p
     with socket.create_server(("127.0.0.1", 0)) as held:
         target = f"127.0.0.1:{held.getsockname()[1]}"
         for label in (4, 5):  # one server after the other
-            extras = Extras(listen=(f"fd:{os.dup(held.fileno())}",))
-            with server_of(FakeBackend(), extras=extras) as server:
+            with server_of(FakeBackend(), listen=(f"fd:{os.dup(held.fileno())}",)) as server:
                 assert server.addresses == [target]
                 assert label_from(target, label) == label
 
@@ -142,7 +138,7 @@ def test_reflection_knows_services_files_and_a_methods_symbol(version: str) -> N
     questions = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=f"{SERVICE}.Classify"),
-        reflection_pb2.ServerReflectionRequest(file_by_filename="protos/classifier.proto"),
+        reflection_pb2.ServerReflectionRequest(file_by_filename="atelier/wire/classifier.proto"),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="nobody.Knows"),
     ]
     with server_of(FakeBackend()) as server, grpc.insecure_channel(server.addresses[0]) as channel:
@@ -165,11 +161,42 @@ def test_reflection_knows_services_files_and_a_methods_symbol(version: str) -> N
     assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
+def test_streams_that_never_send_a_message_are_ended_and_disturb_nobody() -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend(), message_timeout_s=0.3) as (_, calls, _):
+            silent = [calls.classify_stream() for _ in range(20)]
+            for call in silent:
+                await call.wait_for_connection()
+            assert (await calls.classify(cases.request(6))).classifications[0].predictions[0].label == 6
+            for call in silent:
+                assert await how_it_ended(call) == "SLOW_MESSAGE"
+
+    cases.run(test())
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
+def test_health_checks_that_never_send_a_message_are_ended_too(method: str) -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend(), message_timeout_s=0.2) as (_, calls, _):
+            silent: Any = calls.channel.stream_stream(f"/{method}")()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await silent.read()
+        assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
+
+    cases.run(test())
+
+
+async def how_it_ended(call: Any) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return (caught.value.details() or "").partition(":")[0]
+
+
 def test_of_too_many_calls_without_a_message_the_oldest_end_and_requests_go_on() -> None:
     async def test() -> None:
         async with native_serving(FakeBackend(), max_concurrent_requests=60, message_timeout_s=3.0) as (_, calls, _):
             silent = [calls.classify_stream() for _ in range(50)]  # 30 may wait
-            ends = [asyncio.create_task(cases.how_it_ended(call)) for call in silent]
+            ends = [asyncio.create_task(how_it_ended(call)) for call in silent]
             await asyncio.sleep(0.5)
             for label in range(5):
                 assert (await calls.classify(cases.request(label))).classifications[0].predictions[0].label == label
@@ -250,7 +277,7 @@ def seconds_to_close(client: socket.socket) -> float:
 
 def test_client_that_opens_no_window_loses_its_connection() -> None:
     message = cases.request(1).SerializeToString()
-    with server_of(FakeBackend(), extras=Extras(write_timeout_s=0.5)) as server:
+    with server_of(FakeBackend(), write_timeout_s=0.5) as server:
         with raw_connection(server, NO_WINDOW) as client:
             client.sendall(frame(HEADERS, END_HEADERS, 1, header_block(CLASSIFY.encode())))
             client.sendall(frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))

@@ -113,6 +113,11 @@ impl<P: Clone> Batching<P> {
         self.running.iter().any(Option::is_none)
     }
 
+    /// As many images wait as one batch can hold.
+    pub fn has_full_batch(&self) -> bool {
+        self.num_waiting >= self.limits.max_batch_size
+    }
+
     /// Whether nothing waits or runs.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.iter().all(Option::is_none)
