@@ -7,6 +7,7 @@ class Server:
         settings: Mapping[str, Any],
         models: Sequence[tuple[Buffer, Callable[[int], Buffer | None]]],
         decode: Callable[[bytes, int, bool], bytes | tuple[str, str, str]],
+        check_images: Callable[[bytes, int], tuple[str, str, str] | None],
         *,
         name: str,
         version: str,

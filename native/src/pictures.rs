@@ -14,6 +14,8 @@ use crate::status::Status;
 
 /// Of more, decoding takes long; requests of so many may take up half of the queue.
 const MANY_PICTURES: usize = 16;
+/// Enough to know every kind of file by.
+const BEGINNING_BYTES: usize = 1024;
 
 /// What waits to be decoded, of all calls.
 #[derive(Debug, Default)]
@@ -60,6 +62,19 @@ fn decode(decode: &Py<PyAny>, picture: &[u8], index: usize, invert: bool) -> Res
         let (word, what, cure) = answer.extract::<(String, String, String)>(py).map_err(|_| failed())?;
         Err(Status::invalid(&word, what, &cure))
     })
+}
+
+/// Python's `check_images(beginning, num_bytes)`: the message for who sends something else than raw images.
+pub fn check_raw(server: &Server, images: &[u8]) -> Result<(), Status> {
+    let beginning = &images[..images.len().min(BEGINNING_BYTES)];
+    let found = Python::attach(|py| {
+        let answer = server.check_images.call1(py, (PyBytes::new(py, beginning), images.len()));
+        answer.and_then(|answer| answer.extract::<Option<(String, String, String)>>(py)).map_err(|error| {
+            error.print(py);
+            failed()
+        })
+    })?;
+    found.map_or(Ok(()), |(word, what, cure)| Err(Status::invalid(&word, what, &cure)))
 }
 
 fn failed() -> Status {

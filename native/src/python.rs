@@ -28,11 +28,13 @@ struct PyServer {
 impl PyServer {
     /// `models`: for each instance its buffer for max_batch_size images, and `run(n) -> logits | None`.
     #[new]
-    #[pyo3(signature = (settings, models, decode, *, name, version, classes, description))]
+    #[allow(clippy::too_many_arguments)] // Python names them
+    #[pyo3(signature = (settings, models, decode, check_images, *, name, version, classes, description))]
     fn new(
         settings: Settings,
         models: Vec<(PyBuffer<u8>, Py<PyAny>)>,
         decode: Py<PyAny>,
+        check_images: Py<PyAny>,
         name: String,
         version: String,
         classes: Vec<String>,
@@ -48,7 +50,7 @@ impl PyServer {
         let models = models.into_iter().map(|(images, run)| Model::new(images, run)).collect();
         let writer = ResponseWriter::new(&name, &version, &classes);
         let engine = Arc::new(Engine::new(limits, models, writer, settings.max_inline_us));
-        let server = Server::new(settings, engine, ServedModel { name, version, description }, decode)?;
+        let server = Server::new(settings, engine, ServedModel { name, version, description }, decode, check_images)?;
         Ok(Self { server: Arc::new(server), num_instances })
     }
 

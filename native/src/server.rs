@@ -46,6 +46,7 @@ pub struct Server {
     pub engine: Arc<Engine>,
     pub model: ServedModel,
     pub decode: Py<PyAny>,
+    pub check_images: Py<PyAny>,
     tls: Option<Tls>,
     pub tokens: Option<Tokens>,
     pub decoding: Decoding,
@@ -75,6 +76,7 @@ impl Server {
         engine: Arc<Engine>,
         model: ServedModel,
         decode: Py<PyAny>,
+        check_images: Py<PyAny>,
     ) -> std::io::Result<Self> {
         Ok(Self {
             tls: settings.open_tls()?,
@@ -84,6 +86,7 @@ impl Server {
             engine,
             model,
             decode,
+            check_images,
             decoding: Decoding::default(),
             streams: Streams::default(),
             num_calls: AtomicUsize::new(0),

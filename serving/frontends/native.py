@@ -22,6 +22,7 @@ from serving.errors import RequestError
 from serving.frontends.messages import description_of
 from serving.models import ServedModel
 from serving.pictures.decode import image_from_picture
+from serving.pictures.raw_images import check_raw_images
 from serving.process import Process, labels_of
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class NativeServer:
                 settings,
                 [_instance(model.backend)],
                 _decode,
+                _check_images,
                 name=model.manifest.model_name,
                 version=str(model.manifest.version),
                 classes=model.manifest.classes,
@@ -147,6 +149,11 @@ class NativeServer:
     def num_images(self) -> int:
         """Images answered so far."""
         return self._server.counts()[1]
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a batch."""
+        return self._server.counts()[2]
 
 
 def keep_heap_small() -> None:
@@ -211,6 +218,15 @@ def _instance(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logi
             return None
 
     return images, run
+
+
+def _check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | None:
+    """Returns what is wrong with raw images that may be none: word, what and cure for the client."""
+    try:
+        check_raw_images(beginning, num_bytes)
+        return None
+    except RequestError as error:
+        return error.word, error.what, error.cure
 
 
 def _decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str, str]:
