@@ -79,10 +79,10 @@ async def device_started(backend: FakeBackend) -> None:
     assert await asyncio.to_thread(backend.started.acquire, timeout=10)
 
 
-async def queued(server: Server, num_images: int) -> None:
-    """Returns when so many images wait for a batch, however long the machine takes to bring them there."""
-    is_native = not isinstance(server, Server)  # which hands no batch over ahead
-    while server.num_waiting != num_images + is_native:
+async def queued(server: Server, num_images: int, *, num_ahead: int = 0) -> None:
+    """Returns when so many images wait for a batch; `num_ahead` more if a front end hands none over ahead."""
+    is_native = not isinstance(server, Server)
+    while server.num_waiting != num_images + (num_ahead if is_native else 0):
         await asyncio.sleep(0.005)
 
 
@@ -549,7 +549,7 @@ def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
         async with serving(backend, lame_duck_s=2.0) as (server, calls, stopped):
             accepted = [asyncio.ensure_future(calls.classify(request(label))) for label in (1, 2, 3)]
             await device_started(backend)
-            await queued(server, 1)  # and one is prepared ahead
+            await queued(server, 1, num_ahead=1)
             server.stop()
             while await calls.health() != health_pb2.HealthCheckResponse.NOT_SERVING:
                 await asyncio.sleep(0)
@@ -625,7 +625,7 @@ def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed(
         async with serving(backend, lame_duck_s=1.0) as (server, calls, stopped):
             requests = [asyncio.ensure_future(calls.classify(request(2))) for _ in range(5)]
             await device_started(backend)
-            await queued(server, 3)  # and one is prepared ahead
+            await queued(server, 3, num_ahead=1)
             backend.gate.set()
             ends = Counter([await status_and_word(call) for call in requests])
             assert ends == {("INTERNAL", "BACKEND_FAILED"): 3, ("UNAVAILABLE", "BACKEND_BROKEN"): 2}
