@@ -98,7 +98,8 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-m", "atelier.classify", "--health", "--timeout-s", "3"]
 # More flags go behind the image's name. Inside, the ports stay 50051 and 8002: publish them as others.
-ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0"]
+# Inside, everything may connect: whoever publishes the port beyond this machine gives TLS and tokens as flags.
+ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0", "--insecure"]
 
 FROM server AS serve-gpu
 COPY --link --from=requirements-gpu /opt/venv /opt/venv

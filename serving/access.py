@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import re
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from serving.errors import UnauthenticatedError
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+PEM_CURE = "give certificates and key in PEM"
 Content = TypeVar("Content")
 
 
@@ -105,19 +107,35 @@ def server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
     """Returns what grpcio listens with; None for plain text. Raises ConfigurationError BAD_TLS for unreadable files."""
     if config.tls_certificate is None or config.tls_key is None:
         return None
-    paths = [path for path in (config.tls_certificate, config.tls_key, config.tls_client_authority) if path]
-    files = WatchedFiles(paths, lambda: [_read(path) for path in paths])
+    certificate, key, authority = config.tls_certificate, config.tls_key, config.tls_client_authority
+    paths = [path for path in (certificate, key, authority) if path]
+    files = WatchedFiles(paths, lambda: _checked_pem(certificate, key, authority))
 
     def configuration() -> grpc.ServerCertificateConfiguration:
-        certificate, key, *authority = files.current()
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority[0] if authority else None)
+        chain, private_key, root = files.current()
+        return grpc.ssl_server_certificate_configuration([(private_key, chain)], root)
 
-    must_show_certificate = config.tls_client_authority is not None
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, must_show_certificate)
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, authority is not None)
+
+
+def _checked_pem(certificate: Path, key: Path, authority: Path | None) -> tuple[bytes, bytes, bytes | None]:
+    """Reads the files, once Python's own TLS accepts them: gRPC takes anything, and serves nobody."""
+    chain, private_key = _read(certificate), _read(key)
+    root = _read(authority) if authority else None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    blamed = certificate if b"PRIVATE KEY-----" in private_key else key
+    try:
+        context.load_cert_chain(certificate, key)
+        if authority and root is not None:
+            blamed = authority
+            context.load_verify_locations(cadata=root.decode())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError("BAD_TLS", f"{blamed}: {error}", PEM_CURE) from None
+    return chain, private_key, root
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigurationError("BAD_TLS", f"{path}: {error.strerror}", "give certificates and key in PEM") from None
+        raise ConfigurationError("BAD_TLS", f"{path}: {error.strerror}", PEM_CURE) from None
