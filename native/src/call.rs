@@ -213,3 +213,22 @@ impl Drop for Messages {
         self.server.unread_bytes.fetch_sub(self.num_held, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::timeout_us;
+
+    #[test]
+    fn timeouts_are_read_in_all_their_units() {
+        let timeouts = ["1H", "2M", "3S", "4m", "5u", "6000n", "99999999H"].map(|value| timeout_us(value.as_bytes()));
+        let expected = [3_600_000_000, 120_000_000, 3_000_000, 4_000, 5, 6, 99_999_999 * 3_600_000_000];
+        assert_eq!(timeouts, expected.map(Some));
+    }
+
+    #[test]
+    fn nonsense_is_no_timeout() {
+        for value in ["", "m", "-1m", "1", "1x", "123456789m", "1.5S", "\u{663}m"] {
+            assert_eq!(timeout_us(value.as_bytes()), None);
+        }
+    }
+}

@@ -161,12 +161,13 @@ def _settings(config: ServerConfig, model: ServedModel, extras: Extras) -> dict[
             "metrics_listen": extras.metrics_listen or metrics_listen,
             "max_inline_us": extras.max_inline_us if (backend.name, backend.device) == ("onnxruntime", "cpu") else 0,
             "max_batch_size": backend.max_batch_size,
-            "labels": list(_labels(model).items()),
+            "labels": list(labels_of(model).items()),
         }
     )
 
 
-def _labels(model: ServedModel) -> dict[str, str]:
+def labels_of(model: ServedModel) -> dict[str, str]:
+    """What the metrics page says of the model."""
     manifest, backend = model.manifest, model.backend
     return {
         "backend": backend.name,
