@@ -63,8 +63,11 @@ impl Call {
         }
         let limit = self.server.settings.max_concurrent_requests;
         self.has_place = true;
-        if self.server.num_places.fetch_add(1, Relaxed) >= limit {
-            let what = format!("{limit} calls are under way, as many as may be");
+        let (total, own) = (&self.server.num_places, &self.peer.num_places);
+        let (total, own) = (total.fetch_add(1, Relaxed) + 1, own.fetch_add(1, Relaxed) + 1);
+        if total > limit || (4 * total > 3 * limit && own > 2) {
+            // The last quarter is for those who hold little.
+            let what = format!("{total} calls are under way, {own} of this connection; at most {limit} may be");
             return Err(Status::overloaded("TOO_MANY_CALLS", what, "try again later"));
         }
         Ok(())
@@ -80,7 +83,10 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.server.num_calls.fetch_sub(1, Relaxed);
         self.peer.num_calls.fetch_sub(1, Relaxed);
-        self.server.num_places.fetch_sub(usize::from(self.has_place), Relaxed);
+        if self.has_place {
+            self.server.num_places.fetch_sub(1, Relaxed);
+            self.peer.num_places.fetch_sub(1, Relaxed);
+        }
         if !self.is_counted {
             let is_late = self.server.engine.now_us() >= self.deadline_us;
             self.count(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });

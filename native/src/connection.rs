@@ -36,6 +36,8 @@ pub struct Peer {
     pub number: u64,
     /// Calls that are being handled.
     pub num_calls: AtomicUsize,
+    /// Those of them whose message has come.
+    pub num_places: AtomicUsize,
     /// Answers that the client has not taken, and since when there are any; times are the engine's.
     num_unsent: AtomicUsize,
     unsent_since_us: AtomicU64,
