@@ -270,10 +270,10 @@ impl Engine {
         }
     }
 
-    /// Whether a batch runs for too long, for a thread that is not the calls'.
-    pub fn check_for_hang(&self) -> Option<Status> {
-        let now_us = self.now_us();
-        self.batching().hang(now_us)
+    /// A batch that has run for too long, and `tick` has not seen it: it runs on the very thread that ticks.
+    pub fn unnoticed_hang(&self) -> Option<Status> {
+        let a_second_ago_us = self.now_us().saturating_sub(1_000_000);
+        self.failure().map_or_else(|| self.batching().hang(a_second_ago_us), |_| None)
     }
 
     pub fn failure(&self) -> Option<Status> {

@@ -138,11 +138,8 @@ impl Server {
             if outcome.is_some() {
                 return outcome.clone();
             }
-            if let Some(hang) = self.engine.check_for_hang() {
-                // Told from here too: the thread that would tell it may be the one that hangs.
-                if Instant::now() >= deadline {
-                    return Some(Err(hang.message));
-                }
+            if let Some(hang) = self.engine.unnoticed_hang() {
+                return Some(Err(hang.message));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from serving.served_model import ServedModel, load_model, say
 
 logger = logging.getLogger(__name__)
 
+
+SPARE_FILES = 100  # that are no connections
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -164,6 +167,16 @@ def _settings(config: ServerConfig, model: ServedModel, extras: Extras) -> dict[
             "labels": list(labels_of(model).items()),
         }
     )
+
+
+def _max_connections(wanted: int) -> int:
+    """As many as there can be files, with some left for what else is open; the process' soft limit is raised for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE_FILES
+    if soft < needed and (hard == resource.RLIM_INFINITY or hard > soft):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - SPARE_FILES))
 
 
 def labels_of(model: ServedModel) -> dict[str, str]:
