@@ -50,10 +50,6 @@ pub struct Part<P> {
 }
 
 impl<P> Part<P> {
-    pub fn is_whole(&self) -> bool {
-        self.stop - self.start == self.num_images
-    }
-
     pub fn is_last(&self) -> bool {
         self.stop == self.num_images
     }
