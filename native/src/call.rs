@@ -63,8 +63,11 @@ impl Call {
         }
         let limit = self.server.settings.max_concurrent_requests;
         self.has_place = true;
-        if self.server.num_places.fetch_add(1, Relaxed) >= limit {
-            let what = format!("{limit} calls are under way, as many as may be");
+        let (total, own) = (&self.server.num_places, &self.peer.num_places);
+        let (total, own) = (total.fetch_add(1, Relaxed) + 1, own.fetch_add(1, Relaxed) + 1);
+        if total > limit || (4 * total > 3 * limit && own > 2) {
+            // The last quarter is for those who hold little.
+            let what = format!("{total} calls are under way, {own} of this connection; at most {limit} may be");
             return Err(Status::overloaded("TOO_MANY_CALLS", what, "try again later"));
         }
         Ok(())
@@ -80,7 +83,10 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.server.num_calls.fetch_sub(1, Relaxed);
         self.peer.num_calls.fetch_sub(1, Relaxed);
-        self.server.num_places.fetch_sub(usize::from(self.has_place), Relaxed);
+        if self.has_place {
+            self.server.num_places.fetch_sub(1, Relaxed);
+            self.peer.num_places.fetch_sub(1, Relaxed);
+        }
         if !self.is_counted {
             let is_late = self.server.engine.now_us() >= self.deadline_us;
             self.count(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
@@ -211,5 +217,24 @@ impl Messages {
 impl Drop for Messages {
     fn drop(&mut self) {
         self.server.unread_bytes.fetch_sub(self.num_held, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::timeout_us;
+
+    #[test]
+    fn timeouts_are_read_in_all_their_units() {
+        let timeouts = ["1H", "2M", "3S", "4m", "5u", "6000n", "99999999H"].map(|value| timeout_us(value.as_bytes()));
+        let expected = [3_600_000_000, 120_000_000, 3_000_000, 4_000, 5, 6, 99_999_999 * 3_600_000_000];
+        assert_eq!(timeouts, expected.map(Some));
+    }
+
+    #[test]
+    fn nonsense_is_no_timeout() {
+        for value in ["", "m", "-1m", "1", "1x", "123456789m", "1.5S", "\u{663}m"] {
+            assert_eq!(timeout_us(value.as_bytes()), None);
+        }
     }
 }

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::call::Call;
-use crate::engine::{Outcome, Work};
+
 use crate::framing::framed;
+use crate::job::{Outcome, Work};
 use crate::model::IMAGE_BYTES;
 use crate::pictures;
 use crate::proto::atelier::v1::{ClassifyRequest, GetModelRequest};

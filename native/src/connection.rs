@@ -36,6 +36,8 @@ pub struct Peer {
     pub number: u64,
     /// Calls that are being handled.
     pub num_calls: AtomicUsize,
+    /// Those of them whose message has come.
+    pub num_places: AtomicUsize,
     /// Answers that the client has not taken, and since when there are any; times are the engine's.
     num_unsent: AtomicUsize,
     unsent_since_us: AtomicU64,
@@ -120,7 +122,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES)
-        .max_pending_accept_reset_streams(20)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(256)
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(PING_AFTER)

@@ -14,47 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use crate::batching::{Batch, Batching, Limits};
+use crate::job::{Job, Outcome, Work};
 use crate::metrics::Metrics;
 use crate::model::{IMAGE_BYTES, Model};
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
 use crate::status::Status;
-
-/// A message with its prefix, or why there is none.
-pub type Outcome = Result<Bytes, Status>;
-
-/// A request on its way through the batches.
-#[derive(Debug)]
-pub struct Job {
-    pub images: Bytes,
-    top_k: usize,
-    reply: Mutex<Option<oneshot::Sender<Outcome>>>,
-    /// What the batches so far have answered, where it was split.
-    split: Mutex<(Vec<u8>, TimeSplit)>,
-}
-
-impl Job {
-    fn settle(&self, outcome: Outcome) {
-        if let Some(reply) = locked(&self.reply).take() {
-            let _ = reply.send(outcome); // the client may be gone
-        }
-    }
-}
-
-/// What a call wants of the model.
-#[derive(Debug)]
-pub struct Work {
-    pub images: Bytes,
-    pub top_k: usize,
-    pub deadline_us: u64,
-    /// The connection.
-    pub peer: u64,
-    /// No other call is under way.
-    pub is_lone: bool,
-}
 
 pub struct Engine {
     pub metrics: Metrics,
@@ -113,7 +81,7 @@ impl Engine {
     fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Outcome>) -> Result<Place, Status> {
         let Work { images, top_k, deadline_us, peer, is_lone } = work;
         let num_images = images.len() / IMAGE_BYTES;
-        let job = Arc::new(Job { images, top_k, reply: Mutex::new(Some(reply)), split: Mutex::default() });
+        let job = Arc::new(Job::new(images, top_k, Some(reply)));
         let now_us = self.now_us();
         let mut batching = self.batching();
         let number = batching.submit(job, num_images, deadline_us, peer, now_us)?;
@@ -206,48 +174,25 @@ impl Engine {
         outcomes
     }
 
+    /// The answers to those requests whose last part this was.
     fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Outcome)> {
         let metrics = &self.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.batch_size.observe(batch.num_images as u64);
         metrics.inference.observe(took_us);
-        let (mut answers, mut start) = (Vec::with_capacity(batch.parts.len()), 0);
+        let (mut answers, mut rest) = (Vec::with_capacity(batch.parts.len()), logits);
         for part in &batch.parts {
-            let stop = start + part.stop - part.start;
-            let rows = &logits[start * NUM_CLASSES..stop * NUM_CLASSES];
-            start = stop;
+            let (rows, behind) = rest.split_at((part.stop - part.start) * NUM_CLASSES);
+            rest = behind;
             let queue_us = batch.began_us.saturating_sub(part.arrived_us);
             metrics.queue.observe(queue_us);
             let time = TimeSplit { queue_us, inference_us: took_us, batch_size: batch.num_images as u64 };
-            let job = &part.payload;
-            let answer = if part.is_whole() {
-                self.answer(Vec::with_capacity(64 + 32 * (stop + 1 - start) * job.top_k), rows, job.top_k, time)
-            } else {
-                let mut split = locked(&job.split);
-                self.writer.classifications(&mut split.0, rows, job.top_k);
-                split.1.add(time);
-                if !part.is_last() {
-                    continue;
-                }
-                let (classifications, time) = std::mem::take(&mut *split);
-                self.answer(classifications, &[], job.top_k, time)
-            };
-            metrics.images.fetch_add(part.num_images as u64, Relaxed);
-            answers.push((job.clone(), Ok(answer)));
+            if let Some(answer) = part.payload.answer(&self.writer, rows, time, part.is_last()) {
+                metrics.images.fetch_add(part.num_images as u64, Relaxed);
+                answers.push((part.payload.clone(), Ok(answer)));
+            }
         }
         answers
-    }
-
-    /// The whole message; `body` has what stands in it already.
-    fn answer(&self, body: Vec<u8>, rows: &[f32], top_k: usize, time: TimeSplit) -> Bytes {
-        let mut message = Vec::with_capacity(body.capacity().max(body.len() + 96));
-        message.put_bytes(0, 5);
-        message.extend_from_slice(&body);
-        self.writer.classifications(&mut message, rows, top_k);
-        self.writer.finish(&mut message, time);
-        let length = (message.len() - 5) as u32;
-        message[1..5].copy_from_slice(&length.to_be_bytes());
-        message.into()
     }
 
     fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Outcome)>) {
@@ -270,10 +215,10 @@ impl Engine {
         }
     }
 
-    /// Whether a batch runs for too long, for a thread that is not the calls'.
-    pub fn check_for_hang(&self) -> Option<Status> {
-        let now_us = self.now_us();
-        self.batching().hang(now_us)
+    /// A batch that has run for too long, and `tick` has not seen it: it runs on the very thread that ticks.
+    pub fn unnoticed_hang(&self) -> Option<Status> {
+        let a_second_ago_us = self.now_us().saturating_sub(1_000_000);
+        self.failure().map_or_else(|| self.batching().hang(a_second_ago_us), |_| None)
     }
 
     pub fn failure(&self) -> Option<Status> {
@@ -305,7 +250,7 @@ impl Engine {
     pub fn rehearse(&self, sizes: &[usize]) -> Result<(), Status> {
         for &size in sizes {
             let images = Bytes::from(vec![0; size * IMAGE_BYTES]);
-            let job = Arc::new(Job { images, top_k: 1, reply: Mutex::default(), split: Mutex::default() });
+            let job = Arc::new(Job::new(images, 1, None));
             for instance in 0..self.models.len() {
                 let batch = self.batching().rehearse(instance, job.clone(), size, self.now_us());
                 let result = self.models[instance].run(&batch);

@@ -125,3 +125,69 @@ fn too_large(what: String, limit: usize) -> Status {
     let cure = "send less at once, or raise --max-message-bytes";
     Status::overloaded("MESSAGE_TOO_LARGE", format!("{what}, the limit is {limit}"), cure)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that look random and are the same every time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (self.0 >> 33) as usize % sides
+        }
+    }
+
+    fn decoded(bytes: &[u8], limit: usize, mut cut: impl FnMut() -> usize) -> Result<Vec<Raw>, Status> {
+        let (mut decoder, mut found, mut rest) = (Decoder::new(limit), Vec::new(), bytes);
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(cut().min(rest.len()));
+            decoder.push(Bytes::copy_from_slice(piece));
+            while let Some(raw) = decoder.next()? {
+                found.push(raw);
+            }
+            rest = behind;
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn messages_are_found_however_they_are_cut() {
+        let mut dice = Dice(1);
+        for _ in 0..300 {
+            let messages: Vec<Vec<u8>> =
+                (0..dice.roll(5)).map(|_| (0..dice.roll(300)).map(|_| dice.roll(256) as u8).collect()).collect();
+            let bytes = messages.iter().map(|message| framed(message)).collect::<Vec<_>>().concat();
+            let largest = dice.roll(40) + 1;
+            let found = decoded(&bytes, 300, || dice.roll(largest) + 1).unwrap();
+            assert_eq!(found.iter().map(|raw| raw.bytes.to_vec()).collect::<Vec<_>>(), messages);
+        }
+    }
+
+    #[test]
+    fn whatever_comes_is_a_message_or_an_error() {
+        let mut dice = Dice(2);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> =
+                (0..dice.roll(64)).map(|_| [0, 1, 2, 255, dice.roll(256)][dice.roll(5)] as u8).collect();
+            if let Ok(found) = decoded(&bytes, 20, || dice.roll(9) + 1) {
+                assert!(found.iter().all(|raw| raw.bytes.len() <= 20));
+            }
+            for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Identity] {
+                assert!(inflated(&bytes, encoding, 20).map_or(true, |message| message.len() <= 20));
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_refused_as_soon_as_its_length_is_known() {
+        let mut decoder = Decoder::new(10);
+        decoder.push(Bytes::from_static(&[0, 0, 0, 0, 11]));
+        let refusal = decoder.next().unwrap_err();
+        assert_eq!(refusal.code, Code::ResourceExhausted);
+        let cure = "send less at once, or raise --max-message-bytes";
+        assert_eq!(refusal.message, format!("MESSAGE_TOO_LARGE: the message has 11 bytes, the limit is 10 ({cure})"));
+    }
+}

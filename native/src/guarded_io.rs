@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::frame_watch::FrameWatch;
 
 /// Reads in a row, behind which other connections have their turn.
-const MAX_READS: usize = 16;
+const MAX_READS: usize = 2;
 
 pub struct GuardedIo {
     io: Box<dyn Io>,

@@ -9,8 +9,9 @@ use tokio::sync::mpsc;
 
 use crate::body;
 use crate::call::Messages;
-use crate::engine::Outcome;
+
 use crate::framing::framed;
+use crate::job::Outcome;
 use crate::proto::grpc::health::v1::health_check_response::ServingStatus;
 use crate::proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
 use crate::routes::CLASSIFIER;

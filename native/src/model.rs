@@ -7,7 +7,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
 use crate::batching::Batch;
-use crate::engine::Job;
+use crate::job::Job;
 use crate::response::NUM_CLASSES;
 use crate::status::Status;
 

@@ -1,7 +1,6 @@
 //! The server's life: listen, warm up, serve, drain.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -10,18 +9,17 @@ use pyo3::prelude::*;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use crate::connection::{self, Io, Peer};
+use crate::connection::{self, Io};
 use crate::engine::{Engine, locked};
 use crate::metrics::{Method, Metrics};
+use crate::peers::Peers;
 use crate::pictures::Decoding;
 use crate::settings::Settings;
 use crate::status::{Code, Status};
+use crate::streams::Streams;
 use crate::tls::Tls;
 use crate::tokens::Tokens;
 use crate::waiting::Waiting;
-
-/// Health watchers and reflections that may be open.
-const MAX_STREAMS: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -58,15 +56,9 @@ pub struct Server {
     pub unread_bytes: AtomicUsize,
     phase: watch::Sender<Phase>,
     stop: Notify,
-    peers: Mutex<Peers>,
+    peers: Peers,
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
-}
-
-#[derive(Default)]
-struct Peers {
-    next_number: u64,
-    by_number: HashMap<u64, Arc<Peer>>,
 }
 
 impl Server {
@@ -81,6 +73,7 @@ impl Server {
         Ok(Self {
             tls: settings.open_tls()?,
             tokens: settings.open_tokens()?,
+            peers: Peers::new(settings.max_connections),
             waiting: Waiting::new(settings.max_waiting_for_messages()),
             settings,
             engine,
@@ -94,7 +87,6 @@ impl Server {
             unread_bytes: AtomicUsize::new(0),
             phase: watch::Sender::new(Phase::Warming),
             stop: Notify::new(),
-            peers: Mutex::default(),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
         })
@@ -141,11 +133,8 @@ impl Server {
             if outcome.is_some() {
                 return outcome.clone();
             }
-            if let Some(hang) = self.engine.check_for_hang() {
-                // Told from here too: the thread that would tell it may be the one that hangs.
-                if Instant::now() >= deadline {
-                    return Some(Err(hang.message));
-                }
+            if let Some(hang) = self.engine.unnoticed_hang() {
+                return Some(Err(hang.message));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -201,7 +190,7 @@ impl Server {
             Err(_) => Status::unavailable("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"),
         });
         let last_word = Instant::now() + Duration::from_secs(1); // for the last answers to be sent
-        while !locked(&self.peers).by_number.is_empty() && Instant::now() < last_word {
+        while !self.peers.is_empty() && Instant::now() < last_word {
             sleep(Duration::from_millis(2)).await;
         }
         match self.engine.failure() {
@@ -222,19 +211,13 @@ impl Server {
             let is_idle = self.num_calls.load(Relaxed) == 0;
             sleep(Duration::from_millis(if is_idle { 100 } else { 20 })).await;
             self.engine.tick();
-            let now_us = self.engine.now_us();
-            let timeout_us = (self.settings.write_timeout_s * 1e6) as u64;
-            for peer in locked(&self.peers).by_number.values() {
-                if peer.is_overdue(now_us, timeout_us) {
-                    peer.cut.notify_one();
-                }
-            }
+            self.peers.cut_overdue(self.engine.now_us(), (self.settings.write_timeout_s * 1e6) as u64);
         }
     }
 
     /// Serves a connection, unless there are as many as may be and none that is idle could make room.
     pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
-        let Some(peer) = self.admit() else { return };
+        let Some(peer) = self.peers.admit(self.engine.now_us()) else { return };
         let number = peer.number;
         let io = match &self.tls {
             Some(tls) if !is_unix => tls.accept(io).await,
@@ -243,46 +226,6 @@ impl Server {
         if let Some(io) = io {
             connection::serve(self.clone(), io, is_unix, peer).await;
         }
-        locked(&self.peers).by_number.remove(&number);
-    }
-
-    fn admit(&self) -> Option<Arc<Peer>> {
-        let mut peers = locked(&self.peers);
-        if peers.by_number.len() >= self.settings.max_connections {
-            let idle = peers.by_number.values().filter(|peer| peer.num_calls.load(Relaxed) == 0);
-            let oldest = idle.min_by_key(|peer| peer.last_use_us.load(Relaxed))?.clone();
-            peers.by_number.remove(&oldest.number);
-            oldest.cut.notify_one();
-        }
-        let number = peers.next_number;
-        peers.next_number += 1;
-        let peer = Arc::new(Peer::new(number, self.engine.now_us()));
-        peers.by_number.insert(number, peer.clone());
-        Some(peer)
-    }
-}
-
-/// Watchers and reflections last; those that are open are counted. A health check always has a place.
-#[derive(Debug, Default)]
-pub struct Streams(Arc<AtomicUsize>);
-
-/// One of them, until it is dropped.
-pub struct StreamPlace(Arc<AtomicUsize>);
-
-impl Streams {
-    pub fn take(&self) -> Result<StreamPlace, Status> {
-        let num_open = self.0.fetch_add(1, Relaxed);
-        let place = StreamPlace(self.0.clone());
-        if num_open < MAX_STREAMS {
-            return Ok(place);
-        }
-        let what = format!("{num_open} health watchers and reflections are open, as many as may be");
-        Err(Status::overloaded("TOO_MANY_STREAMS", what, "try again later, or check instead of watching"))
-    }
-}
-
-impl Drop for StreamPlace {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.peers.leave(number);
     }
 }

@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import re
+import resource
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 MAX_INLINE_US = 500
 IO_THREADS = 1
 MAX_CONNECTIONS = 2048
+SPARE_FILES = 100  # that are no connections
 WRITE_TIMEOUT_S = 5.0
 TICK_S = 0.25
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
@@ -186,13 +188,23 @@ def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
         "io_threads": IO_THREADS,
         "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
         "max_batch_size": backend.max_batch_size,
-        "max_connections": MAX_CONNECTIONS,
+        "max_connections": _max_connections(),
         "tls_certificate": _path(config.tls_certificate),
         "tls_key": _path(config.tls_key),
         "tls_client_authority": _path(config.tls_client_authority),
         "tokens": _path(config.tokens),
         "labels": sorted(labels_of(model).items()),
     }
+
+
+def _max_connections() -> int:
+    """Returns as many as there can be files, with some left for what else is open; raises the soft limit for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MAX_CONNECTIONS + SPARE_FILES
+    if soft < needed and (hard == resource.RLIM_INFINITY or hard > soft):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(MAX_CONNECTIONS, soft - SPARE_FILES))
 
 
 def _path(path: Path | None) -> str | None:

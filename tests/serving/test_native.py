@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,14 +16,22 @@ import grpc
 import numpy as np
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 pytest.importorskip("atelier_native", reason="the native front end is not built here (native/)")
 
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
+from loadtest.server_process import server_process
+from serving.batching.batcher import Answer
+from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.native import NativeServer
+from serving.metrics import Metrics
+from serving.models import ServedModel
+from serving.process import labels_of
 from tests.serving import test_server as cases
-from tests.serving.fake_backend import FakeBackend
+from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend
 from tests.serving.native_server import end_of, native_serving, started
 from tests.serving.test_server import (  # noqa: F401 - collected here too, over the other front end
     test_answers_come_in_request_order_with_names_and_probabilities,
@@ -325,3 +334,50 @@ def test_http_1_gets_an_answer_that_says_what_is_spoken_here() -> None:
             answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert answer.endswith(b"this port speaks gRPC\n")
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 64])
+@pytest.mark.parametrize("top_k", [1, 3, 10])
+def test_answers_are_those_of_the_other_front_end_to_the_last_bit(num_images: int, top_k: int) -> None:
+    """Of ten thousand rows of logits each: large, small, equal and negative ones."""
+    random = np.random.default_rng(num_images * top_k)
+    logits = (
+        random.normal(size=(10_000 // num_images * num_images, 10)) * random.choice([0.1, 3, 60], (1, 10))
+    ).astype(np.float32)
+    logits[::7] = np.round(logits[::7])  # ties
+    backend = FakeBackend()
+    writer = ResponseWriter("lenet5", "3", CLASSES)
+    with server_of(backend) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        message = cases.request(*[1] * num_images, top_k=top_k).SerializeToString()
+        for rows in np.split(logits, len(logits) // num_images)[: 2000 // num_images + 5]:
+            backend.answer = rows
+            reply = call(message, timeout=5)
+            answer = Answer(rows, reply.time.queue_us, reply.time.inference_us, reply.time.batch_size)
+            assert reply == pb.ClassifyResponse.FromString(writer.write(answer, top_k))
+
+
+def test_metrics_have_the_names_labels_and_buckets_that_they_always_had() -> None:
+    metrics = Metrics(labels_of(ServedModel(manifest=MANIFEST, backend=FakeBackend(), sha256="")))
+    metrics.set_ready(lambda: 0)
+    settings = ("--port", "0", "--front-end", "native")
+    with server_process("tests.serving.breaking_server", *settings) as server:
+        assert label_from(server.target, 3) == 3
+        with urllib.request.urlopen(server.metrics_url, timeout=5) as page:  # noqa: S310 # it is http
+            text = page.read().decode()
+    expected = {sample_key(line) for line in generate_latest(metrics.registry).decode().splitlines()}
+    assert {sample_key(line) for line in text.splitlines()} == expected
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    values = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for name in ("atelier_requests", "atelier_images", "atelier_request_duration_seconds")
+        for sample in families[name].samples
+    }
+    assert values["atelier_requests_total", ("OK", "Classify")] == 1
+    assert values["atelier_images_total", ()] == 1
+    assert values["atelier_request_duration_seconds_count", ()] == 1
+
+
+def sample_key(line: str) -> str:
+    """A line of the page without its value; comments as they are."""
+    return line if line.startswith("#") else line.rpartition(" ")[0]

@@ -50,10 +50,6 @@ pub struct Part<P> {
 }
 
 impl<P> Part<P> {
-    pub fn is_whole(&self) -> bool {
-        self.stop - self.start == self.num_images
-    }
-
     pub fn is_last(&self) -> bool {
         self.stop == self.num_images
     }
@@ -161,12 +157,12 @@ impl<P: Clone> Batching<P> {
             let what = format!("{waiting} images wait and {num_images} more would exceed {limit}");
             return Err(Status::overloaded("QUEUE_FULL", what, cure));
         }
-        // Beyond three quarters, nobody may hold more than his share: there is room for those who hold little.
+        // The last quarter is for those who hold little: whoever comes new finds room there.
         let of_peer = self.waiting_of_peer.get(&peer).copied().unwrap_or(0);
-        let num_peers = self.waiting_of_peer.len() + usize::from(of_peer == 0);
-        let share = (limit / num_peers.max(1)).max(self.limits.max_batch_size);
+        let share = limit / 4 / self.waiting_of_peer.len().max(1);
         if 4 * (waiting + num_images) > 3 * limit && of_peer > 0 && of_peer + num_images > share {
-            let what = format!("{of_peer} images of this connection wait and {num_images} more would exceed {share}");
+            let what =
+                format!("{waiting} images wait, {of_peer} of this connection, and {num_images} more are too many");
             return Err(Status::overloaded("QUEUE_FULL", what, cure));
         }
         Ok(())

@@ -122,7 +122,7 @@ fn one_slow_batch_is_forgotten() {
 
 #[test]
 fn expired_and_cancelled_requests_are_never_run_and_free_their_places() {
-    let mut batching = batching(8, 10);
+    let mut batching = batching(8, 100);
     batching.submit("expires", 4, 100, 0, 0).unwrap();
     let number = batching.submit("cancelled", 4, FAR, 0, 0).unwrap();
     batching.submit("stays", 1, FAR, 0, 0).unwrap();
