@@ -29,15 +29,15 @@ pub fn text(server: &Server) -> String {
     page.head(
         "atelier_info",
         "gauge",
-        "A worker's version of the server, model, backend and device; one line for each that differs.",
+        "Version of the server, model, backend and device.",
     );
     let labels: Vec<String> =
         settings.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
     if is_serving {
         page.line(format_args!("atelier_info{{{}}} 1.0", labels.join(",")));
     }
-    page.single("atelier_workers", "gauge", "Worker processes that are ready.", u64::from(is_serving));
-    let about = "Worker processes that were replaced because they died, hung or could not go on.";
+    page.single("atelier_workers", "gauge", "Server processes that are ready.", u64::from(is_serving));
+    let about = "Server processes that were replaced because they died, hung or could not go on.";
     page.single("atelier_worker_restarts_total", "counter", about, settings.num_restarts);
     page.head("atelier_requests_total", "counter", "Calls that ended, by gRPC status.");
     for (name, calls) in METHODS.iter().zip(&metrics.calls) {
