@@ -26,11 +26,7 @@ const CODES: [(usize, &str); 12] = [
 pub fn text(server: &Server) -> String {
     let (metrics, settings, is_serving) = (server.metrics(), &server.settings, server.is_serving());
     let mut page = Page(String::with_capacity(16 << 10));
-    page.head(
-        "atelier_info",
-        "gauge",
-        "Version of the server, model, backend and device.",
-    );
+    page.head("atelier_info", "gauge", "Version of the server, model, backend and device.");
     let labels: Vec<String> =
         settings.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
     if is_serving {
