@@ -116,7 +116,7 @@ async def serve(service: NullServer) -> None:
     await server.stop(None)
 
 
-if __name__ == "__main__":
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-ms", type=float, default=0.0)
@@ -125,4 +125,8 @@ if __name__ == "__main__":
     parser.add_argument("--pause-ms", type=float, default=0.0)
     parser.add_argument("--fault", choices=("swap", "duplicate", "lose", "refuse"))
     parser.add_argument("--fault-at", type=int, default=0)
-    uvloop.run(serve(NullServer(parser.parse_args())))
+    return parser
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(NullServer(argument_parser().parse_args())))

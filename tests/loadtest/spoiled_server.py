@@ -12,7 +12,7 @@ import grpc
 import uvloop
 
 from atelier.wire import classifier_pb2 as pb
-from tests.loadtest.null_server import NullServer, serve
+from tests.loadtest.null_server import NullServer, argument_parser, serve
 
 TRIGGER = 255
 FAULTS = ("slow", "refuse", "swap", "grow", "die", "none")
@@ -48,7 +48,6 @@ class SpoiledServer(NullServer):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argument_parser()
     parser.add_argument("spoils_with", choices=FAULTS)
-    parser.set_defaults(latency_ms=0.0, pause_at=0, pause_ms=0.0, fault="", fault_at=0, port=0)
     uvloop.run(serve(SpoiledServer(parser.parse_args())))

@@ -37,7 +37,10 @@ def site(front_end: str, job: Job) -> Iterator[Site]:
 def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site) -> None:
     if reason := NOT_PROMISED[front_end].get(attack.name):
         pytest.skip(f"{front_end}: {reason}")
-    outcome = measure(attack, attack.short_size, site, SHORT, LIMITS)
+    for _ in range(3):  # what is the server's fault is slow each time
+        outcome = measure(attack, attack.short_size, site, SHORT, LIMITS)
+        if not outcome.is_only_slow:
+            break
     if outcome.is_only_slow and measure(CONTROL, CONTROL.short_size, site, SHORT, LIMITS).is_slow:
         pytest.skip(f"the machine is too busy to tell: {outcome.faults}")
     assert outcome.faults == []

@@ -40,7 +40,7 @@ def served_labels(target: str) -> list[int]:
 def test_address_may_be_written_as_people_write_it(
     host: str, printed: str, reached_at: list[str], front_end: str
 ) -> None:
-    with server_process(SERVER, "--port", "0", "--front-end", front_end, "--host", host) as server:
+    with server_process(SERVER, "--port", "0", "--insecure", "--front-end", front_end, "--host", host) as server:
         assert f" on {printed}:{server.port}: front end {front_end}" in server.output
         for address in reached_at:
             assert served_labels(f"{address}:{server.port}") == [7]
@@ -89,7 +89,7 @@ def test_host_that_cannot_be_is_named_and_not_its_port(host: str, what: str, cur
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "nobody.invalid", "localhost:50051"])
 def test_server_says_so_in_one_line_and_ends(host: str) -> None:
-    done = command(SERVER, "--port", 0, "--host", host)
+    done = command(SERVER, "--port", 0, "--insecure", "--host", host)
     assert (done.returncode, done.stderr.count("\n")) == (os.EX_CONFIG, 1), done.stderr
     assert done.stderr.startswith(f"error: BAD_HOST: --host {host!r} ")
 
@@ -125,7 +125,7 @@ def test_several_addresses_are_served_at_once(front_end: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("first", "second"), [("[::1]", "localhost"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "[::1]")])
 def test_no_two_servers_share_a_port_by_different_names(first: str, second: str, front_end: str) -> None:
-    with server_process(SERVER, "--port", "0", "--front-end", front_end, "--host", first) as server:
+    with server_process(SERVER, "--port", "0", "--insecure", "--front-end", front_end, "--host", first) as server:
         for only_reserve in (True, False):
             with pytest.raises(ProgramError, match="PORT_IN_USE"):
                 Listening([second], server.port, only_reserve=only_reserve)
