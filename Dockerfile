@@ -12,6 +12,9 @@
 #
 # serve-gpu runs like serve, with --gpus all (the NVIDIA Container Toolkit provides the driver, the wheels all else).
 #
+# The images serve with grpcio: they have no Rust to build the native front end. So keep them on trusted networks, or behind
+# a proxy. With TLS flags, give --no-healthcheck too: the check below speaks plain text.
+#
 # Docker 23 or later, or Podman with Buildah 1.41 or later: older ones do not know COPY --link.
 
 # The Python that the versions in constraints.txt were tested with.

@@ -41,15 +41,15 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.prot
 	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
-$(NATIVE): $(NATIVE_SOURCES) | $(SETUP)
 ifeq ($(CARGO),)
+$(NATIVE): | $(SETUP)
 	@echo "note: without cargo there is no native front end; serving goes on with grpcio (rustup or apt-get install cargo, 1.88 or later, then: make setup)"
 else
-	@echo "building the native front end: three minutes the first time"
-	@$(RUN) native/pins.py restore && $(RUN) -m pip install --disable-pip-version-check --quiet ./native \
+$(NATIVE): $(NATIVE_SOURCES) | $(SETUP)
+	@echo "building the native front end: some minutes the first time"
+	@$(RUN) native/pins.py restore && $(RUN) -m pip install --disable-pip-version-check --quiet ./native && touch $@ \
 	  || echo "warning: the native front end was not built, for the reason above; serving goes on with grpcio"
 endif
-	@touch $@
 
 data: $(SETUP) ## find Fashion-MNIST, or fetch it, and check its digests
 	$(RUN) -m training.dataset $(ARGS)
@@ -83,7 +83,7 @@ check: $(SETUP) ## lint, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(if $(CARGO),cd native && cargo fmt --check && cargo clippy --quiet --locked --all-targets -- -D warnings)
+	$(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo fmt --check && cargo clippy --quiet --locked --all-targets -- -D warnings)
 
 loadtest: $(EXPORTED) $(NATIVE) ## the served model under load, beside PyTorch and the raw runtime: verdict, report.html
 	$(RUN) -m loadtest $(ARGS)

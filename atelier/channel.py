@@ -10,7 +10,7 @@ import os
 import random
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,8 @@ class Access:
     tls: bool = False
     authority: bytes | None = None  # certificates to trust, in PEM; None trusts the system's
     certificate: bytes | None = None  # the client's own, in PEM, for mutual TLS
-    key: bytes | None = None
-    token: str = ""
+    key: bytes | None = field(default=None, repr=False)
+    token: str = field(default="", repr=False)
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:

@@ -27,9 +27,8 @@ def main(arguments: list[str]) -> int:
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `connect` reads."""
     parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
-    parser.add_argument(
-        "--tls", nargs="?", const=True, default=False, metavar="FILE", help="speak TLS; trust FILE's certificates (PEM)"
-    )
+    parser.add_argument("--tls", action="store_true", help="speak TLS, and trust the system's authorities")
+    parser.add_argument("--authority", type=Path, metavar="FILE", help="speak TLS, and trust FILE's certificates (PEM)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="send the token in FILE with every call")
 
 
@@ -37,13 +36,14 @@ def connect(options: argparse.Namespace) -> Client:
     """Returns a client as the flags say. Raises UsageError if they cannot be met."""
     try:
         token = options.token_file.read_text().strip() if options.token_file else ""
-        return Client(options.target, tls=options.tls, token=token)
+        return Client(options.target, tls=options.authority or options.tls, token=token)
     except ValueError as error:
         what, _, cure = str(error).partition(": ")
-        raise UsageError("BAD_TARGET", what, cure) from None
+        word = "BAD_TARGET" if what.startswith("the target") else "BAD_ACCESS"
+        raise UsageError(word, what, cure) from None
     except OSError as error:
         raise MissingInputError(
-            "NO_FILE", f"{error.filename}: {error.strerror}", "check --tls and --token-file"
+            "NO_FILE", f"{error.filename}: {error.strerror}", "check --authority and --token-file"
         ) from None
 
 

@@ -53,7 +53,7 @@ ENDS: dict[str, dict[str, End]] = {
     GRPCIO: {
         # So grpcio answers a call that it has read when its port closes. It has not run, and atelier.client repeats it.
         SIGTERM: End(excused=("CANCELLED",)),
-        # Processes that die in a row are replaced ever more slowly, and a client's patience is bounded.
+        # Its port is closed until the next process serves.
         KILL: End(excused=("UNAVAILABLE",)),
     },
 }

@@ -74,7 +74,7 @@ class ServerConfig:
     """Most images that may wait; one more is refused with RESOURCE_EXHAUSTED."""
 
     max_queue_delay_us: int = 8000
-    """Longest that a free device waits for as many requests as the last batch had; a lone request never waits."""
+    """Longest that a free device waits for as many requests as the last batch had; a lone one never waits (grpcio)."""
 
     max_images_per_request: int = 1024
     """Most images in one request."""

@@ -35,6 +35,7 @@ class Listening:
         self.sockets: list[socket.socket] = []
         self.addresses: list[str] = []
         self._paths: list[tuple[Path, tuple[int, int]]] = []
+        self._opened: set[tuple[socket.AddressFamily, str]] = set()
         self._only_reserve = only_reserve
         try:
             for host in hosts:
@@ -49,13 +50,16 @@ class Listening:
     def _open_port(self, host: str, port: int, flag: str) -> int:
         first = True
         for family, (address, _, *scope) in _addresses(host):
+            if (family, address) in self._opened:
+                continue  # by another name: 0.0.0.0 and :: each mean both families
             try:
                 opened = socket.create_server((address, port, *scope), family=family, backlog=BACKLOG)
             except OSError as error:
-                if not first and error.errno == errno.EADDRNOTAVAIL:
-                    continue  # the host has several addresses, and this one is unavailable here
+                if not first and error.errno != errno.EADDRINUSE:
+                    continue  # the host has several addresses, and this one is unavailable here: no IPv6, say
                 raise _failure(host, port, error, flag) from None
             port = opened.getsockname()[1]
+            self._opened.add((family, address))
             self.sockets.append(_reservation_of(opened) if self._only_reserve else opened)
             first = False
         self.addresses.append(address_from(host, port))
@@ -79,10 +83,14 @@ class Listening:
         else:
             self.sockets.append(opened)
 
-    def close(self) -> None:
-        """Closes the sockets, and removes the files that are still this server's."""
+    def stop(self) -> None:
+        """Closes this process's sockets; another that has them still listens."""
         for each in self.sockets:
             each.close()
+
+    def close(self) -> None:
+        """Closes the sockets, and removes the files that are still this server's."""
+        self.stop()
         for path, made in self._paths:
             with contextlib.suppress(OSError):  # it has gone, or its directory
                 if self._only_reserve or _id_of(path) == made:

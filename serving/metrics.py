@@ -11,8 +11,6 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics, make_wsgi_app
-
 logger = logging.getLogger(__name__)
 
 METHODS = ("Classify", "GetModel", "other")  # other: health, reflection, and what does not exist
@@ -49,6 +47,15 @@ class Metrics:
 
     def __init__(self, labels: Mapping[str, str], num_restarts: int = 0) -> None:
         """`labels` say what is served; `num_restarts` counts this process's forerunners."""
+        from prometheus_client import (  # here: a server without metrics does without
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            Info,
+            disable_created_metrics,
+        )
+
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         self._labels = dict(labels)
@@ -133,7 +140,9 @@ class PageServer(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, registry: CollectorRegistry) -> None:
+    def __init__(self, listener: socket.socket, registry: Any) -> None:
+        from prometheus_client import make_wsgi_app
+
         host, port = listener.getsockname()[:2]
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.socket.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -73,7 +74,8 @@ def run_process(serve: Serve, process: Process) -> int:
         serve(process)
         return os.EX_OK
 
-    return run_program(main, [])
+    is_debugging = logging.getLogger().isEnabledFor(logging.INFO)
+    return run_program(main, ["--debug"] if is_debugging else [], extras="serve")
 
 
 def labels_of(model: ServedModel) -> dict[str, str]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from atelier.errors import ResourceUnavailableError
 from atelier.program import say
 from atelier.wire import SERVICE
 from serving.config import ServerConfig
@@ -27,10 +26,9 @@ from serving.models import ModelVersion
 from serving.process import Process, Serve, run_process
 
 MAX_START_S = 300  # without a word, until a process is ready
-MAX_FAILED_STARTS = 3  # in a row, of processes that were to replace others
-# What breaks one process may break the next: a device that is gone, a library that crashes. So one that failed within
-# STABLE_S of being ready is replaced at once the first time, and then after 0.25, 0.5, 1 ... MAX_PAUSE_S. What others
-# cause from outside (kill -9, a connection that ends grpcio's accept loop) is never a reason to wait.
+# What breaks one process may break the next: a device that is gone, a library that crashes. So one that failed before
+# it was ready, or within STABLE_S of it, is replaced at once the first time, and then after 0.25, 0.5, 1 ...
+# MAX_PAUSE_S. What others cause from outside (kill -9, what ends grpcio's accept loop) is never a reason to wait.
 STABLE_S = 5.0
 MAX_PAUSE_S = 5.0
 
@@ -59,9 +57,9 @@ class Child:
 
     @property
     def may_fail_again(self) -> bool:
-        """It broke soon after it was ready, and by itself."""
+        """It broke by itself, and before it was ready or soon after."""
         is_own_fault = self.has_lost_device or not (self.failure or self.process.exitcode == -signal.SIGKILL)
-        return is_own_fault and time.monotonic() - self.ready_s < STABLE_S
+        return is_own_fault and (not self.is_ready or time.monotonic() - self.ready_s < STABLE_S)
 
 
 class Supervisor:
@@ -89,10 +87,10 @@ class Supervisor:
     def run(self) -> int:
         """Returns the exit code: 0 if all that was accepted when the stop came was answered.
 
-        Raises ResourceUnavailableError if the process cannot be replaced.
+        A process that has served once is replaced for as long as it takes: a device may come back.
         """
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends no server
-        num_failures = num_failed_starts = 0
+        num_failures = 0
         with _signals() as (signals, sender):
             while True:
                 child = self._start(signals, sender)
@@ -100,10 +98,6 @@ class Supervisor:
                 exit_code = child.exit_code
                 if self._is_stopping or not (self._is_announced or child.is_ready):
                     break  # if the first start failed: why, the process has said
-                num_failed_starts = 0 if child.is_ready else num_failed_starts + 1
-                if num_failed_starts >= MAX_FAILED_STARTS:
-                    what = f"{num_failed_starts} new processes in a row ended before they could serve"
-                    raise ResourceUnavailableError("WORKERS_FAIL", what, "see their errors above")
                 num_failures = num_failures + 1 if child.may_fail_again else 0
                 if not self._pause(child, num_failures, signals):
                     exit_code = 0  # stopped while nothing ran
@@ -164,6 +158,7 @@ class Supervisor:
             child.process.kill()
             return
         self._is_stopping = True
+        self._listening.stop()  # the process closes the port after its lame-duck time, and nobody else keeps it open
         with contextlib.suppress(OSError):  # it has just ended
             child.link.send_bytes(b"drain")
         say("draining: new calls are told to retry elsewhere")

@@ -77,14 +77,14 @@ def test_program_without_its_extra_says_which_and_how_to_install_it(
 
 
 def test_server_without_metrics_library_or_runtime_says_what_to_install(client_only: Path, tmp_path: Path) -> None:
-    no_page = run(client_only, tmp_path, "serving", "--port", "0")
-    assert no_page.returncode == 69 and no_page.stderr.startswith("error: NO_LIBRARY: prometheus_client is not"), (
-        no_page
-    )
     files = {ONNX_NAME: b"never read so far"}
     digests = {ONNX_NAME: hashlib.sha256(files[ONNX_NAME]).hexdigest()}
     publish(tmp_path / "models" / "lenet5", files, manifest_for(digests))
-    model = ("--repository", str(tmp_path / "models"), "--device", "cpu", "--workers", "1")
+    model = ("--repository", str(tmp_path / "models"), "--device", "cpu")
+    no_page = run(client_only, tmp_path, "serving", "--port", "0", *model)
+    assert no_page.returncode == 69 and no_page.stderr.startswith("error: NO_LIBRARY: prometheus_client is not"), (
+        no_page
+    )
     no_runtime = run(client_only, tmp_path, "serving", "--port", "0", "--metrics-port", "0", *model)
     assert no_runtime.returncode == 69, no_runtime
     assert "error: NO_ONNXRUNTIME: asked for onnxruntime: No module named 'onnxruntime' (" in no_runtime.stderr

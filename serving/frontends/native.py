@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import logging
-import os
 import re
 import resource
 import socket
@@ -178,7 +177,7 @@ def _failure_from(outcome: str) -> ProgramError:
     if word.startswith("BACKEND_"):
         cure = "another process takes over; the errors above say why, nvidia-smi whether a GPU is in order"
         return DeviceError(word, what.partition(" (")[0], cure)
-    return ProgramError(word, what, "raise --drain-timeout-s")
+    return ProgramError(word, what, "raise --drain-timeout-s" if word == "DRAIN_TIMEOUT" else "see the errors above")
 
 
 def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
@@ -212,8 +211,8 @@ def _path(path: Path | None) -> str | None:
 
 
 def _handed_over(sockets: Sequence[socket.socket]) -> list[str]:
-    """Duplicates the sockets for Rust, which closes its own."""
-    return [f"fd:{os.dup(each.fileno())}" for each in sockets]
+    """Gives the sockets to Rust, which closes them when it drains; this process keeps none open."""
+    return [f"fd:{each.detach()}" for each in sockets]
 
 
 def _instance(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:

@@ -8,6 +8,7 @@ The first process answers five batches, the second none; those after them do not
 import argparse
 import multiprocessing
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ BROKEN = RuntimeError("CUDA error 700: an illegal memory access was encountered"
 class BreakingBackend(FakeBackend):
     """Answers `num_batches` after its warm-up, and then fails whatever is asked of it."""
 
-    def __init__(self, num_batches: float) -> None:
+    def __init__(self, num_batches: float, slow_s: float = 0.0) -> None:
         super().__init__()
         self._num_left = num_batches
+        self._slow_s = slow_s
 
     def infer(self, images: Images) -> Logits:
         if images.any():  # what a front end tries before it serves is black
             self._num_left -= 1
+            time.sleep(self._slow_s)
         if self._num_left < 0:
             raise BROKEN
         return super().infer(images)
@@ -48,29 +51,33 @@ class BreakingVersion(ModelVersion):
 
     lives: list[int]
     num_starts: Any
-    most_starts: int
+    failing_starts: list[int]
+    slow_s: float
 
     def open(self, config: ServerConfig) -> ServedModel:
         with self.num_starts:
             number = self.num_starts.value
             self.num_starts.value += 1
-        if number >= self.most_starts:
+        if number in self.failing_starts:
             raise ResourceUnavailableError("NO_GPU", "the device has gone", "plug it in")
         say(f"process {number} starts")
-        backend = BreakingBackend(self.lives[number] if number < len(self.lives) else float("inf"))
+        lives = self.lives[number] if number < len(self.lives) else float("inf")
+        backend = BreakingBackend(lives, self.slow_s)
         return ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lives", type=lambda text: [int(word) for word in text.split(",")], default=[])
-    parser.add_argument("--fail-starts-after", type=int, default=1000)
+    parser.add_argument("--failing-starts", type=lambda text: [int(word) for word in text.split(",")], default=[])
+    parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
     options, settings = parser.parse_known_args(arguments)
     version = BreakingVersion(
         directory=Path(),
         manifest=MANIFEST,
         lives=options.lives,
-        most_starts=options.fail_starts_after,
+        failing_starts=options.failing_starts,
+        slow_s=options.slow_s,
         num_starts=multiprocessing.get_context("fork").Value("i", 0),
     )
     return serve_version(parse_arguments(settings), version)

@@ -201,6 +201,6 @@ def test_command_reads_its_token_from_a_file(serving: Serving, tmp_path: Path) -
     tokens.write_text(digest_of("secret"))
     token.write_text("secret\n")
     with serving("--tls-certificate", certificate, "--tls-key", key, "--tokens", tokens) as server:
-        flags = ("--health", "--target", server.target, "--tls", certificate, "--token-file", token)
+        flags = ("--health", "--target", server.target, "--authority", certificate, "--token-file", token)
         done = command("atelier.classify", *flags)
         assert (done.returncode, done.stderr) == (0, "")

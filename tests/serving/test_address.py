@@ -135,3 +135,10 @@ def test_one_port_is_on_every_address_of_the_host() -> None:
     with Listening(["localhost"], 0) as listening:
         assert [each.family for each in listening.sockets] == [socket.AF_INET, socket.AF_INET6]
         assert len({each.getsockname()[1] for each in listening.sockets}) == 1
+
+
+def test_names_that_mean_the_same_address_are_opened_once() -> None:
+    with Listening(["0.0.0.0", "::"], 0) as listening:
+        assert len(listening.sockets) == 2
+    with Listening(["localhost", "127.0.0.1"], 0) as listening:
+        assert len(listening.sockets) == 2

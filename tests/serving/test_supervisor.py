@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pytest
 from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
-from tests.conftest import Job
+from tests.conftest import Job, command
 from tests.serving.running import kill_serving_process, sent_path_that_is_not_utf8, serving_process_of, wait_for
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
@@ -112,12 +114,35 @@ def test_every_replacement_serves_the_bytes_that_were_verified_at_the_start(
         assert server.stop() == 0
 
 
-def test_server_gives_up_when_no_new_process_can_start(front_end: str) -> None:
-    settings = ("--port", "0", "--front-end", front_end, "--fail-starts-after", "1")
-    with server_process("tests.serving.breaking_server", *settings) as server:
+def test_server_waits_for_a_device_that_is_away_for_some_starts(front_end: str) -> None:
+    settings = ("--port", "0", "--front-end", front_end, "--failing-starts", "1,2,3,4")
+    with server_process("tests.serving.breaking_server", *settings) as server, Client(server.target) as client:
+        client.classify(IMAGES + 7)
         kill_serving_process(server)
-        assert server.process.wait(60) == os.EX_UNAVAILABLE
-        wait_for(lambda: "error: WORKERS_FAIL: 3 new processes" in server.output)
+        assert client.classify(IMAGES + 7, timeout_s=30).labels.tolist() == [7, 7]
+        assert server.output.count("error: NO_GPU: the device has gone (plug it in)") == 4
+        assert server.stop() == 0
+
+
+def test_server_whose_first_start_fails_ends_with_its_code(front_end: str) -> None:
+    done = command("tests.serving.breaking_server", "--port", 0, "--front-end", front_end, "--failing-starts", "0")
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert done.stderr == "error: NO_GPU: the device has gone (plug it in)\n"
+
+
+def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> None:
+    """Else new connections would wait in the backlog, and be reset at the end."""
+    settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "0.1", "--slow-s", "3")
+    with server_process("tests.serving.breaking_server", *settings) as server, ThreadPoolExecutor(1) as pool:
+        with Client(server.target) as client:
+            accepted = pool.submit(client.classify, IMAGES + 7, timeout_s=20)
+            time.sleep(1.0)
+            server.process.terminate()
+            time.sleep(1.0)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            assert accepted.result().labels.tolist() == [7, 7]
+        assert server.process.wait(30) == 0
 
 
 def test_call_in_a_drain_is_told_to_retry_elsewhere(job: Job, front_end: str) -> None:
