@@ -15,6 +15,8 @@ import mlperf_loadgen
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.load_clients import BEST
+
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 
 # What MLPerf asks of a run that is to count (loadgen's mlperf.conf): seconds, and queries or, offline, samples.
@@ -36,6 +38,7 @@ class Load:
     in_flight: int = 16  # offline: requests of one process
     timeout_s: float = 5.0  # of one request, from its sending
     seed: int = 0
+    client: str = BEST  # of `server` and `offline`: which load client sends the requests
 
     def share(self, rank: int, num_processes: int) -> "Load":
         """What process `rank` of several offers. Poisson processes add up to one of the sum of their rates."""
@@ -70,6 +73,7 @@ def settings_from(load: Load) -> Any:
         settings.server_target_qps = load.target_qps
         settings.server_target_latency_ns = round(load.latency_p99_ms * 1e6)
         settings.server_target_latency_percentile = 0.99
+        settings.server_coalesce_queries = True  # all that are due are handed over together
     else:
         settings.offline_expected_qps = load.expected
     return settings
