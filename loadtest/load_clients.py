@@ -1,7 +1,7 @@
 """Clients that offer load: many calls are handed over at once, and what became of them is taken in bulk.
 
 The native one is a thread of Rust with one call of Python for many requests; grpcio's takes a hundred microseconds of
-Python for each, and is for machines where the other is not installed. Nothing is repeated: a retry would hide a failure.
+Python for each, and is for machines without the other. Nothing is repeated: a retry would hide a failure.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ OK = grpc.StatusCode.OK.value[0]
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 
 CHANNEL_OPTIONS = [
-    # No retry policy. What a server refused without having seen it (REFUSED_STREAM), grpc sends again by itself, as for
-    # any client; the latency has it.
+    # No retry policy. What a server refused without having seen it (REFUSED_STREAM), grpc sends again by itself; the
+    # latency has it.
     ("grpc.use_local_subchannel_pool", 1),  # or the channels share one connection
     ("grpc.max_receive_message_length", -1),
 ]
@@ -56,6 +56,20 @@ class Answers(NamedTuple):
         """Returns the status of a call that failed, with its message."""
         status = STATUSES.get(int(self.codes[position]), grpc.StatusCode.UNKNOWN)
         return f"{status.name}: {unquote(self.reply(position).decode(errors='replace'))}"
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Returns several as one; there must be one."""
+    numbers, sent_ns, done_ns, codes, replies, ends = zip(*parts, strict=True)
+    before = np.cumsum([0, *map(len, replies[:-1])])
+    return Answers(
+        np.concatenate(numbers),
+        np.concatenate(sent_ns),
+        np.concatenate(done_ns),
+        np.concatenate(codes),
+        b"".join(replies),
+        np.concatenate([each + start for each, start in zip(ends, before, strict=True)]),
+    )
 
 
 class LoadClient(Protocol):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atelier.channel import proxy_options
-from loadtest.load_clients import CHANNEL_OPTIONS, OK, Answers, open_client
+from loadtest.load_clients import CHANNEL_OPTIONS, OK, Answers, joined, open_client
 from loadtest.protocols import Checked, ServerProtocol
 from loadtest.scenarios import Load
 
@@ -36,6 +36,7 @@ STREAMS_PER_CONNECTION = 100
 WARM_UP_CALLS = 6  # on each connection
 WARM_UP_TIMEOUT_S = 10.0  # the first call also connects
 TAKE_S = 0.05
+COMPARED_TOGETHER = 512
 
 RESULTS = ("number", "sent_ns", "done_ns", "outcomes", "queue_us", "inference_us", "batch_sizes")
 
@@ -160,13 +161,13 @@ class Concurrent:
         self.records = Records()
         self._load, self._server, self._num_images = load, server, num_images
         in_flight = load.target_qps * load.timeout_s if load.scenario == "server" else load.in_flight
-        self._num_connections = round(
-            np.clip(in_flight / STREAMS_PER_CONNECTION, LEAST_CONNECTIONS, MOST_CONNECTIONS)
-        )
+        self._num_connections = round(np.clip(in_flight / STREAMS_PER_CONNECTION, LEAST_CONNECTIONS, MOST_CONNECTIONS))
         self._client = open_client(load.client, server.target, server.method, self._num_connections)
         self._messages: list[bytes] = []  # of each image, if that is what is asked for
         self._chunks: Iterator[tuple[list[int], list[int]]] = iter(())  # offline, what is still to be sent
         self._asked: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # samples and images of what is under way
+        self._answers: list[Answers] = []
+        self._uncompared: list[Sequence[int]] = []  # the images of those answers
         self._is_closed = False
         self._thread = threading.Thread(target=self._take_all, daemon=True)
 
@@ -220,25 +221,34 @@ class Concurrent:
         try:
             while not self._is_closed:
                 answers = self._client.take(TAKE_S)
-                if len(answers.numbers):
-                    self._conclude(answers)
+                self._conclude(answers)
+                if len(self._uncompared) >= COMPARED_TOGETHER or not len(answers.numbers):
+                    self._compare()
+            self._compare()
         except BaseException:
             traceback.print_exc()
             os._exit(70)  # or LoadGen would wait for ever
 
     def _conclude(self, answers: Answers) -> None:
-        """Tells LoadGen, sends what was waiting for this, and compares."""
+        """Tells LoadGen, and sends what was waiting for this."""
         asked = [self._asked.pop(number) for number in answers.numbers.tolist()]
         _complete(chain.from_iterable(ids for ids, _ in asked))
         if more := list(islice(self._chunks, len(asked))):
             self._submit(more)
-        judge(self.records, self._server, answers, [images for _, images in asked])
+        self._uncompared += [images for _, images in asked]
+        self._answers.append(answers)
+
+    def _compare(self) -> None:
+        if self._uncompared:
+            judge(self.records, self._server, joined(self._answers), self._uncompared)
+        self._answers, self._uncompared = [], []
 
 
 def judge(records: Records, server: ServerProtocol, answers: Answers, asked: Sequence[Sequence[int]]) -> None:
     """Notes what came of requests, each for these images: most are found right in bulk, the others one by one."""
     size = max(map(len, asked))
-    images = np.array([each if len(each) == size else (*each, *each * size)[:size] for each in asked], np.intp)
+    # Offline the last is shorter, and so is its answer: that is not found right in bulk.
+    images = np.array([each if len(each) == size else [each[0]] * size for each in asked], np.intp)
     found = server.found_right(answers.replies, answers.ends, images)
     is_ok = answers.codes == OK
     outcomes = np.where(is_ok, CORRECT, np.where(answers.codes == REFUSAL, REFUSED, LOST))

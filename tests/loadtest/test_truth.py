@@ -14,7 +14,6 @@ import pytest
 
 from atelier.errors import ResourceUnavailableError
 from loadtest.generators import Generators
-from loadtest.load_clients import GRPCIO, IS_NATIVE_HERE, NATIVE
 from loadtest.measurement import Measurement, together
 from loadtest.protocols import Classify, OpenInference, ServerProtocol
 from loadtest.scenarios import Load
@@ -81,14 +80,6 @@ def quietest(
         with null_server(*arguments, protocol=protocol) as server, Wakeups() as wakeups:
             runs.append((measured(server, load, num_processes), wakeups.delay_ms))
     return min(runs, key=lambda run: run[0].percentile_ms(50.0))
-
-
-@pytest.fixture(params=[NATIVE, GRPCIO])
-def client(request: pytest.FixtureRequest) -> str:
-    """Each load client in turn."""
-    if request.param == NATIVE and not IS_NATIVE_HERE:
-        pytest.skip("the native load client is not installed here")
-    return str(request.param)
 
 
 def server_load(client: str, duration_s: float = 2.0, timeout_s: float = 2.0) -> Load:
