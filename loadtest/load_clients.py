@@ -25,6 +25,7 @@ NATIVE, GRPCIO = "native", "grpcio"
 IS_NATIVE_HERE = importlib.util.find_spec("atelier_native") is not None
 BEST = NATIVE if IS_NATIVE_HERE else GRPCIO
 OK = grpc.StatusCode.OK.value[0]
+EXPIRED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 
 CHANNEL_OPTIONS = [
@@ -76,11 +77,17 @@ class LoadClient(Protocol):
     """Unary calls of one method, of raw messages, over several connections in turn."""
 
     def submit(
-        self, numbers: Integers, messages: Sequence[bytes], timeout_s: float, due_ns: Integers | None = None
+        self,
+        numbers: Integers,
+        messages: Sequence[bytes],
+        timeout_s: float,
+        due_ns: Integers | None = None,
+        late_s: float | None = None,
     ) -> None:
         """Makes the calls at once; or each when it is due, and returns when the last was.
 
-        A call is given up `timeout_s` after it was due, sent or not.
+        A call is given up `timeout_s` after it was due, sent or not; what cannot be sent within `late_s` of that is not
+        sent at all.
         """
         ...
 
@@ -136,11 +143,20 @@ class GrpcioClient:
         asyncio.run_coroutine_threadsafe(self._open(target, method, options, num_connections), self._loop).result()
 
     def submit(
-        self, numbers: Integers, messages: Sequence[bytes], timeout_s: float, due_ns: Integers | None = None
+        self,
+        numbers: Integers,
+        messages: Sequence[bytes],
+        timeout_s: float,
+        due_ns: Integers | None = None,
+        late_s: float | None = None,
     ) -> None:
         """See LoadClient."""
         due = [time.monotonic_ns()] * len(messages) if due_ns is None else due_ns.tolist()
-        calls = list(zip(numbers.tolist(), messages, [at_ns + round(timeout_s * 1e9) for at_ns in due], strict=True))
+        limits = [
+            (at_ns + round((timeout_s if late_s is None else late_s) * 1e9), at_ns + round(timeout_s * 1e9))
+            for at_ns in due
+        ]
+        calls = list(zip(numbers.tolist(), messages, limits, strict=True))
         begin = 0
         while begin < len(calls):
             time.sleep(max(0, due[begin] - time.monotonic_ns()) / 1e9)
@@ -178,17 +194,21 @@ class GrpcioClient:
             await channel.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, calls: Sequence[tuple[int, bytes, int]]) -> None:
+    def _start(self, calls: Sequence[tuple[int, bytes, tuple[int, int]]]) -> None:
         for call in calls:
             task = self._loop.create_task(self._ask(*call))
             self._tasks.add(task)  # the loop itself holds tasks only weakly
             task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, number: int, message: bytes, deadline_ns: int) -> None:
+    async def _ask(self, number: int, message: bytes, limits: tuple[int, int]) -> None:
+        latest_ns, deadline_ns = limits
         sent_ns = time.monotonic_ns()
+        if sent_ns >= latest_ns:
+            self._answered.put((number, sent_ns, sent_ns, EXPIRED, b"too late to be sent"))
+            return
         method = self._methods[number % len(self._methods)]
         try:
-            code, reply = OK, await method(message, timeout=max(0, deadline_ns - sent_ns) / 1e9)
+            code, reply = OK, await method(message, timeout=(deadline_ns - sent_ns) / 1e9)
         except grpc.RpcError as error:
             status: Any = error
             code, reply = status.code().value[0], (status.details() or "").encode()

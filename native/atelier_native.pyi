@@ -23,7 +23,12 @@ class Server:
 class LoadClient:
     def __init__(self, target: str, method: str, num_connections: int) -> None: ...
     def submit(
-        self, numbers: Buffer, messages: Sequence[bytes], timeout_s: float, due_ns: Buffer | None = None
+        self,
+        numbers: Buffer,
+        messages: Sequence[bytes],
+        timeout_s: float,
+        due_ns: Buffer | None = None,
+        late_s: float | None = None,
     ) -> None: ...
     def take(self, timeout_s: float) -> list[bytes]: ...
     def close(self) -> None: ...

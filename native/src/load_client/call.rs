@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::timeout_at;
 
-const DEADLINE_EXCEEDED: u8 = 4;
+pub const DEADLINE_EXCEEDED: u8 = 4;
 const UNKNOWN: u8 = 2;
 const INTERNAL: u8 = 13;
 const UNAVAILABLE: u8 = 14;
@@ -49,14 +49,10 @@ impl Connection {
 
     /// Makes the call, and gives it up at its deadline.
     pub async fn ask(&self, framed: Bytes, deadline: Instant) -> Outcome {
-        let expired = || (DEADLINE_EXCEEDED, Bytes::from_static(b"no answer until the deadline"));
-        if deadline <= Instant::now() {
-            return expired();
-        }
         match timeout_at(deadline.into(), self.exchange(framed, deadline)).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(why)) => (UNAVAILABLE, why.into()),
-            Err(_) => expired(),
+            Err(_) => (DEADLINE_EXCEEDED, Bytes::from_static(b"no answer until the deadline")),
         }
     }
 

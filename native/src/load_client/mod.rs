@@ -24,10 +24,11 @@ pub use python::add_to;
 /// Answers that wake whoever waits for them even while there is more to read.
 const MANY: usize = 64;
 
-/// A call to be made now; `framed` has gRPC's prefix.
+/// A call to be made now, unless it is later than `latest`; `framed` has gRPC's prefix.
 pub struct Call {
     number: i64,
     framed: Bytes,
+    latest: Instant,
     deadline: Instant,
 }
 
@@ -125,7 +126,10 @@ async fn make_calls(
 
 async fn make(shared: Arc<Shared>, connection: Arc<Connection>, call: Call) {
     let sent = Instant::now();
-    let (code, reply) = connection.ask(call.framed, call.deadline).await;
+    let (code, reply) = match sent < call.latest {
+        true => connection.ask(call.framed, call.deadline).await,
+        false => (call::DEADLINE_EXCEEDED, Bytes::from_static(b"too late to be sent")),
+    };
     shared.put(call.number, sent, code, &reply);
 }
 

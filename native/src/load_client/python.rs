@@ -29,8 +29,8 @@ impl PyLoadClient {
     }
 
     /// Makes the calls at once; or each when it is due, and returns when the last was. A call is given up `timeout_s`
-    /// after it was due, sent or not.
-    #[pyo3(signature = (numbers, messages, timeout_s, due_ns=None))]
+    /// after it was due, sent or not; what cannot be sent within `late_s` of that is not sent.
+    #[pyo3(signature = (numbers, messages, timeout_s, due_ns=None, late_s=None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -38,21 +38,23 @@ impl PyLoadClient {
         messages: Vec<Bound<'_, PyBytes>>,
         timeout_s: f64,
         due_ns: Option<PyBuffer<i64>>,
+        late_s: Option<f64>,
     ) -> PyResult<()> {
-        let (timeout, now) = (Duration::from_secs_f64(timeout_s), Instant::now());
+        let timeout = Duration::from_secs_f64(timeout_s);
+        let late = late_s.map_or(timeout, Duration::from_secs_f64);
         let numbers = numbers.to_vec(py)?;
         let due = match due_ns {
             Some(due_ns) => due_ns.to_vec(py)?.into_iter().map(|ns| self.client.instant(ns)).collect(),
-            None => vec![now; numbers.len()],
+            None => vec![Instant::now(); numbers.len()],
         };
         if numbers.len() != messages.len() || due.len() != messages.len() {
             let what = format!("{} numbers, {} messages, {} times", numbers.len(), messages.len(), due.len());
             return Err(PyValueError::new_err(what));
         }
         let framed: Vec<Bytes> = messages.iter().map(|message| framed(message.as_bytes())).collect();
-        let parts = numbers.into_iter().zip(framed).zip(due);
-        let calls =
-            parts.map(|((number, framed), due)| (due, Call { number, framed, deadline: due + timeout })).collect();
+        let call =
+            |((number, framed), due)| (due, Call { number, framed, latest: due + late, deadline: due + timeout });
+        let calls = numbers.into_iter().zip(framed).zip(due).map(call).collect();
         if py.detach(|| self.pace(calls)) { Ok(()) } else { Err(PyValueError::new_err("the client is closed")) }
     }
 
