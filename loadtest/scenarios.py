@@ -36,7 +36,7 @@ class Load:
     latency_p99_ms: float = 15.0  # what an answer within bounds is
     expected: float = 0.0  # single_stream, multi_stream: least latency, s; offline: images/s
     in_flight: int = 16  # offline: requests of one process
-    timeout_s: float = 5.0  # of one request, from its sending
+    timeout_s: float = 5.0  # of one request; `server`: from when it was due, sent or not
     seed: int = 0
     client: str = BEST  # of `server` and `offline`: which load client sends the requests
 
@@ -86,6 +86,8 @@ def schedule_ns(seed: int, target_qps: float, num_requests: int) -> NDArray[np.i
     std::mt19937 and std::exponential_distribution, as GNU's libstdc++ computes them. That it is the same schedule is
     checked in every run, against LoadGen's own percentiles.
     """
+    if num_requests == 0:
+        return np.empty(0, np.int64)
     bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator.random_raw(2 * max(num_requests - 1, 0))
     low, high = bits[0::2].astype(np.float64), bits[1::2].astype(np.float64)
     uniform = (low + high * 2.0**32) / 2.0**64  # [0, 1)

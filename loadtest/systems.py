@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atelier.channel import proxy_options
-from loadtest.load_clients import CHANNEL_OPTIONS, OK, Answers, joined, open_client
+from loadtest.load_clients import CHANNEL_OPTIONS, OK, Answers, Integers, joined, open_client
 from loadtest.protocols import Checked, ServerProtocol
-from loadtest.scenarios import Load
+from loadtest.scenarios import Load, schedule_ns
 
 # What became of a request. A refusal is an answer that sheds load; all else that fails is a lost answer.
 PENDING, CORRECT, WRONG, LOST, REFUSED = range(5)
@@ -162,6 +162,11 @@ class Concurrent:
         self._load, self._server, self._num_images = load, server, num_images
         in_flight = load.target_qps * load.timeout_s if load.scenario == "server" else load.in_flight
         self._num_connections = round(np.clip(in_flight / STREAMS_PER_CONNECTION, LEAST_CONNECTIONS, MOST_CONNECTIONS))
+        # A few more than it will be: how many is chance.
+        num_planned = load.target_qps * load.duration_s
+        num_scheduled = round(num_planned + 10 * num_planned**0.5 + 100) if load.scenario == "server" else 0
+        self._schedule_ns = schedule_ns(load.seed, load.target_qps, num_scheduled)
+        self._start_ns = 2**62
         self._client = open_client(load.client, server.target, server.method, self._num_connections)
         self._messages: list[bytes] = []  # of each image, if that is what is asked for
         self._chunks: Iterator[tuple[list[int], list[int]]] = iter(())  # offline, what is still to be sent
@@ -215,7 +220,16 @@ class Concurrent:
         messages = [
             self._messages[images[0]] if self._messages else self._server.request(images) for _, images in requests
         ]
-        self._client.submit(np.array(numbers, np.int64), messages, self._load.timeout_s)
+        self._client.submit(np.array(numbers, np.int64), messages, self._load.timeout_s, self._due_ns(numbers))
+
+    def _due_ns(self, numbers: range) -> Integers | None:
+        """When LoadGen's schedule had them, as far as is known yet: it hands over none before its time."""
+        after_first_ns = self._schedule_ns[numbers.start : numbers.stop]
+        if len(after_first_ns) < len(numbers):
+            return None
+        now_ns = time.monotonic_ns()
+        self._start_ns = min(self._start_ns, now_ns - int(after_first_ns[-1]))
+        return self._start_ns + after_first_ns
 
     def _take_all(self) -> None:
         try:
