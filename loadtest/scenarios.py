@@ -37,6 +37,7 @@ class Load:
     expected: float = 0.0  # single_stream, multi_stream: least latency, s; offline: images/s
     in_flight: int = 16  # offline: requests of one process
     timeout_s: float = 5.0  # of one request; `server`: from when it was due, sent or not
+    late_s: float | None = None  # `server`: what cannot be sent within this of when it was due is not sent, but lost
     seed: int = 0
     client: str = BEST  # of `server` and `offline`: which load client sends the requests
 

@@ -220,7 +220,8 @@ class Concurrent:
         messages = [
             self._messages[images[0]] if self._messages else self._server.request(images) for _, images in requests
         ]
-        self._client.submit(np.array(numbers, np.int64), messages, self._load.timeout_s, self._due_ns(numbers))
+        load, due_ns = self._load, self._due_ns(numbers)
+        self._client.submit(np.array(numbers, np.int64), messages, load.timeout_s, due_ns, load.late_s)
 
     def _due_ns(self, numbers: range) -> Integers | None:
         """When LoadGen's schedule had them, as far as is known yet: it hands over none before its time."""

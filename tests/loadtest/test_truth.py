@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,21 @@ def test_one_bad_answer_among_hundreds_is_counted_and_named(fault: str, count: s
     (named,) = run.faults
     assert re.match(r"request \d+: ", named)  # about 49: two that are sent at once may overtake one another
     assert message in named
+
+
+def test_one_bad_answer_of_the_open_inference_protocol_is_named_under_load_too(client: str) -> None:
+    with null_server("--fault", "swap", "--fault-at", NUM_WARM_UP + 50, protocol="oip") as server:
+        run = measured(server, server_load(client, duration_s=1.0))
+    assert run.count("wrong") == 1
+    assert run.count("correct") == run.num_requests - 1 > 100
+    assert re.match(r"request \d+: image \d+: logits .* it is the answer to image", run.faults[0])
+
+
+def test_what_is_too_late_to_be_sent_is_not_and_counts_as_lost(client: str) -> None:
+    with null_server() as server:
+        run = measured(server, replace(server_load(client, duration_s=0.5), late_s=0.0))
+    assert run.count("lost") == run.num_requests > 50
+    assert "too late to be sent" in run.faults[0]
 
 
 @pytest.mark.parametrize("protocol", ["atelier", "oip"])

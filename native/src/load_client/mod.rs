@@ -59,7 +59,12 @@ struct Shared {
 
 pub struct LoadClient {
     shared: Arc<Shared>,
-    running: Mutex<Option<(UnboundedSender<Vec<Call>>, JoinHandle<()>)>>,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    calls: UnboundedSender<Vec<Call>>,
+    thread: JoinHandle<()>,
 }
 
 impl LoadClient {
@@ -75,17 +80,18 @@ impl LoadClient {
         let thread = thread::Builder::new()
             .name("load".into())
             .spawn(move || runtime.block_on(make_calls(theirs, arriving, connections)))?;
-        Ok(Self { shared, running: Mutex::new(Some((calls, thread))) })
+        Ok(Self { shared, running: Mutex::new(Some(Running { calls, thread })) })
     }
 
     /// Makes the calls; False if the client is closed.
     pub fn submit(&self, calls: Vec<Call>) -> bool {
-        locked(&self.running).as_ref().is_some_and(|(sender, _)| sender.send(calls).is_ok())
+        locked(&self.running).as_ref().is_some_and(|running| running.calls.send(calls).is_ok())
     }
 
     pub fn instant(&self, ns: i64) -> Instant {
-        let (instant, epoch_ns) = self.shared.epoch;
-        instant + Duration::from_nanos(ns.saturating_sub(epoch_ns).max(0) as u64)
+        let (epoch, epoch_ns) = self.shared.epoch;
+        let distance = Duration::from_nanos(ns.abs_diff(epoch_ns));
+        if ns < epoch_ns { epoch.checked_sub(distance).unwrap_or(epoch) } else { epoch + distance }
     }
 
     /// What has been answered since the last time; waits for the first of it.
@@ -104,7 +110,7 @@ impl LoadClient {
     /// Gives up what is under way.
     pub fn close(&self) {
         let running = locked(&self.running).take();
-        if let Some((calls, thread)) = running {
+        if let Some(Running { calls, thread }) = running {
             drop(calls);
             let _ = thread.join();
         }
