@@ -38,6 +38,9 @@ mod proto {
             include!(concat!(env!("OUT_DIR"), "/atelier.v1.rs"));
         }
     }
+    pub mod inference {
+        include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+    }
     pub mod grpc {
         pub mod health {
             pub mod v1 {

@@ -4,39 +4,12 @@
 
 use std::iter::once;
 
-use bytes::Bytes;
 use prost::Message;
 
 use crate::proto::atelier::v1::ClassifyResponse;
+use crate::proto::inference::ModelInferResponse;
 
 const NUM_CLASSES: usize = 10;
-
-/// inference.ModelInferResponse, as far as it is compared.
-#[derive(Clone, PartialEq, Message)]
-struct InferResponse {
-    #[prost(message, repeated, tag = "5")]
-    outputs: Vec<Tensor>,
-    #[prost(bytes = "bytes", repeated, tag = "6")]
-    raw_output_contents: Vec<Bytes>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Tensor {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    datatype: String,
-    #[prost(int64, repeated, tag = "3")]
-    shape: Vec<i64>,
-    #[prost(message, optional, tag = "5")]
-    contents: Option<Contents>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Contents {
-    #[prost(float, repeated, tag = "6")]
-    fp32_contents: Vec<f32>,
-}
 
 /// Of each reply whether it could be read, what it says of the images, and for Classify its TimeSplit.
 #[derive(Default)]
@@ -75,7 +48,7 @@ pub fn classifications(replies: &[u8], ends: &[u8], num_images: usize, top_k: us
 pub fn logits(replies: &[u8], ends: &[u8], num_images: usize) -> Columns {
     let mut columns = Columns::default();
     for reply in split(replies, ends) {
-        let found = InferResponse::decode(reply).ok().and_then(|response| logits_of(response, num_images));
+        let found = ModelInferResponse::decode(reply).ok().and_then(|response| logits_of(response, num_images));
         columns.is_read.push(found.is_some().into());
         columns.numbers.extend(found.unwrap_or_default());
         columns.numbers.resize(columns.is_read.len() * num_images * NUM_CLASSES * 4, 0);
@@ -83,7 +56,7 @@ pub fn logits(replies: &[u8], ends: &[u8], num_images: usize) -> Columns {
     columns
 }
 
-fn logits_of(response: InferResponse, num_images: usize) -> Option<Vec<u8>> {
+fn logits_of(response: ModelInferResponse, num_images: usize) -> Option<Vec<u8>> {
     let [tensor] = response.outputs.as_slice() else { return None };
     let is_right = tensor.name == "logits" && tensor.datatype == "FP32";
     let is_right = is_right && tensor.shape == [num_images as i64, NUM_CLASSES as i64];
