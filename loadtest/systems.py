@@ -234,11 +234,12 @@ class Concurrent:
 
     def _take_all(self) -> None:
         try:
+            compared_s = time.monotonic()
             while not self._is_closed:
-                answers = self._client.take(TAKE_S)
-                self._conclude(answers)
-                if len(self._uncompared) >= COMPARED_TOGETHER or not len(answers.numbers):
+                self._conclude(self._client.take(TAKE_S))
+                if len(self._uncompared) >= COMPARED_TOGETHER or time.monotonic() - compared_s > TAKE_S:
                     self._compare()
+                    compared_s = time.monotonic()
             self._compare()
         except BaseException:
             traceback.print_exc()

@@ -68,7 +68,7 @@ class Outcomes:
 
 def offer(server: ServerProtocol, num_images: int, load: OpenLoad, num_processes: int | None = None) -> Outcomes:
     """Offers the load and returns what became of it; request i is of the reference's image i modulo `num_images`."""
-    num_processes = num_processes or os.cpu_count() or 1
+    num_processes = num_processes or max(1, (os.cpu_count() or 1) // 2)  # more would take the server's cores
     shares = [
         replace(load, rate=load.rate / num_processes, seed=load.seed * num_processes + rank)
         for rank in range(num_processes)
