@@ -71,7 +71,7 @@ impl LoadClient {
     /// `now_ns`: what the caller's monotonic clock says now.
     pub fn start(target: &str, method: &str, num_connections: usize, now_ns: i64) -> io::Result<Self> {
         let shared = Arc::new(Shared { shelf: Shelf::default(), epoch: (Instant::now(), now_ns) });
-        let connections = (0..num_connections).map(|_| Connection::new(target, method)).collect();
+        let connections = (0..num_connections.max(1)).map(|_| Connection::new(target, method)).collect();
         let (calls, arriving) = unbounded_channel();
         let theirs = shared.clone();
         let parking = shared.clone();
