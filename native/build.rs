@@ -11,7 +11,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reflection = fs::read_to_string("protos/reflection.proto")?;
     let alpha = reflection.replace("package grpc.reflection.v1;", "package grpc.reflection.v1alpha;");
     fs::write(protos.join("reflection_v1alpha.proto"), alpha)?;
-    let files = ["../protos/classifier.proto", "protos/health.proto", "protos/reflection.proto"];
+    let files = [
+        "../protos/classifier.proto",
+        "../protos/open_inference.proto",
+        "protos/health.proto",
+        "protos/reflection.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
         let name = PathBuf::from(file);
@@ -26,5 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(names, [&out])?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    // What the load client reads, but the server does not speak.
+    let inference = protox::compile(["protos/open_inference.proto"], [&out])?;
+    prost_build::Config::new().bytes(["."]).compile_fds(inference)?;
     Ok(())
 }

@@ -1,32 +1,31 @@
 """Load that does not wait for answers: requests are due at their times, each with a deadline, whatever the server does.
 
-`offer` is the interface that the bench relies on. Here Python processes send; together they reach a few thousand
-requests a second, and `Outcomes` tells if that was less than was asked for.
+`offer` is the interface that the bench relies on; `Outcomes` tells if less was sent in time than was asked for.
 """
 
-import asyncio
 import math
 import multiprocessing
 import os
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from itertools import cycle
 from multiprocessing.synchronize import Barrier
-from typing import Any
 
 import grpc
-import grpc.aio
 import numpy as np
-import uvloop
-from numpy.typing import NDArray
 
-from atelier.channel import proxy_options
+from loadtest.load_clients import BEST, EXPIRED, OK, Answers, Integers, LoadClient, open_client
 from loadtest.protocols import ServerProtocol
 
 CONNECT_TIMEOUT_S = 60.0  # until every process has made its connections
+WARM_UP_TIMEOUT_S = 10.0
 STREAMS_PER_CONNECTION = 100  # a server may bound them: ours takes 128
-REFUSALS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+START_S = 0.02  # from the last process's connecting to the first request
+HANDED_OVER = 1000  # requests a call of the client
+TAKE_S = 0.1
+REFUSALS = (EXPIRED, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNAVAILABLE.value[0])
 LATE_SHARE = 0.1  # of the deadline: a request sent later than that was the generator's failure
 ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
 
@@ -39,6 +38,7 @@ class OpenLoad:
     deadline_s: float
     duration_s: float
     seed: int = 0
+    client: str = BEST
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,7 @@ class Outcomes:
 
 def offer(server: ServerProtocol, num_images: int, load: OpenLoad, num_processes: int | None = None) -> Outcomes:
     """Offers the load and returns what became of it; request i is of the reference's image i modulo `num_images`."""
-    num_processes = num_processes or os.cpu_count() or 1
+    num_processes = num_processes or max(1, (os.cpu_count() or 1) // 2)  # more would take the server's cores
     shares = [
         replace(load, rate=load.rate / num_processes, seed=load.seed * num_processes + rank)
         for rank in range(num_processes)
@@ -98,75 +98,71 @@ def _meet_at(barrier: Barrier) -> None:
 
 
 def _offer_share(server: ServerProtocol, num_images: int, load: OpenLoad) -> Outcomes:
-    return uvloop.run(_Share(server, num_images, load).run())
-
-
-class _Share:
-    """What one process sends, and what it sees."""
-
-    def __init__(self, server: ServerProtocol, num_images: int, load: OpenLoad) -> None:
-        self._server, self._load = server, load
-        self._messages = [server.request((index,)) for index in range(num_images)]
-        self._outcomes = Outcomes()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def run(self) -> Outcomes:
-        """Connects, sends what is due once all processes are connected, and waits for the last answer."""
-        load = self._load
-        random = np.random.default_rng(load.seed)
-        gaps_s = random.exponential(1 / load.rate, max(1, round(load.rate * load.duration_s)))
-        num_channels = max(2, math.ceil(load.rate * load.deadline_s / STREAMS_PER_CONNECTION))
-        options = [("grpc.use_local_subchannel_pool", 1), *proxy_options(self._server.target)]
-        channels = [grpc.aio.insecure_channel(self._server.target, options=options) for _ in range(num_channels)]
-        methods: list[Any] = [channel.unary_unary(self._server.method) for channel in channels]
-        for method in methods:
-            await method(self._messages[0], timeout=10)  # connects; not counted
+    """Connects, sends what is due once all processes are connected, and counts when the last answer is there."""
+    messages = [server.request((index,)) for index in range(num_images)]
+    num_connections = max(2, math.ceil(load.rate * load.deadline_s / STREAMS_PER_CONNECTION))
+    client = open_client(load.client, server.target, server.method, num_connections)
+    try:
+        client.submit(np.arange(num_connections), messages[:1] * num_connections, WARM_UP_TIMEOUT_S)
+        _taken(client, num_connections)
         _barriers[0].wait(CONNECT_TIMEOUT_S)
-        await self._send_all(time.monotonic() + np.cumsum(gaps_s), methods)
-        for channel in channels:
-            await channel.close()
-        return self._outcomes
+        due_ns = _schedule_ns(load)
+        sender = threading.Thread(target=_send_all, args=(client, messages, due_ns, load.deadline_s))
+        sender.start()
+        answers = _taken(client, len(due_ns))
+        sender.join()
+    finally:
+        client.close()
+    outcomes = Outcomes(num_due=len(due_ns))
+    for part in answers:
+        _count(outcomes, part, server, due_ns[part.numbers], num_images, load)
+    return outcomes
 
-    async def _send_all(self, due_s: NDArray[np.float64], methods: list[Any]) -> None:
-        load, turn = self._load, cycle(methods)
-        for number, due in enumerate(due_s.tolist()):
-            self._outcomes.num_due += 1
-            if (ahead_s := due - time.monotonic()) > 0:
-                await asyncio.sleep(ahead_s)
-            elif number % 16 == 0:
-                await asyncio.sleep(0)  # behind the schedule, answers are still taken
-            left_s = due + load.deadline_s - time.monotonic()
-            if left_s < (1 - LATE_SHARE) * load.deadline_s:
-                continue  # too late: to send it would say nothing, and make the next ones late
-            self._outcomes.num_in_time += 1
-            task = asyncio.create_task(self._ask(number % len(self._messages), due, left_s, next(turn)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        await asyncio.gather(*self._tasks)
 
-    async def _ask(self, image: int, due_s: float, left_s: float, method: Any) -> None:
-        sent_s = time.monotonic()
-        try:
-            reply: bytes = await method(self._messages[image], timeout=left_s)
-        except grpc.RpcError as error:
-            self._count_failure(error, time.monotonic() - sent_s, left_s)
-            return
-        taken_s = time.monotonic() - min(due_s, sent_s)  # timers may be a millisecond early
-        if self._server.check(reply, (image,)).fault:
-            self._outcomes.num_wrong += 1
-        elif taken_s > self._load.deadline_s:
-            self._outcomes.num_late += 1
-        else:
-            self._outcomes.num_right += 1
-            self._outcomes.latency_us.append(taken_s * 1e6)
+def _schedule_ns(load: OpenLoad) -> Integers:
+    """When each is due, on the monotonic clock."""
+    num_requests = max(1, round(load.rate * load.duration_s))
+    gaps_s = np.random.default_rng(load.seed).exponential(1 / load.rate, num_requests)
+    return time.monotonic_ns() + (1e9 * (START_S + np.cumsum(gaps_s))).astype(np.int64)
 
-    def _count_failure(self, error: Any, taken_s: float, left_s: float) -> None:
-        """A server that says DEADLINE_EXCEEDED before the deadline refuses; gRPC itself says it afterwards."""
-        status = error.code().name
-        if status in REFUSALS or (status == "DEADLINE_EXCEEDED" and taken_s < left_s):
-            self._outcomes.num_refused += 1
-            self._outcomes.refusal_us.append(taken_s * 1e6)
-        elif status == "DEADLINE_EXCEEDED":
-            self._outcomes.num_expired += 1
-        else:
-            self._outcomes.num_lost += 1
+
+def _send_all(client: LoadClient, messages: Sequence[bytes], due_ns: Integers, deadline_s: float) -> None:
+    for first in range(0, len(due_ns), HANDED_OVER):
+        due = due_ns[first : first + HANDED_OVER]
+        numbers = np.arange(first, first + len(due))
+        chosen = [messages[number % len(messages)] for number in numbers.tolist()]
+        client.submit(numbers, chosen, deadline_s, due, LATE_SHARE * deadline_s)
+
+
+def _taken(client: LoadClient, num_answers: int) -> list[Answers]:
+    """Waits until so many calls have an end."""
+    taken: list[Answers] = []
+    while num_answers > 0:
+        taken.append(client.take(TAKE_S))
+        num_answers -= len(taken[-1].numbers)
+    return taken
+
+
+def _count(
+    outcomes: Outcomes, answers: Answers, server: ServerProtocol, due_ns: Integers, num_images: int, load: OpenLoad
+) -> None:
+    """Counts those that were sent in time."""
+    images = answers.numbers % num_images
+    is_in_time = answers.sent_ns - due_ns < round(LATE_SHARE * load.deadline_s * 1e9)
+    is_ok = is_in_time & (answers.codes == OK)
+    is_right = is_ok & server.found_right(answers.replies, answers.ends, images[:, np.newaxis]).is_right
+    for position in np.flatnonzero(is_ok & ~is_right).tolist():
+        is_right[position] = not server.check(answers.reply(position), (int(images[position]),)).fault
+    is_before = answers.done_ns - due_ns <= load.deadline_s * 1e9
+    # A server that says DEADLINE_EXCEEDED before the deadline refuses; the client itself says it afterwards.
+    is_expired = is_in_time & (answers.codes == EXPIRED) & ~is_before
+    is_refused = is_in_time & ~is_expired & np.isin(answers.codes, REFUSALS)
+    outcomes.num_in_time += int(is_in_time.sum())
+    outcomes.num_right += int((is_right & is_before).sum())
+    outcomes.num_late += int((is_right & ~is_before).sum())
+    outcomes.num_wrong += int((is_ok & ~is_right).sum())
+    outcomes.num_refused += int(is_refused.sum())
+    outcomes.num_expired += int(is_expired.sum())
+    outcomes.num_lost += int((is_in_time & ~is_ok & ~is_refused & ~is_expired).sum())
+    outcomes.latency_us += ((answers.done_ns - due_ns)[is_right & is_before] / 1e3).tolist()
+    outcomes.refusal_us += ((answers.done_ns - answers.sent_ns)[is_refused] / 1e3).tolist()

@@ -14,7 +14,7 @@ DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
 LEAST_DURATION_S = 0.5
 
-# What offers a load to a server that knows so many images: a faster client is dropped in here.
+# What offers a load to a server that knows so many images.
 Offer = Callable[[ServerProtocol, int, OpenLoad], Outcomes]
 
 

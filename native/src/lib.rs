@@ -1,7 +1,7 @@
 //! Atelier's front end: atelier.v1.Classifier over gRPC, entering Python once per batch.
 //!
 //! From the outside in: listeners -> connection -> routes -> call -> classify -> engine -> batching, model.
-#![deny(unsafe_code)] // python.rs has what PyO3's macros make; every other file forbids it
+#![deny(unsafe_code)] // the files python.rs have what PyO3's macros make; every other file forbids it
 
 mod batching;
 mod body;
@@ -15,6 +15,7 @@ mod guarded_io;
 mod health;
 mod job;
 mod listeners;
+mod load_client;
 mod metrics;
 mod metrics_page;
 mod model;
@@ -42,6 +43,9 @@ mod proto {
         pub mod v1 {
             include!(concat!(env!("OUT_DIR"), "/atelier.v1.rs"));
         }
+    }
+    pub mod inference {
+        include!(concat!(env!("OUT_DIR"), "/inference.rs"));
     }
     pub mod grpc {
         pub mod health {

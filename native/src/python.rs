@@ -123,5 +123,6 @@ fn addresses_of(listeners: &[Listener]) -> PyResult<Vec<String>> {
 
 #[pymodule]
 fn atelier_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyServer>()
+    module.add_class::<PyServer>()?;
+    crate::load_client::add_to(module)
 }

@@ -18,34 +18,34 @@ def offered(load: OpenLoad, *arguments: object, num_processes: int = 1) -> Outco
         return offer(server, NUM_IMAGES, load, num_processes)
 
 
-def load(rate: float = 100, deadline_s: float = 1.0, duration_s: float = 1.0) -> OpenLoad:
-    return OpenLoad(rate=rate, deadline_s=deadline_s, duration_s=duration_s)
+def load(client: str, rate: float = 100, deadline_s: float = 1.0, duration_s: float = 1.0) -> OpenLoad:
+    return OpenLoad(rate=rate, deadline_s=deadline_s, duration_s=duration_s, client=client)
 
 
-def test_every_answer_in_time_is_goodput_and_its_latency_counts_from_when_it_was_due() -> None:
-    outcomes = offered(load(), "--latency-ms", 20, num_processes=2)
+def test_every_answer_in_time_is_goodput_and_its_latency_counts_from_when_it_was_due(client: str) -> None:
+    outcomes = offered(load(client), "--latency-ms", 20, num_processes=2)
     assert outcomes.num_due == 100
     assert 50 < outcomes.num_in_time == outcomes.num_right == len(outcomes.latency_us)  # a busy machine sends not all
-    assert outcomes.goodput(load()) == outcomes.num_right
+    assert outcomes.goodput(load(client)) == outcomes.num_right
     assert statistics.median(outcomes.latency_us) >= 20_000
 
 
-def test_answers_after_the_deadline_are_no_goodput() -> None:
-    outcomes = offered(load(deadline_s=0.5), "--latency-ms", 800)
+def test_answers_after_the_deadline_are_no_goodput(client: str) -> None:
+    outcomes = offered(load(client, deadline_s=0.5), "--latency-ms", 800)
     assert outcomes.num_right == 0
     assert 50 < outcomes.num_in_time == outcomes.num_expired
 
 
-def test_refusal_is_counted_with_its_time_and_a_swapped_answer_is_wrong() -> None:
-    refused = offered(load(), "--latency-ms", 5, "--fault", "refuse", "--fault-at", NUM_CONNECTING + 10)
+def test_refusal_is_counted_with_its_time_and_a_swapped_answer_is_wrong(client: str) -> None:
+    refused = offered(load(client), "--latency-ms", 5, "--fault", "refuse", "--fault-at", NUM_CONNECTING + 10)
     assert (refused.num_refused, refused.num_right) == (1, refused.num_in_time - 1)
     assert 5_000 <= refused.refusal_us[0] < 1_000_000
-    swapped = offered(load(), "--fault", "swap", "--fault-at", NUM_CONNECTING + 10)
+    swapped = offered(load(client), "--fault", "swap", "--fault-at", NUM_CONNECTING + 10)
     assert (swapped.num_wrong, swapped.num_right) == (1, swapped.num_in_time - 1)
 
 
-def test_generator_that_cannot_keep_its_schedule_says_so() -> None:
-    impossible = load(rate=200_000, deadline_s=0.05, duration_s=0.2)
+def test_generator_that_cannot_keep_its_schedule_says_so(client: str) -> None:
+    impossible = load(client, rate=200_000, deadline_s=0.05, duration_s=0.2)
     outcomes = offered(impossible)
     assert outcomes.num_due == 40_000
     assert not outcomes.is_offered
