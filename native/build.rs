@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
     // What the load client reads, but the server does not speak.
-    let inference = protox::compile(["protos/open_inference.proto"], [&out])?;
+    let inference = protox::compile(["atelier/wire/open_inference.proto"], [&out])?;
     prost_build::Config::new().bytes(["."]).compile_fds(inference)?;
     Ok(())
 }
