@@ -20,7 +20,7 @@ def say(line: str) -> None:
     """Prints a line for the operator. A server goes on if nobody reads it: a closed pipe, a full one."""
     with contextlib.suppress(OSError, ValueError):
         if _takes_a_line(sys.stdout):
-            print(f"atelier: {line}", flush=True)
+            print(f"atelier: {line}\n", end="", flush=True)  # one write: the second might block
 
 
 class NonBlockingHandler(logging.StreamHandler[TextIO]):
@@ -33,11 +33,14 @@ class NonBlockingHandler(logging.StreamHandler[TextIO]):
                 super().emit(record)
 
 
-def _takes_a_line(stream: TextIO) -> bool:
+def _takes_a_line(stream: TextIO, wait_s: float = 0.0) -> bool:
     """Returns whether a write would not block: a pipe that poll(2) calls writable has room for 4,096 bytes."""
     poll = select.poll()
-    poll.register(stream.fileno(), select.POLLOUT)
-    return bool(poll.poll(0))
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except io.UnsupportedOperation:  # no file: it takes everything
+        return True
+    return bool(poll.poll(wait_s * 1000))
 
 
 def can_print(text: str) -> bool:
@@ -50,8 +53,9 @@ def can_print(text: str) -> bool:
 
 
 def report(error: ProgramError) -> None:
-    """Prints an error as one line on stderr, whatever a library's message has in it."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    """Prints an error as one line on stderr, whatever a library's message has in it; a pipe stuck for 1 s gets none."""
+    if _takes_a_line(sys.stderr, wait_s=1.0):
+        print(f"error: {' '.join(str(error).split())}\n", end="", file=sys.stderr, flush=True)
 
 
 def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None, *, extras: str = "") -> int:

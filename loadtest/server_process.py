@@ -29,8 +29,8 @@ class ServerProcess:
 
     @property
     def metrics_port(self) -> int:
-        """Where its metrics page listens. Raises ValueError if it has none."""
-        return int(self.metrics_url.rpartition(":")[2].partition("/")[0])
+        """Where its metrics page listens; 0 if it has none."""
+        return int(self.metrics_url.rpartition(":")[2].partition("/")[0] or 0)
 
     @property
     def output(self) -> str:

@@ -37,7 +37,7 @@ def client_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for top in tops - {"__pycache__"}:
             if not (directory / top).exists():
                 (directory / top).symlink_to(Path(str(distribution.locate_file(top))))
-    for package in ("training", "export", "serving", "protos", "loadtest"):
+    for package in ("atelier", "training", "export", "serving", "loadtest"):
         (directory / package).symlink_to(ROOT / package)
     return directory
 
@@ -49,7 +49,7 @@ def run(client_only: Path, directory: Path, module: str, *options: str) -> "subp
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", ["serving.client", "training.dataset", "serving"])
+@pytest.mark.parametrize("module", ["atelier.classify", "training.dataset", "serving"])
 def test_client_data_and_the_servers_help_need_no_extra(client_only: Path, tmp_path: Path, module: str) -> None:
     done = run(client_only, tmp_path, module, "--help")
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def test_client_data_and_the_servers_help_need_no_extra(client_only: Path, tmp_p
         ("training", "torch", "train"),
         ("export", "torch", "export,serve"),
         ("loadtest", "mlperf_loadgen", "load,serve"),
-        ("loadtest.bench", "tqdm", "load,serve,train"),
+        ("loadtest.bench", "matplotlib", "load,serve,train"),
     ],
 )
 def test_program_without_its_extra_says_which_and_how_to_install_it(

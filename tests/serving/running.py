@@ -37,7 +37,7 @@ def kill_serving_process(server: ServerProcess) -> None:
     """Kills it, and returns when it has gone."""
     process = serving_process_of(server)
     process.kill()
-    process.wait(30)
+    wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
 
 class Page:

@@ -168,24 +168,38 @@ def test_server_goes_on_if_nobody_reads_its_log(front_end: str) -> None:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tests.serving.breaking_server", "--port", "0", "--front-end", front_end]
     process = subprocess.Popen(command, stdout=writer, stderr=writer)
-    server = ServerProcess(process)  # type: ignore[arg-type]  # whose output nobody reads
+    try:
+        server = ServerProcess(process)  # type: ignore[arg-type]  # whose output nobody reads
+        target = target_printed_to(reader)
+        fill(writer)
+        with Client(target) as client:
+            client.classify(IMAGES + 7)
+            for _ in range(3):
+                kill_serving_process(server)
+                assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+        os.close(reader)
+        os.close(writer)
+
+
+def target_printed_to(reader: int) -> str:
     printed = ""
     while not (found := re.search(r"serving .* on (\S+:\d+):", printed)):
         printed += os.read(reader, 4096).decode()
+    return found[1]
+
+
+def fill(writer: int) -> None:
+    """Until a pipe takes no more."""
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writer, b"x" * 4096)
     os.set_blocking(writer, True)
-    with Client(found[1]) as client:
-        client.classify(IMAGES + 7)
-        for _ in range(3):
-            kill_serving_process(server)
-            assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
-    process.terminate()
-    assert process.wait(30) == 0
-    os.close(reader)
-    os.close(writer)
 
 
 def bytes_of_one_image() -> bytes:
