@@ -1,5 +1,7 @@
-from collections.abc import Buffer, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from typing_extensions import Buffer
 
 class Server:
     def __init__(
