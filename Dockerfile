@@ -12,6 +12,9 @@
 #
 # serve-gpu runs like serve, with --gpus all (the NVIDIA Container Toolkit provides the driver, the wheels all else).
 #
+# The images serve with grpcio: they have no Rust to build the native front end. So keep them on trusted networks, or behind
+# a proxy. With TLS flags, give --no-healthcheck too: the check below speaks plain text.
+#
 # Docker 23 or later, or Podman with Buildah 1.41 or later: older ones do not know COPY --link.
 
 # The Python that the versions in constraints.txt were tested with.
@@ -98,7 +101,8 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-m", "atelier.classify", "--health", "--timeout-s", "3"]
 # More flags go behind the image's name. Inside, the ports stay 50051 and 8002: publish them as others.
-ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0"]
+# Inside, everything may connect: whoever publishes the port beyond this machine gives TLS and tokens as flags.
+ENTRYPOINT ["python", "-m", "serving", "--repository", "/models", "--host", "0.0.0.0", "--insecure"]
 
 FROM server AS serve-gpu
 COPY --link --from=requirements-gpu /opt/venv /opt/venv

@@ -16,15 +16,21 @@ comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
 EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
+# The native front end: built by cargo, and without it left out.
+NATIVE := $(VENV)/.native
+NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
+  native/Cargo.toml native/pyproject.toml native/pins.lock
+export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
+CARGO := $(shell command -v cargo 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test check loadtest bench ladder gpu-report clean
+.PHONY: help setup data train curves export serve classify test check loadtest attack restarts bench ladder gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(SETUP) ## make .venv and install the pinned versions (with the GPU's where nvidia-smi answers)
+setup: $(SETUP) $(NATIVE) ## make .venv, install the pinned versions (with the GPU's where nvidia-smi answers), build the native front end
 
 $(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -34,6 +40,16 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.prot
 	@$(RUN) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null; rm -f $(VENV)/.set-up-*
 	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
+
+ifeq ($(CARGO),)
+$(NATIVE): | $(SETUP)
+	@echo "note: without cargo there is no native front end; serving goes on with grpcio (rustup or apt-get install cargo, 1.88 or later, then: make setup)"
+else
+$(NATIVE): $(NATIVE_SOURCES) | $(SETUP)
+	@echo "building the native front end: some minutes the first time"
+	@$(RUN) native/pins.py restore && $(RUN) -m pip install --disable-pip-version-check --quiet ./native && touch $@ \
+	  || echo "warning: the native front end was not built, for the reason above; serving goes on with grpcio"
+endif
 
 data: $(SETUP) ## find Fashion-MNIST, or fetch it, and check its digests
 	$(RUN) -m training.dataset $(ARGS)
@@ -53,25 +69,33 @@ export: $(TRAINED) ## write a new version to artifacts/models/lenet5/, once ever
 $(EXPORTED): $(TRAINED)
 	$(RUN) -m export
 
-serve: $(EXPORTED) ## answer Classify over gRPC on localhost:50051
+serve: $(EXPORTED) $(NATIVE) ## answer Classify over gRPC on localhost:50051
 	$(RUN) -m serving $(ARGS)
 
 classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
 	$(RUN) -m $(if $(FILES),atelier.classify $(FILES),loadtest.samples) $(ARGS)
 
-test: $(SETUP) ## run the tests (no GPU needed)
+test: $(SETUP) $(NATIVE) ## run the tests (no GPU needed)
+	$(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 	$(RUN) -m pytest $(ARGS)
 
 check: $(SETUP) ## lint, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo fmt --check && cargo clippy --quiet --locked --all-targets -- -D warnings)
 
-loadtest: $(EXPORTED) ## the served model under load, beside PyTorch and the raw runtime: verdict, report.html
+loadtest: $(EXPORTED) $(NATIVE) ## the served model under load, beside PyTorch and the raw runtime: verdict, report.html
 	$(RUN) -m loadtest $(ARGS)
 
-bench: $(EXPORTED) ## Classify beside a bare gRPC echo server and raw ONNX Runtime, in one run
-	$(RUN) -m loadtest.bench $(ARGS)
+attack: $(EXPORTED) $(NATIVE) ## attack a server of one's own in 24 ways, an honest client beside each: see docs/attacks.md
+	$(RUN) -m loadtest.attack $(ARGS)
+
+restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, 200 times each, and account for every request
+	$(RUN) -m loadtest.restarts $(ARGS)
+
+bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers
+	$(RUN) -m loadtest.bench $(if $(PEERS),--peers --chart docs/peers.svg) $(ARGS)
 
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
 	$(RUN) -m export.ladder $(ARGS)

@@ -10,6 +10,8 @@ import os
 import random
 import re
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,8 +25,9 @@ from atelier.wire import classifier_pb2 as pb
 RETRYABLE = ("UNAVAILABLE", "CANCELLED")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 PATIENCE_S = 0.6  # with a server that was never reached
-# Retries stop while failures outnumber successes by 500: a server that keeps refusing is spared (gRFC A6).
-MAX_TOKENS, MIN_TOKENS = 1000, 500
+# Retries stop while failures outnumber successes by 2,000: a server that keeps refusing is spared (gRFC A6). At 500
+# calls/s, a second without a server is as many failures, for each has some attempts.
+MAX_TOKENS, MIN_TOKENS = 4000, 2000
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, in its order
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
@@ -70,6 +73,49 @@ def check_target(target: str) -> None:
         raise ValueError(f"the target {target} has no host before its port: {example}, or [::1]:50051 for IPv6")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a client proves itself, and whom it trusts; read from files, so that no secret is in an argument."""
+
+    tls: bool = False
+    authority: bytes | None = None  # certificates to trust, in PEM; None trusts the system's
+    certificate: bytes | None = None  # the client's own, in PEM, for mutual TLS
+    key: bytes | None = field(default=None, repr=False)
+    token: str = field(default="", repr=False)
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """gRPC's, None for plain text."""
+        return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate) if self.tls else None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+def access_from(
+    target: str,
+    tls: "bool | str | os.PathLike[str]",
+    certificate: "tuple[str | os.PathLike[str], str | os.PathLike[str]] | None",
+    token: str,
+) -> Access:
+    """Reads a client's `tls`, `certificate` and `token`. Raises ValueError for a token that others could read."""
+    own = [Path(path).read_bytes() for path in certificate or (None, None) if path]
+    has_tls = bool(tls) or bool(own)
+    if token and not has_tls and not is_local(target):
+        raise ValueError(f"a token for {target} would go in plain text: pass tls=True, or a file of authorities")
+    if not re.fullmatch(r"[!-~]*", token):
+        raise ValueError("the token has characters that a header cannot carry: spaces, line ends or beyond ASCII")
+    return Access(
+        tls=has_tls,
+        authority=None if isinstance(tls, bool) else Path(tls).read_bytes(),
+        certificate=own[0] if own else None,
+        key=own[1] if own else None,
+        token=token,
+    )
+
+
 def is_local(target: str) -> bool:
     """Returns whether the target is on this machine: a unix socket, localhost or a loopback address."""
     if target.startswith(("unix:", "unix-abstract:")):
@@ -99,8 +145,9 @@ def _proxy_hint(target: str) -> str:
 class Methods:
     """The server's methods on a channel, grpc's or grpc.aio's: what the two clients have in common."""
 
-    def __init__(self, target: str, channel: Any) -> None:
+    def __init__(self, target: str, channel: Any, access: Access) -> None:
         self.target = target
+        self.metadata = access.metadata
         self.tokens = MAX_TOKENS
         self.was_reached = False  # by any call
         self.is_closed = False
@@ -135,6 +182,7 @@ class Attempts:
         self._timeout_s = checked_timeout_s(timeout_s)
         self._began_s = time.monotonic()
         self._pause_s = FIRST_PAUSE_S
+        self._refusal: grpc.RpcError | None = None  # the last one, which says more than that time is up
 
     @property
     def left_s(self) -> float | None:
@@ -156,12 +204,15 @@ class Attempts:
         client.tokens = max(0, client.tokens - 1)
         is_unreachable = _is_unreachable(error)
         client.was_reached |= not is_unreachable and error.code().name != "DEADLINE_EXCEEDED"
-        pushback_s = _pushback_s(error)
-        wait_s = self._pause_s * random.uniform(0.8, 1.2) if pushback_s is None else pushback_s  # noqa: S311
+        asked_s = asked_pause_s(error)
+        wait_s = self._pause_s * random.uniform(0.8, 1.2) if asked_s is None else asked_s  # noqa: S311
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
         patience_s = PATIENCE_S if is_unreachable and not client.was_reached else float("inf")
         left_s = min(patience_s - self._elapsed_s, float("inf") if self.left_s is None else self.left_s)
         is_retryable = self._may_retry and not client.is_closed and error.code().name in RETRYABLE
+        if error.code().name == "DEADLINE_EXCEEDED" and self._refusal is not None:
+            error = self._refusal
+        self._refusal = error
         if not is_retryable or client.tokens <= MIN_TOKENS or wait_s < 0 or wait_s >= left_s:
             raise self.failure(error) from None
         return wait_s
@@ -201,12 +252,14 @@ def _is_unreachable(error: grpc.RpcError) -> bool:
 def _why_unreachable(details: str, target: str) -> str:
     if "resolution failed" in details or "errors resolving" in details:
         return f"the name in {target} cannot be resolved"
+    if "andshake" in details or "SSL" in details:
+        return f"the TLS handshake with {target} failed: only one side has TLS, or they do not trust each other"
     if "http1" in details:
         return f"what answers at {target} does not speak gRPC"
     return f"no server answers at {target}"
 
 
-def _pushback_s(error: Any) -> float | None:
+def asked_pause_s(error: Any) -> float | None:
     """Returns the pause that the server asks for (gRFC A6); negative if it wants no other attempt."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-retry-pushback-ms":

@@ -17,26 +17,40 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if not options.files and not options.health:
         raise UsageError("NO_FILES", "there is no picture to classify", "name PNG, JPEG or WebP files")
-    with connect(options.target) as client:
+    with connect(options) as client:
         if options.health:
             _check_health(client, options)
         exit_codes = [_exit_code_of(client, path, options) for path in options.files]
     return next(filter(None, exit_codes), 0)
 
 
-def connect(target: str) -> Client:
-    """Returns a client for `target`. Raises UsageError if it is not the address of a server."""
+def add_connection_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `connect` reads."""
+    parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
+    parser.add_argument("--tls", action="store_true", help="speak TLS, and trust the system's authorities")
+    parser.add_argument("--authority", type=Path, metavar="FILE", help="speak TLS, and trust FILE's certificates (PEM)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="send the token in FILE with every call")
+
+
+def connect(options: argparse.Namespace) -> Client:
+    """Returns a client as the flags say. Raises UsageError if they cannot be met."""
     try:
-        return Client(target)
+        token = options.token_file.read_text().strip() if options.token_file else ""
+        return Client(options.target, tls=options.authority or options.tls, token=token)
     except ValueError as error:
         what, _, cure = str(error).partition(": ")
-        raise UsageError("BAD_TARGET", what, cure) from None
+        word = "BAD_TARGET" if what.startswith("the target") else "BAD_ACCESS"
+        raise UsageError(word, what, cure) from None
+    except OSError as error:
+        raise MissingInputError(
+            "NO_FILE", f"{error.filename}: {error.strerror}", "check --authority and --token-file"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="atelier classify", description="Classify pictures of garments.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, up to 16 megapixels")
-    parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
+    add_connection_flags(parser)
     parser.add_argument("--invert", action="store_true", help="the pictures are dark on a light background")
     parser.add_argument(
         "--top-k",

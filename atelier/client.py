@@ -7,6 +7,7 @@ Every call has a deadline. What a restarting server refuses is repeated until th
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -26,7 +27,7 @@ from atelier.answers import (
     model_from_response,
     program_errors,
 )
-from atelier.channel import Attempts, Methods, channel_options
+from atelier.channel import Attempts, Methods, access_from, channel_options
 from atelier.requests import Picture, request_from_images, request_from_pictures
 from atelier.wire import classifier_pb2 as pb
 
@@ -43,8 +44,25 @@ class Client(Methods):
     `timeout_s` may be None or infinite: then a call ends only with its answer or an error.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
-        super().__init__(target, grpc.insecure_channel(target, options=channel_options(target)))
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: "bool | str | os.PathLike[str]" = False,
+        certificate: "tuple[str | os.PathLike[str], str | os.PathLike[str]] | None" = None,
+        token: str = "",
+    ) -> None:
+        """Reads the files that are named; raises ValueError and OSError.
+
+        `tls`: True trusts the system's authorities, a path those in that PEM file. `certificate`: the client's own and
+        its key, for mutual TLS. `token`: sent with every call, over TLS or to this machine only.
+        """
+        options, access = channel_options(target), access_from(target, tls, certificate, token)
+        if access.credentials is None:
+            channel = grpc.insecure_channel(target, options=options)
+        else:
+            channel = grpc.secure_channel(target, access.credentials, options=options)
+        super().__init__(target, channel, access)
 
     def classify(self, images: ArrayLike, *, top_k: int = 1, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> Answer:
         """Classifies (N, 1, 28, 28), (N, 28, 28) or (28, 28) uint8, 0 = background.
@@ -109,7 +127,7 @@ class Client(Methods):
         attempts = Attempts(self, timeout_s, may_retry=may_retry)
         while True:
             try:
-                response = method(request, timeout=attempts.left_s)
+                response = method(request, timeout=attempts.left_s, metadata=self.metadata)
             except grpc.RpcError as error:
                 time.sleep(attempts.pause_s(error))
             else:
@@ -120,8 +138,21 @@ class Client(Methods):
 class AsyncClient(Methods):
     """`Client` for asyncio: made and used in one event loop."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
-        super().__init__(target, grpc.aio.insecure_channel(target, options=channel_options(target)))
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: "bool | str | os.PathLike[str]" = False,
+        certificate: "tuple[str | os.PathLike[str], str | os.PathLike[str]] | None" = None,
+        token: str = "",
+    ) -> None:
+        """See Client."""
+        options, access = channel_options(target), access_from(target, tls, certificate, token)
+        if access.credentials is None:
+            channel = grpc.aio.insecure_channel(target, options=options)
+        else:
+            channel = grpc.aio.secure_channel(target, access.credentials, options=options)
+        super().__init__(target, channel, access)
 
     async def classify(
         self, images: ArrayLike, *, top_k: int = 1, timeout_s: float | None = DEFAULT_TIMEOUT_S
@@ -180,7 +211,7 @@ class AsyncClient(Methods):
         attempts = Attempts(self, timeout_s, may_retry=may_retry)
         while True:
             try:
-                response = await method(request, timeout=attempts.left_s)
+                response = await method(request, timeout=attempts.left_s, metadata=self.metadata)
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.pause_s(error))
             else:

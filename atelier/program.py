@@ -3,19 +3,44 @@
 import contextlib
 import errno
 import io
+import logging
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TextIO
 
-from atelier.errors import PermissionRefusedError, ProgramError, StorageError
+from atelier.errors import PermissionRefusedError, ProgramError, ResourceUnavailableError, StorageError
 
 
 def say(line: str) -> None:
-    """Prints a line for the operator. A server goes on if nobody reads any more (`make serve | tee log`, Ctrl-C)."""
-    with contextlib.suppress(OSError):
-        print(f"atelier: {line}", flush=True)
+    """Prints a line for the operator. A server goes on if nobody reads it: a closed pipe, a full one."""
+    with contextlib.suppress(OSError, ValueError):
+        if _takes_a_line(sys.stdout):
+            print(f"atelier: {line}\n", end="", flush=True)  # one write: the second might block
+
+
+class NonBlockingHandler(logging.StreamHandler[TextIO]):
+    """Logs to stderr; what nobody reads is dropped, since a full pipe must not stop a server."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, if the stream takes it."""
+        with contextlib.suppress(OSError, ValueError):
+            if _takes_a_line(self.stream):
+                super().emit(record)
+
+
+def _takes_a_line(stream: TextIO, wait_s: float = 0.0) -> bool:
+    """Returns whether a write would not block: a pipe that poll(2) calls writable has room for 4,096 bytes."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except io.UnsupportedOperation:  # no file: it takes everything
+        return True
+    return bool(poll.poll(wait_s * 1000))
 
 
 def can_print(text: str) -> bool:
@@ -28,12 +53,16 @@ def can_print(text: str) -> bool:
 
 
 def report(error: ProgramError) -> None:
-    """Prints an error as one line on stderr, whatever a library's message has in it."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    """Prints an error as one line on stderr, whatever a library's message has in it; a pipe stuck for 1 s gets none."""
+    if _takes_a_line(sys.stderr, wait_s=1.0):
+        print(f"error: {' '.join(str(error).split())}\n", end="", file=sys.stderr, flush=True)
 
 
-def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Runs `main` and turns every failure into one line on stderr and an exit code; `--debug` adds the traceback."""
+def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None, *, extras: str = "") -> int:
+    """Runs `main` and turns every failure into one line on stderr and an exit code; `--debug` adds the traceback.
+
+    `extras` are those that `main` needs (`export,serve`), to be named if a package is missing: it imports them itself.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding has not
         if isinstance(stream, io.TextIOWrapper):
@@ -49,12 +78,23 @@ def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = 
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        failure = error if isinstance(error, ProgramError) else _program_error_from(error)
+        failure = error if isinstance(error, ProgramError) else _program_error_from(error, extras)
         report(failure)
         return failure.exit_code
 
 
-def _program_error_from(error: Exception) -> ProgramError:
+def how_to_install(extras: str) -> str:
+    """Returns the cure for a missing package: `pip install '.[<extras>]' ...`."""
+    gpu = " (`gpu` in place of `serve` for an NVIDIA GPU)" if "serve" in extras.split(",") else ""
+    return f"pip install '.[{extras}]' in Atelier's directory{gpu}, or make setup there"
+
+
+def _program_error_from(error: Exception, extras: str) -> ProgramError:
+    if isinstance(error, ModuleNotFoundError) and error.name and extras:
+        package = error.name.partition(".")[0]
+        if find_spec(package) is None:  # else a module of it is missing, which no extra brings
+            what = f"this program needs the package {package}, which is not installed"
+            return ResourceUnavailableError("NOT_INSTALLED", what, how_to_install(extras))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageError(
             "NO_SPACE", f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space"

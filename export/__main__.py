@@ -3,6 +3,13 @@
 import sys
 
 from atelier.program import run_program
-from export.export import main
 
-sys.exit(run_program(main))
+
+def main(arguments: list[str]) -> int:
+    """Imports the program only here, so that a package it lacks is told as every other failure."""
+    from export.export import main as export
+
+    return export(arguments)
+
+
+sys.exit(run_program(main, extras="export,serve"))

@@ -29,6 +29,7 @@ from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend
 from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
 from training.checkpoint import Checkpoint, load_model
+from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
 
@@ -40,7 +41,13 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
     done, planned = checkpoint.completed_epochs, checkpoint.recipe.num_epochs
     if not checkpoint.is_complete and not config.incomplete:
         what = f"{config.checkpoint_dir} has {done} of {planned} epochs"
-        cure = "make train ARGS=--resume finishes it; --incomplete exports it as it is"
+        training = TrainConfig(
+            recipe=checkpoint.recipe,
+            checkpoint_dir=config.checkpoint_dir,
+            data_dir=config.data_dir,
+            verify_data=checkpoint.dataset_verified,
+        )
+        cure = f"{resume_command(training)} finishes it; --incomplete exports it as it is"
         raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)
     if config.verify_data and not checkpoint.dataset_verified:
         what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"

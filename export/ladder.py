@@ -8,7 +8,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from export.precision import HALF_TYPES, PRECISIONS, onnx_in
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.timing import images_per_s
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from training.checkpoint import load_model
 from training.dataset import CLASSES, FashionMNIST, load_dataset
@@ -41,6 +41,7 @@ from training.record import CHECKPOINT_DIR
 
 MAX_BATCH_SIZE = 256
 NUM_REPEATS = 7
+REPEAT_S = 0.3
 HEADER = ("precision", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass", "images/s (lowest to highest)")
 
 
@@ -102,18 +103,10 @@ def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
 
 
 def _images_per_s(backend: Backend, images: Images) -> list[float]:
-    """One figure per repeat, of some hundred milliseconds each, at the largest batch."""
+    """One figure per repeat, at the largest batch."""
     batch = np.resize(images, (MAX_BATCH_SIZE, *images.shape[1:]))
-    started_s = time.perf_counter()
-    backend.infer(batch)
-    num_batches = max(1, min(1000, int(0.3 / max(time.perf_counter() - started_s, 1e-6))))
-    rates = []
-    for _ in range(NUM_REPEATS):
-        started_s = time.perf_counter()
-        for _ in range(num_batches):
-            backend.infer(batch)
-        rates.append(num_batches * len(batch) / (time.perf_counter() - started_s))
-    return rates
+    backend.infer(batch)  # not counted
+    return [images_per_s(backend.infer, batch, REPEAT_S) for _ in range(NUM_REPEATS)]
 
 
 def table_from(rungs: Sequence[Rung]) -> str:

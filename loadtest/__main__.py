@@ -2,19 +2,15 @@
 
 import sys
 
-from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program
 
 
 def main(arguments: list[str]) -> int:
-    """Raises ResourceUnavailableError where the packages of the extras `load` are missing."""
-    try:
-        from loadtest.run import main as run
-    except ModuleNotFoundError as error:
-        cure = "install the extras `load`: pip install '.[load]', or make setup"
-        raise ResourceUnavailableError("NO_LOADGEN", f"the load test needs {error.name}", cure) from None
-    return run(arguments)
+    """Imports the program only here, so that a package it lacks is told as every other failure."""
+    from loadtest.run import main as loadtest
+
+    return loadtest(arguments)
 
 
 if __name__ == "__main__":  # the generator's processes import this module too
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, extras="load,serve"))

@@ -7,9 +7,8 @@ from typing import Any
 import grpc
 
 from atelier.channel import proxy_options
-from atelier.classify import connect
-from atelier.client import program_errors
-from atelier.errors import ConfigurationError, ResourceUnavailableError
+from atelier.client import Client, program_errors
+from atelier.errors import ConfigurationError, ResourceUnavailableError, UsageError
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
 from loadtest.protocols import OIP_SERVICE, Classify, Echo, OpenInference, Reference, ServerProtocol
@@ -37,7 +36,11 @@ def open_served(
             target = stack.enter_context(server_process("serving", *settings, own_group=True)).target
         except RuntimeError as error:
             raise ResourceUnavailableError("NO_SERVER", str(error), "make serve shows why") from None
-    with program_errors(), connect(target) as client:
+    try:
+        connected = Client(target)
+    except ValueError as error:
+        raise UsageError("BAD_TARGET", str(error)) from None
+    with program_errors(), connected as client:
         client.is_serving()  # a server that nobody has started is not waited for
         client.wait_until_ready(timeout_s=READY_TIMEOUT_S)
         model = client.model()

@@ -19,7 +19,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import grpc
 import mlperf_loadgen
 import numpy as np
 from hdrh.histogram import HdrHistogram
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from loadtest.protocols import ServerProtocol
 from loadtest.scenarios import Load, schedule_ns, settings_from
-from loadtest.systems import CORRECT, LOST, PENDING, REFUSED, WRONG, Records, system_for
+from loadtest.systems import CORRECT, LOST, PENDING, REFUSED, WRONG, CannotAskError, Records, system_for
 
 # Histograms count microseconds up to ten minutes, to three significant digits.
 LARGEST_US = 600_000_000
@@ -68,7 +67,7 @@ def generate(
 ) -> None:
     """The process: answers each Load on the pipe with a Share, until the pipe closes. LoadGen logs to `log_dir`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's Ctrl-C arrives as STOP
-    sys.setswitchinterval(1e-4)  # LoadGen's thread must not wait 5 ms, Python's default, for the event loop's
+    sys.setswitchinterval(1e-4)  # LoadGen's thread must not wait 5 ms, Python's default, for the others
     Generator(rank, num_processes, servers, num_images, pipe, log_dir).run()
 
 
@@ -97,8 +96,8 @@ class Generator:
         while (load := self._commands.get()) is not None:
             try:
                 share = self._measure(load)
-            except grpc.RpcError as error:
-                share = Share(failure=f"{error.code().name}: {error.details()}")
+            except CannotAskError as error:
+                share = Share(failure=str(error))
             with self._sending:
                 self._pipe.send(share)
 
@@ -125,11 +124,12 @@ class Generator:
             self._running = (load, system.records)
             before_s = time.process_time()
             results = _run_loadgen(system.issue, load, self._num_images, self._log_dir)
-            cpu_s = time.process_time() - before_s
-            return share_from(load, system.records, results, cpu_s)
         finally:
-            self._running = None
             system.close()
+        cpu_s = time.process_time() - before_s
+        share = share_from(load, system.records, results, cpu_s)
+        self._running = None
+        return share
 
 
 def _run_loadgen(issue: Any, load: Load, num_images: int, log_dir: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from atelier.errors import ConfigurationError, UsageError
 from atelier.files import write_atomically
 from atelier.machine import gpu_facts
 from atelier.program import run_program
+from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report_pages import Document, markdown_from
 from loadtest.gpu_report_plot import save_plot
 from loadtest.gpu_report_programs import Plan, StepFailedError
@@ -65,8 +66,7 @@ def steps_of(plan: Plan) -> list[tuple[str, Work]]:
         ("train modern", partial(train, plan, "fp32", "modern")),
         *exported_and_timed(plan, MODEL_OF, ("floor", "torch", "onnxruntime", "tensorrt")),
         *exported_and_timed(plan, first),
-        ("serve 1 process", partial(serve, plan, 1)),
-        ("serve 4 processes", partial(serve, plan, 4)),
+        *((f"serve {front_end}", partial(serve, plan, front_end)) for front_end in available_front_ends()),
         *(step for precision in others for step in exported_and_timed(plan, precision)),
         (f"latency torch-compiled {MODEL_OF}", partial(latency, plan, MODEL_OF, "torch-compiled")),
     ]

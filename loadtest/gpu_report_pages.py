@@ -214,8 +214,8 @@ def _mebibytes(num_bytes: int | None) -> str:
 
 
 def served_by(result: dict[str, Any]) -> str:
-    """Runtime, device, precision, and how many processes."""
-    return f"{result['served_by']}, {result['precision']}, {_processes(result['num_workers'])}"
+    """Runtime, device, precision, and the front end."""
+    return f"{result['served_by']}, {result['precision']}, front end {result['front_end']}"
 
 
 def _processes(number: int) -> str:

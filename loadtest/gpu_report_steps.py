@@ -140,8 +140,8 @@ def unproven_with(plan: Plan, precision: str, file_name: str) -> Path | None:
     return next((directory for directory in left if (directory / file_name).exists()), None)
 
 
-def serve(plan: Plan, num_workers: int) -> dict[str, Any]:
-    """The served model, in so many processes, under load beside the reference in process, and the server's memory."""
+def serve(plan: Plan, front_end: str) -> dict[str, Any]:
+    """The served model, by a front end, under load beside the reference in process, and the server's memory."""
     precision = next((name for name in SERVED if (plan.models_dir(name) / "lenet5" / "1").exists()), None)
     if precision is None:
         raise StepFailedError("no version was published, and a server takes no other", status="absent")
@@ -149,6 +149,6 @@ def serve(plan: Plan, num_workers: int) -> dict[str, Any]:
     reference = ("--unproven-reference", unproven) if unproven else ("--reference", plan.models_dir(MODEL_OF))
     short = ("--seconds", 0.5, "--repeats", 2) if plan.is_rehearsal else ("--seconds", 5, "--repeats", 3)
     devices = ("--device", plan.device, "--reference-device", plan.device)
-    workers = ("--workers", num_workers)
-    options = ("--repository", plan.models_dir(precision), *reference, *devices, *workers, *short, *plan.data)
+    by = ("--front-end", front_end)
+    options = ("--repository", plan.models_dir(precision), *reference, *devices, *by, *short, *plan.data)
     return {"precision": precision, **json_of(plan, "loadtest.served_load", *options)}

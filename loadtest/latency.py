@@ -7,22 +7,22 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atelier.contract import IMAGE_SHAPE, Images
-from atelier.errors import MissingInputError
 from atelier.program import run_program
 from loadtest.clocks import EventClock, WallClock, clock_of
 from loadtest.copies import copies_on
 from loadtest.memory import device_bytes, resident_bytes
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
-from serving.manifest import PROGRAM_NAME, Manifest, list_versions, load_manifest, read_manifest, read_verified
+from serving.backends.timing import timed_calls
+from serving.manifest import PROGRAM_NAME, find_version, read_manifest, read_verified
 
 BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "floor")
 
@@ -63,22 +63,13 @@ def opened(repository: Path, kind: str, device: str, max_batch_size: int, *, unp
     """
     if kind == "floor":
         return copies_on(device, max_batch_size)
-    version_dir, manifest = (unproven, read_manifest(unproven)) if unproven else newest_version(repository)
+    version_dir, manifest = (unproven, read_manifest(unproven)) if unproven else find_version(repository, "lenet5")
     if kind == "torch-compiled":
         from serving.backends.torch_backend import TorchBackend
 
         program = read_verified(version_dir, manifest, PROGRAM_NAME)
         return TorchBackend(program, device=device, max_batch_size=max_batch_size, compiled=True)
     return open_backend(kind, device, version_dir, manifest, max_batch_size=max_batch_size, num_threads=1)[0]
-
-
-def newest_version(repository: Path) -> tuple[Path, Manifest]:
-    """Its directory and manifest. Raises MissingInputError NO_MODEL where there is none, and as `load_manifest`."""
-    versions = list_versions(repository / "lenet5")
-    if not versions:
-        raise MissingInputError("NO_MODEL", f"{repository} has no version of lenet5", "make export writes one")
-    version_dir = repository / "lenet5" / str(versions[-1])
-    return version_dir, load_manifest(version_dir)
 
 
 def measured(
@@ -95,10 +86,7 @@ def measured(
     row: dict[str, Any] = {"batch_size": batch_size, "clock": clock.name}
     row |= {"latency_us": [], "wall_us": [], "images_per_s": []}
     for _ in range(repeats):
-        until_s = time.perf_counter() + seconds
-        calls = [clock.time(infer, images)]
-        while time.perf_counter() < until_s:
-            calls.append(clock.time(infer, images))
+        calls = timed_calls(partial(clock.time, infer), [images], seconds)
         row["latency_us"].append(1e6 * statistics.median(call.clock_s for call in calls))
         row["wall_us"].append(1e6 * statistics.median(call.wall_s for call in calls))
         row["images_per_s"].append(batch_size * len(calls) / sum(call.clock_s for call in calls))

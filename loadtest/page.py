@@ -57,8 +57,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 CAPTIONS = {
     "Latency": "How many requests were answered within so many milliseconds, from when they were due; each nine of "
     "the tail takes the same room.",
-    "Rate sweep": "Requests of one image, from a quarter of saturation to twice past it. Hollow: INVALID, the "
-    "generator was late.",
+    "Rate sweep": "Requests of one image, from a quarter of saturation to twice past it, each with the bound for its "
+    "deadline. Hollow: INVALID, the generator was late.",
     "What a batch buys": "In process, and per request to the server, which puts the requests that wait together in "
     "batches of its own.",
     "Batch sizes": "In how large a batch the server ran the images of each scenario, as it tells with every answer.",
@@ -215,7 +215,9 @@ def _sweep(findings: Findings) -> str:
         for run in findings.sweep
     ]
     bound = f"{findings.config.latency_p99_ms:g} ms"
-    caption = f"Requests of one image per second; goodput is what was answered rightly within {bound}"
+    caption = (
+        f"Requests of one image per second, with a deadline of {bound}; goodput is what was rightly answered by then"
+    )
     head = ["offered", "goodput", "p50 ms", "p99 ms", "images a batch", "refused", "lost", "wrong", ""]
     return _table(caption, head, rows)
 

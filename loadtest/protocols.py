@@ -1,7 +1,9 @@
 """What is sent to a server, and what its answer must be: Atelier's own protocol, the Open Inference Protocol, an echo.
 
 A generator knows a server only through this: bytes for some images of the data set, and a verdict on the reply. Every
-answer is held against the reference's logits, so one that is another image's is seen, and whose it is.
+answer is held against the reference's logits, so one that is another image's is seen, and whose it is. Where the native
+front end's package is installed, most answers are read and compared in bulk; what is not found right so, is looked at
+by itself.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,10 @@ from atelier.contract import Images, Logits
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
+from loadtest.load_clients import IS_NATIVE_HERE
+
+if IS_NATIVE_HERE:  # else every answer is looked at by itself
+    import atelier_native
 
 OIP_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -31,6 +37,18 @@ class Checked(NamedTuple):
     queue_us: int = -1
     inference_us: int = -1
     batch_size: int = 0
+
+
+class Found(NamedTuple):
+    """Which of many replies are right beyond doubt, and what they say of the time; the rest is for `check`."""
+
+    is_right: NDArray[np.bool_]
+    times: NDArray[np.int64]  # (N, 3): queue_us, inference_us, batch_size, as in Checked
+
+
+def none_found(num_replies: int) -> Found:
+    """Returns that all are to be looked at one by one."""
+    return Found(np.zeros(num_replies, np.bool_), np.tile(np.array(Checked("")[1:]), (num_replies, 1)))
 
 
 class ServerProtocol(Protocol):
@@ -54,6 +72,10 @@ class ServerProtocol(Protocol):
         """Whether the reply is the right one for them."""
         ...
 
+    def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
+        """Which of N replies, that lie one after the other, are right for these images, (N, images of each)."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
@@ -69,6 +91,16 @@ class Reference:
         logits = self.logits.astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
+
+    @cached_property
+    def best(self) -> NDArray[np.float64]:
+        """(N,): the greatest probability of each."""
+        return np.asarray(self.probabilities.max(axis=1))
+
+    @cached_property
+    def labels(self) -> NDArray[np.intp]:
+        """(N,): the class that has it."""
+        return np.asarray(self.probabilities.argmax(axis=1))
 
     @cached_property
     def rows(self) -> list[list[float]]:
@@ -103,6 +135,22 @@ class Classify:
         fault = self._fault(response, indices)
         return Checked(fault, time.queue_us, time.inference_us, time.batch_size)
 
+    def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
+        """See ServerProtocol."""
+        if not IS_NATIVE_HERE:
+            return none_found(len(images))
+        shape = (*images.shape, self.top_k)
+        columns = atelier_native.classifications(replies, ends.tobytes(), images.shape[1], self.top_k)
+        labels = np.frombuffer(columns[1], np.int64).reshape(shape)
+        probabilities = np.frombuffer(columns[2], np.float32).reshape(shape)
+        expected, atol = self.reference.probabilities, self.reference.atol
+        of_labels = expected[images[:, :, np.newaxis], np.minimum(labels, expected.shape[1] - 1)]
+        is_right = (np.abs(of_labels - probabilities) <= atol) & (labels < expected.shape[1])
+        is_first = self.reference.best[images] - of_labels[:, :, 0] <= 2 * atol
+        is_read = np.frombuffer(columns[0], np.bool_)
+        times = np.frombuffer(columns[3], np.int64).reshape(-1, 3)
+        return Found(is_read & is_right.all(axis=(1, 2)) & is_first.all(axis=1), times)
+
     def _fault(self, response: pb.ClassifyResponse, indices: Sequence[int]) -> str:
         if len(response.classifications) != len(indices):
             return f"{len(response.classifications)} answers to {len(indices)} images"
@@ -113,8 +161,9 @@ class Classify:
                 return f"image {index}: {len(predictions)} predictions instead of {self.top_k}"
             if any(prediction.label >= len(row) for prediction in predictions):
                 return f"image {index}: label {max(prediction.label for prediction in predictions)} is no class"
-            if max(row) - row[predictions[0].label] > 2 * atol or any(
-                abs(row[prediction.label] - prediction.probability) > atol for prediction in predictions
+            if max(row) - row[predictions[0].label] > 2 * atol or not all(
+                abs(row[prediction.label] - prediction.probability) <= atol
+                for prediction in predictions  # nor NaN
             ):
                 return self._wrong(index, predictions[0])
         return ""
@@ -124,8 +173,7 @@ class Classify:
         label = int(np.argmax(expected))
         what = f"image {index}: label {found.label} at {found.probability:.6f}, "
         what += f"the reference says {label} at {expected[label]:.6f}"
-        best = self.reference.probabilities.max(axis=1)
-        same = (self.reference.probabilities.argmax(axis=1) == found.label) & (abs(best - found.probability) < 2e-6)
+        same = (self.reference.labels == found.label) & (abs(self.reference.best - found.probability) < 2e-6)
         return what + _whose(np.flatnonzero(same))
 
 
@@ -158,21 +206,35 @@ class OpenInference:
         if outputs != [("logits", "FP32", [len(indices), 10])]:
             return Checked(f"tensors {outputs} instead of logits, FP32, [{len(indices)}, 10]")
         if response.raw_output_contents:
-            found = np.frombuffer(response.raw_output_contents[0], "<f4")
+            raw = response.raw_output_contents[0]
         else:
-            found = np.array(response.outputs[0].contents.fp32_contents, np.float32)
-        if found.size != 10 * len(indices):
-            return Checked(f"{found.size} numbers for logits of shape [{len(indices)}, 10]")
-        return Checked(self._fault(found.reshape(-1, 10), indices))
+            raw = np.array(response.outputs[0].contents.fp32_contents, "<f4").tobytes()
+        if len(raw) != 40 * len(indices):
+            return Checked(f"{len(raw)} bytes for logits of shape [{len(indices)}, 10]")
+        return Checked(self._fault(np.frombuffer(raw, "<f4").reshape(-1, 10), indices))
+
+    def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
+        """See ServerProtocol."""
+        found = none_found(len(images))
+        if not IS_NATIVE_HERE:
+            return found
+        is_read, logits = atelier_native.logits(replies, ends.tobytes(), images.shape[1])
+        expected = self.reference.logits[images]  # (N, images of each, 10)
+        with np.errstate(invalid="ignore"):  # NaN is no right answer
+            differences = np.abs(np.frombuffer(logits, "<f4").reshape(expected.shape) - expected)
+        is_right = (differences <= 10 * self.reference.atol).all(axis=(1, 2))
+        return found._replace(is_right=is_right & np.frombuffer(is_read, np.bool_))
 
     def _fault(self, found: Logits, indices: Sequence[int]) -> str:
         expected, atol = self.reference.logits, 10 * self.reference.atol
-        differences = np.abs(found - expected[list(indices)]).max(axis=1)
+        with np.errstate(invalid="ignore"):
+            differences = np.abs(found - expected[list(indices)]).max(axis=1)
         if (differences <= atol).all():  # not for NaN
             return ""
         row = int(np.argmin(differences <= atol))
         what = f"image {indices[row]}: logits {differences[row]:.3g} off the reference's"
-        return what + _whose(np.flatnonzero(np.abs(expected - found[row]).max(axis=1) <= atol))
+        with np.errstate(invalid="ignore"):
+            return what + _whose(np.flatnonzero(np.abs(expected - found[row]).max(axis=1) <= atol))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,6 +258,10 @@ class Echo:
         """All there is to check is the size."""
         is_right = len(reply) == self.reply_bytes
         return Checked("" if is_right else f"{len(reply)} bytes instead of {self.reply_bytes}")
+
+    def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:  # noqa: ARG002
+        """See ServerProtocol."""
+        return none_found(len(images))._replace(is_right=np.diff(ends, prepend=0) == self.reply_bytes)
 
 
 def _whose(indices: NDArray[np.intp]) -> str:

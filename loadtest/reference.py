@@ -3,9 +3,9 @@
 Every answer is held against PyTorch's logits; where torch is not installed, against ONNX Runtime's, and that is said.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableE
 from loadtest.generator import histogram_from, new_histogram
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
+from serving.backends.timing import timed_calls, wall_s
 from serving.manifest import Manifest, list_versions, load_manifest
 
 ANSWERS_BATCH_SIZE = 64
@@ -109,15 +110,9 @@ def measure_backend(backend: Backend, images: Images, batch_size: int, duration_
     """Calls it with one batch after the other, over the data set and over again."""
     batches = [images[start : start + batch_size] for start in range(0, len(images) - batch_size + 1, batch_size)]
     backend.infer(batches[0])  # not counted
-    taken_ns: list[int] = []
-    began_ns = ended_ns = time.perf_counter_ns()
-    while ended_ns - began_ns < duration_s * 1e9:
-        backend.infer(batches[len(taken_ns) % len(batches)])
-        now_ns = time.perf_counter_ns()
-        taken_ns.append(now_ns - ended_ns)
-        ended_ns = now_ns
-    images_per_s = len(taken_ns) * batch_size / ((ended_ns - began_ns) / 1e9)
-    return ReferenceRun(images_per_s=images_per_s, latency=histogram_from(np.array(taken_ns) / 1e3))
+    times_s = timed_calls(partial(wall_s, backend.infer), batches, duration_s)
+    images_per_s = len(times_s) * batch_size / sum(times_s)
+    return ReferenceRun(images_per_s=images_per_s, latency=histogram_from(np.array(times_s) * 1e6))
 
 
 def rates_by_batch_size(backend: Backend, images: Images) -> dict[int, float]:

@@ -12,7 +12,8 @@ from loadtest.config import LoadTestConfig, parse_arguments
 from loadtest.contenders import SERVED, echo_name, open_echoes, open_served
 from loadtest.findings import EXIT_CODES, Findings, machine
 from loadtest.generators import Generators
-from loadtest.measurement import Measurement
+from loadtest.load_clients import BEST
+from loadtest.measurement import MAX_LATENESS_SHARE, Measurement
 from loadtest.progress import Progress
 from loadtest.protocols import Reference
 from loadtest.reference import measure_backend, open_references, rates_by_batch_size
@@ -31,9 +32,8 @@ LEAST_IMAGES_PER_S = 4000.0
 SLACK = 1.5  # an offline run has so many images that it lasts even if the server is this much faster than thought
 BATCH_CURVE = (1, 8, 64, 256)  # images a request
 BATCH_CURVE_S = 1.0
-BATCH_CURVE_IMAGES = 1024  # in flight, at the most
+BATCH_CURVE_IN_FLIGHT, BATCH_CURVE_IMAGES = 128, 1024  # requests and images in flight, at the most
 SWEEP_S = 2.0
-SWEEP_TIMEOUT_S = 1.0
 
 
 class LoadTest:
@@ -155,7 +155,7 @@ class LoadTest:
                 images_per_request=size,
                 duration_s=min(BATCH_CURVE_S, self._config.duration_s),
                 expected=expected,
-                in_flight=max(2, min(self._config.in_flight, BATCH_CURVE_IMAGES // size)),
+                in_flight=max(2, min(BATCH_CURVE_IN_FLIGHT, BATCH_CURVE_IMAGES // size)),
             )
             rates[size] = self._measure(load, f"offline, {size} images a request", []).images_per_s
 
@@ -164,13 +164,26 @@ class LoadTest:
         rate = self._findings.batch_rates.get("served", {}).get(1)
         if rate is None:
             expected = self._expected.get((SERVED, "offline"), LEAST_IMAGES_PER_S) / 17
-            load = replace(self._load(SERVED, "offline"), images_per_request=1, duration_s=BATCH_CURVE_S)
+            load = replace(
+                self._load(SERVED, "offline"),
+                images_per_request=1,
+                duration_s=BATCH_CURVE_S,
+                in_flight=BATCH_CURVE_IN_FLIGHT,
+            )
             rate = self._measure(replace(load, expected=expected), "saturation", []).images_per_s
         return rate
 
     def _measure_sweep(self) -> None:
         saturation_qps = self._saturation_qps()
-        load = replace(self._load(SERVED, "server"), images_per_request=1, timeout_s=SWEEP_TIMEOUT_S)
+        # A deadline tells the server what is no use any more: what it does about it, past saturation, is what is asked.
+        # And what a generator sends too late to be believed would only keep the server from the rest.
+        timeout_s = self._config.latency_p99_ms / 1e3
+        load = replace(
+            self._load(SERVED, "server"),
+            images_per_request=1,
+            timeout_s=timeout_s,
+            late_s=MAX_LATENESS_SHARE * timeout_s,
+        )
         for share in SWEEP_SHARES:
             chosen = replace(load, target_qps=saturation_qps * share, duration_s=min(SWEEP_S, load.duration_s))
             self._measure(chosen, f"sweep: {chosen.target_qps:,.0f} requests/s", self._findings.sweep)
@@ -216,7 +229,7 @@ def main(arguments: list[str]) -> int:
             raise
         findings.interrupted = True
         findings.notes += [str(error)] if isinstance(error, ProgramError) else []
-    facts |= {"references": findings.backends}
+    facts |= {"references": findings.backends, "load client": BEST}
     print("; ".join(f"{name} {fact}" for name, fact in facts.items()), screen(findings), sep="\n\n")
     for path in save_report(findings, facts):
         print(f"report: {path}")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atelier.classify import connect
-from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Prediction, program_errors
+from atelier.classify import add_connection_flags, connect
+from atelier.client import DEFAULT_TIMEOUT_S, Prediction, program_errors
 from atelier.errors import UsageError
 from atelier.program import can_print, run_program
 from training.dataset import CLASSES, load_dataset
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("BAD_COUNT", f"--count is {options.count}", f"there are {num_images:,} test images")
     chosen = np.random.default_rng(options.seed).choice(num_images, options.count, replace=False)
     images, truths = dataset.test_images[chosen], dataset.test_labels[chosen]
-    with program_errors(), connect(options.target) as client:
+    with program_errors(), connect(options) as client:
         answer = client.classify(images, timeout_s=options.timeout_s)
     in_colour = sys.stdout.isatty() and can_print("▀")
     cells = [
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest.samples", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
+    add_connection_flags(parser)
     parser.add_argument("--count", type=int, default=16, help="test images to send (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default: %(default)s)")
     parser.add_argument(

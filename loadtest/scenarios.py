@@ -15,6 +15,8 @@ import mlperf_loadgen
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.load_clients import BEST
+
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 
 # What MLPerf asks of a run that is to count (loadgen's mlperf.conf): seconds, and queries or, offline, samples.
@@ -34,8 +36,10 @@ class Load:
     latency_p99_ms: float = 15.0  # what an answer within bounds is
     expected: float = 0.0  # single_stream, multi_stream: least latency, s; offline: images/s
     in_flight: int = 16  # offline: requests of one process
-    timeout_s: float = 5.0  # of one request, from its sending
+    timeout_s: float = 5.0  # of one request; `server`: from when it was due, sent or not
+    late_s: float | None = None  # `server`: what cannot be sent within this of when it was due is not sent, but lost
     seed: int = 0
+    client: str = BEST  # of `server` and `offline`: which load client sends the requests
 
     def share(self, rank: int, num_processes: int) -> "Load":
         """What process `rank` of several offers. Poisson processes add up to one of the sum of their rates."""
@@ -70,6 +74,7 @@ def settings_from(load: Load) -> Any:
         settings.server_target_qps = load.target_qps
         settings.server_target_latency_ns = round(load.latency_p99_ms * 1e6)
         settings.server_target_latency_percentile = 0.99
+        settings.server_coalesce_queries = True  # all that are due are handed over together
     else:
         settings.offline_expected_qps = load.expected
     return settings
@@ -82,6 +87,8 @@ def schedule_ns(seed: int, target_qps: float, num_requests: int) -> NDArray[np.i
     std::mt19937 and std::exponential_distribution, as GNU's libstdc++ computes them. That it is the same schedule is
     checked in every run, against LoadGen's own percentiles.
     """
+    if num_requests == 0:
+        return np.empty(0, np.int64)
     bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator.random_raw(2 * max(num_requests - 1, 0))
     low, high = bits[0::2].astype(np.float64), bits[1::2].astype(np.float64)
     uniform = (low + high * 2.0**32) / 2.0**64  # [0, 1)

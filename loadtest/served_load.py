@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from atelier.client import AsyncClient
+from atelier.client import AsyncClient, ClassifyError
 from atelier.contract import Images
-from atelier.errors import BadDataError
+from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
 from atelier.program import run_program
 from loadtest.latency import measured, opened
 from loadtest.memory import device_bytes_of, resident_bytes_of
@@ -34,7 +34,8 @@ from training.dataset import load_dataset
 
 TIE_MARGIN = 0.4  # the largest of the parity gate's, int8's
 IN_FLIGHT = 32  # of all clients together
-START_S = 0.2  # for a load to reach the clients, so that all begin at once
+START_S = 0.2  # for a load to reach the clients, so that all begin at once; one that starts later begins late
+TIMEOUT_S = 60.0  # of each request
 MAX_CLIENTS = 8
 
 
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--reference", type=Path, help="repository of the fp32 version with the program (the same)")
     parser.add_argument("--unproven-reference", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--device", default="auto", help="of the server (%(default)s)")
-    parser.add_argument("--workers", type=int, help="processes of the server (its own default)")
+    parser.add_argument("--front-end", default="auto", help="of the server (%(default)s)")
     num_clients = max(1, min(MAX_CLIENTS, (os.cpu_count() or 1) // 2))
     parser.add_argument("--clients", type=int, default=num_clients, help="processes that ask it (%(default)s)")
     parser.add_argument("--reference-device", default="cpu", help="of the reference (%(default)s)")
@@ -58,6 +59,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--unverified-data", action="store_true", help="for tests: any IDX files")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
+    if not options.seconds > 0:
+        raise UsageError("BAD_OPTIONS", f"--seconds is {options.seconds:g}", "it must be above 0")
     images = load_dataset(options.data_dir, verify=not options.unverified_data).test_images
     reference = opened(
         options.reference or options.repository,
@@ -69,7 +72,7 @@ def main(arguments: list[str]) -> int:
     labels, is_decided = answers_of(reference, images)
     load = Load(images=images, labels=labels, is_decided=is_decided, images_per_request=options.images_per_request)
     settings = ["--repository", str(options.repository), "--port", "0", "--device", options.device]
-    settings += ["--workers", str(options.workers)] if options.workers else []
+    settings += ["--front-end", options.front_end]
     spawn = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
     with server_process("serving", *settings) as server, ProcessPoolExecutor(options.clients, spawn) as clients:
         offer(clients, options.clients, server.target, load, 1.0)  # warm-up, not counted
@@ -85,7 +88,7 @@ def main(arguments: list[str]) -> int:
         "images_per_request": options.images_per_request,
         "in_flight": IN_FLIGHT,
         "num_clients": options.clients,
-        "num_workers": num_workers_of(server.output),
+        "front_end": options.front_end,
         "images_per_s": [repeat["images_per_s"] for repeat in repeats],
         "latency_p50_ms": [repeat["latency_p50_ms"] for repeat in repeats],
         "latency_p99_ms": [repeat["latency_p99_ms"] for repeat in repeats],
@@ -109,12 +112,6 @@ def answers_of(reference: Backend, images: Images) -> tuple[NDArray[np.intp], ND
     return logits.argmax(1), best[:, 1] - best[:, 0] >= TIE_MARGIN
 
 
-def num_workers_of(output: str) -> int:
-    """Of the server, as it printed when it was ready."""
-    found = re.search(r"serving \S+ on \S+: (\d+) processes", output)
-    return int(found[1]) if found else 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """What is asked, and what is to be answered."""
@@ -131,16 +128,25 @@ class Share(NamedTuple):
     taken_s: list[float]
     num_wrong: int
     ended_s: float
+    failure: str = ""  # what ended it before its time
 
 
 def offer(clients: ProcessPoolExecutor, num_clients: int, target: str, load: Load, seconds: float) -> dict[str, Any]:
-    """IN_FLIGHT requests at a time, for so long, by all clients together."""
+    """IN_FLIGHT requests at a time, for so long, by all clients together.
+
+    Raises ResourceUnavailableError NO_ANSWER if a request fails.
+    """
     start_s, in_flight = time.monotonic() + START_S, max(1, IN_FLIGHT // num_clients)
     asked = [
         clients.submit(ask, target, load, in_flight=in_flight, start_s=start_s, seconds=seconds, rank=rank)
         for rank in range(num_clients)
     ]
     shares = [future.result() for future in asked]
+    failures = [share.failure for share in shares if share.failure]
+    if failures:
+        what = f"{target} did not answer under load: {failures[0]}"
+        cure = f"see the server's errors; or is the machine too busy to answer within {TIMEOUT_S:g} s?"
+        raise ResourceUnavailableError("NO_ANSWER", what, cure)
     taken_s = [value for share in shares for value in share.taken_s]
     return {
         "images_per_s": load.images_per_request * len(taken_s) / (max(share.ended_s for share in shares) - start_s),
@@ -153,7 +159,10 @@ def offer(clients: ProcessPoolExecutor, num_clients: int, target: str, load: Loa
 
 def ask(target: str, load: Load, *, in_flight: int, start_s: float, seconds: float, rank: int) -> Share:
     """In a client's process: from `start_s`, on the machine's monotonic clock, for so many seconds."""
-    return asyncio.run(_ask(target, load, in_flight, start_s, seconds, rank))
+    try:
+        return asyncio.run(_ask(target, load, in_flight, start_s, seconds, rank))
+    except ClassifyError as error:
+        return Share([], 0, time.monotonic(), str(error))
 
 
 async def _ask(target: str, load: Load, in_flight: int, start_s: float, seconds: float, rank: int) -> Share:
@@ -162,14 +171,15 @@ async def _ask(target: str, load: Load, in_flight: int, start_s: float, seconds:
     async with AsyncClient(target) as client:
         await client.is_serving()  # connects
         await asyncio.sleep(start_s - time.monotonic())
+        begun_s = time.monotonic()  # on a busy machine long after start_s, and a request is sent all the same
 
         async def keep_asking(seed: tuple[int, int]) -> None:
             nonlocal num_wrong
             random = np.random.default_rng(seed)
-            while time.monotonic() - start_s < seconds:
+            while time.monotonic() - begun_s < seconds:
                 chosen = random.integers(0, len(load.images), load.images_per_request)
                 sent_s = time.monotonic()
-                answer = await client.classify(load.images[chosen], timeout_s=60)
+                answer = await client.classify(load.images[chosen], timeout_s=TIMEOUT_S)
                 taken_s.append(time.monotonic() - sent_s)
                 num_wrong += int(((answer.labels != load.labels[chosen]) & load.is_decided[chosen]).sum())
 

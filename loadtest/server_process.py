@@ -5,18 +5,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
 
 
 @dataclass
 class ServerProcess:
-    """A running `python -m <module>`; its output is kept as it comes."""
+    """A running server; its output is kept as it comes."""
 
     process: "subprocess.Popen[str]"
     lines: list[str] = field(default_factory=list)
     target: str = ""  # what a client connects to
+    metrics_url: str = ""  # empty if it has no such page
 
     @property
     def port(self) -> int:
@@ -24,9 +28,21 @@ class ServerProcess:
         return int(self.target.rpartition(":")[2])
 
     @property
+    def metrics_port(self) -> int:
+        """Where its metrics page listens; 0 if it has none."""
+        return int(self.metrics_url.rpartition(":")[2].partition("/")[0] or 0)
+
+    @property
     def output(self) -> str:
         """Everything printed so far, stdout and stderr."""
         return "".join(self.lines)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Reads the metrics page; returns the sum of this metric's samples that have these labels."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as reply:  # noqa: S310 - it is http
+            families = list(text_string_to_metric_families(reply.read().decode()))
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         """Sends a signal and waits; the exit code. Raises TimeoutExpired where it does not end."""
@@ -34,9 +50,17 @@ class ServerProcess:
         return self.process.wait(timeout_s)
 
 
-@contextmanager
 def server_process(
     module: str, *arguments: str, ready_timeout_s: float = 60.0, own_group: bool = False
+) -> AbstractContextManager[ServerProcess]:
+    """Runs `python -m <module>`, as `program_process` does."""
+    command = [sys.executable, "-m", module, *arguments]
+    return program_process(command, ready_timeout_s=ready_timeout_s, own_group=own_group)
+
+
+@contextmanager
+def program_process(
+    command: Sequence[str], *, ready_timeout_s: float = 60.0, own_group: bool = False
 ) -> Iterator[ServerProcess]:
     """Runs a server until the block ends; it is ready when it has printed `... on <address>`.
 
@@ -44,7 +68,6 @@ def server_process(
 
     Raises RuntimeError, with what it printed, where it ends or is silent instead.
     """
-    command = [sys.executable, "-m", module, *arguments]
     group = 0 if own_group else None
     process = subprocess.Popen(  # noqa: S603
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=group
@@ -75,7 +98,9 @@ def _read_output(server: ServerProcess, ready: threading.Event) -> None:
         return
     for line in server.process.stdout:
         server.lines.append(line)
-        if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+:\d+):?(?:\s|$)", line):
+        if found := re.search(r"metrics at (http://\S+)", line):
+            server.metrics_url = found[1]
+        if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+?:\d+)[,:]?(?:\s|$)", line):
             server.target = found[1]
             ready.set()
     ready.set()  # the process ended

@@ -1,76 +1,89 @@
-"""Systems under test, as LoadGen calls them: our gRPC client, one request at a time or many at once.
+"""Systems under test, as LoadGen calls them: one request at a time, or many at once.
 
 LoadGen issues samples from a thread of its own and is told of each answer. What it does not ask for is noted here per
 request: when it was handed over, sent and answered, what came back, where the server says its time went, and in how
 large a batch.
 """
 
-import asyncio
+import os
 import threading
 import time
+import traceback
 from array import array
-from collections import deque
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import grpc
-import grpc.aio
 import mlperf_loadgen
 import numpy as np
-import uvloop
 from numpy.typing import NDArray
 
 from atelier.channel import proxy_options
+from loadtest.load_clients import CHANNEL_OPTIONS, OK, Answers, Integers, joined, open_client
 from loadtest.protocols import Checked, ServerProtocol
-from loadtest.scenarios import Load
+from loadtest.scenarios import Load, schedule_ns
 
 # What became of a request. A refusal is an answer that sheds load; all else that fails is a lost answer.
 PENDING, CORRECT, WRONG, LOST, REFUSED = range(5)
 MAX_FAULTS = 5  # named by a process, so that a broken server does not fill the memory
+REFUSAL = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
-# As many connections as a process has: a server may bound the calls on each (ours takes 128).
-NUM_CHANNELS = 4
-CHANNEL_OPTIONS = [
-    # No retry policy, for a retry would hide the failure. What a server refused without having seen it
-    # (REFUSED_STREAM), grpc sends again by itself, as for any client; the latency has it.
-    ("grpc.use_local_subchannel_pool", 1),  # or the channels share one connection
-    ("grpc.max_receive_message_length", -1),
-]
+# As many connections as a process has at the least: a server may bound the calls on each (ours takes 128). At the most,
+# for requests that nobody answers until their deadline.
+LEAST_CONNECTIONS, MOST_CONNECTIONS = 4, 32
+STREAMS_PER_CONNECTION = 100
+WARM_UP_CALLS = 6  # on each connection
 WARM_UP_TIMEOUT_S = 10.0  # the first call also connects
+TAKE_S = 0.05
+COMPARED_TOGETHER = 512
+
+RESULTS = ("number", "sent_ns", "done_ns", "outcomes", "queue_us", "inference_us", "batch_sizes")
+
+
+class CannotAskError(Exception):
+    """The server does not answer."""
 
 
 class Records:
     """One process's requests, numbered in the order in which LoadGen issued them. Times are monotonic."""
 
     def __init__(self) -> None:
-        self.issued_ns, self.sent_ns, self.done_ns = array("q"), array("q"), array("q")
-        self.queue_us, self.inference_us = array("q"), array("q")
-        self.outcomes, self.num_images, self.batch_sizes = array("b"), array("l"), array("l")
+        self._issued = array("q")  # two of each request
+        self._results = array("q")  # RESULTS of each that is done, in the order in which they were
+        self._num_issued = 0
         self.faults: list[str] = []
 
-    def add(self, num_images: int) -> int:
-        """A request that was handed over just now; its number."""
-        self.issued_ns.append(time.monotonic_ns())
-        for column, value in ((self.outcomes, PENDING), (self.num_images, num_images), (self.batch_sizes, 0)):
-            column.append(value)
-        for column in (self.sent_ns, self.done_ns, self.queue_us, self.inference_us):
-            column.append(-1)
-        return len(self.issued_ns) - 1
+    def add(self, num_images: int, count: int = 1) -> int:
+        """Notes requests that were handed over just now; returns the number of the first."""
+        first, self._num_issued = self._num_issued, self._num_issued + count
+        self._issued.extend((time.monotonic_ns(), num_images) * count)
+        return first
 
-    def note(self, number: int, outcome: int, checked: Checked) -> None:
-        """What came of a request."""
-        self.outcomes[number] = outcome
-        self.queue_us[number], self.inference_us[number] = checked.queue_us, checked.inference_us
-        self.batch_sizes[number] = checked.batch_size
-        if checked.fault and len(self.faults) < MAX_FAULTS:
-            self.faults.append(f"request {number}: {checked.fault}")
+    def note(self, number: int, sent_ns: int, done_ns: int, outcome: int, checked: Checked) -> None:
+        """Notes what came of a request."""
+        self.note_fault(number, checked.fault)
+        self._results.extend((number, sent_ns, done_ns, outcome, *checked[1:]))
+
+    def note_all(self, *results: NDArray[Any]) -> None:
+        """Notes what came of many: RESULTS as columns."""
+        self._results.frombytes(np.column_stack(results).astype(np.int64, copy=False).tobytes())
+
+    def note_fault(self, number: int, fault: str) -> None:
+        """Names a request that was not answered rightly, unless enough are."""
+        if fault and len(self.faults) < MAX_FAULTS:
+            self.faults.append(f"request {number}: {fault}")
 
     def columns(self) -> dict[str, NDArray[np.int64]]:
-        """Each as (num_requests,) int64, copied: requests may still be under way."""
-        names = ("issued_ns", "sent_ns", "done_ns", "queue_us", "inference_us", "outcomes", "num_images", "batch_sizes")
-        copies = [np.array(getattr(self, name)[:], np.int64) for name in names]
-        shortest = min(map(len, copies))  # a request may have been added meanwhile
-        return {name: copy[:shortest] for name, copy in zip(names, copies, strict=True)}
+        """Returns each as (num_requests,) int64, copied: requests may still be under way."""
+        results = np.array(self._results[:], np.int64).reshape(-1, len(RESULTS))  # before what was issued meanwhile
+        issued = np.array(self._issued[:], np.int64).reshape(-1, 2)
+        columns = {"issued_ns": issued[:, 0].copy(), "num_images": issued[:, 1].copy()}
+        numbers = results[:, 0]
+        for position, name in enumerate(RESULTS[1:], 1):
+            columns[name] = np.full(len(issued), PENDING if name == "outcomes" else 0 if name == "batch_sizes" else -1)
+            columns[name][numbers] = results[:, position]
+        return columns
 
 
 class System(Protocol):
@@ -79,27 +92,27 @@ class System(Protocol):
     records: Records
 
     def warm_up(self) -> None:
-        """Connects, and raises grpc.RpcError where the server cannot be asked."""
+        """Connects, and raises CannotAskError if the server cannot be asked."""
         ...
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
-        """LoadGen's samples, by their ids and by their images; returns at once or when they are answered."""
+        """Takes LoadGen's samples, by their ids and by their images; returns at once or when they are answered."""
         ...
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Ends the connections, when all that was answered is noted."""
         ...
 
 
 def system_for(load: Load, server: ServerProtocol, num_images: int) -> System:
-    """The way a scenario's requests are sent; `num_images` is the data set's size."""
+    """Returns the way a scenario's requests are sent; `num_images` is the data set's size."""
     if load.scenario in ("single_stream", "multi_stream"):
         return OneAtATime(load, server)
     return Concurrent(load, server, num_images)
 
 
 class OneAtATime:
-    """A blocking call from LoadGen's own thread, as a plain client makes it; nothing is handed between threads."""
+    """Makes blocking calls from LoadGen's own thread, as a plain client does; nothing is handed between threads."""
 
     def __init__(self, load: Load, server: ServerProtocol) -> None:
         self.records = Records()
@@ -110,23 +123,31 @@ class OneAtATime:
     def warm_up(self) -> None:
         """See System."""
         message = self._server.request(range(self._load.images_per_request))
-        self._method(message, timeout=WARM_UP_TIMEOUT_S)
-        for _ in range(20):
-            self._method(message, timeout=self._load.timeout_s)
+        try:
+            self._method(message, timeout=WARM_UP_TIMEOUT_S)
+            for _ in range(20):
+                self._method(message, timeout=self._load.timeout_s)
+        except grpc.RpcError as error:
+            raise CannotAskError(_failure(error)) from None
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
         """See System."""
-        records = self.records
-        number = records.add(len(indices))
+        number = self.records.add(len(indices))
         message = self._server.request(indices)
-        records.sent_ns[number] = time.monotonic_ns()
+        sent_ns = time.monotonic_ns()
         try:
             reply: bytes | grpc.RpcError = self._method(message, timeout=self._load.timeout_s)
         except grpc.RpcError as error:
             reply = error
-        records.done_ns[number] = time.monotonic_ns()
+        done_ns = time.monotonic_ns()
         _complete(ids)
-        records.note(number, *_judged(reply, self._server, indices))
+        if isinstance(reply, bytes):
+            checked = self._server.check(reply, indices)
+            outcome = WRONG if checked.fault else CORRECT
+        else:
+            checked = Checked(f"{_named(indices)}: {_failure(reply)}")
+            outcome = REFUSED if reply.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else LOST
+        self.records.note(number, sent_ns, done_ns, outcome, checked)
 
     def close(self) -> None:
         """See System."""
@@ -134,103 +155,139 @@ class OneAtATime:
 
 
 class Concurrent:
-    """Calls on an event loop in a thread of its own: as they arrive, or offline so many in flight."""
+    """Hands requests to a load client: as they arrive, or offline so many in flight. A thread takes the answers."""
 
     def __init__(self, load: Load, server: ServerProtocol, num_images: int) -> None:
         self.records = Records()
         self._load, self._server, self._num_images = load, server, num_images
-        self._arrived: deque[tuple[int, list[int], Sequence[int]]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._channels: list[grpc.aio.Channel] = []
-        self._methods: list[Any] = []
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        in_flight = load.target_qps * load.timeout_s if load.scenario == "server" else load.in_flight
+        self._num_connections = round(np.clip(in_flight / STREAMS_PER_CONNECTION, LEAST_CONNECTIONS, MOST_CONNECTIONS))
+        # A few more than it will be: how many is chance.
+        num_planned = load.target_qps * load.duration_s
+        num_scheduled = round(num_planned + 10 * num_planned**0.5 + 100) if load.scenario == "server" else 0
+        self._schedule_ns = schedule_ns(load.seed, load.target_qps, num_scheduled)
+        self._start_ns = 2**62
+        self._client = open_client(load.client, server.target, server.method, self._num_connections)
+        self._messages: list[bytes] = []  # of each image, if that is what is asked for
+        self._chunks: Iterator[tuple[list[int], list[int]]] = iter(())  # offline, what is still to be sent
+        self._asked: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # samples and images of what is under way
+        self._answers: list[Answers] = []
+        self._uncompared: list[Sequence[int]] = []  # the images of those answers
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._take_all, daemon=True)
 
     def warm_up(self) -> None:
         """See System."""
-        self._run(self._connect())
+        if self._load.images_per_request == 1:
+            self._messages = [self._server.request((index,)) for index in range(self._num_images)]
+        messages = [self._server.request(range(self._load.images_per_request))] * self._num_connections
+        for number in range(WARM_UP_CALLS):
+            timeout_s = self._load.timeout_s if number else WARM_UP_TIMEOUT_S
+            self._client.submit(np.arange(len(messages)), messages, timeout_s)
+            num_taken = 0
+            while num_taken < len(messages):
+                answers = self._client.take(timeout_s)
+                num_taken += len(answers.numbers)
+                for position in np.flatnonzero(answers.codes)[:1]:
+                    raise CannotAskError(answers.failure(position))
+        self._thread.start()
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
         """See System."""
-        if self._load.scenario == "offline":
-            self._loop.call_soon_threadsafe(self._start_offline, ids, indices)
-            return
         size = self._load.images_per_request
-        for sample, index in zip(ids, indices, strict=True):
-            images = (index,) if size == 1 else [(index + offset) % self._num_images for offset in range(size)]
-            self._arrived.append((self.records.add(size), [sample], images))
-        self._loop.call_soon_threadsafe(self._start_arrived)
+        if self._load.scenario == "offline":
+            starts = range(0, len(ids), size)
+            self._chunks = ((ids[start : start + size], indices[start : start + size]) for start in starts)
+            self._submit(list(islice(self._chunks, self._load.in_flight)))
+        elif size == 1:
+            self._submit(list(zip(zip(ids), zip(indices))))  # noqa: B905 - of one each
+        else:
+            images = [[(index + offset) % self._num_images for offset in range(size)] for index in indices]
+            self._submit([((sample,), of_sample) for sample, of_sample in zip(ids, images, strict=True)])
 
     def close(self) -> None:
         """See System."""
-        self._run(self._disconnect())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._is_closed = True
+        if self._thread.is_alive():
+            self._thread.join()
+        self._client.close()
 
-    def _run(self, steps: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(steps, self._loop).result()
+    def _submit(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Sends requests, each with its samples and images."""
+        first = self.records.add(self._load.images_per_request, len(requests))
+        numbers = range(first, first + len(requests))
+        self._asked.update(zip(numbers, requests, strict=True))
+        messages = [
+            self._messages[images[0]] if self._messages else self._server.request(images) for _, images in requests
+        ]
+        load, due_ns = self._load, self._due_ns(numbers)
+        self._client.submit(np.array(numbers, np.int64), messages, load.timeout_s, due_ns, load.late_s)
 
-    async def _connect(self) -> None:
-        message = self._server.request(range(self._load.images_per_request))
-        for _ in range(NUM_CHANNELS):
-            options = CHANNEL_OPTIONS + proxy_options(self._server.target)
-            channel = grpc.aio.insecure_channel(self._server.target, options=options)
-            self._channels.append(channel)
-            method: Any = channel.unary_unary(self._server.method)
-            self._methods.append(method)
-            await method(message, timeout=WARM_UP_TIMEOUT_S)
-            for _ in range(5):
-                await method(message, timeout=self._load.timeout_s)
+    def _due_ns(self, numbers: range) -> Integers | None:
+        """When LoadGen's schedule had them, as far as is known yet: it hands over none before its time."""
+        after_first_ns = self._schedule_ns[numbers.start : numbers.stop]
+        if len(after_first_ns) < len(numbers):
+            return None
+        now_ns = time.monotonic_ns()
+        self._start_ns = min(self._start_ns, now_ns - int(after_first_ns[-1]))
+        return self._start_ns + after_first_ns
 
-    async def _disconnect(self) -> None:
-        for channel in self._channels:
-            await channel.close()
-
-    def _start_arrived(self) -> None:
-        while self._arrived:
-            self._start(self._ask(*self._arrived.popleft()))
-
-    def _start_offline(self, ids: list[int], indices: list[int]) -> None:
-        size = self._load.images_per_request
-        chunks = ((ids[start : start + size], indices[start : start + size]) for start in range(0, len(ids), size))
-        for _ in range(self._load.in_flight):
-            self._start(self._ask_each(chunks))
-
-    def _start(self, steps: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(steps)
-        self._tasks.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._tasks.discard)
-
-    async def _ask_each(self, chunks: Iterator[tuple[list[int], list[int]]]) -> None:
-        for ids, indices in chunks:
-            await self._ask(self.records.add(len(indices)), ids, indices)
-
-    async def _ask(self, number: int, ids: list[int], indices: Sequence[int]) -> None:
-        records = self.records
-        message = self._server.request(indices)
-        records.sent_ns[number] = time.monotonic_ns()
+    def _take_all(self) -> None:
         try:
-            reply: bytes | grpc.RpcError = await self._methods[number % NUM_CHANNELS](
-                message, timeout=self._load.timeout_s
-            )
-        except grpc.RpcError as error:
-            reply = error
-        records.done_ns[number] = time.monotonic_ns()
-        _complete(ids)
-        records.note(number, *_judged(reply, self._server, indices))
+            compared_s = time.monotonic()
+            while not self._is_closed:
+                self._conclude(self._client.take(TAKE_S))
+                if len(self._uncompared) >= COMPARED_TOGETHER or time.monotonic() - compared_s > TAKE_S:
+                    self._compare()
+                    compared_s = time.monotonic()
+            self._compare()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)  # or LoadGen would wait for ever
+
+    def _conclude(self, answers: Answers) -> None:
+        """Tells LoadGen, and sends what was waiting for this."""
+        asked = [self._asked.pop(number) for number in answers.numbers.tolist()]
+        _complete(chain.from_iterable(ids for ids, _ in asked))
+        if more := list(islice(self._chunks, len(asked))):
+            self._submit(more)
+        self._uncompared += [images for _, images in asked]
+        self._answers.append(answers)
+
+    def _compare(self) -> None:
+        if self._uncompared:
+            judge(self.records, self._server, joined(self._answers), self._uncompared)
+        self._answers, self._uncompared = [], []
 
 
-def _complete(ids: list[int]) -> None:
+def judge(records: Records, server: ServerProtocol, answers: Answers, asked: Sequence[Sequence[int]]) -> None:
+    """Notes what came of requests, each for these images: most are found right in bulk, the others one by one."""
+    size = max(map(len, asked))
+    # Offline the last is shorter, and so is its answer: that is not found right in bulk.
+    images = np.array([each if len(each) == size else [each[0]] * size for each in asked], np.intp)
+    found = server.found_right(answers.replies, answers.ends, images)
+    is_ok = answers.codes == OK
+    outcomes = np.where(is_ok, CORRECT, np.where(answers.codes == REFUSAL, REFUSED, LOST))
+    times = np.where(is_ok, found.times.T, np.array([[-1], [-1], [0]]))
+    for position in np.flatnonzero(~(is_ok & found.is_right)).tolist():
+        number = int(answers.numbers[position])
+        if is_ok[position]:
+            checked = server.check(answers.reply(position), asked[position])
+            outcomes[position] = WRONG if checked.fault else CORRECT
+            times[:, position] = checked[1:]
+            records.note_fault(number, checked.fault)
+        elif len(records.faults) < MAX_FAULTS:
+            records.note_fault(number, f"{_named(asked[position])}: {answers.failure(position)}")
+    records.note_all(answers.numbers, answers.sent_ns, answers.done_ns, outcomes, *times)
+
+
+def _complete(ids: Iterable[int]) -> None:
     mlperf_loadgen.QuerySamplesComplete([mlperf_loadgen.QuerySampleResponse(sample, 0, 0) for sample in ids])
 
 
-def _judged(reply: bytes | grpc.RpcError, server: ServerProtocol, indices: Sequence[int]) -> tuple[int, Checked]:
-    if isinstance(reply, bytes):
-        checked = server.check(reply, indices)
-        return WRONG if checked.fault else CORRECT, checked
-    status: grpc.StatusCode = reply.code()
-    images = f"image {indices[0]}" if len(indices) == 1 else f"{len(indices)} images from {indices[0]}"
-    fault = f"{images}: {status.name}: {reply.details()}"
-    return REFUSED if status is grpc.StatusCode.RESOURCE_EXHAUSTED else LOST, Checked(fault)
+def _named(indices: Sequence[int]) -> str:
+    return f"image {indices[0]}" if len(indices) == 1 else f"{len(indices)} images from {indices[0]}"
+
+
+def _failure(error: Any) -> str:
+    return f"{error.code().name}: {error.details()}"

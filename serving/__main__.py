@@ -12,6 +12,6 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy only copies here; its threads would idle in every process
 
 from atelier.program import run_program
-from serving.supervisor import main
+from serving.server import main
 
 sys.exit(run_program(main))

@@ -6,10 +6,10 @@ from pathlib import Path
 from atelier.errors import ConfigurationError
 from atelier.settings import parse_settings
 from serving.backends.select import KINDS
-from serving.port import address_from
-from serving.unix_socket import host_from, is_unix, path_from
+from serving.listening import is_unix, path_from
 
 DEFAULT_METRICS_PORT = 8002  # Triton's
+FRONT_ENDS = ("auto", "native", "grpcio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,26 +26,41 @@ class ServerConfig:
     """Version to serve; None takes the newest."""
 
     host: str = "127.0.0.1"
-    """Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket instead of a port, served by
-    one process and with a mode by the umask. There is no authentication: open it to trusted networks only.
+    """Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket whose mode follows the umask;
+    or several of these, separated by commas. Where others can reach it, it needs TLS and tokens, or --insecure.
     """
 
     port: int = 50051
     """Port to listen on; 0 lets the system choose one, which is printed."""
 
     metrics_port: int | None = None
-    """Port of the page for Prometheus, /metrics, on the same address (127.0.0.1 beside a Unix socket); 0 turns metrics
+    """Port of the page for Prometheus, /metrics, on the same hosts (127.0.0.1 beside a Unix socket); 0 turns metrics
     off. None takes 8002, or if --port is 0 one that the system chooses, which is printed.
     """
+
+    front_end: str = "auto"
+    """native, grpcio or auto: what speaks to clients. auto takes native, in Rust, if it is installed, and says so."""
+
+    tls_certificate: Path | None = None
+    """The server's certificate chain, in PEM, for TLS; read again when it changes, as are the three files below."""
+
+    tls_key: Path | None = None
+    """The private key of --tls-certificate, in PEM."""
+
+    tls_client_authority: Path | None = None
+    """Clients must show a certificate of this authority (PEM): mutual TLS."""
+
+    tokens: Path | None = None
+    """Calls need a bearer token: a file with the SHA-256 digest of one, in hexadecimal, at the start of each line."""
+
+    insecure: bool = False
+    """Listen where others can reach it even without TLS and tokens, as behind a proxy that has both."""
 
     backend: str = "auto"
     """auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails."""
-
-    workers: int | None = None
-    """Server processes on the port; None takes one on a GPU or a Unix socket, and on a CPU one per core, up to 4."""
 
     num_threads: int = 1
     """Threads that one inference may use on the CPU."""
@@ -59,7 +74,7 @@ class ServerConfig:
     """Most images that may wait; one more is refused with RESOURCE_EXHAUSTED."""
 
     max_queue_delay_us: int = 8000
-    """Longest that a free device waits for as many requests as the last batch had; a lone request never waits."""
+    """Longest that a free device waits for as many requests as the last batch had; a lone one never waits (grpcio)."""
 
     max_images_per_request: int = 1024
     """Most images in one request."""
@@ -80,16 +95,13 @@ class ServerConfig:
     """A client that allows more time than this is served as if it allowed this."""
 
     message_timeout_s: float = 5.0
-    """How long a client may take to send its message after the headers."""
+    """How long a client may take to send its message after the headers (native)."""
 
     hang_timeout_s: float = 30.0
     """A batch that takes longer than this counts as a hung device: its process ends, and another takes over."""
 
     lame_duck_s: float = 0.3
     """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""
-
-    max_memory_growth_mb: int = 1024
-    """A worker process that has grown by more than this since it was ready is drained and replaced."""
 
     drain_timeout_s: float = 30.0
     """After SIGTERM, how long accepted requests may take."""
@@ -98,20 +110,18 @@ class ServerConfig:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
         self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
-        if self.has_unix_socket:
-            path_from(self.host)
-            self._check("workers", self.workers in (None, 1), "1 on a unix socket, which processes cannot share")
-        elif self.has_metrics and self.port and self.metrics_port_to_open == self.port:
+        self._check("front_end", self.front_end in FRONT_ENDS, f"one of {', '.join(FRONT_ENDS)}")
+        self._check("host", bool(self.hosts), "an address, or several with commas between")
+        self._check("tls_key", (self.tls_key is None) == (self.tls_certificate is None), "given with --tls-certificate")
+        has_authority = self.tls_client_authority is not None
+        self._check("tls_client_authority", self.has_tls or not has_authority, "given with --tls-certificate")
+        for host in filter(is_unix, self.hosts):
+            path_from(host)
+        has_port = not all(map(is_unix, self.hosts))
+        if has_port and self.has_metrics and self.port and self.metrics_port_to_open == self.port:
             what = f"--port and the metrics' port are both {self.port}"
             raise ConfigurationError("BAD_SETTING", what, "set another --metrics-port, or 0 for none")
-        for name in (
-            "workers",
-            "num_threads",
-            "max_batch_size",
-            "max_images_per_request",
-            "max_concurrent_requests",
-            "max_memory_growth_mb",
-        ):
+        for name in ("num_threads", "max_batch_size", "max_images_per_request", "max_concurrent_requests"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("default_deadline_s", "max_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
@@ -125,19 +135,19 @@ class ServerConfig:
         self._check("max_encoded_bytes", self.max_encoded_bytes >= enough, f"at least max_message_bytes, {enough}")
 
     @property
-    def has_unix_socket(self) -> bool:
-        """Whether it listens on a Unix socket, and so on no port."""
-        return is_unix(self.host)
+    def hosts(self) -> list[str]:
+        """Where it listens, each as `--host` takes one."""
+        return [host.strip() for host in self.host.split(",") if host.strip()]
 
     @property
-    def address(self) -> str:
-        """What clients connect to, as gRPC's target."""
-        return host_from(path_from(self.host)) if self.has_unix_socket else address_from(self.host, self.port)
-
-    @property
-    def metrics_host(self) -> str:
+    def metrics_hosts(self) -> list[str]:
         """Where the metrics page listens."""
-        return "127.0.0.1" if self.has_unix_socket else self.host
+        return [host for host in self.hosts if not is_unix(host)] or ["127.0.0.1"]
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether it speaks TLS."""
+        return self.tls_certificate is not None and self.tls_key is not None
 
     @property
     def has_metrics(self) -> bool:

@@ -23,6 +23,12 @@ class InvalidRequestError(RequestError):
     status = "INVALID_ARGUMENT"
 
 
+class UnauthenticatedError(RequestError):
+    """The call carries no token, or one that is not known."""
+
+    status = "UNAUTHENTICATED"
+
+
 class UnknownModelError(RequestError):
     """The model or version asked for is not the one served."""
 

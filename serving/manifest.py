@@ -137,6 +137,25 @@ def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
     return data
 
 
+def find_version(repository: Path, model: str, version: int | None = None) -> tuple[Path, Manifest]:
+    """Returns the directory and manifest of the version asked for, or of the newest.
+
+    Raises MissingInputError NO_MODEL, listing those that exist, and what `load_manifest` raises.
+    """
+    versions = list_versions(repository / model)
+    wanted = max(versions, default=None) if version is None else version
+    if wanted is None or wanted not in versions:
+        asked = f"no version of {model}" if version is None else f"no version {version} of {model}"
+        what = f"{repository} has {asked} (found: {', '.join(map(str, versions)) or 'none'})"
+        raise MissingInputError("NO_MODEL", what, "make export writes one")
+    version_dir = repository / model / str(wanted)
+    manifest = load_manifest(version_dir)
+    if (manifest.model_name, manifest.version) != (model, wanted):
+        what = f"{version_dir} holds version {manifest.version} of {manifest.model_name}, by its manifest"
+        raise BadDataError("BAD_MANIFEST", what, "versions cannot be renamed or copied: make export writes a new one")
+    return version_dir, manifest
+
+
 def list_versions(model_dir: Path) -> list[int]:
     """The published versions under `artifacts/models/<name>`, ascending; the server takes the last."""
     if not model_dir.is_dir():

@@ -1,19 +1,17 @@
-"""What the server counts: numbers in memory that its worker processes write and the metrics page reads.
+"""What a server counts, for Prometheus: the numbers, and the page that shows them.
 
-Each worker writes in a slot of its own, so nothing is locked. The memory is the supervisor's and outlives the workers:
-one that is killed loses no count, and the one that replaces it goes on counting in the same slot, so no total ever goes
-backwards.
-
-prometheus_client has a multiprocess mode for this. There a count costs ten times as much, a histogram takes nothing but
-single values, every process that is replaced leaves its files for good, and there is no describing the server. What
-that library is good at, the page, is made with it: metrics_page.py.
+The native front end counts under the same names, labels and buckets in Rust: native/src/metrics_page.rs.
 """
 
-import json
-import mmap
-from bisect import bisect_left
-from collections.abc import Mapping
-from itertools import accumulate
+import logging
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("Classify", "GetModel", "other")  # other: health, reflection, and what does not exist
 # The statuses that the server answers with; any other would count as UNKNOWN.
@@ -40,89 +38,77 @@ DURATION_BOUNDS_S = tuple(
 )
 BATCH_SIZE_BOUNDS = tuple(float(2**exponent) for exponent in range(11))  # 1 to 1024
 
-
-# --- A slot: float64 numbers, each kind at its place, and then a description in JSON ----------------------------------
-
-_LENGTHS = {
-    "calls": len(METHODS) * len(CODES),
-    "images": 1,
-    "batches": 1,
-    "failed_batches": 1,
-    "batch_size": len(BATCH_SIZE_BOUNDS) + 2,  # of a histogram: a count per bucket, that of +Inf, and the sum
-    "queue": len(DURATION_BOUNDS_S) + 2,
-    "inference": len(DURATION_BOUNDS_S) + 2,
-    "request": len(DURATION_BOUNDS_S) + 2,
-    "queue_images": 1,
-    "restarts": 1,
-    "description_bytes": 1,
-}
-_STARTS = dict(zip(_LENGTHS, accumulate(_LENGTHS.values(), initial=0), strict=False))
-_NUM_NUMBERS = sum(_LENGTHS.values())
-_IMAGES, _BATCHES, _FAILED_BATCHES = (_STARTS[name] for name in ("images", "batches", "failed_batches"))
-_BATCH_SIZE, _QUEUE, _INFERENCE, _REQUEST = (_STARTS[name] for name in ("batch_size", "queue", "inference", "request"))
-_QUEUE_IMAGES, _RESTARTS, _DESCRIPTION_BYTES = (
-    _STARTS[name] for name in ("queue_images", "restarts", "description_bytes")
-)
-_CODE_PLACES = {code: place for place, code in enumerate(CODES)}
-_UNKNOWN = _CODE_PLACES["UNKNOWN"]
-
-SLOT_BYTES = 4096
-NUM_SLOTS = 64
-MAX_LABEL_CHARACTERS = 80  # six labels of these fit, whatever they are
-
-
-def place_of_calls(method: str) -> int:
-    """Where the calls of a method are counted; resolved once, for `Metrics.count_call`."""
-    known = method if method in METHODS else "other"
-    return _STARTS["calls"] + METHODS.index(known) * len(CODES)
+SCRAPE_TIMEOUT_S = 10.0  # that a scraper may be silent
+MAX_SCRAPES = 16  # at once: each has a thread
 
 
 class Metrics:
-    """Where one process counts. It lies on the path of every request: nothing here waits, and nothing raises."""
+    """Counts what happens to requests and batches. Names by Prometheus' conventions, base units."""
 
-    def __init__(self, slot: "memoryview[int]") -> None:
-        """`slot`: SLOT_BYTES writable bytes."""
-        self._numbers: memoryview[float] = slot[: 8 * _NUM_NUMBERS].cast("d")
-        self._text = slot[8 * _NUM_NUMBERS :]
+    def __init__(self, labels: Mapping[str, str], num_restarts: int = 0) -> None:
+        """`labels` say what is served; `num_restarts` counts this process's forerunners."""
+        from prometheus_client import (  # here: a server without metrics does without
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            Info,
+            disable_created_metrics,
+        )
 
-    def count_call(self, place: int, code: str) -> None:
-        """A call that ended with this gRPC status; `place` is place_of_calls' for its method."""
-        self._numbers[place + _CODE_PLACES.get(code, _UNKNOWN)] += 1
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+        self._labels = dict(labels)
+        self._info = Info("atelier", "Version of the server, model, backend and device.", registry=registry)
+        self._workers = Gauge("atelier_workers", "Server processes that are ready.", registry=registry)
+        about = "Server processes that were replaced because they died, hung or could not go on."
+        Counter("atelier_worker_restarts", about, registry=registry).inc(num_restarts)
+        calls = Counter("atelier_requests", "Calls that ended, by gRPC status.", ("method", "code"), registry=registry)
+        self._calls = {(method, code): calls.labels(method, code) for method in METHODS for code in CODES}
+        self._images = Counter("atelier_images", "Images answered.", registry=registry)
+        batches = Counter("atelier_batches", "Runs of the model.", ("outcome",), registry=registry)
+        self._ok_batches, self._failed_batches = batches.labels("ok"), batches.labels("failed")
+        self._queue_images = Gauge("atelier_queue_images", "Images that wait for a batch.", registry=registry)
+        about = "Images of a batch."
+        self._batch_size = Histogram("atelier_batch_size_images", about, buckets=BATCH_SIZE_BOUNDS, registry=registry)
+        self._queue, self._inference, self._request = (
+            Histogram(f"atelier_{name}_duration_seconds", about, buckets=DURATION_BOUNDS_S, registry=registry)
+            for name, about in (
+                ("queue", "What a request waited for its batch."),
+                ("inference", "What a batch took on the device."),
+                ("request", "What an answered Classify call took, from its whole message to its answer."),
+            )
+        )
+
+    def count_call(self, method: str, code: str) -> None:
+        """Counts a call that ended with this gRPC status."""
+        method = method if method in METHODS else "other"
+        self._calls[method, code if code in CODES else "UNKNOWN"].inc()
 
     def observe_request(self, seconds: float) -> None:
-        """A Classify call was answered so long after its message was there."""
-        _observe(self._numbers, _REQUEST, DURATION_BOUNDS_S, seconds)
+        """Notes how long after its message was there a Classify call was answered."""
+        self._request.observe(seconds)
 
     def observe_queue(self, seconds: float) -> None:
-        """A request waited so long for its batch."""
-        _observe(self._numbers, _QUEUE, DURATION_BOUNDS_S, seconds)
+        """Notes how long a request waited for its batch."""
+        self._queue.observe(seconds)
 
     def observe_batch(self, num_images: int, seconds: float, num_answered: int) -> None:
-        """A batch ran, for so long; `num_answered` images of requests are answered with it."""
-        numbers = self._numbers
-        numbers[_BATCHES] += 1
-        numbers[_IMAGES] += num_answered
-        _observe(numbers, _BATCH_SIZE, BATCH_SIZE_BOUNDS, num_images)
-        _observe(numbers, _INFERENCE, DURATION_BOUNDS_S, seconds)
+        """Notes a batch and how long it ran; `num_answered` images of requests are answered with it."""
+        self._ok_batches.inc()
+        self._images.inc(num_answered)
+        self._batch_size.observe(num_images)
+        self._inference.observe(seconds)
 
     def count_failed_batch(self) -> None:
-        """A batch could not be run, or what came out made no sense."""
-        self._numbers[_FAILED_BATCHES] += 1
+        """Counts a batch that could not be run, or whose logits made no sense."""
+        self._failed_batches.inc()
 
-    def count_restart(self) -> None:
-        """A worker was replaced."""
-        self._numbers[_RESTARTS] += 1
-
-    def set_queue_images(self, num_images: int) -> None:
-        """So many images wait, now."""
-        self._numbers[_QUEUE_IMAGES] = num_images
-
-    def describe(self, labels: Mapping[str, str]) -> None:
-        """From now on this process serves, and this is what."""
-        cut = {name: value[:MAX_LABEL_CHARACTERS] for name, value in labels.items()}
-        text = json.dumps(cut, ensure_ascii=False).encode(errors="replace")
-        self._text[: len(text)] = text
-        self._numbers[_DESCRIPTION_BYTES] = len(text)  # last: a reader sees all of it or nothing
+    def set_ready(self, queue_images: Any) -> None:
+        """Says that the process serves; `queue_images` returns how many images wait."""
+        self._info.info(self._labels)
+        self._workers.set(1)
+        self._queue_images.set_function(queue_images)
 
 
 class NoMetrics(Metrics):
@@ -130,7 +116,7 @@ class NoMetrics(Metrics):
 
     def __init__(self) -> None: ...
 
-    def count_call(self, place: int, code: str) -> None: ...
+    def count_call(self, method: str, code: str) -> None: ...
 
     def observe_request(self, seconds: float) -> None: ...
 
@@ -140,56 +126,59 @@ class NoMetrics(Metrics):
 
     def count_failed_batch(self) -> None: ...
 
-    def count_restart(self) -> None: ...
-
-    def set_queue_images(self, num_images: int) -> None: ...
-
-    def describe(self, labels: Mapping[str, str]) -> None: ...
+    def set_ready(self, queue_images: Any) -> None: ...
 
 
 NO_METRICS = NoMetrics()
 
 
-def _observe(numbers: "memoryview[float]", start: int, bounds: tuple[float, ...], value: float) -> None:
-    numbers[start + bisect_left(bounds, value)] += 1
-    numbers[start + len(bounds) + 1] += value
+# --- The page --------------------------------------------------------------------------------------------------------
 
 
-# --- All slots -------------------------------------------------------------------------------------------------------
+class PageServer(ThreadingMixIn, WSGIServer):
+    """HTTP on a socket that listens already. Scrapers are few; when they are not, the next is turned away."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, registry: Any) -> None:
+        from prometheus_client import make_wsgi_app
+
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = host, port
+        self._places = threading.BoundedSemaphore(MAX_SCRAPES)
+        self.setup_environ()
+        self.set_app(make_wsgi_app(registry))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for the scrape, if there is a place."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers, and gives the place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        """A scraper that hangs up is no news."""
+        logger.debug("a scrape failed", exc_info=True)
 
 
-class Board:
-    """The memory of a server's processes, which they inherit: made before the first is forked."""
+class _Handler(WSGIRequestHandler):
+    timeout = SCRAPE_TIMEOUT_S
 
-    def __init__(self) -> None:
-        memory = memoryview(mmap.mmap(-1, NUM_SLOTS * SLOT_BYTES))
-        self._slots = [memory[start : start + SLOT_BYTES] for start in range(0, len(memory), SLOT_BYTES)]
-        self.supervisor = Metrics(self._slots[-1])
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Scrapes are not logged."""
 
-    def free_slot(self, taken: list[int]) -> int:
-        """The first that is not taken; of more workers than slots, two share one, and may lose counts."""
-        return min(range(NUM_SLOTS - 1), key=taken.count)
 
-    def metrics(self, slot: int) -> Metrics:
-        """For the worker that counts there."""
-        return Metrics(self._slots[slot])
-
-    def release(self, slot: int) -> None:
-        """The worker has ended: what it counted stays, what it was and what waited there is no more."""
-        numbers = self._slots[slot][: 8 * _NUM_NUMBERS].cast("d")
-        numbers[_QUEUE_IMAGES] = numbers[_DESCRIPTION_BYTES] = 0
-
-    def totals(self) -> dict[str, list[float]]:
-        """The sums over all workers, living and dead, by kind."""
-        rows = [slot[: 8 * _NUM_NUMBERS].cast("d").tolist() for slot in self._slots]
-        sums = [sum(column) for column in zip(*rows, strict=True)]
-        return {name: sums[_STARTS[name] : _STARTS[name] + length] for name, length in _LENGTHS.items()}
-
-    def descriptions(self) -> list[dict[str, str]]:
-        """What each worker serves that is ready."""
-        described = []
-        for slot in self._slots:
-            num_bytes = int(slot[: 8 * _NUM_NUMBERS].cast("d")[_DESCRIPTION_BYTES])
-            if num_bytes:
-                described.append(json.loads(bytes(slot[8 * _NUM_NUMBERS :][:num_bytes])))
-        return described
+def serve_page(metrics: Metrics, listeners: Sequence[socket.socket]) -> None:
+    """Answers on all of the sockets, in threads, and returns."""
+    for listener in listeners:
+        threading.Thread(target=PageServer(listener, metrics.registry).serve_forever, daemon=True).start()

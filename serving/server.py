@@ -1,180 +1,79 @@
-"""The server's life: listen, warm up, serve, drain.
+"""`python -m serving`: the settings, the model, the sockets and the front end, handed to the supervisor."""
 
-grpcio's default stop answers calls that it has accepted but not started with CANCELLED. So a drain goes on accepting
-for a moment, answering UNAVAILABLE, and only then stops.
-"""
-
-import asyncio
+import contextlib
+import importlib
 import logging
-from collections.abc import Callable
+from importlib.util import find_spec
 
-import grpc
-from grpc_health.v1 import health, health_pb2
+from atelier.errors import ConfigurationError, ResourceUnavailableError
+from atelier.program import NonBlockingHandler, how_to_install, say
+from serving.config import ServerConfig, parse_arguments
+from serving.listening import Listening, is_loopback
+from serving.models import ModelVersion, read_version
+from serving.process import Process
+from serving.supervisor import Supervisor
 
-from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
-from atelier.wire import SERVICE
-from serving.batch_queue import BatchQueue
-from serving.batcher import Batcher
-from serving.config import ServerConfig
-from serving.errors import NotServingError
-from serving.introspection import conversations
-from serving.metrics import NO_METRICS, Metrics
-from serving.port import reserve_port
-from serving.rpc import RpcHandler
-from serving.served_model import ServedModel
-from serving.service import ClassifierService
-
-logger = logging.getLogger(__name__)
+FRONT_ENDS = {"native": "serving.frontends.native", "grpcio": "serving.frontends.grpcio.server"}
+NATIVE = "atelier_native"  # the package of native/
 
 
-class Server:
-    """A served model behind one port, which it may share with other processes. `start`, then `run_until_stopped`."""
-
-    def __init__(
-        self,
-        config: ServerConfig,
-        model: ServedModel,
-        *,
-        shares_port: bool = False,
-        metrics: Metrics = NO_METRICS,
-        on_failure: Callable[[ProgramError], None] = lambda _failure: None,
-    ) -> None:
-        """`on_failure` is told, with the reason, when the server begins to drain because it cannot go on."""
-        self._shares_port = shares_port
-        self._on_failure = on_failure
-        self._metrics = metrics
-        self._config = config
-        self._model = model
-        self._health = health.aio.HealthServicer()
-        self._is_stopping = asyncio.Event()
-        self._failure: ProgramError | None = None
-        self.port = config.port
-
-    async def start(self) -> None:
-        """Listens, warms up; then health says SERVING. Raises what `reserve_port` does if it cannot listen."""
-        config, model = self._config, self._model
-        queue = BatchQueue(
-            max_batch_size=model.backend.max_batch_size,
-            max_queue_size=config.max_queue_size,
-            max_queue_delay_us=config.max_queue_delay_us,
-        )
-        self._batcher = Batcher(
-            model.backend,
-            queue,
-            hang_timeout_s=config.hang_timeout_s,
-            on_failure=self._give_up,
-            metrics=self._metrics,
-        )
-        self._service = ClassifierService(model, self._batcher, config, self._metrics)
-        await self._listen()
-        await self._batcher.start()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-
-    @property
-    def num_requests(self) -> int:
-        """Requests answered so far."""
-        return self._service.num_requests
-
-    @property
-    def num_images(self) -> int:
-        """Images answered so far."""
-        return self._batcher.num_answered
-
-    @property
-    def num_waiting(self) -> int:
-        """Images that wait for a batch."""
-        return self._batcher.num_waiting
-
-    def stop(self, failure: ProgramError | None = None) -> None:
-        """Begins the drain; `run_until_stopped` ends with the failure that is the reason for it."""
-        if failure is not None and not self._is_stopping.is_set():
-            self._failure = failure
-            self._on_failure(failure)
-        self._is_stopping.set()
-
-    async def run_until_stopped(self) -> None:
-        """Serves until `stop`, then drains: every accepted request is answered. Raises ProgramError where it cannot."""
-        await self._is_stopping.wait()
-        config = self._config
-        await self._health.enter_graceful_shutdown()  # NOT_SERVING
-        refusal = NotServingError("DRAINING", "the server is shutting down", "retry: another may serve")
-        self._handler.refusal = refusal
-        if not self._watch.done():  # while there still is a port on which to refuse
-            await asyncio.sleep(config.lame_duck_s)
-        # From now on clients are told to go elsewhere (GOAWAY), while what was accepted is answered.
-        leaving = asyncio.ensure_future(self._grpc_server.stop(grace=config.drain_timeout_s + 1.0))
-        try:
-            async with asyncio.timeout(config.drain_timeout_s):
-                await self._service.finish_decoding()
-                self._batcher.refuse(refusal)
-                await self._batcher.drain()
-        except TimeoutError:
-            num_requests = self._batcher.num_unanswered + self._service.num_requests_decoding
-            what = f"{num_requests} requests were unanswered after {config.drain_timeout_s:g} s"
-            self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
-            self._batcher.abandon(NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"))
-        await asyncio.wait([leaving], timeout=1.0)  # for the last answers to be sent; idle streams would stay
-        await asyncio.wait([asyncio.ensure_future(self._grpc_server.stop(grace=None))], timeout=3.0)  # it may never end
-        await self._batcher.close(timeout_s=1.0)
-        self._service.close()
-        if self._failure is not None:
-            raise self._failure
-
-    def _give_up(self, failure: DeviceError) -> None:
-        """The batcher has abandoned what was accepted: in a drain too, the end must not look like success."""
-        self.stop(failure)
-        self._failure = self._failure or failure
-
-    async def _listen(self) -> None:
-        config = self._config
-        options = _channel_arguments(config, shares_port=self._shares_port)
-        self._grpc_server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_concurrent_requests)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
-        self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
-        self._grpc_server.add_generic_rpc_handlers((self._handler,))
-        if not (self._shares_port or config.has_unix_socket):
-            reserve_port(config.host, config.port).close()  # grpcio does not say why it cannot listen; this does
-        try:
-            self.port = self._grpc_server.add_insecure_port(config.address)
-        except RuntimeError:
-            what = f"gRPC refuses to listen on {config.address}"
-            raise ResourceUnavailableError("CANNOT_LISTEN", what, "choose another --host or --port") from None
-        await self._grpc_server.start()
-        self._watch = asyncio.create_task(self._watch_accept_loop())
-
-    async def _watch_accept_loop(self) -> None:
-        """grpcio's accept loop dies of a method name that is not UTF-8; the process would live on without a port."""
-        try:
-            while await self._grpc_server.wait_for_termination(timeout=0.2):  # only a time-out tells of the crash
-                pass
-        except Exception:
-            logger.debug("the accept loop ended", exc_info=True)
-            self.stop(ProgramError("ACCEPT_FAILED", "gRPC stopped accepting calls", "another worker takes over"))
-
-    async def _set_health(self, status: int) -> None:
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
+def main(arguments: list[str]) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. Raises ProgramError if it cannot start."""
+    config = parse_arguments(arguments)
+    _set_up_logging(is_debugging="--debug" in arguments)
+    return serve_version(config, read_version(config))
 
 
-def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple[str, int]]:
-    """grpc/grpc's channel_arg_names.h; its defaults set no bound on streams."""
-    return [
-        ("grpc.so_reuseport", int(shares_port)),
-        ("grpc.max_concurrent_streams", 128),
-        # A stream counts for a moment after its end; a client that fills all streams again at once was refused.
-        ("grpc.http2.max_deallocating_streams", 256),
-        # Calls that have come while the event loop was busy: beyond the first, ever more of them were CANCELLED.
-        ("grpc.server.max_pending_requests", config.max_concurrent_requests),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_concurrent_requests),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.max_metadata_size", 8 << 10),
-        ("grpc.max_connection_idle_ms", 300_000),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        # Clients may ping to keep an idle connection alive: each of gRPC's libraries and proxies can be told to. More
-        # than two pings that come within half a second of the last, with no answer between, end their connection.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 500),
-    ]
+def serve_version(config: ServerConfig, version: ModelVersion) -> int:
+    """Serves a version that has been read until SIGTERM or SIGINT; returns the exit code. Raises ProgramError."""
+    front_end, why = choose_front_end(config.front_end)
+    _check_access(config)
+    is_native = front_end == "native"
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(Listening(config.hosts, config.port, only_reserve=not is_native))
+        metrics = None
+        if config.has_metrics:
+            if not is_native and find_spec("prometheus_client") is None:
+                cure = f"{how_to_install('serve')}; --metrics-port 0 does without"
+                raise ResourceUnavailableError("NO_LIBRARY", "prometheus_client is not installed", cure)
+            sockets = Listening(config.metrics_hosts, config.metrics_port_to_open, flag="--metrics-port")
+            metrics = stack.enter_context(sockets)
+
+        def serve(process: Process) -> None:  # in the process: the supervisor loads no front end and no runtime
+            importlib.import_module(FRONT_ENDS[front_end]).serve(process)
+
+        about = f"front end {front_end}{why}"
+        return Supervisor(config, version, serve, listening, metrics, about).run()
+
+
+def _check_access(config: ServerConfig) -> None:
+    """Raises ConfigurationError INSECURE for an address that others reach without TLS and tokens."""
+    lacking = [name for name, has in (("TLS", config.has_tls), ("tokens", config.tokens is not None)) if not has]
+    open_hosts = [host for host in config.hosts if not is_loopback(host)]
+    if not lacking or not open_hosts:
+        return
+    what = f"{' and '.join(open_hosts)} may be reached by others, without {' and '.join(lacking)}"
+    if not config.insecure:
+        cure = "give --tls-certificate, --tls-key and --tokens, or say --insecure"
+        raise ConfigurationError("INSECURE", what, cure)
+    say(f"warning: {what}")
+
+
+def choose_front_end(wanted: str) -> tuple[str, str]:
+    """Returns the front end to use, and why in words. Raises ResourceUnavailableError NO_NATIVE."""
+    if wanted == "grpcio":
+        return "grpcio", ""
+    if find_spec(NATIVE) is not None:
+        return "native", ""
+    cure = "with cargo installed, make setup builds it; or use --front-end grpcio"
+    if wanted == "native":
+        raise ResourceUnavailableError("NO_NATIVE", f"the native front end ({NATIVE}) is not installed", cure)
+    return "grpcio", " (the native one is not installed: with cargo, make setup builds it)"
+
+
+def _set_up_logging(*, is_debugging: bool) -> None:
+    level = logging.INFO if is_debugging else logging.WARNING
+    logging.basicConfig(level=level, handlers=[NonBlockingHandler()])
+    if not is_debugging:  # what strangers send must not fill the log
+        for name in ("grpc", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

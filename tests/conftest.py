@@ -26,7 +26,7 @@ class Job:
 
 def command(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
     )
 
 

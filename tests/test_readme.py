@@ -38,7 +38,18 @@ def test_make_alone_prints_the_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["training", "export", "serving", "atelier.classify", "loadtest", "loadtest.bench", "training.dataset"]
+    "module",
+    [
+        "training",
+        "export",
+        "serving",
+        "atelier.classify",
+        "loadtest",
+        "loadtest.attack",
+        "loadtest.bench",
+        "loadtest.restarts",
+        "training.dataset",
+    ],
 )
 def test_every_program_explains_itself(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -3,6 +3,13 @@
 import sys
 
 from atelier.program import run_program
-from training.train import main
 
-sys.exit(run_program(main))
+
+def main(arguments: list[str]) -> int:
+    """Imports the program only here, so that a package it lacks is told as every other failure."""
+    from training.train import main as train
+
+    return train(arguments)
+
+
+sys.exit(run_program(main, extras="train"))

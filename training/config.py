@@ -5,10 +5,12 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atelier.errors import UsageError
+from training.commands import train_command
 from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS, RECIPES, Recipe
-from training.record import CHECKPOINT_DIR
+from training.record import CHECKPOINT_DIR, RunRecord, find_record, options_for
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -42,7 +44,7 @@ class TrainConfig:
     """Holds the first seed's checkpoint; those of further seeds are in its subdirectories `seed-<seed>`."""
 
     resume: bool = False
-    """Go on from the checkpoint where there is one."""
+    """Go on from the checkpoint if there is one."""
 
     again: bool = False
     """Train even where the same run is finished already."""
@@ -77,9 +79,30 @@ class TrainConfig:
         return {self.seed: self.checkpoint_dir} | {seed: self.checkpoint_dir / f"seed-{seed}" for seed in further}
 
 
+def resume_command(config: TrainConfig) -> str:
+    """The command that goes on with the run of `config`, whose checkpoint knows its recipe, seed and precision.
+
+    It says the rest: where the run lies, where it happens, on which data, and a length that is not saved yet.
+    """
+    saved = find_record(config.checkpoint_dir)
+    num_epochs = config.recipe.num_epochs
+    options: list[object] = ["--resume", *options_for(config.checkpoint_dir)]
+    for option, value, usual in (
+        ("--epochs", num_epochs, saved.recipe.num_epochs if saved else num_epochs),
+        ("--seeds", config.num_seeds, 1),
+        ("--device", config.device, "auto"),
+        ("--threads", config.num_threads, 0),
+        ("--data-dir", config.data_dir, None),
+    ):
+        options += [] if value == usual else [option, value]
+    return train_command(*options, *([] if config.verify_data else ["--unverified-data"]))
+
+
 EPILOG = """
   python -m training                     the tutorial's run: 10 epochs, seed 0, into artifacts/checkpoint
-  python -m training --resume            go on with an interrupted run, to the weights it would have had
+  python -m training --resume            go on with an interrupted run, to the weights it would have had; its recipe,
+                                         seed and precision are the checkpoint's
+  python -m training --resume --epochs 30   lengthen it too, finished or not, if its weights allow that (no schedule)
   python -m training --seeds 3           how much of the result is luck: mean and spread over seeds 0, 1, 2
   torchrun --nproc-per-node 4 -m training   the same steps, each shared between four GPUs
   python -m training --summary           the layers: where each shape comes from, parameters, multiply-adds
@@ -117,7 +140,7 @@ def config_from(arguments: list[str]) -> TrainConfig:
     )
     what, how, run = (parser.add_argument_group(title) for title in ("what to train", "on what", "beginning and end"))
     what.add_argument(
-        "--recipe", choices=RECIPES, default="tutorial", help="a recipe of training/recipes.py (tutorial)"
+        "--recipe", choices=RECIPES, help="a recipe of training/recipes.py (tutorial, or with --resume the run's)"
     )
     what.add_argument("--architecture", choices=ARCHITECTURES, help="instead of the recipe's; recorded, as these are:")
     what.add_argument("--activation", choices=ACTIVATIONS, help="instead of the recipe's")
@@ -131,14 +154,14 @@ def config_from(arguments: list[str]) -> TrainConfig:
         help="any field of the recipe (training/recipes.py)",
     )
     what.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's; recorded")
-    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's (a teacher gets no more)")
+    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     what.add_argument(
         "--validation-images",
         type=int,
         metavar="N",
         help="put N training images aside to judge by, not the test images",
     )
-    what.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order of the images (0)")
+    what.add_argument("--seed", type=int, metavar="N", help="of weights and order of the images (0, or the run's)")
     what.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train N seeds from --seed on; report the spread"
     )
@@ -149,32 +172,43 @@ def config_from(arguments: list[str]) -> TrainConfig:
         "--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them"
     )
     how.add_argument("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
-    how.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the steps (fp32); recorded")
+    how.add_argument("--precision", choices=PRECISIONS, help="of the steps (fp32, or the run's); recorded")
     run.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help=f"({CHECKPOINT_DIR})")
-    run.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    run.add_argument("--resume", action="store_true", help="go on with the checkpoint's run, if there is one")
     run.add_argument("--again", action="store_true", help="train anew what is there already")
     run.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    recipe = RECIPES[options.recipe]
-    changeable = ("architecture", "activation", "pooling", "padding_mode", "learning_rate")
-    changes = {field: value for field in changeable if (value := getattr(options, field)) is not None}
-    if options.epochs is not None:
-        changes["num_epochs"] = options.epochs
-        changes["teacher_epochs"] = min(options.epochs, recipe.teacher_epochs)
-    changes |= dict(_setting_from(assignment, recipe) for assignment in options.set)
-    if options.validation_images is not None:
-        changes["num_validation_images"] = options.validation_images
+    begun = find_record(options.checkpoint_dir) if options.resume else None
     return TrainConfig(
-        recipe=dataclasses.replace(recipe, **changes),
-        seed=options.seed,
+        recipe=_recipe_from(options, begun),
+        seed=_first_given(options.seed, begun.seed if begun else 0),
         num_seeds=options.seeds,
         device=options.device,
         num_threads=options.threads,
         data_dir=options.data_dir,
         verify_data=not options.unverified_data,
         checkpoint_dir=options.checkpoint_dir,
-        precision=options.precision,
+        precision=_first_given(options.precision, begun.precision if begun else "fp32"),
         resume=options.resume,
         again=options.again,
         summary=options.summary,
     )
+
+
+def _first_given(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _recipe_from(options: argparse.Namespace, begun: RunRecord | None) -> Recipe:
+    """The recipe named, or else that of the run to go on with, and on top of it what other options ask for."""
+    recipe = RECIPES[options.recipe or "tutorial"]
+    if begun and options.recipe in (None, begun.recipe.name):
+        recipe = begun.recipe
+    changeable = ("architecture", "activation", "pooling", "padding_mode", "learning_rate")
+    changes = {field: value for field in changeable if (value := getattr(options, field)) is not None}
+    if options.epochs is not None:
+        changes["num_epochs"] = options.epochs
+    changes |= dict(_setting_from(assignment, recipe) for assignment in options.set)
+    if options.validation_images is not None:
+        changes["num_validation_images"] = options.validation_images
+    return dataclasses.replace(recipe, **changes)

@@ -79,8 +79,23 @@ def _has_all_files(directory: Path) -> bool:
 
 def _missing_from(directory: Path) -> str:
     """The directory and, in brackets, what it lacks."""
-    missing = [file.name for file in FILES if path_of(file, directory) is None]
-    return f"{directory} (no {', '.join(missing)})" if len(missing) < len(FILES) else f"{directory} (none of the four)"
+    if not directory.is_dir():
+        return (
+            f"{directory} ({dangling_link(directory) or ('no directory' if directory.exists() else 'does not exist')})"
+        )
+    missing = [_missing(file, directory) for file in FILES if path_of(file, directory) is None]
+    return f"{directory} (no {', '.join(missing)}, gzipped or not)"
+
+
+def _missing(file: DataFile, directory: Path) -> str:
+    """The file's name, and what became of the link that has it, if there is one."""
+    links = filter(None, (dangling_link(directory / name) for name in (file.name, f"{file.name}.gz")))
+    return " as ".join([file.name, *links])
+
+
+def dangling_link(path: Path) -> str:
+    """Where `path` leads, if it is a link to nothing; else ""."""
+    return f"a dangling link to {path.readlink()}" if path.is_symlink() and not path.exists() else ""
 
 
 def read_verified(path: Path, file: DataFile) -> bytes:

@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
 from atelier.errors import BadDataError, PermissionRefusedError, StorageError
-from training.data_files import DataFile, data_missing, not_in_any_place, read_verified
+from training.data_files import DataFile, dangling_link, data_missing, not_in_any_place, read_verified
 
 TIMEOUT_S = 15  # for each answer of a mirror; a slow download that moves on is not cut off
 APT_TIMEOUT_S = 600
@@ -36,6 +34,8 @@ def fetch_dataset(directory: Path, files: Sequence[DataFile]) -> Path:
     Raises MissingInputError DATA_MISSING saying what was tried, PermissionRefusedError or StorageError DATA_UNWRITABLE
     where `directory` cannot be made or written.
     """
+    if dangling_link(directory):  # a disk that is not mounted, say, for which nothing is put elsewhere
+        raise data_missing(not_in_any_place())
     with _workspace_in(directory) as workspace:
         failures = []
         for fetch in (fetch_from_mirrors, fetch_from_debian):
@@ -104,6 +104,8 @@ def _download(file: DataFile, workspace: Path, mirrors: Sequence[str]) -> Path:
 
 def _save_url(url: str, path: Path, max_bytes: int) -> None:
     """Saves what `url` has, up to `max_bytes`, with a progress bar on a terminal."""
+    from tqdm import tqdm  # here: data that need not be fetched need no extra
+
     opener = urllib.request.build_opener()  # a new one, which heeds the environment's proxy settings as they are now
     with opener.open(url, timeout=TIMEOUT_S) as response, path.open("wb") as out:
         length = response.headers.get("Content-Length")

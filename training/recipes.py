@@ -1,6 +1,5 @@
 """How each model is trained: the recipes, and what may stand in one."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -58,7 +57,10 @@ class Recipe:
     """Share of kernels and matrices (not of biases and normalisations) taken away per step, times the step size."""
 
     schedule: str = "constant"
-    """`constant`; `steps`, the falling ones of LeCun (1998); `cosine`, after `warmup`, down to almost 0."""
+    """`constant`; `steps`, the falling ones of LeCun (1998); `cosine`, after `warmup`, down to almost 0.
+
+    Any but `constant` spreads its step sizes over all epochs, so that the weights depend on how many there are.
+    """
 
     warmup: float = 0.0
     """Fraction of the run in which the step size rises linearly, for `cosine`."""
@@ -117,13 +119,14 @@ class Recipe:
             self._check(field, bool(self.teacher) == (getattr(self, field) > 0), "above 0 with a teacher, 0 without")
 
     @property
-    def is_plain(self) -> bool:
-        """Whether its steps are the tutorial's: plain SGD on the images as they are."""
-        plain = Recipe(name="", architecture="tutorial", num_epochs=1, batch_size=1, learning_rate=1)
-        own = ("name", "architecture", "activation", "pooling", "padding_mode")
-        sizes = ("num_epochs", "batch_size", "learning_rate", "num_validation_images")
-        others = [field.name for field in dataclasses.fields(self) if field.name not in (*own, *sizes)]
-        return all(getattr(self, name) == getattr(plain, name) for name in others)
+    def memory(self) -> str:
+        """The field that makes steps remember more than the weights that are saved, and its value; "" if none does."""
+        remembers = {
+            "optimizer": self.optimizer != "sgd",
+            "momentum": self.momentum > 0,
+            "average_decay": self.average_decay > 0,
+        }
+        return next((f"{field} {getattr(self, field)}" for field, holds in remembers.items() if holds), "")
 
     @property
     def changes_images(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import BadDataError, ConfigurationError, MissingInputError
+from training.commands import train_command
 from training.recipes import Recipe
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
@@ -105,7 +106,8 @@ def load_record(directory: Path) -> tuple[RunRecord, str]:
             raise ValueError(f"weights {name!r} and sha256 {sha256!r} do not belong together")
         return _record_from(document), sha256
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", "make train") from None
+        cure = f"{train_command(*options_for(directory))} makes one"
+        raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", cure) from None
     except (AttributeError, KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise bad_checkpoint(path, f"is malformed: {error!r}") from None
 
@@ -173,6 +175,18 @@ def differences(
     return [f"{name} {value} != {recorded.get(name)}" for name, value in wanted.items() if value != recorded.get(name)]
 
 
+def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
+    """Why the run cannot go on to `num_epochs` in all and end with an unbroken run's weights; "" if it can."""
+    recipe = record.recipe
+    if num_epochs <= record.completed_epochs:
+        return f"{record.completed_epochs} epochs are done already"
+    if recipe.schedule != "constant":
+        return f"schedule {recipe.schedule} spreads its step sizes over all epochs"
+    if record.is_complete and recipe.memory:
+        return f"what {recipe.memory} remembers is not kept when a run ends"
+    return ""
+
+
 def record_bytes(record: RunRecord | None) -> bytes:
     """For other processes; nothing for none."""
     return json.dumps(dataclasses.asdict(record)).encode() if record else b""
@@ -190,6 +204,13 @@ def _record_from(document: dict[str, Any]) -> RunRecord:
     return RunRecord(**fields)
 
 
+def options_for(directory: Path) -> list[object]:
+    """What a command line must say of a checkpoint directory: nothing of the usual one."""
+    return [] if directory == CHECKPOINT_DIR else ["--checkpoint-dir", directory]
+
+
 def bad_checkpoint(path: Path, what: str) -> BadDataError:
     """`BAD_CHECKPOINT: <path> <what>`, and how to get a good one."""
-    return BadDataError("BAD_CHECKPOINT", f"{path} {what}", "python -m training --again trains a new one")
+    directory = path if path.is_dir() else path.parent
+    cure = f"{train_command('--again', *options_for(directory))} trains a new one"
+    return BadDataError("BAD_CHECKPOINT", f"{path} {what}", cure)

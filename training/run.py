@@ -1,6 +1,7 @@
 """Runs: from a data set in memory to one checkpoint per seed."""
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from atelier.errors import BadDataError, ConfigurationError, InterruptedRunError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from training.checkpoint import load_model, load_training_state, save_checkpoint
-from training.config import TrainConfig
+from training.config import TrainConfig, resume_command
 from training.curves import save_curves, save_history, title_of
 from training.dataset import FashionMNIST
 from training.device import (
@@ -40,6 +41,7 @@ from training.record import (
     find_record,
     record_bytes,
     record_from_bytes,
+    why_length_is_fixed,
 )
 from training.report import SEEDS_NAME, epoch_line, seeds_json
 from training.steps import Steps
@@ -59,6 +61,7 @@ class Workplace:
     peers: Peers
     validation: Split | None = None
     teacher_logits: Tensor | None = None  # (2, N, 10): of the training images as they are, and mirrored
+    is_for_teacher: bool = False
 
 
 def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, started: float) -> list[RunRecord]:
@@ -70,9 +73,17 @@ def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, s
     device = choose_device(config.device, local_rank())
     make_deterministic(config.num_threads)
     keep_memory()
-    set_precision(config.precision, device)
     with peers_on(device) as peers:
+        config = _same_for_all(config, device, peers)
+        set_precision(config.precision, device)
         return _train_seeds(config, dataset, stop, started, device, peers)
+
+
+def _same_for_all(config: TrainConfig, device: torch.device, peers: Peers) -> TrainConfig:
+    """What the first process is to train, in every process: another machine may lack the checkpoint that tells it."""
+    told = {"recipe": dataclasses.asdict(config.recipe), "seed": config.seed, "precision": config.precision}
+    told = json.loads(peers.tell(json.dumps(told).encode(), device))
+    return dataclasses.replace(config, **told | {"recipe": Recipe(**told["recipe"])})
 
 
 def _train_seeds(
@@ -135,7 +146,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
         )
         if events is None:
             continue  # the first process writes for all
-        state = None if record.is_complete or record.recipe.is_plain else steps.state()
+        state = steps.state() if record.recipe.memory and not record.is_complete else None
         save_checkpoint(directory, steps.averaged.state_dict(), record, state)
         print(epoch_line(record), flush=True)
         events.add(metrics, step_losses)
@@ -161,7 +172,7 @@ def _steps(workplace: Workplace, model: LeNet, record: RunRecord, directory: Pat
     """The run's steps, going on where it stopped."""
     recipe, peers, precision = record.recipe, workplace.peers, workplace.config.precision
     steps = Steps(model, recipe, workplace.train, workplace.teacher_logits, precision=precision, peers=peers)
-    if record.completed_epochs and not (record.is_complete or recipe.is_plain):
+    if recipe.memory and record.completed_epochs and not record.is_complete:
         state = load_training_state(directory) if peers.is_first else {}
         steps.restore(peers.tell_tensors(state, workplace.device))
     return steps
@@ -178,7 +189,8 @@ def _run_epoch(
         result = train_epoch(steps, order, record.seed, epoch, title=title, before_step=workplace.stop.check)
     except StopRequestedError as signal:
         what = f"{signal} in {title}; {directory} has {record.completed_epochs} of {recipe.num_epochs} epochs"
-        cure = "the same with --resume goes on from there: make train ARGS=--resume"
+        command = "the same command" if workplace.is_for_teacher else resume_command(workplace.config)
+        cure = f"{command} goes on from there"
         if not record.completed_epochs:
             what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
         raise InterruptedRunError("INTERRUPTED", what, cure) from None
@@ -221,8 +233,10 @@ def _teacher_logits(workplace: Workplace, started: float) -> Tensor:
         num_validation_images=wanted.num_validation_images,
     )
     directory = workplace.config.checkpoint_dir / wanted.teacher
-    config = dataclasses.replace(workplace.config, recipe=recipe, seed=0, num_seeds=1)
-    workplace, peers = dataclasses.replace(workplace, config=config), workplace.peers
+    config = dataclasses.replace(
+        workplace.config, recipe=recipe, seed=0, num_seeds=1, resume=not workplace.config.again
+    )
+    workplace, peers = dataclasses.replace(workplace, config=config, is_for_teacher=True), workplace.peers
     if not _finished(workplace, 0, directory):
         if peers.is_first:
             print(f"first the teacher, recipe {recipe.name!r}, into {directory}", flush=True)
@@ -264,22 +278,42 @@ def _begin_alone(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNe
     record = None if config.again else find_record(directory)
     if record is None:
         return _new_model(config.recipe, seed), _new_record(workplace, seed)
-    found = differences(record, config.recipe, seed, workplace.dataset.digests, config.precision)
-    done = f"{record.completed_epochs} of {record.recipe.num_epochs} epochs"
-    if not config.resume:
-        what = f"of another run ({'; '.join(found)})" if found else "of this very run; --resume would go on from there"
-        print(f"starting anew: {directory} has {done} {what}", flush=True)
+    found = _contradictions(workplace, record, seed)
+    # What a further seed's directory, or the teacher's, holds of another run nobody has asked to resume.
+    if found and config.resume and directory == config.checkpoint_dir:
+        raise _mismatch(workplace, record, found)
+    done = f"{directory} has {record.completed_epochs} of {record.recipe.num_epochs} epochs"
+    if found or not config.resume:
+        what = f" of another run ({'; '.join(found)})" if found else "; --resume would go on from there"
+        print(f"starting anew: {done}{what}", flush=True)
         return _new_model(config.recipe, seed), _new_record(workplace, seed)
-    if found:
-        what = f"cannot resume the run in {directory}: {'; '.join(found)}"
-        raise ConfigurationError("CONFIG_MISMATCH", what, "use its options, or --again for a new run in its place")
-    print(f"resuming: {directory} has {done}", flush=True)
+    print(f"resuming: {done}", flush=True)
     if (str(workplace.device), torch.get_num_threads()) != (record.device, record.num_threads):
-        print(
-            f"note: begun on {record.device} with {record.num_threads} threads; the weights may differ in the last bit"
-        )
+        begun = f"begun with --device {record.device} --threads {record.num_threads}"
+        print(f"note: {begun}, without which the weights may differ in the last bit", flush=True)
     model, _ = load_model(directory)
-    return model, record
+    return model, dataclasses.replace(record, recipe=config.recipe)  # which may be longer
+
+
+def _contradictions(workplace: Workplace, record: RunRecord, seed: int) -> list[str]:
+    """Where the run that is wanted is not the recorded one; another length is none, if nothing depends on it."""
+    config, num_epochs = workplace.config, workplace.config.recipe.num_epochs
+    why = why_length_is_fixed(record, num_epochs) if num_epochs != record.recipe.num_epochs else ""
+    if not why:
+        record = dataclasses.replace(record, recipe=dataclasses.replace(record.recipe, num_epochs=num_epochs))
+    found = differences(record, config.recipe, seed, workplace.dataset.digests, config.precision)
+    return [f"{each}, and {why}" if each.startswith("num_epochs ") else each for each in found]
+
+
+def _mismatch(workplace: Workplace, record: RunRecord, found: list[str]) -> ConfigurationError:
+    """CONFIG_MISMATCH, with the command that would go on."""
+    config = workplace.config
+    what = f"cannot resume the run in {config.checkpoint_dir}: {'; '.join(found)}"
+    command = resume_command(dataclasses.replace(config, recipe=record.recipe))
+    cure = f"{command} takes these from the checkpoint"
+    if record.dataset_digests != workplace.dataset.digests:
+        cure = "name the directory of its data with --data-dir"
+    return ConfigurationError("CONFIG_MISMATCH", what, f"{cure}; --again in place of --resume starts a new run there")
 
 
 def _new_model(recipe: Recipe, seed: int) -> LeNet:
@@ -289,7 +323,8 @@ def _new_model(recipe: Recipe, seed: int) -> LeNet:
 
 
 def _new_record(workplace: Workplace, seed: int) -> RunRecord:
-    versions = package_versions(("torch", "numpy", "safetensors"))
+    packages = ("torch", "numpy", "safetensors")
+    versions = package_versions(packages)
     return RunRecord(
         recipe=workplace.config.recipe,
         seed=seed,

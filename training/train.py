@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+from importlib.util import find_spec
 
 from training.config import TrainConfig, config_from
 from training.data_files import FILES
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> int:
 
 def train(config: TrainConfig) -> list[RunRecord]:
     """Trains every seed that has no finished run; what is wrong with the data is said before torch is imported."""
+    if find_spec("torch") is None:  # before anything is fetched
+        raise ModuleNotFoundError("torch is not installed", name="torch")
     with lock_directory(config.checkpoint_dir) if is_first() else contextlib.nullcontext():
         started = time.perf_counter()
         dataset = load_dataset(config.data_dir, verify=config.verify_data)

@@ -1,7 +1,7 @@
 """Load from outside Python: h2load, of Debian's nghttp2-client.
 
-It speaks HTTP/2 and knows nothing of gRPC: it takes an HTTP 200 with a failing grpc-status for a success. So whoever
-uses it compares the server's own count of answers with what was sent.
+It speaks HTTP and knows nothing of gRPC: it takes an HTTP 200 with a failing grpc-status for a success. So whoever
+uses it compares the server's own count of answers with what was sent, or has it count the answers' bytes.
 """
 
 import re
@@ -9,39 +9,52 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atelier.contract import IMAGE_SHAPE
+from atelier.contract import IMAGE_SHAPE, Images
 from atelier.errors import ProgramError, ResourceUnavailableError
+from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.memory import processes_of
-from loadtest.server_process import ServerProcess
 
-CLASSIFY = "/atelier.v1.Classifier/Classify"
+CLASSIFY = f"/{SERVICE}/Classify"
+GRPC = ("content-type: application/grpc", "te: trailers")
+TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """One kind of request, offered in a closed loop."""
+    """One kind of request, offered in a closed loop for so long, or so many times."""
 
     images_per_request: int
     num_clients: int
     in_flight_per_client: int
-    num_requests: int
-
-    @property
-    def message(self) -> bytes:
-        """A ClassifyRequest of random images (seeded), serialised."""
-        random = np.random.default_rng(0)
-        images = random.integers(0, 256, (self.images_per_request, *IMAGE_SHAPE), np.uint8)
-        return pb.ClassifyRequest(images=images.tobytes()).SerializeToString()
+    seconds: float = 2.0
+    num_requests: int | None = None
 
 
-SINGLE = Load(images_per_request=1, num_clients=16, in_flight_per_client=8, num_requests=20_000)
-BATCHED = Load(images_per_request=64, num_clients=8, in_flight_per_client=4, num_requests=2_000)
+ALONE = Load(images_per_request=1, num_clients=1, in_flight_per_client=1, seconds=1.0)
+SINGLE = Load(images_per_request=1, num_clients=16, in_flight_per_client=8)
+BATCHED = Load(images_per_request=64, num_clients=8, in_flight_per_client=4)
 MILLION = Load(images_per_request=64, num_clients=8, in_flight_per_client=4, num_requests=15_625)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A server and how it is asked: by POST over HTTP/1.1, one request at a time on a connection, or over HTTP/2."""
+
+    name: str
+    pid: int
+    url: str
+    body_for: Callable[[Images], bytes]  # the whole body of a request
+    headers: tuple[str, ...] = GRPC
+    is_http1: bool = False
+    reply_bytes: int | None = None  # the body of every right answer to one image; None if their sizes differ
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,24 @@ class Outcome:
     """What a server made of a load."""
 
     requests_per_s: float
-    cpu_s_per_1000: float  # user and system time of all its processes
+    cpu_us: float  # of each request: user and system time of all the server's processes
+    p50_ms: float
+    p99_ms: float
+
+
+def grpc_frame(message: bytes) -> bytes:
+    """Returns the body of a unary gRPC request: uncompressed, the length, the message."""
+    return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def classify_body(images: Images) -> bytes:
+    """Returns the body of a ClassifyRequest."""
+    return grpc_frame(pb.ClassifyRequest(images=images.tobytes()).SerializeToString())
+
+
+def random_images(num_images: int) -> Images:
+    """Returns random images, the same for the same number."""
+    return np.random.default_rng(0).integers(0, 256, (num_images, *IMAGE_SHAPE), np.uint8)
 
 
 class Generator:
@@ -59,37 +89,71 @@ class Generator:
         if shutil.which("h2load") is None:
             raise ResourceUnavailableError("NO_H2LOAD", "h2load is not installed", "apt-get install nghttp2-client")
         self._scale = scale
-        self.num_sent: dict[str, int] = {}  # by target
+        self._rates: dict[tuple[str, Load], float] = {}  # requests/s of the last run
+        self.num_sent: dict[str, int] = {}  # by the target's name
 
-    def count(self, server: ServerProcess, num_requests: int) -> None:
-        """Notes requests that a server gets, whoever sends them."""
-        self.num_sent[server.target] = self.num_sent.get(server.target, 0) + num_requests
+    def offer(self, target: Target, load: Load) -> Outcome:
+        """Offers the load until all is answered. Raises ProgramError LOAD_FAILED if a request failed on the way.
 
-    def offer(self, server: ServerProcess, load: Load) -> Outcome:
-        """Until all is answered. Raises ProgramError where a request failed on the way."""
-        num_requests = max(load.num_clients, int(load.num_requests * self._scale))
-        self.count(server, num_requests)
-        before_s = cpu_s(server)
-        rate = _run(server.target, load, num_requests)
-        return Outcome(rate, (cpu_s(server) - before_s) / num_requests * 1000)
+        How many requests fill the time, the last run tells; before the first one a short one does.
+        """
+        if load.num_requests is None and (target.name, load) not in self._rates:
+            self._run(target, load, 4 * load.num_clients * load.in_flight_per_client)
+        wanted = load.num_requests or self._rates[target.name, load] * load.seconds
+        return self._run(target, load, max(load.num_clients * load.in_flight_per_client, int(wanted * self._scale)))
+
+    def _run(self, target: Target, load: Load, num_requests: int) -> Outcome:
+        self.num_sent[target.name] = self.num_sent.get(target.name, 0) + num_requests
+        with tempfile.TemporaryDirectory(prefix="atelier-bench-") as directory:
+            body, log = Path(directory, "body"), Path(directory, "log")
+            body.write_bytes(target.body_for(random_images(load.images_per_request)))
+            before_s = cpu_s(target.pid)
+            command = _command(target, load, num_requests, body, log)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)  # noqa: S603
+            taken_s = cpu_s(target.pid) - before_s
+            rate = _rate_from(done, target, load, num_requests)
+            p50_us, p99_us = np.percentile(_times_us(log), (50, 99))
+        self._rates[target.name, load] = rate
+        return Outcome(rate, taken_s / num_requests * 1e6, float(p50_us) / 1e3, float(p99_us) / 1e3)
 
 
-def _run(target: str, load: Load, num_requests: int) -> float:
-    message = load.message
-    with tempfile.NamedTemporaryFile() as body:
-        body.write(b"\0" + struct.pack(">I", len(message)) + message)  # gRPC's frame: uncompressed, length, message
-        body.flush()
-        command = ["h2load", f"--clients={load.num_clients}", f"--max-concurrent-streams={load.in_flight_per_client}"]
-        command += [f"--requests={num_requests}", f"--data={body.name}"]
-        command += ["--header=content-type: application/grpc", "--header=te: trailers"]
-        done = subprocess.run([*command, f"http://{target}{CLASSIFY}"], capture_output=True, text=True)  # noqa: S603
+def _command(target: Target, load: Load, num_requests: int, body: Path, log: Path) -> list[str]:
+    num_clients, in_flight = load.num_clients, load.in_flight_per_client
+    if target.is_http1:
+        num_clients, in_flight = num_clients * in_flight, 1
+    command = ["h2load", f"--clients={num_clients}", f"--max-concurrent-streams={in_flight}"]
+    command += [f"--requests={num_requests}", f"--data={body}", f"--log-file={log}"]
+    command += ["--h1"] if target.is_http1 else []
+    return [*command, *(f"--header={header}" for header in target.headers), target.url]
+
+
+def _rate_from(done: "subprocess.CompletedProcess[str]", target: Target, load: Load, num_requests: int) -> float:
+    """Requests/s, once every request has an answer.
+
+    What h2load calls success is an HTTP status of 2xx: it misses those without a reason phrase (TorchServe's), and
+    takes a gRPC error for one. So it is the bytes of the answers that count, if they are known.
+    """
     rate = re.search(r"finished in .*, ([\d.]+) req/s", done.stdout)
-    succeeded = f" {num_requests} succeeded, 0 failed, 0 errored, 0 timeout" in done.stdout
-    if done.returncode or rate is None or not succeeded:
-        raise ProgramError("LOAD_FAILED", f"h2load: {done.stdout[-500:]} {done.stderr[-500:]}")
+    found = re.search(r"\((\d+)\) data", done.stdout)
+    is_answered = f" {num_requests} done, " in done.stdout and " 0 errored, 0 timeout" in done.stdout
+    if target.reply_bytes is None or load.images_per_request > 1:
+        is_answered &= f" {num_requests} succeeded, 0 failed" in done.stdout
+    else:
+        is_answered &= found is not None and int(found[1]) == num_requests * target.reply_bytes
+    if done.returncode or rate is None or not is_answered:
+        what = f"not all of {num_requests} requests to {target.name} were answered"
+        raise ProgramError(
+            "LOAD_FAILED", what, "see the server's log", why=f"{done.stdout[-500:]} {done.stderr[-500:]}"
+        )
     return float(rate[1])
 
 
-def cpu_s(server: ServerProcess) -> float:
-    """User and system time of all the server's processes so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes_of(server.process.pid))
+def _times_us(log: Path) -> NDArray[np.int64]:
+    """What each request took: the third column of h2load's log."""
+    times: NDArray[np.int64] = np.loadtxt(log, np.int64, usecols=2, ndmin=1)
+    return times
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of the server's first process and of all that it started, so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes_of(pid))

@@ -3,6 +3,10 @@
 import statistics
 from dataclasses import dataclass
 
+from atelier.tables import aligned
+
+HEADER = ("measure", "ours", "yardstick", "ratio or figure (lowest to highest)", "target")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -19,6 +23,7 @@ class Row:
     yardstick_name: str = ""
     target: float | None = None
     is_limit: bool = False  # the target is the most that may be, not the least
+    invalid: str = ""  # why these figures say nothing; empty if they do
 
     @property
     def values(self) -> list[float]:
@@ -29,35 +34,41 @@ class Row:
 
     @property
     def is_met(self) -> bool | None:
-        """By the median; None where there is no target."""
-        if self.target is None:
+        """By the median; None if there is no target, or the figures say nothing."""
+        if self.target is None or self.invalid:
             return None
         median = statistics.median(self.values)
         return median <= self.target if self.is_limit else median >= self.target
 
+    @property
+    def verdict(self) -> str:
+        """The target and what became of it, in words."""
+        if self.invalid:
+            return f"INVALID: {self.invalid}"
+        if self.target is None:
+            return ""
+        bound = "at most" if self.is_limit else "at least"
+        return f"{bound} {self.target:g}: {'met' if self.is_met else 'MISSED'}"
+
     def cells(self) -> tuple[str, str, str, str, str]:
         """Name, ours, yardstick, the value with its spread, and the verdict."""
-        low, middle, high = min(self.values), statistics.median(self.values), max(self.values)
         yardstick = ""
         if self.yardstick is not None:
-            yardstick = f"{_shown(statistics.median(self.yardstick))} ({self.yardstick_name})"
-        verdict = ""
-        if self.target is not None:
-            verdict = (
-                f"{'at most' if self.is_limit else 'at least'} {self.target:g}: {'met' if self.is_met else 'MISSED'}"
-            )
-        spread = f"{_shown(middle)} ({_shown(low)} to {_shown(high)})"
-        return self.name, f"{_shown(statistics.median(self.ours))} {self.unit}", yardstick, spread, verdict
+            yardstick = f"{shown(statistics.median(self.yardstick))} ({self.yardstick_name})"
+        ours = f"{shown(statistics.median(self.ours))} {self.unit}"
+        return self.name, ours, yardstick, with_spread(self.values), self.verdict
 
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table, for a terminal as for README."""
-    cells = [("measure", "ours", "yardstick", "ratio or figure (lowest to highest)", "target")]
-    cells += [row.cells() for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return aligned([HEADER, *(row.cells() for row in rows)])
 
 
-def _shown(figure: float) -> str:
+def with_spread(values: list[float]) -> str:
+    """The median, and between brackets the lowest and the highest."""
+    return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
+
+
+def shown(figure: float) -> str:
+    """Three digits, or all before the point."""
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"

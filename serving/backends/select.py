@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
+from atelier.program import how_to_install
 from serving.backends.base import Backend
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
+from serving.manifest import ENGINE_NAME, FILE_OF_BACKEND, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
 # Where nothing else is asked for. On a CPU a batch takes as long as its images: larger ones only wait longer. A GPU is
@@ -21,13 +22,21 @@ LargestOn = Callable[[str], int]  # the largest batch for a device
 
 
 def open_backend(
-    kind: str, device: str, version_dir: Path, manifest: Manifest, *, max_batch_size: int | None, num_threads: int
+    kind: str,
+    device: str,
+    version_dir: Path,
+    manifest: Manifest,
+    *,
+    max_batch_size: int | None,
+    num_threads: int,
+    read: Callable[[str], bytes] | None = None,
 ) -> tuple[Backend, str]:
-    """The backend that serves a version, and the reason for it in words.
+    """Opens the backend that serves a version; returns it and the reason for it in words.
 
     `kind` is one of KINDS, `device` is auto, cpu or cuda[:index]; `max_batch_size` is at most the manifest's, the
     largest that parity was proven for, and None takes that up to the device's DEFAULT_MAX_BATCH_SIZES. Only `auto`
-    chooses; anything else is done or refused.
+    chooses; anything else is done or refused. `read` returns the verified bytes of a file, if they are not to be read
+    from the disk again.
     Raises UsageError, ResourceUnavailableError (no such device, provider or library) and what `read_verified` raises.
     """
     if max_batch_size is not None and not 1 <= max_batch_size <= manifest.max_batch_size:
@@ -35,7 +44,7 @@ def open_backend(
         cure = "ask for less, or export with a larger --max-batch-size"
         raise UsageError("BAD_BATCH_SIZE", f"{what} {manifest.max_batch_size}", cure)
     largest_on = partial(_max_batch_size, max_batch_size, manifest)
-    read = partial(read_verified, version_dir, manifest)
+    read = read or partial(read_verified, version_dir, manifest)
     if kind == "torch":
         return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), largest_on, num_threads))
     if kind == "onnxruntime":
@@ -51,6 +60,13 @@ def open_backend(
     if kind == "auto":
         return _best(device, manifest, read, largest_on, num_threads)
     raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
+
+
+def files_for(kind: str, manifest: Manifest) -> tuple[str, ...]:
+    """Returns the names of the files that a backend of this kind may be opened from."""
+    if kind != "auto":
+        return (FILE_OF_BACKEND[kind],) if kind in FILE_OF_BACKEND else ()
+    return (ONNX_NAME, ENGINE_NAME) if manifest.engine else (ONNX_NAME,)
 
 
 def _max_batch_size(wanted: int | None, manifest: Manifest, device: str) -> int:
@@ -92,7 +108,7 @@ def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device:
     try:
         from serving.backends.torch_backend import TorchBackend
     except ImportError as error:
-        cure = "install the extras `train`, or use --backend onnxruntime"
+        cure = f"{how_to_install('train')}, or use --backend onnxruntime"
         raise ResourceUnavailableError("NO_TORCH", "asked for torch", cure, why=str(error)) from None
     return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=largest_on(device))
 
@@ -103,7 +119,7 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
             OnnxRuntimeBackend,
         )  # here: who serves with torch need not have it
     except ImportError as error:
-        cure = "install the extras `serve`, or `gpu` where there is an NVIDIA GPU"
+        cure = how_to_install("serve")
         raise ResourceUnavailableError("NO_ONNXRUNTIME", "asked for onnxruntime", cure, why=str(error)) from None
     max_batch_size = largest_on(device)
     return OnnxRuntimeBackend(
@@ -115,7 +131,7 @@ def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, dev
     try:
         from serving.backends.tensorrt_backend import TensorRTBackend
     except ImportError as error:
-        cure = "install the extra `gpu`, or use --backend onnxruntime"
+        cure = f"{how_to_install('gpu')}, or use --backend onnxruntime"
         raise ResourceUnavailableError(
             "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}", cure, why=str(error)
         ) from None

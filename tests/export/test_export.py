@@ -204,7 +204,9 @@ def test_training_that_broke_off_is_exported_only_on_request(
     record = dataclasses.replace(RECORD, completed_epochs=0, metrics=())
     save_checkpoint(workplace / "checkpoint", seeded_model().state_dict(), record)
     assert export_in(workplace) == os.EX_DATAERR
-    assert capsys.readouterr().err.startswith("error: INCOMPLETE_CHECKPOINT: ")
+    error = capsys.readouterr().err
+    assert error.startswith("error: INCOMPLETE_CHECKPOINT: ")
+    assert f"--resume --checkpoint-dir {workplace}/checkpoint --data-dir {workplace}/data" in error
     assert not (workplace / "models").exists()
     assert export_in(workplace, "--incomplete") == 0
 

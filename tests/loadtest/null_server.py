@@ -34,7 +34,7 @@ class NullServer(grpc.GenericRpcHandler):
     """Classify and ModelInfer, answered rightly after `latency_ms`, unless the request's number says otherwise."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
+        self.options = options
         self._reference = reference()
         self._num_requests = 0
         self._pause_begins_s = self._pause_ends_s = float("inf")
@@ -86,8 +86,10 @@ class NullServer(grpc.GenericRpcHandler):
 
     async def _wait(self, context: Any) -> str:
         """Until the answer is due; the fault of this request, if it has one."""
-        options, now_s = self._options, time.monotonic()
+        options, now_s = self.options, time.monotonic()
         self._num_requests += 1
+        if self._num_requests == options.tell_at:
+            print(f"request {self._num_requests} came", flush=True)
         if self._num_requests == options.pause_at:
             self._pause_begins_s, self._pause_ends_s = now_s, now_s + options.pause_ms / 1e3
         due_s = now_s + options.latency_ms / 1e3
@@ -102,10 +104,10 @@ class NullServer(grpc.GenericRpcHandler):
         return fault
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(service: NullServer) -> None:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((NullServer(options),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_generic_rpc_handlers((service,))
+    port = server.add_insecure_port(f"127.0.0.1:{service.options.port}")
     await server.start()
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
@@ -114,11 +116,17 @@ async def serve(options: argparse.Namespace) -> None:
     await server.stop(None)
 
 
-if __name__ == "__main__":
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--tell-at", type=int, default=0)
     parser.add_argument("--pause-at", type=int, default=0)
     parser.add_argument("--pause-ms", type=float, default=0.0)
     parser.add_argument("--fault", choices=("swap", "duplicate", "lose", "refuse"))
     parser.add_argument("--fault-at", type=int, default=0)
-    uvloop.run(serve(parser.parse_args()))
+    return parser
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(NullServer(argument_parser().parse_args())))

@@ -9,12 +9,19 @@ import pytest
 from atelier.client import Client
 from atelier.errors import ProgramError
 from loadtest.bench import run as bench
-from loadtest.bench.contenders import check_count, serving
+from loadtest.bench.chart import draw
+from loadtest.bench.contenders import check_count, front_ends, reply_bytes_of, serving, target_of
+from loadtest.bench.h2load import Generator, Load
 from loadtest.bench.rows import Row, table
+from loadtest.bench.targets import contenders_table
 from loadtest.bench.training_speed import training_rates
+from loadtest.server_process import server_process
 from tests.conftest import Job
+from tests.loadtest.test_cpp_echo import needs_grpc
 from tests.serving.fake_backend import image
 from training.dataset import FashionMNIST
+
+needs_h2load = pytest.mark.skipif(shutil.which("h2load") is None, reason="needs apt-get install nghttp2-client")
 
 
 def row(**fields: object) -> Row:
@@ -38,35 +45,78 @@ def test_row_without_a_target_gives_no_verdict() -> None:
     assert table([row(ours=[1234.5])]).splitlines()[2].split("|")[2].strip() == "1,234 requests/s"
 
 
-def test_answer_too_few_or_too_many_fails_the_run(job: Job) -> None:
+def test_run_that_says_nothing_is_invalid_and_meets_no_target() -> None:
+    ours = row(target=0.7, ours=[80], yardstick=[100], invalid="only 5/s were offered")
+    assert ours.is_met is None
+    assert ours.verdict == "INVALID: only 5/s were offered"
+
+
+def test_answers_are_counted_by_the_server_and_one_too_few_or_too_many_fails_the_run(job: Job) -> None:
     with serving(job.repository) as server:
         with Client(server.target) as client:
             for _ in range(3):
                 client.classify(image(1))
-        with pytest.raises(ProgramError, match="LOST_ANSWERS: 4 requests were sent"):
+        assert check_count(server, 3) == 3
+        with pytest.raises(ProgramError, match="LOST_ANSWERS: 4 requests were sent, the server answered 3"):
             check_count(server, 4)
-    assert check_count_again(job) == 2
 
 
-def check_count_again(job: Job) -> int:
-    with serving(job.repository) as server:
-        with Client(server.target) as client:
-            for _ in range(2):
-                client.classify(image(1))
-        return check_count(server, 2)
+@needs_h2load
+def test_percentiles_are_of_every_request() -> None:
+    load = Load(images_per_request=1, num_clients=2, in_flight_per_client=2, num_requests=100)
+    arguments = ("--latency-ms", "2", "--pause-at", "50", "--pause-ms", "300")
+    with server_process("tests.loadtest.null_server", *arguments) as server:
+        outcome = Generator(1.0).offer(target_of("null", server), load)
+    assert 2 <= outcome.p50_ms < 100
+    assert outcome.p99_ms > 250
+    assert outcome.cpu_us > 0
+
+
+@needs_h2load
+def test_grpc_error_within_http_200_fails_the_run_where_the_size_of_answers_is_known() -> None:
+    load = Load(images_per_request=1, num_clients=1, in_flight_per_client=1, num_requests=20)
+    with server_process("loadtest.echo_server", "--reply-bytes", "48") as server:
+        assert Generator(1.0).offer(target_of("echo", server, 48), load).requests_per_s > 0
+    with server_process("tests.loadtest.null_server", "--fault", "refuse", "--fault-at", "7") as server:
+        size = reply_bytes_of(server)
+        with pytest.raises(ProgramError, match="LOAD_FAILED: not all of 20 requests to null were answered"):
+            Generator(1.0).offer(target_of("null", server, size), load)
+
+
+def test_chart_has_every_contender_and_is_small(tmp_path: Path) -> None:
+    figures = {"C++ echo, 1": [90_000.0, 95_000.0], "grpcio, 1": [9_000.0, 10_000.0], "KServe 0.21.0, 1": [3_000.0]}
+    names = ["grpcio", "C++ echo", "KServe 0.21.0"]
+    draw(figures, names, "a processor, 2026-01-01", tmp_path / "peers.svg")
+    text = (tmp_path / "peers.svg").read_text()
+    assert len(text) < 60_000
+    for words in ("Atelier, grpcio", "C++ echo, the limit", "KServe 0.21.0", "a processor, 2026-01-01", "0.22 to 0.27"):
+        assert words in text
+
+
+def test_peer_that_is_absent_is_a_line_with_the_reason() -> None:
+    figures = {f"C++ echo, {what}": [2.0] for what in ("1", "p50 ms", "p99 ms", "CPU us", "MB")}
+    lines = contenders_table(figures, ["C++ echo"], {"KServe 0.21.0": "NO_PEER: no"}).splitlines()
+    assert lines[-1].startswith("| KServe 0.21.0 | absent: NO_PEER: no")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load: apt-get install nghttp2-client")
+@needs_h2load
+@needs_grpc
 def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = tmp_path / "bench.json"
-    sizes = ["--repeats", "2", "--scale", "0.02", "--training-repeats", "0"]
-    assert bench.main(["--repository", str(job.repository), *sizes, "--report", str(report)]) == 0
+    report, chart = tmp_path / "bench.json", tmp_path / "chart.svg"
+    sizes = ["--repeats", "2", "--scale", "0.02", "--training-repeats", "0", "--overload-repeats", "1"]
+    outputs = ["--report", str(report), "--chart", str(chart)]
+    assert bench.main(["--repository", str(job.repository), *sizes, *outputs]) == 0
     assert "all of them answered" in capsys.readouterr().out
-    rows = json.loads(report.read_text())["rows"]
-    assert len(rows) == 12
-    assert all(min(row["ours"]) > 0 for row in rows[:11])
-    assert all(len(row["ours"]) == len(row["yardstick"]) == 2 for row in rows[:9])
+    document = json.loads(report.read_text())
+    rows = {row["name"]: row for row in document["rows"]}
+    assert set(document["contenders"]) >= {"grpcio", "C++ echo", "Python echo"}
+    for name in front_ends():
+        assert len(rows[f"{name}: 1 image, 128 in flight"]["ours"]) == 2
+        assert len(rows[f"{name}: start to first answer"]["ours"]) == 2
+        assert len(rows[f"{name}: 10 times the peak, in 20 ms"]["ours"]) == 1
+    assert all(min(row["ours"]) > 0 for row in document["rows"] if "peak" not in row["name"] and row["unit"] != "%")
+    assert chart.exists()
 
 
 @pytest.mark.slow

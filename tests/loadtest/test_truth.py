@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from atelier.errors import ResourceUnavailableError
@@ -16,7 +18,7 @@ from loadtest.generators import Generators
 from loadtest.measurement import Measurement, together
 from loadtest.protocols import Classify, OpenInference, ServerProtocol
 from loadtest.scenarios import Load
-from loadtest.server_process import server_process
+from loadtest.server_process import ServerProcess, server_process
 from tests.loadtest.null_server import NUM_IMAGES, reference
 
 # Requests that warm up, before those that count: 6 on each of a process's connections, or 21 of a single stream.
@@ -30,7 +32,11 @@ def null_server(*arguments: object, protocol: str = "atelier") -> Iterator[Serve
         if protocol == "oip":
             yield OpenInference(target=server.target, reference=reference(), model_name="lenet5")
         else:
-            yield Classify(target=server.target, reference=reference())
+            yield classify_at(server)
+
+
+def classify_at(process: ServerProcess) -> ServerProtocol:
+    return Classify(target=process.target, reference=reference())
 
 
 def measured(server: ServerProtocol, load: Load, num_processes: int = 1) -> Measurement:
@@ -38,19 +44,54 @@ def measured(server: ServerProtocol, load: Load, num_processes: int = 1) -> Meas
         return generators.measure(load)
 
 
-def quietest(load: Load, *arguments: object, protocol: str = "atelier", num_processes: int = 1) -> Measurement:
-    """The run, of up to six, that the machine disturbed least: the machine that tests may be busy, and is not what is
-    tested. It ends with one whose generator kept its schedule to a millisecond."""
-    runs: list[Measurement] = []
-    while len(runs) < 6 and not (runs and runs[-1].percentile_ms(99.0, "lateness") < 1.0):
-        with null_server(*arguments, protocol=protocol) as server:
-            runs.append(measured(server, load, num_processes))
-    return min(runs, key=lambda run: run.percentile_ms(50.0))
+class Wakeups(threading.Thread):
+    """Notes how much later than it asked for a thread wakes, again and again, until the block ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended, self._late_ms = threading.Event(), list[float]()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            asked_s = time.monotonic() + 0.005
+            time.sleep(0.005)
+            self._late_ms.append(1e3 * (time.monotonic() - asked_s))
+
+    def __enter__(self) -> "Wakeups":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    @property
+    def delay_ms(self) -> float:
+        """What the machine may add to an answer: the server, its timer and, twice, the client must wake."""
+        return 4 * float(np.quantile(self._late_ms, 0.9))
 
 
-def server_load(target_qps: float = 200.0, duration_s: float = 2.0, timeout_s: float = 5.0) -> Load:
+def quietest(
+    load: Load, *arguments: object, protocol: str = "atelier", num_processes: int = 1
+) -> tuple[Measurement, float]:
+    """The run, of up to six, that the machine disturbed least, and how many ms it may have added: the machine that
+    tests may be busy, and is not what is tested. It ends with one that it hardly disturbed."""
+    runs: list[tuple[Measurement, float]] = []
+    while len(runs) < 6 and not (runs and runs[-1][1] < 2.0 and runs[-1][0].percentile_ms(99.0, "lateness") < 1.0):
+        with null_server(*arguments, protocol=protocol) as server, Wakeups() as wakeups:
+            runs.append((measured(server, load, num_processes), wakeups.delay_ms))
+    return min(runs, key=lambda run: run[0].percentile_ms(50.0))
+
+
+def server_load(client: str, duration_s: float = 2.0, timeout_s: float = 2.0) -> Load:
     return Load(
-        contender="null", scenario="server", target_qps=target_qps, duration_s=duration_s, timeout_s=timeout_s, seed=7
+        contender="null",
+        scenario="server",
+        target_qps=200.0,
+        duration_s=duration_s,
+        timeout_s=timeout_s,
+        seed=7,
+        client=client,
     )
 
 
@@ -58,61 +99,62 @@ def single_stream(duration_s: float = 0.5) -> Load:
     return Load(contender="null", scenario="single_stream", duration_s=duration_s, expected=1e-4)
 
 
-def test_known_latency_is_found() -> None:
-    run = quietest(server_load(), "--latency-ms", 20)
-    assert 20.0 <= run.percentile_ms(50.0) < 25.0
+def test_known_latency_is_found(client: str) -> None:
+    run, delay_ms = quietest(server_load(client), "--latency-ms", 20)
+    assert 20.0 <= run.percentile_ms(50.0) < 25.0 + delay_ms
     assert run.count("correct") == run.num_requests > 300
     assert run.mean_ms("queue") == 1.0
     assert run.mean_ms("inference") == 2.0
     assert run.batch_sizes == {3: run.count("images")}
-    assert 17.0 <= run.mean_ms("transport") < 25.0  # what is left
+    assert 17.0 <= run.mean_ms("transport") < 25.0 + delay_ms  # what is left
 
 
-def test_pause_of_200_ms_is_found_in_the_percentiles() -> None:
+def test_pause_of_200_ms_is_found_in_the_percentiles(client: str) -> None:
     """In 2 s a pause of 200 ms delays a tenth of the requests, by 0 to 200 ms: half of them by more than 100."""
-    run = quietest(server_load(), "--latency-ms", 2, "--pause-at", NUM_WARM_UP + 100, "--pause-ms", 200)
-    assert run.percentile_ms(50.0) < 20.0
-    assert 70.0 < run.percentile_ms(95.0) < 140.0
-    assert 150.0 < run.percentile_ms(99.0) < 215.0
-    assert 190.0 < run.percentile_ms(100.0) < 260.0
+    run, delay_ms = quietest(server_load(client), "--latency-ms", 2, "--pause-at", NUM_WARM_UP + 100, "--pause-ms", 200)
+    assert run.percentile_ms(50.0) < 20.0 + delay_ms
+    assert 70.0 < run.percentile_ms(95.0) < 140.0 + delay_ms
+    assert 150.0 < run.percentile_ms(99.0) < 215.0 + delay_ms
+    assert 190.0 < run.percentile_ms(100.0) < 260.0 + 2 * delay_ms
 
 
-def test_pause_of_the_generator_counts_as_latency_and_makes_the_run_invalid() -> None:
+def test_pause_of_the_generator_counts_as_latency_and_makes_the_run_invalid(client: str) -> None:
     """Requests that a stopped generator could not send were due all the same."""
-    with null_server("--latency-ms", 2) as server, Generators(1, {"null": server}, NUM_IMAGES) as generators:
+    arguments = ("tests.loadtest.null_server", "--latency-ms", "2", "--tell-at", "100")
+    with server_process(*arguments) as process, Generators(1, {"null": classify_at(process)}, NUM_IMAGES) as generators:
         (generator,) = (child for child in multiprocessing.active_children() if child.name == "generator 0")
 
         def pause() -> None:
-            time.sleep(1.5)
+            while "request 100 came" not in process.output:  # of some 600
+                time.sleep(0.01)
             os.kill(generator.pid or 0, signal.SIGSTOP)
             time.sleep(0.3)
             os.kill(generator.pid or 0, signal.SIGCONT)
 
         pauser = threading.Thread(target=pause)
         pauser.start()
-        run = generators.measure(server_load(duration_s=3.0))
+        run = generators.measure(server_load(client, duration_s=3.0))
         pauser.join()
     assert run.percentile_ms(99.0) > 150.0
     assert "the generator was late" in run.invalid_because[0]
 
 
-def test_latency_of_loadgen_is_ours() -> None:
-    with null_server("--latency-ms", 20) as server:
-        run = measured(server, server_load())
+def test_latency_of_loadgen_is_ours(client: str) -> None:
+    run, delay_ms = quietest(server_load(client), "--latency-ms", 20)
     (share,) = run.shares
     assert share.loadgen["result_query_count"] == run.num_requests
     for percentile in ("50.00", "90.00"):
         theirs_ms = share.loadgen[f"result_{percentile}_percentile_latency_ns"] / 1e6
-        assert run.percentile_ms(float(percentile)) == pytest.approx(theirs_ms, abs=0.5)
+        assert run.percentile_ms(float(percentile)) == pytest.approx(theirs_ms, abs=0.5 + delay_ms)
 
 
-def test_two_processes_share_the_rate_and_their_histograms_add_up() -> None:
-    run = quietest(server_load(), "--latency-ms", 20, num_processes=2)
+def test_two_processes_share_the_rate_and_their_histograms_add_up(client: str) -> None:
+    run, delay_ms = quietest(server_load(client), "--latency-ms", 20, num_processes=2)
     assert [len(share.histograms) for share in run.shares] == [5, 5]
     assert min(share.counts["correct"] for share in run.shares) > 120
     assert run.histograms["latency"].get_total_count() == run.count("correct")
     assert run.requests_per_s == pytest.approx(200, rel=0.2)
-    assert 20.0 <= run.percentile_ms(50.0) < 26.0
+    assert 20.0 <= run.percentile_ms(50.0) < 26.0 + delay_ms
     assert together([run, run]).num_requests == 2 * run.num_requests
 
 
@@ -125,9 +167,9 @@ def test_two_processes_share_the_rate_and_their_histograms_add_up() -> None:
         ("refuse", "refused", "QUEUE_FULL"),
     ],
 )
-def test_one_bad_answer_among_hundreds_is_counted_and_named(fault: str, count: str, message: str) -> None:
+def test_one_bad_answer_among_hundreds_is_counted_and_named(fault: str, count: str, message: str, client: str) -> None:
     with null_server("--fault", fault, "--fault-at", NUM_WARM_UP + 50) as server:
-        run = measured(server, server_load(timeout_s=0.5, duration_s=1.0))
+        run = measured(server, server_load(client, timeout_s=0.5, duration_s=1.0))
     assert run.count(count) == 1
     assert run.count("correct") == run.num_requests - 1 > 100
     (named,) = run.faults
@@ -135,11 +177,26 @@ def test_one_bad_answer_among_hundreds_is_counted_and_named(fault: str, count: s
     assert message in named
 
 
+def test_one_bad_answer_of_the_open_inference_protocol_is_named_under_load_too(client: str) -> None:
+    with null_server("--fault", "swap", "--fault-at", NUM_WARM_UP + 50, protocol="oip") as server:
+        run = measured(server, server_load(client, duration_s=1.0))
+    assert run.count("wrong") == 1
+    assert run.count("correct") == run.num_requests - 1 > 100
+    assert re.match(r"request \d+: image \d+: logits .* it is the answer to image", run.faults[0])
+
+
+def test_what_is_too_late_to_be_sent_is_not_and_counts_as_lost(client: str) -> None:
+    with null_server() as server:
+        run = measured(server, replace(server_load(client, duration_s=0.5), late_s=0.0))
+    assert run.count("lost") == run.num_requests > 50
+    assert "too late to be sent" in run.faults[0]
+
+
 @pytest.mark.parametrize("protocol", ["atelier", "oip"])
 def test_single_stream_waits_for_each_answer(protocol: str) -> None:
-    run = quietest(single_stream(), "--latency-ms", 10, protocol=protocol)
-    assert 10.0 <= run.percentile_ms(50.0) < 15.0
-    assert 30 < run.num_requests <= 50
+    run, delay_ms = quietest(single_stream(), "--latency-ms", 10, protocol=protocol)
+    assert 10.0 <= run.percentile_ms(50.0) < 15.0 + delay_ms
+    assert 500 / (15 + delay_ms) - 4 < run.num_requests <= 50
     assert run.count("correct") == run.num_requests
 
 
@@ -151,13 +208,20 @@ def test_oip_answer_of_another_image_is_named() -> None:
     assert "it is the answer to image" in run.faults[0]
 
 
-def test_multi_stream_and_offline_answer_every_image() -> None:
+def test_multi_stream_and_offline_answer_every_image(client: str) -> None:
     with null_server() as server, Generators(2, {"null": server}, NUM_IMAGES) as generators:
         streams = Load(contender="null", scenario="multi_stream", images_per_request=8, duration_s=0.5, expected=1e-4)
         run = generators.measure(streams)
         assert run.count("images") == 8 * run.count("correct") > 100
         assert len(run.shares) == 1
-        offline = Load(contender="null", scenario="offline", images_per_request=64, duration_s=0.5, expected=20_000)
+        offline = Load(
+            contender="null",
+            scenario="offline",
+            images_per_request=64,
+            duration_s=0.5,
+            expected=20_000,
+            client=client,
+        )
         run = generators.measure(offline)
         assert run.count("images") >= 10_000
         assert run.count("correct") == run.num_requests

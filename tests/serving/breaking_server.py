@@ -1,38 +1,41 @@
 """The server as it is, on a fake device that breaks as CUDA's does: from one batch on, for the rest of the process.
 
-python -m tests.serving.breaking_server --lives 5,0 [--stable-s 60] [--pause-s 60] [the server's settings]
+python -m tests.serving.breaking_server --lives 5,0 [the server's settings]
 
-The first process answers five batches, the second none; those after them do not break. `--pause-s` makes each pause
-before a replacement that long.
+The first process answers five batches, the second none; those after them do not break.
 """
 
 import argparse
 import multiprocessing
 import sys
-
-import pytest
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from atelier.contract import Images, Logits
-from atelier.program import run_program
-from serving import supervisor
-from serving.backoff import STABLE_S
-from serving.config import ServerConfig
-from serving.served_model import ServedModel
-from tests.serving.fake_backend import FakeBackend
-from tests.serving.test_server import MANIFEST
+from atelier.errors import ResourceUnavailableError
+from atelier.program import run_program, say
+from serving.config import ServerConfig, parse_arguments
+from serving.models import ModelVersion, ServedModel
+from serving.server import serve_version
+from tests.serving.fake_backend import MANIFEST, FakeBackend
 
 BROKEN = RuntimeError("CUDA error 700: an illegal memory access was encountered")
 
 
 class BreakingBackend(FakeBackend):
-    """Answers `num_batches`, and then fails whatever is asked of it."""
+    """Answers `num_batches` after its warm-up, and then fails whatever is asked of it."""
 
-    def __init__(self, num_batches: float) -> None:
+    def __init__(self, num_batches: float, slow_s: float = 0.0) -> None:
         super().__init__()
         self._num_left = num_batches
+        self._slow_s = slow_s
 
     def infer(self, images: Images) -> Logits:
-        self._num_left -= 1
+        if images.any():  # what a front end tries before it serves is black
+            self._num_left -= 1
+            time.sleep(self._slow_s)
         if self._num_left < 0:
             raise BROKEN
         return super().infer(images)
@@ -42,28 +45,42 @@ class BreakingBackend(FakeBackend):
             raise BROKEN
 
 
+@dataclass(frozen=True, kw_only=True)
+class BreakingVersion(ModelVersion):
+    """Opens a device that breaks, each time that a process begins."""
+
+    lives: list[int]
+    num_starts: Any
+    failing_starts: list[int]
+    slow_s: float
+
+    def open(self, config: ServerConfig) -> ServedModel:
+        with self.num_starts:
+            number = self.num_starts.value
+            self.num_starts.value += 1
+        if number in self.failing_starts:
+            raise ResourceUnavailableError("NO_GPU", "the device has gone", "plug it in")
+        say(f"process {number} starts")
+        lives = self.lives[number] if number < len(self.lives) else float("inf")
+        backend = BreakingBackend(lives, self.slow_s)
+        return ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lives", type=lambda text: [int(word) for word in text.split(",")], default=[])
-    parser.add_argument("--stable-s", type=float, default=STABLE_S)
-    parser.add_argument("--pause-s", type=float)
+    parser.add_argument("--failing-starts", type=lambda text: [int(word) for word in text.split(",")], default=[])
+    parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
     options, settings = parser.parse_known_args(arguments)
-    num_starts = multiprocessing.get_context("fork").Value("i", 0)
-
-    def load(_config: ServerConfig) -> ServedModel:
-        with num_starts:
-            number = num_starts.value
-            num_starts.value += 1
-        print(f"process {number} starts", flush=True)
-        backend = BreakingBackend(options.lives[number] if number < len(options.lives) else float("inf"))
-        return ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.worker.load_model", load)
-        patch.setattr("serving.backoff.STABLE_S", options.stable_s)
-        if options.pause_s is not None:
-            patch.setattr("serving.supervisor.pause_s", lambda _num_failures: options.pause_s)
-        return supervisor.main(settings)
+    version = BreakingVersion(
+        directory=Path(),
+        manifest=MANIFEST,
+        lives=options.lives,
+        failing_starts=options.failing_starts,
+        slow_s=options.slow_s,
+        num_starts=multiprocessing.get_context("fork").Value("i", 0),
+    )
+    return serve_version(parse_arguments(settings), version)
 
 
 if __name__ == "__main__":

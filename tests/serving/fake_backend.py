@@ -4,7 +4,26 @@ import threading
 
 import numpy as np
 
-from atelier.contract import IMAGE_SHAPE, Images, Logits
+from atelier.contract import IMAGE_SHAPE, Images, Logits, TensorSpec
+from serving.manifest import Manifest
+
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+MANIFEST = Manifest(
+    model_name="lenet5",
+    version=3,
+    architecture="tutorial",
+    precision="fp32",
+    classes=CLASSES,
+    input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
+    output=TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),
+    max_batch_size=64,
+    opset=20,
+    checkpoint_sha256="c" * 64,
+    parity_passed=True,
+    files={"model.onnx": "a" * 64},
+    versions={},
+    created="2026-11-23T00:00:00+00:00",
+)
 
 
 def image(label: int, count: int = 1) -> Images:

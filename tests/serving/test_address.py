@@ -5,13 +5,14 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from atelier.client import Client
 from atelier.errors import ProgramError
 from loadtest.server_process import server_process
-from serving.port import address_from, open_listeners, reserve_port
+from serving.listening import Listening, address_from
 from tests.conftest import command
 from tests.serving.fake_backend import image
 
@@ -36,9 +37,11 @@ def served_labels(target: str) -> list[int]:
         ("localhost", "localhost", ["127.0.0.1", "localhost"]),
     ],
 )
-def test_address_may_be_written_as_people_write_it(host: str, printed: str, reached_at: list[str]) -> None:
-    with server_process(SERVER, "--port", "0", "--workers", "2", "--host", host) as server:
-        assert f" on {printed}:{server.port}: 2 processes" in server.output
+def test_address_may_be_written_as_people_write_it(
+    host: str, printed: str, reached_at: list[str], front_end: str
+) -> None:
+    with server_process(SERVER, "--port", "0", "--insecure", "--front-end", front_end, "--host", host) as server:
+        assert f" on {printed}:{server.port}: front end {front_end}" in server.output
         for address in reached_at:
             assert served_labels(f"{address}:{server.port}") == [7]
         is_open = host not in ("::1", "[::1]", "127.0.0.1", "localhost")
@@ -48,7 +51,7 @@ def test_address_may_be_written_as_people_write_it(host: str, printed: str, reac
         assert found[2] == printed
         for address in reached_at:
             with urllib.request.urlopen(f"http://{address}:{found[3]}/metrics", timeout=10) as page:
-                assert b"atelier_workers 2.0" in page.read()
+                assert b"atelier_workers 1" in page.read()
         assert server.stop() == 0
 
 
@@ -75,9 +78,9 @@ NO_SUCH_HOSTS = [
 
 @pytest.mark.parametrize(("host", "what", "cure"), NO_SUCH_HOSTS)
 def test_host_that_cannot_be_is_named_and_not_its_port(host: str, what: str, cure: str) -> None:
-    for listen in (reserve_port, open_listeners):
+    for only_reserve in (True, False):
         with pytest.raises(ProgramError) as caught:
-            listen(host, 50051)
+            Listening([host], 50051, only_reserve=only_reserve)
         assert caught.value.exit_code == os.EX_CONFIG
         assert str(caught.value).startswith(f"BAD_HOST: --host {host!r} "), caught.value
         assert what in str(caught.value)
@@ -86,7 +89,7 @@ def test_host_that_cannot_be_is_named_and_not_its_port(host: str, what: str, cur
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "nobody.invalid", "localhost:50051"])
 def test_server_says_so_in_one_line_and_ends(host: str) -> None:
-    done = command(SERVER, "--port", 0, "--host", host)
+    done = command(SERVER, "--port", 0, "--insecure", "--host", host)
     assert (done.returncode, done.stderr.count("\n")) == (os.EX_CONFIG, 1), done.stderr
     assert done.stderr.startswith(f"error: BAD_HOST: --host {host!r} ")
 
@@ -108,3 +111,34 @@ def test_occupied_port_is_in_use(occupied: tuple[str, int]) -> None:
     assert done.returncode == os.EX_UNAVAILABLE
     assert done.stderr.startswith(f"error: PORT_IN_USE: cannot listen on {address_from(host, port)} (")
     assert "another --metrics-port" in done.stderr
+
+
+def test_several_addresses_are_served_at_once(front_end: str, tmp_path: Path) -> None:
+    hosts = f"127.0.0.1,::1,unix:{tmp_path}/a.sock"
+    with server_process(SERVER, "--port", "0", "--front-end", front_end, "--host", hosts) as server:
+        found = re.search(r"on (127\.0\.0\.1:\d+), (\[::1\]:\d+), (unix:\S+a\.sock):", server.output)
+        assert found, server.output
+        for target in found.groups():
+            assert served_labels(target) == [7]
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [("[::1]", "localhost"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "[::1]")])
+def test_no_two_servers_share_a_port_by_different_names(first: str, second: str, front_end: str) -> None:
+    with server_process(SERVER, "--port", "0", "--insecure", "--front-end", front_end, "--host", first) as server:
+        for only_reserve in (True, False):
+            with pytest.raises(ProgramError, match="PORT_IN_USE"):
+                Listening([second], server.port, only_reserve=only_reserve)
+
+
+def test_one_port_is_on_every_address_of_the_host() -> None:
+    with Listening(["localhost"], 0) as listening:
+        assert [each.family for each in listening.sockets] == [socket.AF_INET, socket.AF_INET6]
+        assert len({each.getsockname()[1] for each in listening.sockets}) == 1
+
+
+def test_names_that_mean_the_same_address_are_opened_once() -> None:
+    with Listening(["0.0.0.0", "::"], 0) as listening:
+        assert len(listening.sockets) == 2
+    with Listening(["localhost", "127.0.0.1"], 0) as listening:
+        assert len(listening.sockets) == 2

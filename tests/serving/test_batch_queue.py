@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from serving.batch_queue import BatchQueue, Request
+from serving.batching.queue import BatchQueue, Request
 from serving.errors import OverloadedError
 from tests.serving.fake_backend import image
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from atelier.errors import ProgramError
-from serving.batch_queue import BatchQueue
-from serving.batcher import Answer, Batcher
+from serving.batching.batcher import Answer, Batcher
+from serving.batching.queue import BatchQueue
 from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError, RequestError
 from tests.serving.fake_backend import FakeBackend, image
 
@@ -285,7 +285,7 @@ def test_hung_backend_trips_the_watchdog_and_fails_what_waits() -> None:
         async with running(backend, hang_timeout_s=0.05, on_failure=failure.set_result) as batcher:
             stuck = await busy(batcher, backend)
             waiting = batcher.submit(image(1), FAR_S)
-            assert str(await failure).startswith("BACKEND_HUNG: a batch ran longer than 0.05 s (another worker takes")
+            assert str(await failure).startswith("BACKEND_HUNG: a batch ran longer than 0.05 s (another process takes")
             with pytest.raises(NotServingError, match="BACKEND_HUNG"):
                 await stuck
             with pytest.raises(NotServingError, match="BACKEND_HUNG"):
@@ -332,7 +332,7 @@ def test_third_failing_batch_in_a_row_gives_the_device_up() -> None:
             with pytest.raises(NotServingError, match="BACKEND_BROKEN"):
                 batcher.submit(image(1), FAR_S)
         (failure,) = failures
-        assert str(failure).startswith("BACKEND_BROKEN: 3 batches in a row failed (another worker takes over; ")
+        assert str(failure).startswith("BACKEND_BROKEN: 3 batches in a row failed (another process takes over; ")
         assert backend.executed == [2, 2, 2]
 
     run(test())

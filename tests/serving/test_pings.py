@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.serving.fake_backend import FakeBackend
+from tests.serving.running import frame
 from tests.serving.test_server import request, run, serving
-from tests.serving.test_supervisor import frame
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.errors import BackendError
-from serving.ranking import MANY_IMAGES, best, checked_logits, rank
+from serving.frontends.grpcio.ranking import MANY_IMAGES, best, checked_logits, rank
 
 
 def softmax(logits: list[float]) -> list[float]:

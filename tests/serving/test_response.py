@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from atelier.wire import classifier_pb2 as pb
-from serving.batcher import Answer
-from serving.ranking import MANY_IMAGES, rank
-from serving.response import ResponseWriter
+from serving.batching.batcher import Answer
+from serving.frontends.grpcio.ranking import MANY_IMAGES, rank
+from serving.frontends.grpcio.responses import ResponseWriter
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 

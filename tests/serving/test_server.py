@@ -16,35 +16,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from atelier.contract import TensorSpec
-from atelier.errors import ProgramError, ResourceUnavailableError
+from atelier.errors import ProgramError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from serving.config import ServerConfig
-from serving.manifest import Manifest
+from serving.frontends.grpcio.responses import ResponseWriter
+from serving.frontends.grpcio.server import Server
 from serving.metrics import NO_METRICS
-from serving.response import ResponseWriter
-from serving.served_model import ServedModel
-from serving.server import Server
-from tests.serving.fake_backend import FakeBackend, image
-
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-MANIFEST = Manifest(
-    model_name="lenet5",
-    version=3,
-    architecture="tutorial",
-    precision="fp32",
-    classes=CLASSES,
-    input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
-    output=TensorSpec(name="logits", dtype="float32", shape=(-1, 10)),
-    max_batch_size=64,
-    opset=20,
-    checkpoint_sha256="c" * 64,
-    parity_passed=True,
-    files={"model.onnx": "a" * 64},
-    versions={},
-    created="2026-11-23T00:00:00+00:00",
-)
+from serving.models import ServedModel
+from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
 
 
 class Calls:
@@ -80,7 +60,8 @@ async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[
     """A started server, a client of it, and the task that ends when the server has stopped."""
     metrics = settings.pop("metrics", NO_METRICS)
     config = ServerConfig(port=0, **{"lame_duck_s": 0.05, **settings})
-    server = Server(config, ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64), metrics=metrics)
+    model = ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
+    server = Server(config, model, ["127.0.0.1:0"], metrics=metrics)
     await server.start()
     stopped = asyncio.create_task(server.run_until_stopped())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -96,6 +77,13 @@ def request(*labels: int, **fields: Any) -> pb.ClassifyRequest:
 
 async def device_started(backend: FakeBackend) -> None:
     assert await asyncio.to_thread(backend.started.acquire, timeout=10)
+
+
+async def queued(server: Server, num_images: int, *, num_ahead: int = 0) -> None:
+    """Returns when so many images wait for a batch; `num_ahead` more if a front end hands none over ahead."""
+    is_native = not isinstance(server, Server)
+    while server.num_waiting != num_images + (num_ahead if is_native else 0):
+        await asyncio.sleep(0.005)
 
 
 def test_answers_come_in_request_order_with_names_and_probabilities() -> None:
@@ -120,15 +108,16 @@ def test_time_split_tells_waiting_from_running() -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
-        async with serving(backend) as (_, calls, _):
+        async with serving(backend) as (server, calls, _):
             first = asyncio.ensure_future(calls.classify(request(1)))
             await device_started(backend)
             second = asyncio.ensure_future(calls.classify(request(2)))
+            await queued(server, 1)
             await asyncio.sleep(0.2)
             backend.gate.set()
             times = [(await reply).time for reply in (first, second)]
-        assert times[0].inference_us > 150_000 > times[0].queue_us
-        assert times[1].queue_us > 100_000 > times[1].inference_us
+        assert times[0].inference_us > max(190_000, times[0].queue_us)
+        assert times[1].queue_us > max(190_000, times[1].inference_us)
 
     run(test())
 
@@ -137,11 +126,11 @@ def test_answers_tell_the_size_of_the_batch_that_they_ran_in() -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
-        async with serving(backend) as (_, calls, _):
+        async with serving(backend) as (server, calls, _):
             first = asyncio.ensure_future(calls.classify(request(1)))
             await device_started(backend)
             rest = [asyncio.ensure_future(calls.classify(request(*labels))) for labels in ((2,), (3, 4))]
-            await asyncio.sleep(0.2)
+            await queued(server, 3)
             backend.gate.set()
             sizes = [(await reply).time.batch_size for reply in (first, *rest)]
         assert sizes == [1, 3, 3]
@@ -221,7 +210,7 @@ def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.Monke
         decoded.append(index)
         return image(1)[0]
 
-    monkeypatch.setattr("serving.service.image_from_picture", slow)
+    monkeypatch.setattr("serving.pictures.decoder_pool.image_from_picture", slow)
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_queue_size": 60}
@@ -248,11 +237,11 @@ def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytes
     order: list[int] = []
 
     def slow(picture: bytes, *, index: int, invert: bool) -> Any:
-        time.sleep(0.02)
+        time.sleep(0 if 7 in order else 0.1)  # the other one has two seconds to arrive
         order.append(len(picture))
         return image(1)[0]
 
-    monkeypatch.setattr("serving.service.image_from_picture", slow)
+    monkeypatch.setattr("serving.pictures.decoder_pool.image_from_picture", slow)
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_message_bytes": 50_000, "max_encoded_bytes": 50_000}
@@ -281,7 +270,7 @@ def test_drain_waits_for_pictures_that_are_being_decoded(monkeypatch: pytest.Mon
             time.sleep(0.4)  # longer than the lame duck of 0.05 s
             return image(6)[0]
 
-        monkeypatch.setattr("serving.service.image_from_picture", slow)
+        monkeypatch.setattr("serving.pictures.decoder_pool.image_from_picture", slow)
         async with serving(FakeBackend()) as (server, calls, stopped):
             accepted = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[b"x"])))
             await decoding.wait()
@@ -349,11 +338,12 @@ def test_request_without_a_deadline_gets_the_servers() -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
-        async with serving(backend, default_deadline_s=0.1) as (_, calls, _):
+        async with serving(backend, default_deadline_s=0.1) as (server, calls, _):
             first = asyncio.ensure_future(calls.classify(request(1)))
             await device_started(backend)
             second = asyncio.ensure_future(calls.classify(request(2)))
-            await asyncio.sleep(1.0)
+            await queued(server, 1)
+            await asyncio.sleep(0.2)
             backend.gate.set()
             await first
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -368,13 +358,13 @@ def test_request_cancelled_by_its_client_is_not_executed() -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
-        async with serving(backend) as (_, calls, _):
+        async with serving(backend) as (server, calls, _):
             first = asyncio.ensure_future(calls.classify(request(1)))
             await device_started(backend)
             second = calls.classify(request(2))
-            await asyncio.sleep(0.7)
+            await queued(server, 1)
             second.cancel()
-            await asyncio.sleep(0.7)
+            await queued(server, 0)
             backend.gate.set()
             await first
             await calls.classify(request(3))
@@ -409,34 +399,6 @@ def test_bug_in_the_service_is_internal_and_its_words_stay_inside(monkeypatch: p
                 await calls.classify(request(2))
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "secret" not in repr(caught.value)
-
-    run(test())
-
-
-def test_streams_that_never_send_a_message_are_ended_and_disturb_nobody() -> None:
-    async def test() -> None:
-        async with serving(FakeBackend(), message_timeout_s=0.3) as (_, calls, _):
-            silent = [calls.classify_stream() for _ in range(20)]
-            for call in silent:
-                await call.wait_for_connection()
-            assert (await calls.classify(request(6))).classifications[0].predictions[0].label == 6
-            for call in silent:
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await call
-                assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
-
-    run(test())
-
-
-@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
-def test_health_checks_that_never_send_a_message_are_ended_too(method: str) -> None:
-    async def test() -> None:
-        async with serving(FakeBackend(), message_timeout_s=0.2) as (_, calls, _):
-            silent: Any = calls.channel.stream_stream(f"/{method}")()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await silent.read()
-        assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
 
     run(test())
 
@@ -485,34 +447,6 @@ def test_watcher_of_health_hears_of_the_drain() -> None:
     run(test())
 
 
-def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.introspection.MAX_STREAMS", 3)
-
-    async def test() -> None:
-        async with serving(FakeBackend()) as (_, calls, _):
-            stub: Any = health_pb2_grpc.HealthStub(calls.channel)
-            watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
-            for watch in watches:
-                await watch.read()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stub.Watch(health_pb2.HealthCheckRequest()).read()
-            assert (caught.value.details() or "").startswith("TOO_MANY_STREAMS")
-            assert await calls.health() == health_pb2.HealthCheckResponse.SERVING  # a check is none of them
-            watches[0].cancel()
-            while not await can_watch(stub):
-                await asyncio.sleep(0.01)
-
-    run(test())
-
-
-async def can_watch(stub: Any) -> bool:
-    try:
-        await stub.Watch(health_pb2.HealthCheckRequest()).read()
-        return True
-    except grpc.aio.AioRpcError:
-        return False
-
-
 def test_refused_request_leaves_nothing_of_its_message_behind() -> None:
     """With the garbage collector off: what is left is what a flood of bad requests would pile up."""
 
@@ -534,27 +468,6 @@ def test_refused_request_leaves_nothing_of_its_message_behind() -> None:
         run(test())
     finally:
         gc.enable()
-
-
-def test_of_too_many_calls_without_a_message_the_oldest_end() -> None:
-    async def test() -> None:
-        async with serving(FakeBackend(), max_concurrent_requests=60, message_timeout_s=8.0) as (_, calls, _):
-            silent = [calls.classify_stream() for _ in range(50)]  # 30 may wait
-            for call in silent:
-                await call.wait_for_connection()
-            for label in range(5):
-                assert (await calls.classify(request(label))).classifications[0].predictions[0].label == label
-            ends = Counter([await how_it_ended(call) for call in silent])
-        assert set(ends) == {"TOO_MANY_WAITING", "SLOW_MESSAGE"}
-        assert 20 <= ends["TOO_MANY_WAITING"] <= 25  # the requests waited for a moment too
-
-    run(test())
-
-
-async def how_it_ended(call: Any) -> str:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return (caught.value.details() or "").partition(":")[0]
 
 
 def test_call_without_a_message_is_a_bad_request() -> None:
@@ -607,7 +520,9 @@ def test_health_is_serving_only_once_the_backend_is_warm() -> None:
     async def test() -> None:
         backend = SlowToWarm()
         backend.gate.clear()
-        server = Server(ServerConfig(port=0), ServedModel(manifest=MANIFEST, backend=backend, sha256=""))
+        server = Server(
+            ServerConfig(port=0), ServedModel(manifest=MANIFEST, backend=backend, sha256=""), ["127.0.0.1:0"]
+        )
         starting = asyncio.create_task(server.start())
         while not server.port:
             await asyncio.sleep(0.01)
@@ -627,21 +542,6 @@ def test_health_is_serving_only_once_the_backend_is_warm() -> None:
     run(test())
 
 
-def test_second_server_on_a_port_is_refused_and_the_first_goes_on() -> None:
-    async def test() -> None:
-        async with serving(FakeBackend()) as (server, calls, _):
-            second = Server(
-                ServerConfig(port=server.port), ServedModel(manifest=MANIFEST, backend=FakeBackend(), sha256="")
-            )
-            with pytest.raises(
-                ResourceUnavailableError, match=f"PORT_IN_USE: cannot listen on 127.0.0.1:{server.port}"
-            ):
-                await second.start()
-            await calls.classify(request(1))
-
-    run(test())
-
-
 def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
     async def test() -> None:
         backend = FakeBackend(max_batch_size=1)
@@ -649,7 +549,7 @@ def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
         async with serving(backend, lame_duck_s=2.0) as (server, calls, stopped):
             accepted = [asyncio.ensure_future(calls.classify(request(label))) for label in (1, 2, 3)]
             await device_started(backend)
-            await asyncio.sleep(1.0)
+            await queued(server, 1, num_ahead=1)
             server.stop()
             while await calls.health() != health_pb2.HealthCheckResponse.NOT_SERVING:
                 await asyncio.sleep(0)
@@ -722,10 +622,10 @@ def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed(
         backend = FakeBackend(max_batch_size=1)
         backend.poison[2] = RuntimeError("CUDA error: an illegal memory access was encountered")
         backend.gate.clear()
-        async with serving(backend, lame_duck_s=1.0) as (_, calls, stopped):
+        async with serving(backend, lame_duck_s=1.0) as (server, calls, stopped):
             requests = [asyncio.ensure_future(calls.classify(request(2))) for _ in range(5)]
             await device_started(backend)
-            await asyncio.sleep(0.5)  # for the others to be queued
+            await queued(server, 3, num_ahead=1)
             backend.gate.set()
             ends = Counter([await status_and_word(call) for call in requests])
             assert ends == {("INTERNAL", "BACKEND_FAILED"): 3, ("UNAVAILABLE", "BACKEND_BROKEN"): 2}

@@ -1,11 +1,16 @@
-"""The supervisor and its worker processes, over a real server: who dies is replaced, and nobody is left behind."""
+"""The supervisor and its serving process, over a real server: who dies is replaced, and nobody is left behind."""
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,173 +21,185 @@ import psutil
 import pytest
 
 from atelier.client import Client
-from atelier.errors import ResourceUnavailableError
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
-from serving.metrics_process import NAME as PAGE
-from serving.port import reserve_port
-from tests.conftest import Job
+from tests.conftest import Job, command
+from tests.serving.running import kill_serving_process, sent_path_that_is_not_utf8, serving_process_of, wait_for
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
-SETTINGS = ("--port", "0", "--device", "cpu", "--lame-duck-s", "0.1", "--workers", "2")
 
 
-def workers_of(server: ServerProcess) -> list[psutil.Process]:
-    """All but the process that serves the metrics."""
-    return [child for child in psutil.Process(server.process.pid).children() if child.name() != PAGE]
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it never happened"
-        time.sleep(0.02)
+@contextmanager
+def serving(repository: Path, front_end: str, *arguments: str) -> Iterator[ServerProcess]:
+    settings = ("--port", "0", "--device", "cpu", "--lame-duck-s", "0.1", "--front-end", front_end)
+    with server_process("serving", "--repository", str(repository), *settings, *arguments) as server:
+        yield server
 
 
 @pytest.fixture
-def server(job: Job) -> Iterator[ServerProcess]:
-    with server_process("serving", "--repository", str(job.repository), *SETTINGS) as running:
+def server(job: Job, front_end: str) -> Iterator[ServerProcess]:
+    with serving(job.repository, front_end) as running:
         yield running
 
 
-def test_both_workers_answer_and_all_answers_are_counted(server: ServerProcess) -> None:
-    assert "2 processes" in server.output
-    workers = workers_of(server)
-    before_s = [sum(worker.cpu_times()[:2]) for worker in workers]
-    for _ in range(40):  # connections, which the kernel spreads
+def test_all_answers_are_counted(server: ServerProcess) -> None:
+    for _ in range(10):
         with Client(server.target) as client:
             for _ in range(5):
                 client.classify(IMAGES)
-    spent_s = [sum(worker.cpu_times()[:2]) - before for worker, before in zip(workers, before_s, strict=True)]
-    assert min(spent_s) > 0
     assert server.stop() == 0
-    assert "answered 200 requests, 400 images" in server.output
+    assert "answered 50 requests, 100 images" in server.output
 
 
-def test_killed_worker_is_replaced_and_clients_do_not_notice(server: ServerProcess) -> None:
+def test_killed_process_is_replaced_at_once_and_clients_do_not_notice(server: ServerProcess) -> None:
     with Client(server.target) as client:
-        client.classify(IMAGES)
-        for _ in range(3):
-            victim = workers_of(server)[0]
-            victim.kill()
-            victim.wait(30)
+        for _ in range(4):
             client.classify(IMAGES, timeout_s=10)
-    wait_for(lambda: server.output.count("starting another") == 3 and len(workers_of(server)) == 2)
+            kill_serving_process(server)
+            client.classify(IMAGES, timeout_s=10)
+    assert server.output.count("ended with exit code 137: starting another\n") == 4
     assert server.stop() == 0
 
 
-def test_path_that_is_not_utf8_ends_one_worker_and_not_the_server(server: ServerProcess) -> None:
-    before = {worker.pid for worker in workers_of(server)}
+def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:
     with sent_path_that_is_not_utf8(server):
-        wait_for(lambda: {worker.pid for worker in workers_of(server)} != before)
-    with Client(server.target) as client:
-        client.classify(IMAGES, timeout_s=10)
-    wait_for(lambda: "ACCEPT_FAILED" in server.output)
-    wait_for(lambda: len(workers_of(server)) == 2)  # the old one has gone, the new one come
+        time.sleep(0.5)
+        with Client(server.target) as client:
+            client.wait_until_ready(timeout_s=20)
+            client.classify(IMAGES, timeout_s=10)
     assert server.stop() == 0
 
 
-@contextmanager
-def sent_path_that_is_not_utf8(server: ServerProcess) -> Iterator[None]:
-    """grpcio's accept loop dies of it. h2 frames by hand: no client library sends such a path."""
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
-    # HPACK (RFC 7541): :method POST, :scheme http, :authority x, :path /\xff, content-type, te
-    headers = b"\x83\x86\x01\x01x\x04\x02/\xff\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(preface + frame(1, 4, 1, headers))
-        yield
-
-
-def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
-    """An HTTP/2 frame (RFC 9113, section 4.1)."""
-    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
-
-
-def test_worker_that_stands_still_is_killed_and_replaced(job: Job) -> None:
-    settings = (*SETTINGS, "--hang-timeout-s", "0.5")  # and five seconds of grace
-    with server_process("serving", "--repository", str(job.repository), *settings) as server:
-        before = workers_of(server)
-        before[0].send_signal(signal.SIGSTOP)
+def test_process_that_stands_still_is_killed_and_replaced(job: Job, front_end: str) -> None:
+    with serving(job.repository, front_end, "--hang-timeout-s", "0.5") as server:  # and five seconds of grace
+        before = serving_process_of(server)
+        before.send_signal(signal.SIGSTOP)
         wait_for(lambda: "starting another" in server.output)
-        wait_for(lambda: len(workers_of(server)) == 2)
-        assert before[1] in workers_of(server)
+        assert serving_process_of(server) != before
+        with Client(server.target) as client:
+            client.wait_until_ready(timeout_s=20)
+            client.classify(IMAGES)
         assert server.stop() == 0
 
 
-@pytest.mark.parametrize(("first", "second"), [("[::1]", "localhost"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "[::1]")])
-def test_no_two_servers_share_a_port_by_different_names(first: str, second: str) -> None:
-    refused = pytest.raises(ResourceUnavailableError, match="PORT_IN_USE")
-    with reserve_port(first, 0) as reservation, listening_beside(reservation), refused:
-        reserve_port(second, reservation.getsockname()[1])
-
-
-@contextmanager
-def listening_beside(reservation: socket.socket) -> Iterator[None]:
-    """As a worker does: on the reserved address, sharing it; of a wildcard, on both families as gRPC does."""
-    host, port = reservation.getsockname()[:2]
-    is_wildcard = host == "0.0.0.0"
-    with socket.socket(socket.AF_INET6 if is_wildcard else reservation.family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if is_wildcard:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(("::" if is_wildcard else host, port))
-        listener.listen()
-        yield
-
-
-def test_grown_worker_is_drained_and_replaced(job: Job) -> None:
-    bounds = ("--max-images-per-request", "16384", "--max-queue-size", "16384", "--max-memory-growth-mb", "2")
-    with server_process("serving", "--repository", str(job.repository), *SETTINGS, *bounds) as server:
-        with Client(server.target) as client:
-            assert len(client.classify(np.zeros((16384, 28, 28), np.uint8), timeout_s=20).classifications) == 16384
-        wait_for(lambda: "MEMORY_GROWN" in server.output and "another takes over" in server.output)
-        wait_for(lambda: len(workers_of(server)) == 2)
-        with Client(server.target) as client:
-            client.classify(IMAGES, timeout_s=10)
-
-
-def test_workers_do_not_outlive_a_killed_supervisor(server: ServerProcess) -> None:
-    workers = workers_of(server)
+def test_process_does_not_outlive_a_killed_supervisor(server: ServerProcess) -> None:
+    process = serving_process_of(server)
     server.process.kill()
-    gone, alive = psutil.wait_procs(workers, timeout=30)
-    assert (len(gone), alive) == (2, [])
+    process.wait(30)
 
 
-def test_second_signal_ends_everything_at_once(job: Job) -> None:
-    settings = (*SETTINGS, "--lame-duck-s", "60")
-    with server_process("serving", "--repository", str(job.repository), *settings) as server:
-        workers = workers_of(server)
+def test_second_signal_ends_everything_at_once(job: Job, front_end: str) -> None:
+    with serving(job.repository, front_end, "--lame-duck-s", "60") as server:
+        process = serving_process_of(server)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "draining" in server.output)
         assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
-        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        assert psutil.wait_procs([process], timeout=30)[1] == []
 
 
-def test_server_gives_up_when_no_new_worker_can_start(job: Job, tmp_path: Path) -> None:
+def test_every_replacement_serves_the_bytes_that_were_verified_at_the_start(
+    job: Job, front_end: str, tmp_path: Path
+) -> None:
+    """Whatever becomes of the repository: a newer version that is damaged, and its own files gone."""
     version_dir = shutil.copytree(job.version_dir, tmp_path / "lenet5" / "1")
-    with server_process("serving", "--repository", str(tmp_path), *SETTINGS) as server:
-        (version_dir / "model.onnx").unlink()
-        workers_of(server)[0].kill()
-        assert server.process.wait(60) == os.EX_UNAVAILABLE
-        wait_for(lambda: "error: WORKERS_FAIL: 3 new workers" in server.output)
+    with serving(tmp_path, front_end) as server, Client(server.target) as client:
+        before = client.model(), client.classify(IMAGES, top_k=10)
+        shutil.rmtree(version_dir)
+        (tmp_path / "lenet5" / "2").mkdir()
+        (tmp_path / "lenet5" / "2" / "manifest.json").write_text("no manifest")
+        kill_serving_process(server)
+        after = client.model(), client.classify(IMAGES, top_k=10, timeout_s=10)
+        assert after[0] == before[0]
+        assert after[1].classifications == before[1].classifications
+        assert server.stop() == 0
 
 
-def test_call_in_a_drain_is_told_to_retry_elsewhere(job: Job) -> None:
-    settings = (*SETTINGS, "--lame-duck-s", "5", "--workers", "1")
-    with server_process("serving", "--repository", str(job.repository), *settings) as server:
-        options = [("grpc.enable_retries", 0)]
-        with grpc.insecure_channel(server.target, options=options) as channel:
-            classify: Any = channel.unary_unary("/atelier.v1.Classifier/Classify")
-            classify(bytes_of_one_image())
-            server.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: "draining" in server.output)
-            with pytest.raises(grpc.RpcError) as caught:
-                for _ in range(100):  # the word to drain may still be on its way to the worker
-                    classify(bytes_of_one_image())
-                    time.sleep(0.02)
+def test_server_waits_for_a_device_that_is_away_for_some_starts(front_end: str) -> None:
+    settings = ("--port", "0", "--front-end", front_end, "--failing-starts", "1,2,3,4")
+    with server_process("tests.serving.breaking_server", *settings) as server, Client(server.target) as client:
+        client.classify(IMAGES + 7)
+        kill_serving_process(server)
+        assert client.classify(IMAGES + 7, timeout_s=30).labels.tolist() == [7, 7]
+        assert server.output.count("error: NO_GPU: the device has gone (plug it in)") == 4
+        assert server.stop() == 0
+
+
+def test_server_whose_first_start_fails_ends_with_its_code(front_end: str) -> None:
+    done = command("tests.serving.breaking_server", "--port", 0, "--front-end", front_end, "--failing-starts", "0")
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert done.stderr == "error: NO_GPU: the device has gone (plug it in)\n"
+
+
+def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> None:
+    """Else new connections would wait in the backlog, and be reset at the end."""
+    settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "0.1", "--slow-s", "3")
+    with server_process("tests.serving.breaking_server", *settings) as server, ThreadPoolExecutor(1) as pool:
+        with Client(server.target) as client:
+            accepted = pool.submit(client.classify, IMAGES + 7, timeout_s=20)
+            time.sleep(1.0)
+            server.process.terminate()
+            time.sleep(1.0)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            assert accepted.result().labels.tolist() == [7, 7]
+        assert server.process.wait(30) == 0
+
+
+def test_call_in_a_drain_is_told_to_retry_elsewhere(job: Job, front_end: str) -> None:
+    with (
+        serving(job.repository, front_end, "--lame-duck-s", "5") as server,
+        grpc.insecure_channel(server.target, options=[("grpc.enable_retries", 0)]) as channel,
+    ):
+        classify: Any = channel.unary_unary("/atelier.v1.Classifier/Classify")
+        classify(bytes_of_one_image())
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "draining" in server.output)
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in range(100):  # the word to drain may still be on its way to the process
+                classify(bytes_of_one_image())
+                time.sleep(0.02)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert ("grpc-retry-pushback-ms", "700") in [tuple(pair) for pair in error.trailing_metadata()]
+
+
+def test_server_goes_on_if_nobody_reads_its_log(front_end: str) -> None:
+    """A pipe that is full: the supervisor must neither wait for its reader nor stop replacing what dies."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "tests.serving.breaking_server", "--port", "0", "--front-end", front_end]
+    process = subprocess.Popen(command, stdout=writer, stderr=writer)
+    try:
+        server = ServerProcess(process)  # type: ignore[arg-type]  # whose output nobody reads
+        target = target_printed_to(reader)
+        fill(writer)
+        with Client(target) as client:
+            client.classify(IMAGES + 7)
+            for _ in range(3):
+                kill_serving_process(server)
+                assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+        os.close(reader)
+        os.close(writer)
+
+
+def target_printed_to(reader: int) -> str:
+    printed = ""
+    while not (found := re.search(r"serving .* on (\S+:\d+):", printed)):
+        printed += os.read(reader, 4096).decode()
+    return found[1]
+
+
+def fill(writer: int) -> None:
+    """Until a pipe takes no more."""
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
 
 
 def bytes_of_one_image() -> bytes:

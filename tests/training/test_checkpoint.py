@@ -134,8 +134,9 @@ def test_unwritable_directory_is_an_error_that_names_the_file(tmp_path: Path) ->
 
 
 def test_no_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match=r"NO_CHECKPOINT: .*checkpoint\.json does not exist \(make train\)"):
+    with pytest.raises(MissingInputError, match=r"NO_CHECKPOINT: .*checkpoint\.json does not exist") as failure:
         load_checkpoint(tmp_path)
+    assert f"--checkpoint-dir {tmp_path}" in str(failure.value) and "makes one)" in str(failure.value)
 
 
 def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:

@@ -63,15 +63,58 @@ def test_chosen_directory_that_lacks_a_file_is_an_error_though_another_has_all()
     write_idx_files(Path("data"))
     write_idx_files(Path("chosen"))
     Path("chosen/t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(MissingInputError, match=r"DATA_MISSING: .*chosen \(no t10k-labels-idx1-ubyte\)"):
+    with pytest.raises(
+        MissingInputError, match=r"DATA_MISSING: .*chosen \(no t10k-labels-idx1-ubyte, gzipped or not\)"
+    ):
         load_dataset(Path("chosen"))
+
+
+def test_chosen_directory_without_any_file_lists_the_names_looked_for() -> None:
+    Path("chosen").mkdir()
+    Path("chosen/train-images.gz").touch()
+    with pytest.raises(MissingInputError) as caught:
+        load_dataset(Path("chosen"))
+    assert f"chosen (no {', '.join(file.name for file in FILES)}, gzipped or not)" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["data", "--data-dir", "FASHION_MNIST_DIR"])
+def test_link_that_leads_nowhere_is_called_that_and_nothing_is_fetched(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("data").symlink_to("/mnt/no such disk/fashion")
+    if place == "FASHION_MNIST_DIR":
+        monkeypatch.setenv(place, "data")
+    with pytest.raises(MissingInputError) as caught:
+        load_dataset(Path("data") if place == "--data-dir" else None)
+    assert "data (a dangling link to /mnt/no such disk/fashion)" in str(caught.value)
+
+
+def test_file_that_is_a_link_to_nowhere_is_called_that() -> None:
+    write_idx_files(Path("data"))
+    Path("data/t10k-labels-idx1-ubyte").unlink()
+    Path("data/t10k-labels-idx1-ubyte.gz").symlink_to("gone.gz")
+    with pytest.raises(MissingInputError, match=r"\(no t10k-labels-idx1-ubyte as a dangling link to gone.gz, gzipped"):
+        load_dataset(Path("data"))
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("nowhere", "does not exist"), ("file", "no directory")])
+def test_chosen_place_that_is_no_directory_is_called_that(name: str, complaint: str) -> None:
+    Path("file").touch()
+    with pytest.raises(MissingInputError, match=rf"{name} \({complaint}\)"):
+        load_dataset(Path(name))
 
 
 @pytest.mark.skipif(SYSTEM_PLACE.exists(), reason="this machine has Fashion-MNIST")
 def test_missing_data_lists_the_places_and_the_cures() -> None:
     with pytest.raises(MissingInputError) as caught:
         load_dataset(fetch=False)
-    for words in ("data (none", "/usr/share/datasets/fashion-mnist", "--data-dir", "FASHION_MNIST_DIR", "make data"):
+    for words in (
+        "data (does not exist)",
+        "/usr/share/datasets/fashion-mnist",
+        "--data-dir",
+        "FASHION_MNIST_DIR",
+        "make data",
+    ):
         assert words in str(caught.value)
 
 

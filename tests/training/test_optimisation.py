@@ -127,12 +127,9 @@ def run_steps(
         *({"average_decay": 0.9},),
     ],
 )
-def test_every_setting_changes_the_weights_and_makes_a_recipe_other_than_plain(
-    fields: dict[str, object], split: Split
-) -> None:
-    recipe = changed(PLAIN, num_epochs=1, learning_rate=0.01, momentum=0.1)  # other than plain, too
+def test_every_setting_changes_the_weights(fields: dict[str, object], split: Split) -> None:
+    recipe = changed(PLAIN, num_epochs=1, learning_rate=0.01, momentum=0.1)
     wanted = changed(recipe, **fields)
-    assert changed(PLAIN, num_epochs=1, learning_rate=0.01).is_plain and not wanted.is_plain
     states = [run_steps(one, split).averaged.state_dict() for one in (recipe, wanted)]
     assert not torch.equal(states[0]["layers.conv1.weight"], states[1]["layers.conv1.weight"])
 

@@ -219,7 +219,7 @@ def test_precision_is_recorded_and_part_of_what_a_run_is(
 ) -> None:
     assert train("--precision", "bf16", "--epochs", "1") == 0
     assert load_checkpoint(run_dir).precision == "bf16"
-    assert train("--resume") == os.EX_CONFIG
+    assert train("--precision", "fp32", "--resume") == os.EX_CONFIG
     assert "CONFIG_MISMATCH" in capsys.readouterr().err
 
 

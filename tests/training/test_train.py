@@ -203,7 +203,7 @@ def test_interrupted_run_starts_anew_without_resume_and_says_that_it_could_go_on
 
 @pytest.mark.parametrize(
     ("options", "difference"),
-    [(["--seed", "1"], "seed 1 != 0"), (["--epochs", "3"], "num_epochs 3 != 4")],
+    [(["--seed", "1"], "seed 1 != 0"), (["--epochs", "1"], "num_epochs 1 != 4, and 2 epochs are done already")],
 )
 def test_run_of_another_configuration_is_not_resumed(
     interrupted_dir: Path, train: Train, capsys: Capture, options: list[str], difference: str

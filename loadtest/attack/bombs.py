@@ -1,0 +1,86 @@
+"""Attacks by small things that become large: gzip and pictures."""
+
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+
+from atelier.wire import classifier_pb2 as pb
+from loadtest.attack.field import Counts, Field, in_threads
+from loadtest.attack.http2 import Connection, literal, message, opening, request_headers
+
+THREADS = 4
+MEBIBYTE = 1 << 20
+LARGEST_SIDE = 16383  # of a WebP
+ALLOWED_SIDE = 4096  # 16 megapixels
+GZIP = literal(b"grpc-encoding", b"gzip")
+
+
+def gzip_bombs(field: Field) -> Counts:
+    """Messages of a gigabyte of zeros that compress to one megabyte."""
+    return _ask(field, [message(zeros_gzipped(1024), 1)], GZIP)
+
+
+def picture_bombs(field: Field) -> Counts:
+    """Pictures of 268 megapixels in a few bytes, WebP and PNG, alone and a thousand in a request."""
+    webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
+    return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 100)])
+
+
+def picture_heaps(field: Field) -> Counts:
+    """Pictures as large as is allowed, in a few bytes: one in a request, and a thousand."""
+    webp, png = blank_webp(ALLOWED_SIDE), blank_png(ALLOWED_SIDE)
+    return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 1000)])
+
+
+def zeros_gzipped(mebibytes: int) -> bytes:
+    """Returns so many MiB of zeros as gzip."""
+    packer, zeros = zlib.compressobj(9, zlib.DEFLATED, 31), bytes(MEBIBYTE)
+    return b"".join(packer.compress(zeros) for _ in range(mebibytes)) + packer.flush()
+
+
+def blank_png(side: int) -> bytes:
+    """Returns a black PNG of one bit a pixel."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(kind, body) for kind, body in chunks)
+
+
+def blank_webp(side: int) -> bytes:
+    """Returns a lossless WebP whose five codes have one symbol each, so that its pixels take no bits at all."""
+    fields = [(side - 1, 14), (side - 1, 14), (0, 1), (0, 3)]  # no alpha, version 0
+    fields += [(0, 1), (0, 1), (0, 1)]  # no transform, no cache of colours, one group of codes
+    fields += [(1, 1), (0, 1), (0, 1), (0, 1)] * 5  # a simple code, of one symbol, which has one bit: 0
+    bits, used = 0, 0
+    for value, width in fields:
+        bits |= value << used
+        used += width
+    body = b"\x2f" + bits.to_bytes(-(-used // 8), "little")
+    body += bytes(len(body) % 2)
+    return b"RIFF" + struct.pack("<I", len(body) + 12) + b"WEBPVP8L" + struct.pack("<I", len(body)) + body
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _request(pictures: Sequence[bytes]) -> bytes:
+    return message(pb.ClassifyRequest(pictures=pictures).SerializeToString())
+
+
+def _ask(field: Field, messages: Sequence[bytes], extra: bytes = b"") -> Counts:
+    """Sends the messages in turn, each on a connection of its own, and waits for the answer."""
+    block = request_headers(extra=extra)
+
+    def work(rank: int, counts: Counts) -> None:
+        with Connection(field.address) as connection:
+            stream = connection.next_stream()
+            connection.send(opening(stream, block))
+            connection.send_data(stream, messages[(rank + counts["messages"]) % len(messages)], field.most_s)
+            connection.wait_for(stream, min(field.most_s, time.monotonic() + 10))
+            counts["messages"] += 1
+
+    return in_threads(THREADS, field, work, "messages")

@@ -1,0 +1,55 @@
+"""What an attack works with: whom it attacks, how much of it there is to be, and for how long."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Counts = Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One attack's target, size and time, on the monotonic clock of the machine."""
+
+    address: tuple[str, int]
+    metrics_address: tuple[str, int]
+    size: int
+    least_s: float  # it goes on until then, however soon its size is reached
+    most_s: float  # it ends then, however little was reached
+
+    def goes_on(self, done: int) -> bool:
+        """Returns whether there is more to do."""
+        now_s = time.monotonic()
+        return now_s < self.most_s and (done < self.size or now_s < self.least_s)
+
+
+def in_threads(number: int, field: Field, work: Callable[[int, Counts], None], unit: str) -> Counts:
+    """Repeats `work` in threads, each with its number, until they have together counted the field's size of `unit`."""
+    shares: list[Counts] = [Counter() for _ in range(number)]
+
+    def repeat(rank: int) -> None:
+        while field.goes_on(sum(share[unit] for share in shares)):
+            try:
+                work(rank, shares[rank])
+            except OSError:
+                shares[rank]["refused"] += 1
+                time.sleep(0.01)
+
+    threads = [threading.Thread(target=repeat, args=(rank,)) for rank in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total: Counts = Counter()
+    for share in shares:
+        total.update(share)
+    return total
+
+
+def paused(seconds: float, field: Field) -> None:
+    """Sleeps, but not past the end of the attack."""
+    with contextlib.suppress(ValueError):
+        time.sleep(min(seconds, field.most_s - time.monotonic()))

@@ -1,0 +1,174 @@
+"""Attacks a server on this machine in every way it knows, with an honest client beside each attack.
+
+make attack                                      every attack on a server of its own
+python -m loadtest.attack --only rapid-resets    one of them
+python -m loadtest.attack --target localhost:50051 --pid 4711
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from atelier.channel import is_local
+from atelier.errors import UsageError
+from atelier.machine import machine_facts
+from atelier.settings import parse_settings
+from atelier.tables import aligned
+from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
+from loadtest.attack.honest import HonestClient
+from loadtest.attack.measure import Site, Timing, measure
+from loadtest.attack.verdict import Limits, Outcome
+from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
+from loadtest.server_process import ServerProcess, server_process
+
+FAILED, INVALID = "FAILED", "INVALID"
+PACKAGES = ("grpcio", "onnxruntime", "numpy")
+HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", "memory before, most, after", "verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """The command line."""
+
+    repository: Path = Path("artifacts/models")
+    """The model repository to serve."""
+
+    front_end: str = "auto"
+    """Front end of the server that is started: auto, native or grpcio."""
+
+    target: str = ""
+    """HOST:PORT of a server that runs already, on this machine; none starts a server for each attack."""
+
+    pid: int | None = None
+    """First process of the server at --target, whose memory and life are watched; None watches neither."""
+
+    metrics_port: int = 8002
+    """Metrics page of the server at --target."""
+
+    only: str = ""
+    """Names of attacks, separated by commas; none makes all."""
+
+    scale: float = 1.0
+    """Size of each attack, as a share of its whole."""
+
+    quiet_s: float = Timing.quiet_s
+    """Seconds that the honest client is alone before each attack."""
+
+    least_s: float = Timing.least_s
+    """Seconds that each attack goes on, even if its size has been reached."""
+
+    most_s: float = Timing.most_s
+    """Seconds after which an attack ends, even if its size has not been reached; that is a fault."""
+
+    report: Path | None = None
+    """Also write all figures as JSON."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 1 if the server did not withstand what its front end promises, 75 if the machine was too busy to say."""
+    settings = parse_settings(
+        AttackSettings,
+        arguments,
+        prog="python -m loadtest.attack",
+        description=(__doc__ or ""),
+        epilog="attacks:\n" + "\n".join(f"  {attack.name:<22} {attack.what}" for attack in ATTACKS),
+    )
+    front_end = "" if settings.target else chosen_front_end(settings.front_end)
+    attacks = chosen_attacks(settings.only)
+    timing = Timing(quiet_s=settings.quiet_s, least_s=settings.least_s, most_s=settings.most_s)
+    outcomes: list[Outcome] = []
+    words: list[str] = []
+    for attack in [CONTROL, *attacks]:
+        with _site(settings, front_end) as site:
+            outcomes.append(measure(attack, max(1, round(attack.size * settings.scale)), site, timing, Limits()))
+        words.append(verdict(outcomes[-1], front_end, is_noisy=outcomes[0].is_slow))
+        print(f"{attack.name}: {words[-1]}", flush=True)
+    print("\n" + aligned([HEADER, *map(row, outcomes, words)]))
+    if settings.report:
+        rows = [asdict(outcome) | {"verdict": word} for outcome, word in zip(outcomes, words, strict=True)]
+        document = {"machine": machine_facts(PACKAGES), "front_end": front_end or settings.target, "attacks": rows}
+        settings.report.write_text(json.dumps(document, indent=1) + "\n")
+    if any(word.startswith(FAILED) for word in words):
+        return 1
+    return os.EX_TEMPFAIL if any(word.startswith(INVALID) for word in words) else 0
+
+
+def chosen_attacks(only: str) -> list[Attack]:
+    """Returns the attacks that are named, or all. Raises UsageError for a name that there is not."""
+    by_name = {attack.name: attack for attack in ATTACKS}
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(by_name)
+    for name in names:
+        if name not in by_name:
+            raise UsageError("NO_ATTACK", f"there is no attack {name!r}", f"one of {', '.join(by_name)}")
+    return [by_name[name] for name in names]
+
+
+def local_address(target: str) -> tuple[str, int]:
+    """Returns host and port. Raises UsageError for a server that is not on this machine: others are not attacked."""
+    host, colon, port = target.rpartition(":")
+    if not (colon and host and port.isdecimal() and is_local(target)):
+        cure = "only servers on this machine are attacked: pass localhost:PORT"
+        raise UsageError("NOT_LOCAL", f"--target is {target!r}", cure)
+    return host.strip("[]"), int(port)
+
+
+@contextlib.contextmanager
+def _site(settings: AttackSettings, front_end: str) -> Iterator[Site]:
+    """The server at --target, or a new one; and an honest client."""
+    if settings.target:
+        host, port = local_address(settings.target)
+        with HonestClient(settings.target) as honest:
+            yield Site(
+                address=(host, port), metrics_address=(host, settings.metrics_port), pid=settings.pid, honest=honest
+            )
+        return
+    with started_server(settings.repository, front_end) as server, site_of(server) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def started_server(repository: Path, front_end: str) -> Iterator[ServerProcess]:
+    """Starts a server of this front end on a port that the system chooses."""
+    options = ["--repository", str(repository), "--port", "0", *front_end_flags(front_end)]
+    with server_process("serving", *options) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def site_of(server: ServerProcess) -> Iterator[Site]:
+    """Puts an honest client beside a server that this program started."""
+    with HonestClient(server.target) as honest:
+        yield Site(
+            address=("127.0.0.1", server.port),
+            metrics_address=("127.0.0.1", server.metrics_port),
+            pid=server.process.pid,
+            honest=honest,
+        )
+
+
+def verdict(outcome: Outcome, front_end: str, *, is_noisy: bool = False) -> str:
+    """Returns it in words. On a noisy machine, a server that was only slow may not be why."""
+    if not outcome.faults:
+        return "withstood"
+    faults = "; ".join(outcome.faults)
+    if reason := NOT_PROMISED.get(front_end, {}).get(outcome.name):
+        return f"not promised ({reason}): {faults}"
+    if is_noisy and outcome.is_only_slow:
+        return f"{INVALID} (so is the control, of which the server sees nothing): {faults}"
+    return f"{FAILED}: {faults}"
+
+
+def row(outcome: Outcome, word: str) -> tuple[str, ...]:
+    """Returns the outcome's cells in the table."""
+    memory = outcome.memory
+    return (
+        outcome.name,
+        f"{outcome.counts.get(outcome.unit, 0):,} {outcome.unit} in {outcome.seconds:.0f} s",
+        f"{outcome.num_calls}, {outcome.num_failed} failed",
+        f"{outcome.quiet_p99_ms:.1f} and {outcome.p99_ms:.1f} ms ({outcome.ratio:.1f})",
+        f"{memory.before_mb:.0f}, {memory.most_mb:.0f}, {memory.after_mb:.0f} MB" if memory else "",
+        word,
+    )

@@ -1,0 +1,140 @@
+"""What is measured, in which order; the figures that it gives, by name, one a repeat."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from loadtest.bench.contenders import (
+    CPP_ECHO,
+    NUM_IMAGES,
+    PYTHON_ECHO,
+    Contenders,
+    check_count,
+    front_ends,
+    inferences_at_once,
+    protocol_of,
+    seconds_to_first_answer,
+)
+from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, Generator, Target, random_images
+from loadtest.bench.overload import Run, measure_overload
+from loadtest.bench.training_speed import training_rates
+from loadtest.memory import resident_bytes_of
+from serving.backends.base import Backend
+from serving.backends.timing import images_per_s
+
+Figures = dict[str, list[float]]
+Step = Callable[[], dict[str, float]]
+
+NUM_MILLIONS = 6  # of images, after which memory is read: five between the first and the last
+RAW_S = 1.0
+
+
+def measure_serving(contenders: Contenders, peers: dict[str, Target], repeats: int, scale: float) -> Figures:
+    """Runs every contender `repeats` times, in turn, after a warm-up; then reads memory, and checks our counts."""
+    generator = Generator(scale)
+    figures: Figures = defaultdict(list)
+    targets = contenders.targets | peers
+    round_of_steps = _steps(contenders, targets, generator, scale)
+    for step in round_of_steps.values():  # warm-up, not counted
+        step()
+    with tqdm(total=repeats * len(round_of_steps), unit="run", disable=None) as progress:
+        for _ in range(repeats):
+            for name, step in round_of_steps.items():
+                progress.set_description(name)
+                for figure, value in step().items():
+                    figures[figure].append(value)
+                progress.update()
+    for name, target in targets.items():
+        figures[f"{name}, MB"] = [resident_bytes_of(target.pid) / 1e6]
+    for name, server in contenders.served.items():
+        for _ in range(NUM_MILLIONS):
+            generator.offer(targets[name], MILLION)
+            figures[f"{name}, resident MB"].append(resident_bytes_of(server.process.pid) / 1e6)
+        is_first = server is next(iter(contenders.served.values()))  # which was asked how long an answer is
+        figures["requests"].append(check_count(server, generator.num_sent[name] + is_first))
+    return figures
+
+
+def _steps(
+    contenders: Contenders, targets: Mapping[str, Target], generator: Generator, scale: float
+) -> dict[str, Step]:
+    """What one repeat measures, in this order."""
+    seconds = RAW_S * scale
+    steps: dict[str, Step] = {}
+    for name, target in targets.items():
+        steps[f"{name}, 1 image"] = partial(_single, generator, target)
+    for name in (*contenders.served, CPP_ECHO, PYTHON_ECHO):
+        steps[f"{name}, one at a time"] = partial(_alone, generator, targets[name])
+    steps["raw, 1 image"] = lambda: {"raw, 1, us": 1e6 / raw_images_per_s(contenders.raw, 1, 1, seconds)}
+    for name, server in contenders.served.items():
+        num_threads = inferences_at_once(server)
+        steps[f"{name}, 64 images"] = partial(_batched, generator, targets[name])
+        steps[f"raw beside {name}, 64 images"] = partial(_raw, contenders.raw, name, num_threads, seconds)
+    return steps
+
+
+def _single(generator: Generator, target: Target) -> dict[str, float]:
+    outcome, name = generator.offer(target, SINGLE), target.name
+    return {
+        f"{name}, 1": outcome.requests_per_s,
+        f"{name}, CPU us": outcome.cpu_us,
+        f"{name}, p50 ms": outcome.p50_ms,
+        f"{name}, p99 ms": outcome.p99_ms,
+    }
+
+
+def _alone(generator: Generator, target: Target) -> dict[str, float]:
+    return {f"{target.name}, alone us": generator.offer(target, ALONE).p50_ms * 1e3}
+
+
+def _batched(generator: Generator, target: Target) -> dict[str, float]:
+    return {f"{target.name}, 64": 64 * generator.offer(target, BATCHED).requests_per_s}
+
+
+def _raw(backend: Backend, name: str, num_threads: int, seconds: float) -> dict[str, float]:
+    return {f"raw beside {name}, 64": raw_images_per_s(backend, 64, num_threads, seconds)}
+
+
+def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, seconds: float) -> float:
+    """The runtime in this process with nothing around it, called from so many threads at once."""
+    images = random_images(batch_size)
+    backend.infer(images)  # not counted
+    with ThreadPoolExecutor(num_threads) as threads:
+        calls = [threads.submit(images_per_s, backend.infer, images, seconds) for _ in range(num_threads)]
+        return sum(call.result() for call in calls)
+
+
+def measure_goodput(
+    contenders: Contenders, peaks: Mapping[str, float], repeats: int, scale: float
+) -> dict[str, dict[tuple[int, float], list[Run]]]:
+    """By front end, what becomes of multiples of its peak."""
+    found: dict[str, dict[tuple[int, float], list[Run]]] = {name: defaultdict(list) for name in contenders.served}
+    for _ in tqdm(range(repeats), desc="past saturation", unit="repeat", disable=None):
+        for name, server in contenders.served.items():
+            protocol = protocol_of(server, contenders.raw)
+            for key, run in measure_overload(protocol, NUM_IMAGES, peaks[name], scale).items():
+                found[name][key].append(run)
+    return found
+
+
+def measure_starts(repository: Path, repeats: int) -> Figures:
+    """Start to first answer, in turn."""
+    figures: Figures = defaultdict(list)
+    for _ in range(repeats):
+        for name, flags in front_ends().items():
+            figures[f"{name}, first answer s"].append(seconds_to_first_answer(repository, flags))
+    return figures
+
+
+def measure_training(repeats: int, num_workers: int) -> Figures:
+    """Examples/s of ours and of the tutorial's loop."""
+    figures: Figures = {"training": [], "tutorial's loop": []}
+    for _ in tqdm(range(repeats), desc="training, two epochs each", unit="run", disable=None):
+        ours, tutorials = training_rates(num_workers, num_epochs=2)
+        figures["training"].append(ours)
+        figures["tutorial's loop"].append(tutorials)
+    return figures

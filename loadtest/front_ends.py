@@ -1,0 +1,80 @@
+"""The server's front ends, which of them can be started here, and what each does not promise to withstand."""
+
+import importlib.util
+from dataclasses import dataclass
+
+from atelier.errors import ConfigurationError
+from serving.server import NATIVE as NATIVE_MODULE
+
+NATIVE, GRPCIO = "native", "grpcio"
+FRONT_ENDS = (NATIVE, GRPCIO)
+
+# Why grpcio does not withstand an attack, at its whole size.
+_FLOODED = "grpcio reads and answers all that a connection sends, before and between the calls of others"
+_STREAMED = "grpcio makes a call of every stream, keeps its memory, and cancels calls of others in the meantime"
+_HELD = "grpcio has no limit to the streams and answers that all connections together may leave unfinished"
+_WHOLE = "grpcio takes a message in whole, and gives its memory back late"
+
+# Attacks that a front end does not withstand, each with the reason; what is not named, it promises.
+NOT_PROMISED: dict[str, dict[str, str]] = {
+    NATIVE: {},
+    GRPCIO: {
+        "window-zero-80": _HELD,
+        "window-zero-500": _HELD,
+        "ping-flood": _FLOODED,
+        "settings-flood": _FLOODED,
+        "frame-flood": _FLOODED,
+        "continuation-flood": _FLOODED,
+        "rapid-resets": _STREAMED,
+        "resets-after-data": _STREAMED,
+        "unknown-paths": _STREAMED,
+        "headers-only": _HELD,
+        "slow-bodies": _HELD,
+        "not-utf8": "a path that is not UTF-8 ends the loop in which grpcio accepts calls",
+        "hpack-bombs": "grpcio decodes a block of headers in whole before it counts them",
+        "malformed-megabytes": _WHOLE,
+        "gzip-bombs": _WHOLE,
+        "picture-heaps": "pictures are decoded by the cores that run the model, as many at a time as are allowed",
+    },
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """What a front end promises while its processes are ended: no answer is wrong, no request is lost, and ..."""
+
+    excused: tuple[str, ...] = ()  # ... calls fail with no status but these
+    longest_s: float | None = None  # ... and service is back within this; None promises nothing
+
+
+SIGTERM, KILL = "SIGTERM", "kill -9"
+ENDS: dict[str, dict[str, End]] = {
+    NATIVE: {SIGTERM: End(), KILL: End(longest_s=0.5)},
+    GRPCIO: {
+        # So grpcio answers a call that it has read when its port closes. It has not run, and atelier.client repeats it.
+        SIGTERM: End(excused=("CANCELLED",)),
+        # Its port is closed until the next process serves.
+        KILL: End(excused=("UNAVAILABLE",)),
+    },
+}
+
+
+def available_front_ends() -> tuple[str, ...]:
+    """Returns the front ends that this installation can start."""
+    return FRONT_ENDS if importlib.util.find_spec(NATIVE_MODULE) is not None else (GRPCIO,)
+
+
+def chosen_front_end(name: str) -> str:
+    """Returns the front end that `auto` stands for. Raises ConfigurationError for one that cannot be started here."""
+    available = available_front_ends()
+    name = available[0] if name == "auto" else name
+    if name not in available:
+        raise ConfigurationError(
+            "NO_FRONT_END", f"--front-end is {name!r}", f"here it may be auto or {' or '.join(available)}"
+        )
+    return name
+
+
+def front_end_flags(name: str) -> list[str]:
+    """Returns what `python -m serving` is told, so that it starts this front end."""
+    return ["--front-end", name]

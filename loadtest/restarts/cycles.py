@@ -1,0 +1,149 @@
+"""What is done to a server under load: SIGTERM and a new start, or SIGKILL to the process that serves."""
+
+import contextlib
+import random
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from atelier.errors import ProgramError
+from loadtest.front_ends import KILL, SIGTERM, End
+from loadtest.memory import processes_of
+from loadtest.protocols import Classify, Reference
+from loadtest.restarts.journal import Account, Entry, account
+from loadtest.restarts.load import OURS, PLAIN, Load
+from loadtest.restarts.probe import seconds_until_answered
+from loadtest.server_process import ServerProcess, server_process
+
+FIRST_DYNAMIC_PORT = 32768
+BETWEEN_S = (0.4, 0.8)
+STOP_S = 60.0
+LONGEST_BACK_S = 60.0  # then a kill is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """How a server is started: `python -m module arguments`, with its port appended."""
+
+    module: str
+    arguments: Sequence[str]
+
+    @contextlib.contextmanager
+    def started(self, port: int) -> Iterator[ServerProcess]:
+        """Runs it until the block ends."""
+        with server_process(self.module, *self.arguments, "--port", str(port)) as server:
+            yield server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cycles:
+    """What came of one kind of end, done many times."""
+
+    name: str
+    journal: list[Entry]
+    took_s: list[float]  # from each signal: until the next server was ready, or until service was back
+    exit_codes: list[int]
+    answered: int | None  # by the servers' own count; None if one did not say
+
+    @property
+    def account(self) -> Account:
+        """What became of the requests."""
+        return account(self.journal)
+
+    def faults(self, promise: End) -> list[str]:
+        """What is not as it was promised."""
+        longest_s = promise.longest_s
+        found, faults = self.account, []
+        faults += [f"{found.wrong} wrong answers"] if found.wrong else []
+        faults += [f"{found.lost} requests lost"] if found.lost else []
+        failed = {status: count for status, count in found.failed.items() if status not in promise.excused}
+        faults += [f"{count} calls ended as {status}" for status, count in failed.items()]
+        if bad := [code for code in self.exit_codes if code]:
+            faults.append(f"{len(bad)} servers ended with exit codes {sorted(set(bad))}")
+        if longest_s is not None and (slow := [seconds for seconds in self.took_s if seconds > longest_s]):
+            faults.append(f"{len(slow)} of {len(self.took_s)} took more than {longest_s:g} s, up to {max(slow):.2f}")
+        if self.answered is not None and self.answered != found.answered:
+            faults.append(f"the servers answered {self.answered} requests, and {found.answered} answers came")
+        return faults
+
+
+def restart(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:
+    """Ends a server with SIGTERM and starts the next on its port, under a client that retries only UNAVAILABLE."""
+    port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
+    outputs, took_s, exit_codes = [], [], []
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(command.started(port))
+        load = stack.enter_context(Load(server.target, reference, client=PLAIN, rate=rate))
+        for _ in range(number):
+            time.sleep(pause.uniform(*BETWEEN_S))
+            began_s = time.monotonic()
+            exit_codes.append(server.stop(timeout_s=STOP_S))
+            outputs.append(server)
+            server = stack.enter_context(command.started(port))
+            took_s.append(time.monotonic() - began_s)
+        time.sleep(BETWEEN_S[0])
+        journal = load.ended()
+        exit_codes.append(server.stop(timeout_s=STOP_S))
+    counts = [_answered_by(each) for each in [*outputs, server]]
+    answered = None if None in counts else sum(count or 0 for count in counts)
+    return Cycles(name=SIGTERM, journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered)
+
+
+def kill(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:
+    """Kills the process that serves, over and over, under the client that comes with the server."""
+    port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
+    took_s = []
+    with command.started(port) as server, Load(server.target, reference, client=OURS, rate=rate) as load:
+        protocol = Classify(target=server.target, reference=reference)
+        for _ in range(number):
+            time.sleep(pause.uniform(*BETWEEN_S))
+            victim = serving_process(server.process.pid, port)
+            victim.kill()
+            with contextlib.suppress(psutil.Error):
+                victim.wait(5)  # until then it might answer
+            took_s.append(seconds_until_answered(("127.0.0.1", port), protocol, LONGEST_BACK_S))
+        time.sleep(BETWEEN_S[0])
+        journal = load.ended()
+        exit_code = server.stop(timeout_s=STOP_S)
+    return Cycles(name=KILL, journal=journal, took_s=took_s, exit_codes=[exit_code], answered=None)
+
+
+def serving_process(pid: int, port: int) -> psutil.Process:
+    """Returns the busiest child of this process on the port. Raises ProgramError if none listens there."""
+    until_s = time.monotonic() + LONGEST_BACK_S
+    while time.monotonic() < until_s:
+        children = processes_of(pid)[1:]
+        busiest = max(children, key=lambda child: _sockets_on(child, port), default=None)
+        if busiest is not None and _sockets_on(busiest, port):
+            return busiest
+        time.sleep(0.01)
+    raise ProgramError("NOTHING_SERVES", f"no child of process {pid} listens on port {port}")
+
+
+def _sockets_on(process: psutil.Process, port: int) -> int:
+    """How many sockets it has on the port; 0 if it does not listen there."""
+    try:
+        states = [each.status for each in process.net_connections("tcp") if each.laddr and each.laddr.port == port]
+    except psutil.Error:  # it has just ended
+        return 0
+    return len(states) if psutil.CONN_LISTEN in states else 0
+
+
+def free_port() -> int:
+    """Returns a port that nobody uses, below those from which the system takes a client's.
+
+    While no server listens, a client's own end of a connection to a port above might get that very port.
+    """
+    while True:
+        port = random.randrange(20_000, FIRST_DYNAMIC_PORT)  # noqa: S311
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def _answered_by(server: ServerProcess) -> int | None:
+    found = re.search(r"answered (\d+) requests", server.output)
+    return int(found[1]) if found else None

@@ -1,0 +1,140 @@
+"""An open-loop load from a process of its own, which keeps the journal. A request is sent when it is due."""
+
+import asyncio
+import multiprocessing
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from atelier.channel import asked_pause_s, channel_options
+from atelier.client import AsyncClient, ClassifyError
+from atelier.errors import ProgramError
+from loadtest.protocols import Classify, Reference
+from loadtest.restarts.journal import RIGHT, Entry
+
+DEADLINE_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+START_S = 30.0
+
+PLAIN, OURS = "plain", "ours"  # a client that retries only UNAVAILABLE, and atelier.client
+
+# Asks about one image, completing the entry.
+Ask = Callable[[Entry], Coroutine[Any, Any, None]]
+
+
+class Load:
+    """Offers requests at a rate from when it is entered until `ended`."""
+
+    def __init__(self, target: str, reference: Reference, *, client: str, rate: float) -> None:
+        context = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
+        self._pipe, self._theirs = context.Pipe()
+        arguments = (target, reference, client, rate, self._theirs)
+        self._process = context.Process(target=_offer, args=arguments, daemon=True)
+
+    def ended(self) -> list[Entry]:
+        """Stops sending, waits for what was sent, and returns the journal."""
+        self._pipe.send("stop")
+        journal: list[Entry] = self._receive(DEADLINE_S + START_S)
+        return journal
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        self._theirs.close()
+        self._receive(START_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pipe.close()
+        self._process.join(2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _receive(self, limit_s: float) -> Any:
+        try:
+            if self._pipe.poll(limit_s):
+                return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            pass
+        raise ProgramError("GENERATOR_DIED", "the process that sends the load ended early, or is stuck")
+
+
+def _offer(target: str, reference: Reference, client: str, rate: float, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
+    asyncio.run(_offer_until_told(target, reference, client, rate, pipe))
+
+
+async def _offer_until_told(target: str, reference: Reference, client: str, rate: float, pipe: Connection) -> None:
+    journal: list[Entry] = []
+    connected = _plain_client(target, reference) if client == PLAIN else _our_client(target, reference)
+    told = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+    async with connected as ask, asyncio.TaskGroup() as requests:
+        pipe.send("started")
+        due_s = time.monotonic()
+        while not told.done():
+            await asyncio.sleep(due_s - time.monotonic())
+            entry = Entry(number=len(journal), image=len(journal) % len(reference.images), due_s=due_s)
+            journal.append(entry)
+            requests.create_task(ask(entry))
+            due_s += 1 / rate
+    pipe.send(journal)
+
+
+@asynccontextmanager
+async def _plain_client(target: str, reference: Reference) -> AsyncIterator[Ask]:
+    """What any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause."""
+    protocol = Classify(target=target, reference=reference)
+    options = [*channel_options(target), ("grpc.enable_retries", 0)]
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
+        classify: Any = channel.unary_unary(protocol.method)
+
+        async def ask(entry: Entry) -> None:
+            message, pause_s = protocol.request([entry.image]), FIRST_PAUSE_S
+            ends_s = time.monotonic() + DEADLINE_S
+            while True:
+                try:
+                    reply = await classify(message, timeout=ends_s - time.monotonic())
+                except grpc.aio.AioRpcError as error:
+                    asked_s = asked_pause_s(error)
+                    wait_s = pause_s if asked_s is None else asked_s
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + wait_s >= ends_s:
+                        return _complete(entry, error.code().name)
+                    entry.retried += 1
+                    pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                    await asyncio.sleep(wait_s)
+                else:
+                    fault = protocol.check(reply, [entry.image]).fault
+                    return _complete(entry, f"WRONG: {fault}" if fault else RIGHT)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _our_client(target: str, reference: Reference) -> AsyncIterator[Ask]:
+    """The client that comes with the server."""
+    async with AsyncClient(target) as client:
+
+        async def ask(entry: Entry) -> None:
+            try:
+                answer = await client.classify(reference.images[entry.image], timeout_s=DEADLINE_S)
+            except ClassifyError as error:
+                return _complete(entry, error.status)
+            best, row = answer.classifications[0][0], reference.rows[entry.image]
+            is_right = len(answer.classifications) == 1 and max(row) - row[best.label] <= 2 * reference.atol
+            is_right = is_right and abs(row[best.label] - best.probability) <= reference.atol
+            return _complete(entry, RIGHT if is_right else f"WRONG: {best.label} at {best.probability:.6f}")
+
+        yield ask
+
+
+def _complete(entry: Entry, outcome: str) -> None:
+    entry.ended_s, entry.outcome = time.monotonic(), outcome

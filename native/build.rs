@@ -1,0 +1,38 @@
+//! Generates the messages and the descriptors that reflection tells, from the .proto files, without protoc.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let protos = out.join("atelier/wire"); // the names that Python's descriptors have
+    fs::create_dir_all(&protos)?;
+    let reflection = fs::read_to_string("protos/reflection.proto")?;
+    let alpha = reflection.replace("package grpc.reflection.v1;", "package grpc.reflection.v1alpha;");
+    fs::write(protos.join("reflection_v1alpha.proto"), alpha)?;
+    let files = [
+        "../protos/classifier.proto",
+        "../protos/open_inference.proto",
+        "protos/health.proto",
+        "protos/reflection.proto",
+    ];
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+        let name = PathBuf::from(file);
+        fs::copy(file, protos.join(name.file_name().ok_or("a file has a name")?))?;
+    }
+    let names = [
+        "atelier/wire/classifier.proto",
+        "atelier/wire/health.proto",
+        "atelier/wire/reflection.proto",
+        "atelier/wire/reflection_v1alpha.proto",
+    ];
+    let descriptors = protox::compile(names, [&out])?;
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    // What the load client reads, but the server does not speak.
+    let inference = protox::compile(["atelier/wire/open_inference.proto"], [&out])?;
+    prost_build::Config::new().bytes(["."]).compile_fds(inference)?;
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! Which requests are admitted, which form the next batch, and when the device is given up.
+//!
+//! Pure: nothing here waits, locks, reads a clock or knows Python; every method that depends on time is given
+//! `now_us`, microseconds on a monotonic clock. So tests, and simulators, drive it by hand.
+#![forbid(unsafe_code)]
+
+mod pace;
+mod queue;
+
+#[cfg(test)]
+mod tests;
+
+pub use queue::{Batch, Batching, Limits};

@@ -1,0 +1,55 @@
+//! How long a batch takes: a line, `base + each * images`, fitted to the batches of the last moments.
+#![forbid(unsafe_code)]
+
+/// What one batch weighs against all before it.
+const WEIGHT: f64 = 0.05;
+/// An estimate that no batch has confirmed for so long is halved, again and again: one slow batch must not have
+/// everything refused that would set it right.
+const HALVED_EVERY_US: f64 = 500_000.0;
+
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    /// Exponentially weighted means.
+    images: f64,
+    images_squared: f64,
+    us: f64,
+    images_us: f64,
+    last_us: u64,
+}
+
+impl Pace {
+    pub fn observe(&mut self, num_images: usize, took_us: u64, now_us: u64) {
+        let (n, t) = (num_images as f64, took_us as f64);
+        let weight = if self.images == 0.0 { 1.0 } else { WEIGHT };
+        // One batch of many that were faster says nothing: a pause of the whole process is not the model's pace.
+        let expected = self.line_us(n);
+        let t = if self.images == 0.0 { t } else { t.min(4.0 * expected + 200.0) };
+        for (mean, value) in
+            [(&mut self.images, n), (&mut self.images_squared, n * n), (&mut self.us, t), (&mut self.images_us, n * t)]
+        {
+            *mean += (value - *mean) * weight;
+        }
+        self.last_us = now_us;
+    }
+
+    /// What a batch of so many images is expected to take; 0 where nothing is known.
+    pub fn batch_us(&self, num_images: usize, now_us: u64) -> u64 {
+        let age = now_us.saturating_sub(self.last_us) as f64;
+        let belief = if age <= HALVED_EVERY_US { 1.0 } else { 0.5_f64.powf(age / HALVED_EVERY_US - 1.0) };
+        (self.line_us(num_images as f64) * belief) as u64
+    }
+
+    fn line_us(&self, n: f64) -> f64 {
+        if self.images == 0.0 {
+            return 0.0;
+        }
+        let spread = self.images_squared - self.images * self.images;
+        let through_zero = self.us / self.images;
+        if spread < 0.01 * self.images_squared {
+            return through_zero * n;
+        }
+        let each = ((self.images_us - self.images * self.us) / spread).clamp(0.0, through_zero);
+        let base = self.us - each * self.images;
+        base + each * n
+    }
+}

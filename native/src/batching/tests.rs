@@ -1,0 +1,222 @@
+//! DESIGN's rules of batching, one test each; time is a number.
+
+use std::sync::Arc;
+
+use super::{Batch, Batching, Limits};
+use crate::status::{Code, Status};
+
+const FAR: u64 = 10_000_000;
+
+fn batching(max_batch_size: usize, max_queue_size: usize) -> Batching<&'static str> {
+    Batching::new(Limits { max_batch_size, max_queue_size, hang_timeout_us: 1_000_000, num_instances: 1 })
+}
+
+/// A batching that knows its model's pace: 100 us and 10 us an image.
+fn paced() -> Batching<&'static str> {
+    let mut batching = batching(64, 4096);
+    for num_images in [1, 64, 1, 64] {
+        batching.submit("rehearsal", num_images, FAR, 0, 0).unwrap();
+        batching.take(0, 0).batch.unwrap();
+        batching.finish(0, true, 100 + 10 * num_images as u64);
+    }
+    batching
+}
+
+fn names(batch: &Arc<Batch<&'static str>>) -> Vec<(&'static str, usize, usize)> {
+    batch.parts.iter().map(|part| (part.payload, part.start, part.stop)).collect()
+}
+
+fn word(status: &Status) -> &str {
+    status.message.split(':').next().unwrap()
+}
+
+#[test]
+fn a_free_device_takes_a_lone_request_at_once() {
+    let mut batching = batching(8, 100);
+    batching.submit("a", 1, FAR, 0, 5).unwrap();
+    assert_eq!(names(&batching.take(0, 5).batch.unwrap()), [("a", 0, 1)]);
+}
+
+#[test]
+fn batches_grow_while_the_device_is_busy() {
+    let mut batching = batching(8, 100);
+    batching.submit("a", 1, FAR, 0, 0).unwrap();
+    batching.take(0, 0).batch.unwrap();
+    batching.submit("b", 2, FAR, 0, 1).unwrap();
+    batching.submit("c", 3, FAR, 0, 2).unwrap();
+    assert!(batching.take(0, 3).batch.is_none());
+    batching.finish(0, true, 10);
+    let batch = batching.take(0, 10).batch.unwrap();
+    assert_eq!((names(&batch), batch.num_images), (vec![("b", 0, 2), ("c", 0, 3)], 5));
+}
+
+#[test]
+fn the_queue_is_bounded_in_images_and_refuses_at_once() {
+    let mut batching = batching(8, 10);
+    batching.submit("a", 8, FAR, 0, 0).unwrap();
+    let refusal = batching.submit("b", 3, FAR, 1, 0).unwrap_err();
+    assert_eq!(refusal.code, Code::ResourceExhausted);
+    assert_eq!(refusal.pushback_ms, Some(100));
+    let expected = "QUEUE_FULL: 8 images wait and 3 more would exceed 10 (try again later, or raise --max-queue-size)";
+    assert_eq!(refusal.message, expected);
+    batching.submit("c", 2, FAR, 2, 0).unwrap();
+}
+
+#[test]
+fn nearly_full_nobody_gets_more_than_his_share_and_newcomers_find_room() {
+    let mut batching = batching(8, 100);
+    for _ in 0..75 {
+        batching.submit("greedy", 1, FAR, 1, 0).unwrap();
+    }
+    batching.submit("modest", 1, FAR, 2, 0).unwrap();
+    assert_eq!(word(&batching.submit("greedy", 1, FAR, 1, 0).unwrap_err()), "QUEUE_FULL");
+    batching.submit("modest", 1, FAR, 2, 0).unwrap();
+}
+
+#[test]
+fn a_request_is_admitted_only_if_its_batch_can_end_before_its_deadline() {
+    let mut batching = paced();
+    for _ in 0..128 {
+        batching.submit("ahead", 1, FAR, 0, 1000).unwrap(); // two batches of 740 us
+    }
+    batching.take(0, 1000).batch.unwrap();
+    // What runs, the 64 that wait, and its own batch take about 1590 us, and 1000 us are the margin.
+    let refusal = batching.submit("hasty", 1, 1000 + 2400, 0, 1000).unwrap_err();
+    assert_eq!(
+        refusal.message,
+        "DEADLINE_TOO_SHORT: 2 ms are left, the queue alone takes about 3 ms (try again later, or allow more time)"
+    );
+    batching.submit("patient", 1, 1000 + 2800, 0, 1000).unwrap();
+}
+
+#[test]
+fn what_can_no_longer_end_in_time_is_dropped_when_its_batch_forms() {
+    let mut batching = paced();
+    batching.submit("running", 64, FAR, 0, 1000).unwrap();
+    batching.take(0, 1000).batch.unwrap();
+    batching.submit("hasty", 1, 1000 + 2500, 0, 1000).unwrap();
+    batching.submit("patient", 1, FAR, 0, 1000).unwrap();
+    batching.finish(0, true, 3450); // it took longer than its pace
+    let taken = batching.take(0, 3450);
+    assert_eq!(taken.expired, ["hasty"]);
+    assert_eq!(names(&taken.batch.unwrap()), [("patient", 0, 1)]);
+    assert_eq!(batching.num_waiting(), 0);
+}
+
+#[test]
+fn an_idle_device_takes_what_its_pace_would_refuse_for_only_that_can_set_the_pace_right() {
+    let mut batching = paced();
+    batching.submit("hasty", 1, 1000 + 50, 0, 1000).unwrap();
+    assert!(batching.take(0, 1000).batch.is_some());
+}
+
+#[test]
+fn one_slow_batch_is_forgotten() {
+    let mut batching = batching(64, 4096);
+    batching.submit("slow", 1, FAR, 0, 0).unwrap();
+    batching.take(0, 0);
+    batching.finish(0, true, 900_000);
+    assert!(batching.batch_us(1, 900_000) > 800_000);
+    assert!(batching.batch_us(1, 900_000 + 5_000_000) < 2_000);
+}
+
+#[test]
+fn expired_and_cancelled_requests_are_never_run_and_free_their_places() {
+    let mut batching = batching(8, 100);
+    batching.submit("expires", 4, 100, 0, 0).unwrap();
+    let number = batching.submit("cancelled", 4, FAR, 0, 0).unwrap();
+    batching.submit("stays", 1, FAR, 0, 0).unwrap();
+    batching.cancel(number);
+    batching.cancel(number);
+    assert_eq!(batching.num_waiting(), 5);
+    let taken = batching.take(0, 100);
+    assert_eq!((taken.expired, names(&taken.batch.unwrap())), (vec!["expires"], vec![("stays", 0, 1)]));
+    assert_eq!(batching.num_waiting(), 0);
+}
+
+#[test]
+fn a_deadline_that_passes_while_the_device_is_busy_is_told_at_once() {
+    let mut batching = batching(8, 10);
+    batching.submit("running", 1, FAR, 0, 0).unwrap();
+    batching.take(0, 0);
+    batching.submit("expires", 1, 5000, 0, 0).unwrap();
+    assert!(batching.expire(4999).is_empty());
+    assert_eq!(batching.expire(5000), ["expires"]);
+    assert_eq!(word(&batching.submit("late", 1, 5000, 0, 5000).unwrap_err()), "EXPIRED");
+}
+
+#[test]
+fn a_request_larger_than_a_batch_is_split_and_small_ones_share_the_rest() {
+    let mut batching = batching(4, 100);
+    batching.submit("large", 10, FAR, 0, 0).unwrap();
+    batching.submit("small", 1, FAR, 0, 0).unwrap();
+    batching.submit("whole", 3, FAR, 0, 0).unwrap();
+    let mut batches = Vec::new();
+    while let Some(batch) = batching.take(0, 0).batch {
+        batches.push(names(&batch));
+        batching.finish(0, true, 0);
+    }
+    let expected = [vec![("large", 0, 4)], vec![("large", 4, 8)], vec![("large", 8, 10), ("small", 0, 1)]];
+    assert_eq!(batches[..3], expected);
+    assert_eq!(batches[3..], [vec![("whole", 0, 3)]]); // it fits into a batch, and so is not split
+}
+
+#[test]
+fn a_failed_batch_fails_alone_and_three_in_a_row_end_the_device() {
+    let mut batching = batching(1, 10);
+    let mut run = |is_ok| {
+        batching.submit("a", 1, FAR, 0, 0).unwrap();
+        batching.take(0, 0).batch.unwrap();
+        batching.finish(0, is_ok, 1)
+    };
+    assert_eq!([run(false), run(false), run(true), run(false), run(false)], [None, None, None, None, None]);
+    assert_eq!(run(false).unwrap().message, "BACKEND_BROKEN: 3 batches in a row failed (retry: another may serve)");
+}
+
+#[test]
+fn a_batch_that_runs_too_long_ends_the_device_and_all_that_was_admitted_is_told() {
+    let mut batching = batching(1, 10);
+    batching.submit("running", 1, FAR, 0, 0).unwrap();
+    batching.take(0, 0);
+    batching.submit("waiting", 1, FAR, 0, 0).unwrap();
+    assert_eq!(batching.hang(1_000_000), None);
+    let reason = batching.hang(1_000_001).unwrap();
+    assert_eq!((word(&reason), reason.code, reason.pushback_ms), ("BACKEND_HUNG", Code::Unavailable, Some(700)));
+    assert_eq!(batching.abandon(reason), ["running", "waiting"]);
+    assert_eq!(word(&batching.submit("late", 1, FAR, 0, 0).unwrap_err()), "BACKEND_HUNG");
+}
+
+#[test]
+fn in_a_drain_what_was_admitted_is_run_and_the_rest_refused() {
+    let mut batching = batching(8, 10);
+    batching.submit("admitted", 1, FAR, 0, 0).unwrap();
+    batching.refuse(Status::draining());
+    assert_eq!(batching.submit("new", 1, FAR, 0, 0).unwrap_err(), Status::draining());
+    assert_eq!(names(&batching.take(0, 0).batch.unwrap()), [("admitted", 0, 1)]);
+}
+
+#[test]
+fn goodput_past_saturation_stays_flat_with_short_deadlines() {
+    let goodput = |load: u64| {
+        let mut batching = paced();
+        let (mut now_us, mut next_us, mut good, mut admitted) = (1000_u64, 1000_u64, 0, 0);
+        while now_us < 2_000_000 {
+            let batch = batching.take(0, now_us).batch;
+            let took_us = batch.as_ref().map_or(20, |batch| 100 + 10 * batch.num_images as u64);
+            while next_us < now_us + took_us {
+                // 86,000 images a second is what it can do
+                admitted += u64::from(batching.submit("x", 1, next_us + 20_000, 0, next_us).is_ok());
+                next_us += (12 / load).max(1);
+            }
+            now_us += took_us;
+            if let Some(batch) = batch {
+                batching.finish(0, true, now_us);
+                good += batch.parts.iter().filter(|part| now_us <= part.arrived_us + 20_000).count() as u64;
+            }
+        }
+        (good, admitted)
+    };
+    let ((peak, _), (good, admitted)) = (goodput(1), goodput(10));
+    assert!(good * 10 >= peak * 9, "{good} of {peak}");
+    assert!(good * 100 >= admitted * 99, "{good} of {admitted} admitted");
+}

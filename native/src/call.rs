@@ -1,0 +1,240 @@
+//! One call: its place among those under way, its deadline, its messages, and what it is counted as in the end.
+#![forbid(unsafe_code)]
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::connection::Peer;
+use crate::framing::{Decoder, Encoding, Raw, inflated};
+use crate::metrics::Method;
+use crate::server::Server;
+use crate::status::{Code, Status};
+
+/// What is inflated on the spot; more goes to a thread that may take its time.
+const SMALL_COMPRESSED_BYTES: usize = 1024;
+
+/// A client that has left answers lying for so long gets no others.
+const STUCK_US: u64 = 500_000;
+
+/// From its headers to its answer. Dropped before that, the client has gone.
+pub struct Call {
+    pub server: Arc<Server>,
+    pub peer: Arc<Peer>,
+    pub method: Method,
+    pub deadline_us: u64,
+    pub is_lone: bool,
+    is_counted: bool,
+    has_place: bool,
+}
+
+impl Call {
+    pub fn begin(server: Arc<Server>, peer: Arc<Peer>, method: Method, headers: &HeaderMap) -> Self {
+        let num_others = server.num_calls.fetch_add(1, Relaxed);
+        peer.num_calls.fetch_add(1, Relaxed);
+        let now_us = server.engine.now_us();
+        peer.last_use_us.store(now_us, Relaxed);
+        let settings = &server.settings;
+        let timeout_us = headers.get("grpc-timeout").and_then(|value| timeout_us(value.as_bytes()));
+        let default_us = (settings.default_deadline_s * 1e6) as u64;
+        let limit_us = (settings.max_deadline_s * 1e6) as u64;
+        let deadline_us = now_us + timeout_us.unwrap_or(default_us).min(limit_us);
+        Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false, has_place: false }
+    }
+
+    /// Whether it is still the only one, which it may have been when it began.
+    pub fn is_still_lone(&self) -> bool {
+        self.is_lone && self.server.num_calls.load(Relaxed) == 1
+    }
+
+    /// A place among those whose message is there; none where as many are under way as may be, or the client does not
+    /// take the answers that it has.
+    pub fn take_place(&mut self) -> Result<(), Status> {
+        if self.peer.is_stuck(self.server.engine.now_us(), STUCK_US) {
+            let what = "answers to this connection wait to be taken";
+            return Err(Status::overloaded("UNREAD_ANSWERS", what, "read them, and open HTTP/2's windows"));
+        }
+        let limit = self.server.settings.max_concurrent_requests;
+        self.has_place = true;
+        let (total, own) = (&self.server.num_places, &self.peer.num_places);
+        let (total, own) = (total.fetch_add(1, Relaxed) + 1, own.fetch_add(1, Relaxed) + 1);
+        if total > limit || (4 * total > 3 * limit && own > 2) {
+            // The last quarter is for those who hold little.
+            let what = format!("{total} calls are under way, {own} of this connection; at most {limit} may be");
+            return Err(Status::overloaded("TOO_MANY_CALLS", what, "try again later"));
+        }
+        Ok(())
+    }
+
+    pub fn count(&mut self, code: Code) {
+        self.is_counted = true;
+        self.server.metrics().count_call(self.method, code);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.server.num_calls.fetch_sub(1, Relaxed);
+        self.peer.num_calls.fetch_sub(1, Relaxed);
+        if self.has_place {
+            self.server.num_places.fetch_sub(1, Relaxed);
+            self.peer.num_places.fetch_sub(1, Relaxed);
+        }
+        if !self.is_counted {
+            let is_late = self.server.engine.now_us() >= self.deadline_us;
+            self.count(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
+        }
+    }
+}
+
+/// The header grpc-timeout: up to eight digits and a unit.
+fn timeout_us(value: &[u8]) -> Option<u64> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(number * 3_600_000_000),
+        b'M' => Some(number * 60_000_000),
+        b'S' => Some(number * 1_000_000),
+        b'm' => Some(number * 1_000),
+        b'u' => Some(number),
+        b'n' => Some(number / 1_000),
+        _ => None,
+    }
+}
+
+/// The messages of a call, as they come.
+pub struct Messages {
+    server: Arc<Server>,
+    peer: u64,
+    body: Incoming,
+    decoder: Decoder,
+    encoding: Encoding,
+    is_at_end: bool,
+    num_held: usize, // bytes, which all calls together have a bound for
+}
+
+impl Messages {
+    pub fn new(call: &Call, body: Incoming, headers: &HeaderMap) -> Result<Self, Status> {
+        let encoding = match headers.get("grpc-encoding") {
+            Some(name) => Encoding::from_name(name.as_bytes())?,
+            None => Encoding::Identity,
+        };
+        let (server, peer) = (call.server.clone(), call.peer.number);
+        let decoder = Decoder::new(server.settings.max_message_bytes);
+        Ok(Self { server, peer, body, decoder, encoding, is_at_end: false, num_held: 0 })
+    }
+
+    /// The next one; None where there is none any more.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        // Nearly always it came with the headers, and there is nothing to wait for.
+        let raw = match poll_fn(|context| Poll::Ready(self.poll_next(context))).await {
+            Poll::Ready(raw) => raw?,
+            Poll::Pending => self.next_in_time().await?,
+        };
+        self.hold(0)?;
+        match raw {
+            Some(raw) if raw.is_compressed => self.inflated(raw.bytes).await.map(Some),
+            raw => Ok(raw.map(|raw| raw.bytes)),
+        }
+    }
+
+    async fn next_in_time(&mut self) -> Result<Option<Raw>, Status> {
+        let server = self.server.clone();
+        let timeout = server.settings.message_timeout();
+        let place = server.waiting.enter(self.peer);
+        tokio::select! {
+            biased;
+            raw = poll_fn(|context| self.poll_next(context)) => raw,
+            () = place.is_taken() => {
+                let what = format!("{} calls wait for their messages, and this one has waited longest", server.waiting.limit);
+                Err(Status::overloaded("TOO_MANY_WAITING", what, "send headers and message together"))
+            }
+            () = tokio::time::sleep(timeout) => {
+                let what = format!("no whole message came within {} s of the headers", timeout.as_secs_f64());
+                Err(Status::expired("SLOW_MESSAGE", what))
+            }
+        }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Raw>, Status>> {
+        loop {
+            if let Some(raw) = self.decoder.next()? {
+                return Poll::Ready(Ok(Some(raw)));
+            }
+            if self.is_at_end {
+                return Poll::Ready(Ok(None));
+            }
+            match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => self.is_at_end = true,
+                Poll::Ready(Some(Err(_))) => {
+                    return Poll::Ready(Err(Status::new(Code::Cancelled, "CANCELLED", "the client has gone", "")));
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.decoder.push(piece);
+                        self.hold(self.decoder.num_bytes())?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Books so many bytes instead of those before, where there is room for them.
+    fn hold(&mut self, num_bytes: usize) -> Result<(), Status> {
+        let (unread, limit) = (&self.server.unread_bytes, self.server.settings.max_unread_bytes());
+        let others = unread.fetch_sub(self.num_held, Relaxed) - self.num_held;
+        if num_bytes > self.num_held && others + num_bytes > limit {
+            self.num_held = 0;
+            let what = format!("{others} bytes of unread messages wait, and {num_bytes} more would exceed {limit}");
+            return Err(Status::overloaded("TOO_MANY_BYTES", what, "try again later"));
+        }
+        unread.fetch_add(num_bytes, Relaxed);
+        self.num_held = num_bytes;
+        Ok(())
+    }
+
+    async fn inflated(&self, bytes: Bytes) -> Result<Bytes, Status> {
+        let (encoding, limit) = (self.encoding, self.server.settings.max_message_bytes);
+        if bytes.len() <= SMALL_COMPRESSED_BYTES {
+            return inflated(&bytes, encoding, limit);
+        }
+        let lost = |_| Status::internal("INTERNAL", "the server failed on this request", "see the server's log");
+        tokio::task::spawn_blocking(move || inflated(&bytes, encoding, limit)).await.map_err(lost)?
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        self.server.unread_bytes.fetch_sub(self.num_held, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::timeout_us;
+
+    #[test]
+    fn timeouts_are_read_in_all_their_units() {
+        let timeouts = ["1H", "2M", "3S", "4m", "5u", "6000n", "99999999H"].map(|value| timeout_us(value.as_bytes()));
+        let expected = [3_600_000_000, 120_000_000, 3_000_000, 4_000, 5, 6, 99_999_999 * 3_600_000_000];
+        assert_eq!(timeouts, expected.map(Some));
+    }
+
+    #[test]
+    fn nonsense_is_no_timeout() {
+        for value in ["", "m", "-1m", "1", "1x", "123456789m", "1.5S", "\u{663}m"] {
+            assert_eq!(timeout_us(value.as_bytes()), None);
+        }
+    }
+}

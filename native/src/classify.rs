@@ -1,0 +1,123 @@
+//! What Classify and GetModel do: the checks of a request, in the words of serving/service.py.
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::call::Call;
+
+use crate::framing::framed;
+use crate::job::{Outcome, Work};
+use crate::model::IMAGE_BYTES;
+use crate::pictures;
+use crate::proto::atelier::v1::{ClassifyRequest, GetModelRequest};
+use crate::response::NUM_CLASSES;
+use crate::server::Server;
+use crate::status::Status;
+
+/// Of more, the memory that a request came in is kept rather than its images copied out of it.
+const SMALL_BYTES: usize = 16 << 10;
+
+pub async fn classify(call: &Call, message: Bytes) -> Outcome {
+    let (server, num_bytes) = (&call.server, message.len());
+    let began_us = server.engine.now_us();
+    let malformed = |_| Status::malformed(num_bytes, "atelier.v1.ClassifyRequest");
+    let request = ClassifyRequest::decode(message).map_err(malformed)?;
+    check_model(server, &request.model_name, &request.model_version)?;
+    let top_k = checked_top_k(request.top_k)?;
+    let images = if request.pictures.is_empty() {
+        raw_images(server, &request)?
+    } else {
+        if !request.images.is_empty() {
+            let what = "both images and pictures are set, so their order is not defined";
+            return Err(Status::invalid("AMBIGUOUS_IMAGES", what, "send two requests"));
+        }
+        check_count(server, request.pictures.len())?;
+        pictures::decoded(server, request.pictures, request.invert, call.deadline_us).await?
+    };
+    let is_lone = call.is_still_lone();
+    let work = Work { images, top_k, deadline_us: call.deadline_us, peer: call.peer.number, is_lone };
+    let answer = server.engine.classify(work).await?;
+    server.metrics().request.observe(server.engine.now_us() - began_us);
+    Ok(answer)
+}
+
+pub fn get_model(call: &Call, message: &[u8]) -> Outcome {
+    let malformed = |_| Status::malformed(message.len(), "atelier.v1.GetModelRequest");
+    let request = GetModelRequest::decode(message).map_err(malformed)?;
+    check_model(&call.server, &request.model_name, &request.model_version)?;
+    Ok(framed(&call.server.model.description))
+}
+
+fn check_model(server: &Server, name: &str, version: &str) -> Result<(), Status> {
+    let model = &server.model;
+    if !name.is_empty() && name != model.name {
+        let what = format!("model {} is not served here", quoted(name));
+        return Err(Status::not_found("UNKNOWN_MODEL", what, &format!("ask for {}", quoted(&model.name))));
+    }
+    if !version.is_empty() && version != model.version {
+        let what = format!("version {} of {} is not served here", quoted(version), model.name);
+        let cure = format!("ask for {}, or leave it empty", quoted(&model.version));
+        return Err(Status::not_found("UNKNOWN_VERSION", what, &cure));
+    }
+    Ok(())
+}
+
+fn checked_top_k(top_k: u32) -> Result<usize, Status> {
+    if top_k as usize > NUM_CLASSES {
+        let cure = format!("there are {NUM_CLASSES} classes: ask for 1 to {NUM_CLASSES}");
+        return Err(Status::invalid("BAD_TOP_K", format!("top_k is {top_k}"), &cure));
+    }
+    Ok(top_k.max(1) as usize)
+}
+
+fn raw_images(server: &Server, request: &ClassifyRequest) -> Result<Bytes, Status> {
+    let images = &request.images;
+    if request.invert {
+        let what = "invert is set, but it is for pictures only";
+        return Err(Status::invalid("BAD_INVERT", what, "send 255 - images, which are light on dark"));
+    }
+    if images.is_empty() {
+        let cure = format!("send {IMAGE_BYTES} bytes per image, or encoded pictures");
+        return Err(Status::invalid("NO_IMAGES", "the request holds neither images nor pictures", &cure));
+    }
+    if !images.len().is_multiple_of(IMAGE_BYTES) || may_be_a_file(images) {
+        pictures::check_raw(server, images)?;
+    }
+    check_count(server, images.len() / IMAGE_BYTES)?;
+    // A view would keep alive what the connection read at once, which may be much more.
+    Ok(if images.len() <= SMALL_BYTES { Bytes::copy_from_slice(images) } else { images.clone() })
+}
+
+/// Garments begin with zeros; of what does not, Python knows the kinds of files, and is asked only about their like.
+fn may_be_a_file(images: &[u8]) -> bool {
+    images[..4] != [0; 4] && (b"\x89\xff\xefRGBIM<%i/Ud \t\r\n".contains(&images[0]) || &images[4..8] == b"ftyp")
+}
+
+fn check_count(server: &Server, num_images: usize) -> Result<(), Status> {
+    let limit = server.settings.max_images_per_request;
+    if num_images > limit {
+        let what = format!("{num_images} images in one request");
+        return Err(Status::invalid("TOO_MANY_IMAGES", what, &format!("send at most {limit}")));
+    }
+    Ok(())
+}
+
+/// The first 64 characters, as Python's repr has them.
+fn quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut quoted = String::from(quote);
+    for character in text.chars().take(64) {
+        match character {
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            _ if character == quote => quoted.extend(['\\', character]),
+            _ if character.is_control() => quoted.push_str(&format!("\\x{:02x}", character as u32)),
+            _ => quoted.push(character),
+        }
+    }
+    quoted.push(quote);
+    quoted
+}

@@ -1,0 +1,136 @@
+//! One client's connection: HTTP/2 or HTTP/1, watched for answers that it does not take.
+#![forbid(unsafe_code)]
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use http::Response;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use crate::body::Body;
+use crate::guarded_io::GuardedIo;
+use crate::routes;
+use crate::server::{Phase, Server};
+
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+const MAX_STREAMS: u32 = 128;
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+const MAX_HEADER_BYTES: u32 = 8 << 10;
+const MANY_UNSENT: usize = 32;
+const MAX_SILENCE_US: u64 = 10_000_000;
+const PING_AFTER: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is known of a connection.
+#[derive(Debug, Default)]
+pub struct Peer {
+    pub number: u64,
+    /// Calls that are being handled.
+    pub num_calls: AtomicUsize,
+    /// Those of them whose message has come.
+    pub num_places: AtomicUsize,
+    /// Answers that the client has not taken, and since when there are any; times are the engine's.
+    num_unsent: AtomicUsize,
+    unsent_since_us: AtomicU64,
+    /// Since when the system takes no more bytes for it; 0 while it does.
+    pub blocked_since_us: AtomicU64,
+    pub last_use_us: AtomicU64,
+    /// It has said what it speaks.
+    pub has_begun: AtomicBool,
+    pub cut: Notify,
+}
+
+impl Peer {
+    pub fn new(number: u64, now_us: u64) -> Self {
+        Self { number, last_use_us: now_us.into(), ..Self::default() }
+    }
+
+    /// Whether it has left answers lying for so long.
+    pub fn is_stuck(&self, now_us: u64, timeout_us: u64) -> bool {
+        let is_old = |since_us: u64| now_us.saturating_sub(since_us) > timeout_us;
+        let blocked_since_us = self.blocked_since_us.load(Relaxed);
+        let has_unsent = self.num_unsent.load(Relaxed) > 0 && is_old(self.unsent_since_us.load(Relaxed));
+        has_unsent || (blocked_since_us > 0 && is_old(blocked_since_us))
+    }
+
+    /// Whether it is to be cut: it takes no answers, the sooner the more there are, or says nothing.
+    pub fn is_overdue(&self, now_us: u64, timeout_us: u64) -> bool {
+        let has_many = self.num_unsent.load(Relaxed) >= MANY_UNSENT;
+        let is_silent = !self.has_begun.load(Relaxed) && now_us - self.last_use_us.load(Relaxed) > MAX_SILENCE_US;
+        self.is_stuck(now_us, if has_many { timeout_us / 5 } else { timeout_us }) || is_silent
+    }
+}
+
+/// An answer on its way to the client.
+pub struct Unsent(Arc<Peer>);
+
+impl Unsent {
+    pub fn new(peer: Arc<Peer>, now_us: u64) -> Self {
+        if peer.num_unsent.fetch_add(1, Relaxed) == 0 {
+            peer.unsent_since_us.store(now_us, Relaxed);
+        }
+        Self(peer)
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.0.num_unsent.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Serves it to its end: the client's, ours (GOAWAY, and what is under way is answered), or a cut.
+pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Arc<Peer>) {
+    let guarded = GuardedIo::new(io, server.engine.clone(), peer.clone(), is_unix);
+    let (for_calls, of_peer) = (server.clone(), peer.clone());
+    let service = hyper::service::service_fn(move |request| {
+        let answer = routes::answer(for_calls.clone(), of_peer.clone(), request);
+        async { Ok::<Response<Body>, Infallible>(answer.await) }
+    });
+    let builder = builder();
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(guarded), service));
+    let mut phase = server.phase();
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => return,
+        () = peer.cut.notified() => return,
+        _ = phase.wait_for(|&phase| phase == Phase::Leaving) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = connection => {}
+        () = peer.cut.notified() => {}
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(256)
+        .max_send_buf_size(64 << 10)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PING_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES as usize * 2);
+    builder
+}

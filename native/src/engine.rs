@@ -1,0 +1,289 @@
+//! Between the calls and the model: one thread for each of the model's instances, and the way there and back.
+//!
+//! ```text
+//! calls:   submit -> queue -> (dispatch) -.              .-> (deliver) -> answers
+//! device:                                 '-> run, encode -'
+//! ```
+//!
+//! What travels is a whole batch: a device thread is woken once for what came in together, and wakes the calls' thread
+//! once for what it has answered. A lone request does not travel at all: where nothing else is under way and the model
+//! is known to be quick, the thread that read it runs it.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+
+use crate::batching::{Batch, Batching, Limits};
+use crate::job::{Job, Outcome, Work};
+use crate::metrics::Metrics;
+use crate::model::{IMAGE_BYTES, Model};
+use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
+use crate::status::Status;
+
+pub struct Engine {
+    pub metrics: Metrics,
+    batching: Mutex<Batching<Arc<Job>>>,
+    models: Vec<Model>,
+    writer: ResponseWriter,
+    /// Longer than this the thread that serves all connections does not stand still for one request.
+    max_inline_us: u64,
+    epoch: Instant,
+    work: Condvar,
+    dispatch: Notify,
+    settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
+    deliver: Notify,
+    failure: Mutex<Option<Status>>,
+    is_closed: AtomicBool,
+    /// Told when the device is given up.
+    pub failed: Notify,
+}
+
+impl Engine {
+    pub fn new(limits: Limits, models: Vec<Model>, writer: ResponseWriter, max_inline_us: u64) -> Self {
+        Self {
+            metrics: Metrics::new(),
+            batching: Mutex::new(Batching::new(limits)),
+            models,
+            writer,
+            max_inline_us,
+            epoch: Instant::now(),
+            work: Condvar::new(),
+            dispatch: Notify::new(),
+            settled: Mutex::new(Vec::new()),
+            deliver: Notify::new(),
+            failure: Mutex::new(None),
+            is_closed: AtomicBool::new(false),
+            failed: Notify::new(),
+        }
+    }
+
+    pub fn now_us(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
+    }
+
+    pub fn num_waiting(&self) -> usize {
+        self.batching().num_waiting()
+    }
+
+    /// Runs the images in one batch or several. A caller that goes away gives up its place.
+    pub async fn classify(self: &Arc<Self>, work: Work) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        let _place = self.admit(work, reply)?;
+        let lost = || Status::internal("INTERNAL", "the request was lost", "see the server's log");
+        answer.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Queues it, and sees to it that somebody comes for it: this thread where it is the quickest.
+    fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Outcome>) -> Result<Place, Status> {
+        let Work { images, top_k, deadline_us, peer, is_lone } = work;
+        let num_images = images.len() / IMAGE_BYTES;
+        let job = Arc::new(Job::new(images, top_k, Some(reply)));
+        let now_us = self.now_us();
+        let mut batching = self.batching();
+        let number = batching.submit(job, num_images, deadline_us, peer, now_us)?;
+        let is_quick = (1..=self.max_inline_us).contains(&batching.batch_us(num_images, now_us));
+        let at_once = if is_lone && is_quick { batching.take(0, now_us).batch } else { None };
+        let is_needed = at_once.is_none() && batching.has_idle_instance();
+        let is_full = batching.has_full_batch();
+        drop(batching);
+        match at_once {
+            Some(batch) => self.run_here(&batch),
+            None if is_needed && is_full => self.work.notify_one(), // what else has come in may be much
+            None if is_needed => self.dispatch.notify_one(),
+            None => {}
+        }
+        Ok(Place { engine: self.clone(), number })
+    }
+
+    fn run_here(&self, batch: &Batch<Arc<Job>>) {
+        let result = self.models[batch.instance].run(batch);
+        for (job, outcome) in self.conclude(batch, result) {
+            job.settle(outcome);
+        }
+        if self.num_waiting() > 0 {
+            self.work.notify_one(); // it came meanwhile, and found the device busy
+        }
+    }
+
+    /// Wakes a device behind what has come in with the request that asks for it: what arrived together goes together.
+    pub async fn dispatch_forever(self: Arc<Self>) {
+        loop {
+            self.dispatch.notified().await;
+            self.work.notify_one();
+        }
+    }
+
+    /// Hands over what the devices have answered.
+    pub async fn deliver_forever(self: Arc<Self>) {
+        loop {
+            self.deliver.notified().await;
+            let settled = std::mem::take(&mut *locked(&self.settled));
+            for (job, outcome) in settled {
+                job.settle(outcome);
+            }
+        }
+    }
+
+    /// The life of a device's thread.
+    pub fn work_on(&self, instance: usize) {
+        self.models[instance].run_all(
+            || self.next_batch(instance),
+            |batch, result| {
+                let outcomes = self.conclude(batch, result);
+                self.settle_soon(outcomes);
+            },
+        );
+    }
+
+    fn next_batch(&self, instance: usize) -> Option<Arc<Batch<Arc<Job>>>> {
+        let mut batching = self.batching();
+        loop {
+            let taken = batching.take(instance, self.now_us());
+            if !taken.expired.is_empty() {
+                self.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
+            }
+            if taken.batch.is_some() {
+                return taken.batch;
+            }
+            if self.is_closed.load(Relaxed) {
+                return None;
+            }
+            batching = self.work.wait(batching).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Books a batch that has run, and makes the answers; answer i belongs to image i of the batch.
+    fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Vec<f32>, Status>) -> Vec<(Arc<Job>, Outcome)> {
+        let now_us = self.now_us();
+        let given_up = self.batching().finish(batch.instance, result.is_ok(), now_us);
+        let took_us = now_us - batch.began_us;
+        let outcomes = match result {
+            Ok(logits) => self.answers(batch, &logits, took_us),
+            Err(status) => {
+                self.metrics.failed_batches.fetch_add(1, Relaxed);
+                batch.parts.iter().map(|part| (part.payload.clone(), Err(status.clone()))).collect()
+            }
+        };
+        if let Some(reason) = given_up {
+            self.give_up(reason); // before anybody hears of the failure, health says so too
+        }
+        outcomes
+    }
+
+    /// The answers to those requests whose last part this was.
+    fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Outcome)> {
+        let metrics = &self.metrics;
+        metrics.batches.fetch_add(1, Relaxed);
+        metrics.batch_size.observe(batch.num_images as u64);
+        metrics.inference.observe(took_us);
+        let (mut answers, mut rest) = (Vec::with_capacity(batch.parts.len()), logits);
+        for part in &batch.parts {
+            let (rows, behind) = rest.split_at((part.stop - part.start) * NUM_CLASSES);
+            rest = behind;
+            let queue_us = batch.began_us.saturating_sub(part.arrived_us);
+            metrics.queue.observe(queue_us);
+            let time = TimeSplit { queue_us, inference_us: took_us, batch_size: batch.num_images as u64 };
+            if let Some(answer) = part.payload.answer(&self.writer, rows, time, part.is_last()) {
+                metrics.images.fetch_add(part.num_images as u64, Relaxed);
+                answers.push((part.payload.clone(), Ok(answer)));
+            }
+        }
+        answers
+    }
+
+    fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Outcome)>) {
+        if !outcomes.is_empty() {
+            locked(&self.settled).extend(outcomes);
+            self.deliver.notify_one();
+        }
+    }
+
+    /// Looks after what no batch will: requests whose time is over, and a device that hangs.
+    pub fn tick(&self) {
+        let now_us = self.now_us();
+        let (late, hang) = {
+            let mut batching = self.batching();
+            (batching.expire(now_us), batching.hang(now_us))
+        };
+        self.settle_soon(late.into_iter().map(|job| (job, Err(expired()))).collect());
+        if let Some(reason) = hang {
+            self.give_up(reason);
+        }
+    }
+
+    /// A batch that has run for too long, and `tick` has not seen it: it runs on the very thread that ticks.
+    pub fn unnoticed_hang(&self) -> Option<Status> {
+        let a_second_ago_us = self.now_us().saturating_sub(1_000_000);
+        self.failure().map_or_else(|| self.batching().hang(a_second_ago_us), |_| None)
+    }
+
+    pub fn failure(&self) -> Option<Status> {
+        locked(&self.failure).clone()
+    }
+
+    fn give_up(&self, reason: Status) {
+        let mut failure = locked(&self.failure);
+        if failure.is_none() {
+            *failure = Some(reason.clone());
+            drop(failure);
+            self.abandon(reason);
+            self.failed.notify_one();
+        }
+    }
+
+    /// Fails all that was admitted and not answered, and refuses what comes; the devices' threads end.
+    pub fn abandon(&self, reason: Status) {
+        let jobs = {
+            let mut batching = self.batching();
+            self.is_closed.store(true, Relaxed);
+            batching.abandon(reason.clone())
+        };
+        self.work.notify_all();
+        self.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
+    }
+
+    /// Measures the model, so that the first requests are admitted by what it takes.
+    pub fn rehearse(&self, sizes: &[usize]) -> Result<(), Status> {
+        for &size in sizes {
+            let images = Bytes::from(vec![0; size * IMAGE_BYTES]);
+            let job = Arc::new(Job::new(images, 1, None));
+            for instance in 0..self.models.len() {
+                let batch = self.batching().rehearse(instance, job.clone(), size, self.now_us());
+                let result = self.models[instance].run(&batch);
+                let is_ok = result.is_ok();
+                self.batching().finish(instance, is_ok, self.now_us());
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    fn batching(&self) -> MutexGuard<'_, Batching<Arc<Job>>> {
+        locked(&self.batching)
+    }
+}
+
+/// A place in the queue, given up at the end of the call, however it ends.
+struct Place {
+    engine: Arc<Engine>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.engine.batching().cancel(self.number);
+    }
+}
+
+fn expired() -> Status {
+    Status::expired("EXPIRED", "the deadline passed while the request was queued")
+}
+
+/// A thread that panicked while it held a lock has its say in the log; the numbers behind it are whole.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

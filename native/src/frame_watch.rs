@@ -1,0 +1,159 @@
+//! Counts the frames that a client sends and that make work without being a call: pings, settings, resets and the like.
+//!
+//! hyper answers each of them and has no bound on most. A client that sends many more of them than honest ones do is cut.
+#![forbid(unsafe_code)]
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADER: usize = 9;
+const HEADERS: u8 = 1;
+/// Frames that a client may be ahead of what it may send, and how many it may send in a second.
+const BURST: f64 = 4_000.0;
+const PER_SECOND: f64 = 1_000.0;
+
+#[derive(Debug)]
+pub struct FrameWatch {
+    num_preface: usize, // bytes of it that have come
+    is_http2: bool,
+    header: [u8; HEADER],
+    num_header: usize,
+    num_skipped: usize, // bytes of the frame that are still to come
+    credit: f64,
+    at_us: u64,
+    is_unix: bool,
+}
+
+impl FrameWatch {
+    pub fn new(now_us: u64, is_unix: bool) -> Self {
+        Self {
+            num_preface: 0,
+            is_http2: true,
+            header: [0; HEADER],
+            num_header: 0,
+            num_skipped: 0,
+            credit: BURST,
+            at_us: now_us,
+            is_unix,
+        }
+    }
+
+    /// Whether it has said what it speaks.
+    pub fn has_begun(&self) -> bool {
+        !self.is_http2 || self.num_preface == PREFACE.len()
+    }
+
+    /// What has come. False where it is too much.
+    pub fn see(&mut self, mut bytes: &mut [u8], now_us: u64) -> bool {
+        while self.is_http2 && self.num_preface < PREFACE.len() {
+            let [first, rest @ ..] = bytes else { return true };
+            self.is_http2 = PREFACE[self.num_preface] == *first;
+            self.num_preface += 1;
+            bytes = rest;
+        }
+        if self.is_http2 {
+            self.credit = (self.credit + (now_us - self.at_us) as f64 * PER_SECOND / 1e6).min(BURST);
+            self.at_us = now_us;
+            self.frames(bytes);
+        }
+        self.credit >= 0.0
+    }
+
+    fn frames(&mut self, mut bytes: &mut [u8]) {
+        while !bytes.is_empty() {
+            if self.num_skipped > 0 {
+                let num = self.num_skipped.min(bytes.len());
+                self.num_skipped -= num;
+                let (payload, rest) = bytes.split_at_mut(num);
+                if self.is_unix && self.header[3] == HEADERS {
+                    mend_authority(payload);
+                }
+                bytes = rest;
+                continue;
+            }
+            let num = (HEADER - self.num_header).min(bytes.len());
+            self.header[self.num_header..self.num_header + num].copy_from_slice(&bytes[..num]);
+            self.num_header += num;
+            bytes = &mut bytes[num..];
+            if self.num_header == HEADER {
+                self.num_header = 0;
+                self.frame();
+            }
+        }
+    }
+
+    fn frame(&mut self) {
+        let [a, b, c, kind, flags, ..] = self.header;
+        self.num_skipped = u32::from_be_bytes([0, a, b, c]) as usize;
+        let is_end = flags & 1 != 0;
+        self.credit -= match kind {
+            0 if self.num_skipped > 0 || is_end => 0.0, // DATA
+            HEADERS => -1.0,                            // HEADERS: a call, which answers for a few other frames
+            8 => 0.25,                                  // WINDOW_UPDATE
+            _ => 1.0,
+        };
+        self.credit = self.credit.min(BURST);
+    }
+}
+
+/// gRPC's C library names a unix socket by its path, `tmp%2Fsocket`, which hyper takes for no authority at all. Nobody
+/// here needs it, and it is written as a literal with its name: so its percent signs become dashes.
+fn mend_authority(headers: &mut [u8]) {
+    const NAME: &[u8] = b":authority";
+    let Some(start) = headers.windows(NAME.len()).position(|bytes| bytes == NAME) else { return };
+    let value = &mut headers[start + NAME.len()..];
+    if let Some(&length) = value.first()
+        && let Some(authority) = value.get_mut(1..=length as usize)
+    {
+        authority.iter_mut().filter(|byte| **byte == b'%').for_each(|byte| *byte = b'-');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let [_, a, b, c] = (payload.len() as u32).to_be_bytes();
+        [&[a, b, c, kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    fn begun() -> FrameWatch {
+        let mut watch = FrameWatch::new(0, false);
+        assert!(watch.see(&mut PREFACE[..5].to_vec(), 0) && !watch.has_begun());
+        assert!(watch.see(&mut PREFACE[5..].to_vec(), 0) && watch.has_begun());
+        watch
+    }
+
+    #[test]
+    fn a_flood_of_pings_is_too_much_however_it_is_cut() {
+        let flood = frame(6, 0, &[0; 8]).repeat(4_001);
+        for size in [1, 7, 17, 4096, 100_000] {
+            let mut watch = begun();
+            assert!(!flood.clone().chunks_mut(size).all(|piece| watch.see(piece, 0)));
+        }
+    }
+
+    #[test]
+    fn pings_at_an_honest_pace_are_not() {
+        let mut watch = begun();
+        assert!((0..20_000).all(|number| watch.see(&mut frame(6, 0, &[0; 8]), number * 1_000)));
+    }
+
+    #[test]
+    fn calls_cost_nothing_nor_do_their_resets_and_resets_alone_do() {
+        let call = [frame(1, 4, &[0; 40]), frame(0, 1, &[6; 800])].concat();
+        let mut watch = begun();
+        assert!((0..20_000).all(|_| watch.see(&mut call.clone(), 0)));
+        // A deadline that has passed takes its call back, and honest clients have many of those when there is much to do.
+        let late = [call, frame(3, 0, &[0; 4])].concat();
+        assert!((0..20_000).all(|_| watch.see(&mut late.clone(), 0)));
+        let reset = frame(3, 0, &[0; 4]);
+        assert!(!(0..20_000).all(|_| watch.see(&mut reset.clone(), 0)));
+    }
+
+    #[test]
+    fn http_1_is_left_alone() {
+        let mut watch = FrameWatch::new(0, false);
+        assert!(watch.see(&mut b"PROPFIND / HTTP/1.1\r\n".to_owned(), 0) && watch.has_begun());
+        assert!((0..10_000).all(|_| watch.see(&mut [0; 64], 0)));
+    }
+}

@@ -1,0 +1,193 @@
+//! gRPC's messages in HTTP's bodies: a byte that says whether it is compressed, four of length, and the message.
+#![forbid(unsafe_code)]
+
+use std::io::Read;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flate2::read::{GzDecoder, ZlibDecoder};
+
+use crate::status::{Code, Status};
+
+const PREFIX: usize = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    Identity,
+    Gzip,
+    Deflate,
+}
+
+impl Encoding {
+    /// Of the header grpc-encoding.
+    pub fn from_name(name: &[u8]) -> Result<Self, Status> {
+        match name {
+            b"identity" => Ok(Self::Identity),
+            b"gzip" => Ok(Self::Gzip),
+            b"deflate" => Ok(Self::Deflate),
+            _ => {
+                let what = "messages in this grpc-encoding cannot be read";
+                Err(Status::new(Code::Unimplemented, "BAD_ENCODING", what, "send identity, gzip or deflate"))
+            }
+        }
+    }
+}
+
+/// A message as it came; compressed ones are for `inflated`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Raw {
+    pub is_compressed: bool,
+    pub bytes: Bytes,
+}
+
+/// Finds the messages in what comes, however it is cut. One that comes in one piece is not copied.
+#[derive(Debug)]
+pub struct Decoder {
+    limit: usize,
+    one: Bytes,
+    many: BytesMut,
+}
+
+impl Decoder {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, one: Bytes::new(), many: BytesMut::new() }
+    }
+
+    pub fn push(&mut self, piece: Bytes) {
+        if self.num_bytes() == 0 {
+            self.one = piece;
+            return;
+        }
+        let one = std::mem::take(&mut self.one);
+        self.many.extend_from_slice(&one);
+        self.many.extend_from_slice(&piece);
+    }
+
+    /// What has come of messages that are not whole.
+    pub fn num_bytes(&self) -> usize {
+        self.one.len() + self.many.len()
+    }
+
+    /// The next whole message. Err where it is too long, as soon as that is known.
+    pub fn next(&mut self) -> Result<Option<Raw>, Status> {
+        let bytes: &[u8] = if self.one.is_empty() { &self.many } else { &self.one };
+        let &[flag, a, b, c, d, ..] = bytes else { return Ok(None) };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if flag > 1 {
+            return Err(Status::invalid("MALFORMED", format!("a message begins with {flag}, not 0 or 1"), "send gRPC"));
+        }
+        if length > self.limit {
+            return Err(too_large(format!("the message has {length} bytes"), self.limit));
+        }
+        if bytes.len() < PREFIX + length {
+            return Ok(None);
+        }
+        let bytes = if self.one.is_empty() {
+            self.many.advance(PREFIX);
+            self.many.split_to(length).freeze()
+        } else {
+            self.one.advance(PREFIX);
+            self.one.split_to(length)
+        };
+        Ok(Some(Raw { is_compressed: flag == 1, bytes }))
+    }
+}
+
+/// What a compressed message holds.
+pub fn inflated(bytes: &[u8], encoding: Encoding, limit: usize) -> Result<Bytes, Status> {
+    let mut reader: Box<dyn Read + '_> = match encoding {
+        Encoding::Gzip => Box::new(GzDecoder::new(bytes)),
+        Encoding::Deflate => Box::new(ZlibDecoder::new(bytes)),
+        Encoding::Identity => {
+            let what = "a message says that it is compressed, and the headers name no grpc-encoding";
+            return Err(Status::invalid("MALFORMED", what, "send grpc-encoding"));
+        }
+    };
+    let mut message = Vec::new();
+    if reader.by_ref().take(limit as u64 + 1).read_to_end(&mut message).is_err() {
+        return Err(Status::invalid("MALFORMED", "a message cannot be decompressed", "send what grpc-encoding says"));
+    }
+    if message.len() > limit {
+        return Err(too_large(format!("the message has more than {limit} bytes when decompressed"), limit));
+    }
+    Ok(message.into())
+}
+
+/// A message with its prefix.
+pub fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(PREFIX + message.len());
+    frame.put_u8(0);
+    frame.put_u32(message.len() as u32);
+    frame.put_slice(message);
+    frame.freeze()
+}
+
+fn too_large(what: String, limit: usize) -> Status {
+    let cure = "send less at once, or raise --max-message-bytes";
+    Status::overloaded("MESSAGE_TOO_LARGE", format!("{what}, the limit is {limit}"), cure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that look random and are the same every time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (self.0 >> 33) as usize % sides
+        }
+    }
+
+    fn decoded(bytes: &[u8], limit: usize, mut cut: impl FnMut() -> usize) -> Result<Vec<Raw>, Status> {
+        let (mut decoder, mut found, mut rest) = (Decoder::new(limit), Vec::new(), bytes);
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(cut().min(rest.len()));
+            decoder.push(Bytes::copy_from_slice(piece));
+            while let Some(raw) = decoder.next()? {
+                found.push(raw);
+            }
+            rest = behind;
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn messages_are_found_however_they_are_cut() {
+        let mut dice = Dice(1);
+        for _ in 0..300 {
+            let messages: Vec<Vec<u8>> =
+                (0..dice.roll(5)).map(|_| (0..dice.roll(300)).map(|_| dice.roll(256) as u8).collect()).collect();
+            let bytes = messages.iter().map(|message| framed(message)).collect::<Vec<_>>().concat();
+            let largest = dice.roll(40) + 1;
+            let found = decoded(&bytes, 300, || dice.roll(largest) + 1).unwrap();
+            assert_eq!(found.iter().map(|raw| raw.bytes.to_vec()).collect::<Vec<_>>(), messages);
+        }
+    }
+
+    #[test]
+    fn whatever_comes_is_a_message_or_an_error() {
+        let mut dice = Dice(2);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> =
+                (0..dice.roll(64)).map(|_| [0, 1, 2, 255, dice.roll(256)][dice.roll(5)] as u8).collect();
+            if let Ok(found) = decoded(&bytes, 20, || dice.roll(9) + 1) {
+                assert!(found.iter().all(|raw| raw.bytes.len() <= 20));
+            }
+            for encoding in [Encoding::Gzip, Encoding::Deflate, Encoding::Identity] {
+                assert!(inflated(&bytes, encoding, 20).map_or(true, |message| message.len() <= 20));
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_refused_as_soon_as_its_length_is_known() {
+        let mut decoder = Decoder::new(10);
+        decoder.push(Bytes::from_static(&[0, 0, 0, 0, 11]));
+        let refusal = decoder.next().unwrap_err();
+        assert_eq!(refusal.code, Code::ResourceExhausted);
+        let cure = "send less at once, or raise --max-message-bytes";
+        assert_eq!(refusal.message, format!("MESSAGE_TOO_LARGE: the message has 11 bytes, the limit is 10 ({cure})"));
+    }
+}

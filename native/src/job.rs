@@ -1,0 +1,67 @@
+//! A request on its way through the batches, and its answer.
+#![forbid(unsafe_code)]
+
+use std::sync::Mutex;
+
+use bytes::{BufMut, Bytes};
+use tokio::sync::oneshot;
+
+use crate::engine::locked;
+use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
+use crate::status::Status;
+
+/// A message with its prefix, or why there is none.
+pub type Outcome = Result<Bytes, Status>;
+
+/// What a call wants of the model.
+#[derive(Debug)]
+pub struct Work {
+    pub images: Bytes,
+    pub top_k: usize,
+    pub deadline_us: u64,
+    /// The connection.
+    pub peer: u64,
+    /// No other call is under way.
+    pub is_lone: bool,
+}
+
+#[derive(Debug)]
+pub struct Job {
+    pub images: Bytes,
+    top_k: usize,
+    reply: Mutex<Option<oneshot::Sender<Outcome>>>,
+    /// What its batches so far have answered: the message, and the times.
+    so_far: Mutex<(Vec<u8>, TimeSplit)>,
+}
+
+impl Job {
+    pub fn new(images: Bytes, top_k: usize, reply: Option<oneshot::Sender<Outcome>>) -> Self {
+        Self { images, top_k, reply: Mutex::new(reply), so_far: Mutex::default() }
+    }
+
+    /// Tells the call, which hears it once.
+    pub fn settle(&self, outcome: Outcome) {
+        if let Some(reply) = locked(&self.reply).take() {
+            let _ = reply.send(outcome); // the client may be gone
+        }
+    }
+
+    /// Adds what a batch has answered; the whole message behind the last of them.
+    pub fn answer(&self, writer: &ResponseWriter, rows: &[f32], time: TimeSplit, is_last: bool) -> Option<Bytes> {
+        let mut so_far = locked(&self.so_far);
+        let (message, times) = &mut *so_far;
+        if message.is_empty() {
+            message.reserve(128 + 32 * self.top_k * rows.len() / NUM_CLASSES);
+            message.put_bytes(0, 5);
+        }
+        writer.classifications(message, rows, self.top_k);
+        times.add(time);
+        if !is_last {
+            return None;
+        }
+        writer.finish(message, *times);
+        let length = (message.len() - 5) as u32;
+        message[1..5].copy_from_slice(&length.to_be_bytes());
+        Some(std::mem::take(message).into())
+    }
+}

@@ -1,0 +1,62 @@
+//! Atelier's front end: atelier.v1.Classifier over gRPC, entering Python once per batch.
+//!
+//! From the outside in: listeners -> connection -> routes -> call -> classify -> engine -> batching, model.
+#![deny(unsafe_code)] // the files python.rs have what PyO3's macros make; every other file forbids it
+
+mod batching;
+mod body;
+mod call;
+mod classify;
+mod connection;
+mod engine;
+mod frame_watch;
+mod framing;
+mod guarded_io;
+mod health;
+mod job;
+mod listeners;
+mod load_client;
+mod metrics;
+mod metrics_page;
+mod model;
+mod peers;
+mod pictures;
+mod python;
+mod reflection;
+mod response;
+mod routes;
+mod scrapes;
+mod server;
+mod serving;
+mod settings;
+mod status;
+mod streams;
+mod tls;
+mod tokens;
+mod waiting;
+mod watched;
+
+mod proto {
+    #![forbid(unsafe_code)]
+    #![allow(clippy::all, dead_code)]
+    pub mod atelier {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/atelier.v1.rs"));
+        }
+    }
+    pub mod inference {
+        include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+    }
+    pub mod grpc {
+        pub mod health {
+            pub mod v1 {
+                include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+            }
+        }
+        pub mod reflection {
+            pub mod v1 {
+                include!(concat!(env!("OUT_DIR"), "/grpc.reflection.v1.rs"));
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What the server counts. The names, labels and buckets of the page are in metrics_page.rs.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::status::Code;
+
+/// 100 us to 5 s.
+pub const DURATION_BOUNDS_US: [u64; 15] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000,
+];
+pub const BATCH_SIZE_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Classify,
+    GetModel,
+    /// Health, reflection, and what does not exist.
+    Other,
+}
+
+#[derive(Debug)]
+pub struct Histogram {
+    pub bounds: &'static [u64],
+    /// Of each bucket; the last is +Inf's.
+    pub counts: Vec<AtomicU64>,
+    pub sum: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [u64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds, counts, sum: AtomicU64::new(0) }
+    }
+
+    pub fn observe(&self, value: u64) {
+        let bucket = self.bounds.partition_point(|&bound| bound < value);
+        self.counts[bucket].fetch_add(1, Relaxed);
+        self.sum.fetch_add(value, Relaxed);
+    }
+}
+
+/// Numbers that only grow, from the server's start.
+#[derive(Debug)]
+pub struct Metrics {
+    pub calls: [[AtomicU64; 17]; 3], // by method and code
+    pub images: AtomicU64,           // answered
+    pub batches: AtomicU64,
+    pub failed_batches: AtomicU64,
+    pub batch_size: Histogram,
+    pub queue: Histogram,
+    pub inference: Histogram,
+    pub request: Histogram,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let durations = || Histogram::new(&DURATION_BOUNDS_US);
+        Self {
+            calls: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            images: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            failed_batches: AtomicU64::new(0),
+            batch_size: Histogram::new(&BATCH_SIZE_BOUNDS),
+            queue: durations(),
+            inference: durations(),
+            request: durations(),
+        }
+    }
+
+    pub fn count_call(&self, method: Method, code: Code) {
+        self.calls[method as usize][code as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn num_calls(&self, method: Method, code: Code) -> u64 {
+        self.calls[method as usize][code as usize].load(Relaxed)
+    }
+}

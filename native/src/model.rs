@@ -1,0 +1,103 @@
+//! The model, in Python: one call a batch, between two buffers of NumPy's.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+
+use crate::batching::Batch;
+use crate::job::Job;
+use crate::response::NUM_CLASSES;
+use crate::status::Status;
+
+pub const IMAGE_BYTES: usize = 28 * 28;
+
+/// One instance of the model.
+pub struct Model {
+    /// max_batch_size images, which Python's `run` reads.
+    images: PyBuffer<u8>,
+    /// `run(n)`: the logits of the first n images, (n, 10) float32; None where that failed, and the log says why.
+    run: Py<PyAny>,
+}
+
+impl Model {
+    pub fn new(images: PyBuffer<u8>, run: Py<PyAny>) -> Self {
+        Self { images, run }
+    }
+
+    /// One batch, on any thread that has been attached before: see `attached`.
+    pub fn run(&self, batch: &Batch<Arc<Job>>) -> Result<Vec<f32>, Status> {
+        Python::attach(|py| self.logits(py, batch))
+    }
+
+    /// Batches until there is no next one. The thread is known to Python all the while, and has its lock during `run`.
+    pub fn run_all(
+        &self,
+        next: impl Fn() -> Option<Arc<Batch<Arc<Job>>>> + Sync,
+        conclude: impl Fn(&Batch<Arc<Job>>, Result<Vec<f32>, Status>) + Sync,
+    ) {
+        Python::attach(|py| {
+            let mut following = py.detach(&next);
+            while let Some(batch) = following {
+                let result = self.logits(py, &batch);
+                following = py.detach(|| {
+                    conclude(&batch, result);
+                    next()
+                });
+            }
+        });
+    }
+
+    fn logits(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Result<Vec<f32>, Status> {
+        self.fill(py, batch).ok_or_else(failed)?;
+        let answer = self.run.call1(py, (batch.num_images,)).map_err(|error| {
+            error.print(py);
+            failed()
+        })?;
+        let answer = answer.into_bound(py);
+        if answer.is_none() {
+            return Err(failed());
+        }
+        checked(&answer, batch.num_images)
+    }
+
+    fn fill(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Option<()> {
+        let mut rest = self.images.as_mut_slice(py)?;
+        for part in &batch.parts {
+            let images = part.payload.images.get(part.start * IMAGE_BYTES..part.stop * IMAGE_BYTES)?;
+            let (cells, behind) = rest.split_at_checked(images.len())?;
+            cells.iter().zip(images).for_each(|(cell, &byte)| cell.set(byte));
+            rest = behind;
+        }
+        Some(())
+    }
+}
+
+/// Makes the thread known to Python for as long as `life` lasts: attaching is then only to take its lock.
+pub fn attached<T: Send>(life: impl FnOnce() -> T + Send) -> T {
+    Python::attach(|py| py.detach(life))
+}
+
+/// The logits as they are: the largest of NaN would be a confident answer.
+fn checked(answer: &Bound<'_, PyAny>, num_images: usize) -> Result<Vec<f32>, Status> {
+    let bad = |what: String| Status::internal("BAD_OUTPUT", what, "");
+    let Ok(buffer) = PyBuffer::<f32>::get(answer) else {
+        return Err(bad("the backend answered with what is no array of float32".into()));
+    };
+    if buffer.shape() != [num_images, NUM_CLASSES] {
+        let shape: Vec<String> = buffer.shape().iter().map(usize::to_string).collect();
+        let what = format!("the backend answered with shape ({}), expected ({num_images}, 10)", shape.join(", "));
+        return Err(bad(what));
+    }
+    let logits = buffer.to_vec(answer.py()).map_err(|_| failed())?;
+    if logits.iter().all(|logit| logit.is_finite()) {
+        Ok(logits)
+    } else {
+        Err(bad("the backend answered with logits that are not finite".into()))
+    }
+}
+
+fn failed() -> Status {
+    Status::internal("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
+}

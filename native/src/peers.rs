@@ -1,0 +1,60 @@
+//! All connections: as many as may be, and cut where they take too long.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+
+use crate::connection::Peer;
+use crate::engine::locked;
+
+#[derive(Debug)]
+pub struct Peers {
+    limit: usize,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next_number: u64,
+    by_number: HashMap<u64, Arc<Peer>>,
+}
+
+impl Peers {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, open: Mutex::default() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        locked(&self.open).by_number.is_empty()
+    }
+
+    /// A new one. Of too many, the one that has been idle for longest goes; None where none is idle.
+    pub fn admit(&self, now_us: u64) -> Option<Arc<Peer>> {
+        let mut open = locked(&self.open);
+        if open.by_number.len() >= self.limit {
+            let idle = open.by_number.values().filter(|peer| peer.num_calls.load(Relaxed) == 0);
+            let oldest = idle.min_by_key(|peer| peer.last_use_us.load(Relaxed))?.clone();
+            open.by_number.remove(&oldest.number);
+            oldest.cut.notify_one();
+        }
+        let number = open.next_number;
+        open.next_number += 1;
+        let peer = Arc::new(Peer::new(number, now_us));
+        open.by_number.insert(number, peer.clone());
+        Some(peer)
+    }
+
+    pub fn leave(&self, number: u64) {
+        locked(&self.open).by_number.remove(&number);
+    }
+
+    /// Cuts those that say nothing, or take no answers for so long.
+    pub fn cut_overdue(&self, now_us: u64, timeout_us: u64) {
+        for peer in locked(&self.open).by_number.values() {
+            if peer.is_overdue(now_us, timeout_us) {
+                peer.cut.notify_one();
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The settings, under the names that they have in serving/config.py.
+#![forbid(unsafe_code)]
+
+use std::io::Result;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use crate::tls::Tls;
+use crate::tokens::Tokens;
+
+#[derive(Clone, Debug, FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Settings {
+    /// Where to listen: `host:port`, `[v6]:port`, `unix:path`, or `fd:number` of a socket that listens already.
+    pub listen: Vec<String>,
+    /// Where the metrics are; empty for nowhere.
+    pub metrics_listen: Vec<String>,
+    /// PEM files: the server's certificate and key, and the authority of its clients' certificates.
+    pub tls_certificate: Option<String>,
+    pub tls_key: Option<String>,
+    pub tls_client_authority: Option<String>,
+    /// A file of digests; None lets everybody call.
+    pub tokens: Option<String>,
+    /// Threads that serve connections.
+    pub io_threads: usize,
+    /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
+    pub max_inline_us: u64,
+    pub max_batch_size: usize,
+    pub max_queue_size: usize,
+    pub max_images_per_request: usize,
+    pub max_message_bytes: usize,
+    pub max_encoded_bytes: usize,
+    pub max_concurrent_requests: usize,
+    pub max_connections: usize,
+    pub default_deadline_s: f64,
+    pub max_deadline_s: f64,
+    pub message_timeout_s: f64,
+    pub write_timeout_s: f64,
+    pub hang_timeout_s: f64,
+    pub lame_duck_s: f64,
+    pub drain_timeout_s: f64,
+    /// Times that this process' forerunners were replaced, and what it serves; for the metrics page.
+    pub num_restarts: u64,
+    pub labels: Vec<(String, String)>,
+}
+
+impl Settings {
+    pub fn message_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.message_timeout_s)
+    }
+
+    pub fn lame_duck(&self) -> Duration {
+        Duration::from_secs_f64(self.lame_duck_s)
+    }
+
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.drain_timeout_s)
+    }
+
+    pub fn open_tls(&self) -> Result<Option<Tls>> {
+        let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
+        Tls::new(certificate, key, self.tls_client_authority.as_deref()).map(Some)
+    }
+
+    pub fn open_tokens(&self) -> Result<Option<Tokens>> {
+        self.tokens.as_deref().map(Tokens::new).transpose()
+    }
+
+    /// Calls of which the headers have come and the message has not.
+    pub fn max_waiting_for_messages(&self) -> usize {
+        (self.max_concurrent_requests / 2).max(1)
+    }
+
+    /// Bytes of messages that are not whole, or are about to be looked at.
+    pub fn max_unread_bytes(&self) -> usize {
+        self.max_encoded_bytes
+    }
+}

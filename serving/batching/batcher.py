@@ -1,0 +1,304 @@
+"""Dynamic batching: requests of many clients, run on one device, in batches.
+
+The event loop owns the queue; one thread owns the device; a batch travels there and its outcome back:
+
+    event loop:    submit -> queue -> dispatch ------.            .--> deliver -> futures, next dispatch
+    device thread:                                    '-> infer -'
+
+A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
+outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
+device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say, and when the device is
+given up is DeviceWatch's; this file has the thread and the hand-over.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+
+from atelier.contract import IMAGE_SHAPE, Images, Logits
+from atelier.errors import DeviceError
+from serving.backends.base import Backend
+from serving.batching.queue import BatchQueue, Part, Request
+from serving.batching.watchdog import DeviceWatch
+from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
+from serving.frontends.grpcio.ranking import checked_logits
+from serving.metrics import NO_METRICS, Metrics
+
+logger = logging.getLogger(__name__)
+
+
+BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
+
+
+class Answer(NamedTuple):
+    """What a request's future resolves to."""
+
+    logits: Logits  # (N, 10) float32
+    queue_us: int
+    inference_us: int
+    batch_size: int  # images, those of other requests too
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What is handed to the device thread, which notes when it began."""
+
+    parts: list[Part]
+    images: Images  # (N, 1, 28, 28) uint8
+    started_s: float = math.inf
+
+
+class Batcher:
+    """Made and called on the event loop; only `_work` and `_infer` run on the device thread."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        queue: BatchQueue,
+        *,
+        hang_timeout_s: float = 30.0,
+        on_failure: Callable[[DeviceError], None] = lambda _failure: None,
+        metrics: Metrics = NO_METRICS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
+        self.num_answered = 0  # images
+        self.num_unanswered = 0  # accepted requests
+        self._backend = backend
+        self._queue = queue
+        self._watch = DeviceWatch(self._busy_s, hang_timeout_s=hang_timeout_s, on_failure=self._give_up)
+        self._on_failure = on_failure
+        self._metrics = metrics
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._next_dispatch: asyncio.Handle | None = None
+        self._end_of_window: asyncio.Handle | None = None
+        self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
+        self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
+        self._is_warm: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that no batch has taken yet."""
+        return self._queue.num_images
+
+    # --- On the event loop: the way in ---------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts the device thread, which warms up every batch size; returns when it is ready for requests."""
+        self._thread.start()
+        await self._is_warm
+        self._refusal = None
+
+    def submit(self, images: Images, deadline_s: float) -> Request:
+        """Queues (N, 1, 28, 28) uint8 images; `answer_to` the request waits for the answer.
+
+        `deadline_s` is on the batcher's clock. Raises OverloadedError, ExpiredError and NotServingError at once.
+        """
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)  # raised many times: it must not collect tracebacks
+        now_s = self._clock()
+        if now_s >= deadline_s:
+            raise ExpiredError("EXPIRED", "the deadline had passed on arrival")
+        future = self._loop.create_future()
+        request = Request(images=images, future=future, arrived_s=now_s, deadline_s=deadline_s)
+        self._queue.add(request, now_s)
+        if self._next_dispatch is None:
+            # Not at once but behind what the loop has already read: requests that arrived together go together.
+            self._next_dispatch = self._loop.call_soon(self._dispatch)
+        self.num_unanswered += 1
+        self._is_idle.clear()
+        return request
+
+    async def answer_to(self, request: Request) -> Answer:
+        """Waits for a submitted request; if the waiter is cancelled, the request gives up its place in the queue."""
+        try:
+            answer: Answer = await request.future
+            return answer
+        except asyncio.CancelledError:
+            self._queue.forget(request)
+            raise
+        finally:
+            self.num_unanswered -= 1
+            if not self.num_unanswered:
+                self._is_idle.set()
+
+    def refuse(self, reason: NotServingError) -> None:
+        """From now on `submit` raises `reason`; what was accepted is still answered."""
+        self._refusal = reason
+
+    async def drain(self) -> None:
+        """Returns when every accepted request is answered; call `refuse` first."""
+        await self._is_idle.wait()
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Ends the device thread after what it has, and frees the device; a thread that takes longer is left behind."""
+        for handle in (self._next_dispatch, self._end_of_window):
+            if handle is not None:
+                handle.cancel()
+        self._watch.close()
+        self._to_device.put(None)
+        await asyncio.to_thread(self._thread.join, timeout_s)
+
+    def _dispatch(self) -> None:
+        """Hands batches to the device: one where it is free, and a full one behind the one that runs.
+
+        A device in doubt gets none ahead: when it is given up, all that has not run is still here to be sent elsewhere.
+        """
+        self._next_dispatch = None
+        while len(self._on_device) < (1 if self._watch.is_in_doubt else 2):
+            now_s = self._clock()
+            ready_in_s = self._queue.ready_in_s(now_s)
+            if ready_in_s is None or (self._on_device and not self._queue.is_full_batch):
+                return
+            if ready_in_s > 0:
+                if self._end_of_window is None:
+                    # uvloop counts in milliseconds, and would spin for less than half of one.
+                    self._end_of_window = self._loop.call_later(max(ready_in_s, 0.001), self._close_window)
+                return
+            parts, expired = self._queue.take(now_s)
+            for request in expired:
+                self._settle(request, ExpiredError("EXPIRED", "the deadline passed while the request was queued"))
+            if parts:
+                self._hand_over(parts)
+
+    def _hand_over(self, parts: list[Part]) -> None:
+        try:
+            batch = Batch(parts, _images_of(parts))
+        except Exception:
+            logger.exception("a batch of %d requests could not be assembled", len(parts))
+            self._metrics.count_failed_batch()
+            for part in parts:
+                self._settle(part.request, BATCH_FAILED)
+            return
+        self._on_device.append(batch)
+        self._to_device.put(batch)
+        self._watch.begin()
+
+    def _close_window(self) -> None:
+        self._end_of_window = None
+        self._dispatch()
+
+    # --- On the device thread ------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            self._backend.warm_up()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._is_warm.set_exception, error)
+            return
+        self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
+        while (batch := self._to_device.get()) is not None:
+            batch.started_s = self._clock()
+            outcome = self._infer(batch.images)
+            with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
+                self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
+        try:
+            self._backend.close()
+        except Exception:  # nothing can be done with a broken one; the system frees what the process had
+            logger.exception("the device could not be freed")
+
+    def _infer(self, images: Images) -> Logits | None:
+        """None where the backend failed. Why stands in the log, not on the wire."""
+        try:
+            return self._backend.infer(images)
+        except Exception:
+            logger.exception("a batch of %d images failed", len(images))
+            return None
+
+    # --- On the event loop: the way out --------------------------------------------------------------------------
+
+    def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
+        """Answer i belongs to image i of the batch."""
+        self._on_device.popleft()
+        checked = self._checked(batch, logits)
+        num_answered, stop = self.num_answered, 0
+        for part in batch.parts:
+            start, stop = stop, stop + part.stop - part.start
+            if isinstance(checked, RequestError):
+                self._settle(part.request, checked)
+                continue
+            queue_s = batch.started_s - part.request.arrived_s
+            self._metrics.observe_queue(queue_s)
+            answer = Answer(checked[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
+            self._settle_part(part, answer)
+        if isinstance(checked, RequestError):
+            self._metrics.count_failed_batch()
+        else:
+            self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
+        if logits is not None:
+            self._queue.observe(stop, seconds)
+        self._watch.end(is_ok=not isinstance(checked, RequestError))
+        self._dispatch()
+
+    def _checked(self, batch: Batch, logits: Logits | None) -> Logits | RequestError:
+        if logits is None:
+            return BATCH_FAILED
+        try:
+            return checked_logits(logits, len(batch.images))
+        except BackendError as error:
+            logger.error("%s", error)
+            return error
+
+    def _settle_part(self, part: Part, answer: Answer) -> None:
+        request = part.request
+        if not part.is_whole:
+            request.parts.append(answer)
+            if part.stop < len(request.images):
+                return
+            answer = _rejoined(request.parts)
+        self._settle(request, answer)
+
+    def _settle(self, request: Request, outcome: Answer | RequestError) -> None:
+        """Replies go only to futures that are not done: the client may be gone."""
+        if request.future.done():
+            return
+        if isinstance(outcome, RequestError):
+            request.future.set_exception(outcome.with_traceback(None))  # one error for many: see `submit`
+        else:
+            self.num_answered += len(request.images)
+            request.future.set_result(outcome)
+
+    def _busy_s(self) -> float | None:
+        """How long the batch on the device has been running: 0 where it has not begun, None where there is none."""
+        return max(0.0, self._clock() - self._on_device[0].started_s) if self._on_device else None
+
+    def _give_up(self, failure: DeviceError) -> None:
+        logger.error("%s", failure)
+        self.abandon(NotServingError(failure.word, failure.what, "retry: another may serve"))
+        self._on_failure(failure)
+
+    def abandon(self, reason: NotServingError) -> None:
+        """Fails everything that was accepted and not answered, and refuses what comes."""
+        self.refuse(reason)
+        running = [part.request for batch in self._on_device for part in batch.parts]
+        for request in [*running, *self._queue.clear()]:
+            self._settle(request, reason)
+
+
+def _images_of(parts: list[Part]) -> Images:
+    """(N, 1, 28, 28) uint8: the images of all parts; a single part's are not copied."""
+    if len(parts) == 1:
+        return parts[0].images
+    return np.frombuffer(b"".join([part.images.data for part in parts]), np.uint8).reshape(-1, *IMAGE_SHAPE)
+
+
+def _rejoined(parts: list[Answer]) -> Answer:
+    """The answer to a split request: its longest wait, the sum of its batches' run times, its largest batch."""
+    logits = np.concatenate([part.logits for part in parts])
+    queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
+    return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

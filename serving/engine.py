@@ -1,0 +1,90 @@
+"""The engine: a model version on its device, answering images in dynamic batches; no protocol in it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from atelier.contract import Images
+from atelier.errors import DeviceError
+from serving.batching.batcher import Answer, Batcher
+from serving.batching.queue import BatchQueue
+from serving.config import ServerConfig
+from serving.errors import NotServingError
+from serving.metrics import NO_METRICS, Metrics
+from serving.models import ServedModel, load_model
+
+
+class Engine:
+    """Made and used on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        config: ServerConfig,
+        *,
+        metrics: Metrics = NO_METRICS,
+        on_failure: Callable[[DeviceError], None] = lambda _failure: None,
+    ) -> None:
+        """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
+        self.model = model
+        queue = BatchQueue(
+            max_batch_size=model.backend.max_batch_size,
+            max_queue_size=config.max_queue_size,
+            max_queue_delay_us=config.max_queue_delay_us,
+        )
+        self._batcher = Batcher(
+            model.backend, queue, hang_timeout_s=config.hang_timeout_s, on_failure=on_failure, metrics=metrics
+        )
+
+    @classmethod
+    async def open(
+        cls, repository: Path, version: int | None = None, *, backend: str = "auto", device: str = "auto"
+    ) -> "Engine":
+        """Opens a version of the repository, the newest if none is named, and warms it up.
+
+        For programs that have no server's settings; raises ProgramError.
+        """
+        config = ServerConfig(repository=repository, model_version=version, backend=backend, device=device)
+        engine = cls(await asyncio.to_thread(load_model, config), config)
+        await engine.start()
+        return engine
+
+    @property
+    def num_images(self) -> int:
+        """Images answered so far."""
+        return self._batcher.num_answered
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a batch."""
+        return self._batcher.num_waiting
+
+    @property
+    def num_unanswered(self) -> int:
+        """Requests that were accepted and are not answered yet."""
+        return self._batcher.num_unanswered
+
+    async def start(self) -> None:
+        """Warms up every batch size on the device; before that, requests are refused with NOT_WARM."""
+        await self._batcher.start()
+
+    async def classify(self, images: Images, deadline_s: float) -> Answer:
+        """Answers (N, 1, 28, 28) uint8 with (N, 10) float32 logits; `deadline_s` is on the monotonic clock.
+
+        Raises OverloadedError, ExpiredError, NotServingError and BackendError. A caller that is cancelled gives up its
+        place in the queue.
+        """
+        return await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
+
+    async def drain(self, reason: NotServingError) -> None:
+        """Refuses new requests for this reason, and returns once every accepted one is answered."""
+        self._batcher.refuse(reason)
+        await self._batcher.drain()
+
+    def abandon(self, reason: NotServingError) -> None:
+        """Fails every accepted request that is not answered, and refuses new ones."""
+        self._batcher.abandon(reason)
+
+    async def close(self) -> None:
+        """Frees the device; a batch that takes longer than a second is left behind."""
+        await self._batcher.close(timeout_s=1.0)

@@ -1,0 +1,167 @@
+"""Adapts grpcio calls: reads messages and deadlines, and maps errors to statuses. What a call means is elsewhere.
+
+Three habits of grpcio shape this file. It sends the text of an exception to the client, so none may escape a handler.
+It keeps a unary call's message until the garbage collector comes by, so every method is registered as client-streaming
+(the same bytes on the wire) and reads its message itself.
+Each method that is registered by name makes every call of all methods dearer, so one generic handler routes them all.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, NoReturn, TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from atelier.wire import HEALTH
+from serving.access import Tokens
+from serving.config import ServerConfig
+from serving.errors import InvalidRequestError, NotServingError, RequestError
+from serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+# An AbortError belongs to a call that has its status already.
+Failure: TypeAlias = RequestError | grpc.aio.AbortError
+# One message and its deadline on the monotonic clock -> the answer. Refused while draining.
+Method = Callable[[bytes, float], Awaitable[bytes]]
+# Messages as they come -> answers, written to the context. Goes on while draining.
+Conversation = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+
+
+class RpcHandler(grpc.GenericRpcHandler):
+    """Routes calls by their path, hands over raw messages, and turns RequestError into a status."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        conversations: Mapping[str, Conversation],
+        config: ServerConfig,
+        metrics: Metrics,
+    ) -> None:
+        self.refusal: NotServingError | None = None  # set while draining
+        self._config = config
+        self._metrics = metrics
+        self._tokens = Tokens(config.tokens) if config.tokens else None
+        self._handlers: dict[str, Handler] = {
+            path: grpc.stream_unary_rpc_method_handler(self._method_handler(method, _name_of(path)))
+            for path, method in methods.items()
+        }
+        for path, conversation in conversations.items():
+            is_open = path.startswith(f"/{HEALTH}/")  # a probe has no token
+            handler = self._conversation_handler(conversation, _name_of(path), is_open=is_open)
+            self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
+
+    def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
+        """None makes grpcio answer UNIMPLEMENTED."""
+        handler = self._handlers.get(call.method)
+        if handler is None:
+            self._metrics.count_call("other", "UNIMPLEMENTED")
+        return handler
+
+    def _method_handler(self, method: Method, name: str) -> Callable[..., Coroutine[Any, Any, bytes]]:
+        async def handle(_messages: Any, context: Context) -> bytes:
+            outcome = await self._outcome_of(method, name, context)
+            if isinstance(outcome, bytes):
+                self._metrics.count_call(name, "OK")
+                return outcome
+            self._metrics.count_call(name, _status_of(outcome, context))
+            return await _abort(context, outcome)
+
+        return handle
+
+    async def _outcome_of(self, method: Method, name: str, context: Context) -> "bytes | Failure":
+        try:
+            if self.refusal is not None:
+                raise self.refusal.with_traceback(None)
+            self._check_token(context)
+            message: Any = await context.read()
+            if not isinstance(message, bytes):  # grpc.aio.EOF
+                raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
+            left_s = cast("float | None", context.time_remaining())
+            if left_s is None:
+                left_s = self._config.default_deadline_s
+            return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+        except asyncio.CancelledError:
+            self._metrics.count_call(name, _end_by_client(context))
+            raise
+        except Exception as error:
+            return _failure_from(error)
+
+    def _conversation_handler(
+        self, conversation: Conversation, name: str, *, is_open: bool
+    ) -> Callable[..., Coroutine[Any, Any, None]]:
+        async def converse(messages: AsyncIterator[bytes], context: Context) -> None:
+            if not is_open:
+                self._check_token(context)
+            await conversation(messages, context)
+
+        async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
+            failure = await self._failure_of(converse, messages, name, context)
+            self._metrics.count_call(name, "OK" if failure is None else _status_of(failure, context))
+            if failure is not None:
+                await _abort(context, failure)
+
+        return handle
+
+    async def _failure_of(
+        self, conversation: Conversation, messages: AsyncIterator[bytes], name: str, context: Context
+    ) -> "Failure | None":
+        try:
+            await conversation(messages, context)
+            return None
+        except asyncio.CancelledError:
+            self._metrics.count_call(name, _end_by_client(context))
+            raise
+        except Exception as error:
+            return _failure_from(error)
+
+    def _check_token(self, context: Context) -> None:
+        """Raises UnauthenticatedError if tokens are asked for and the call carries none that is known."""
+        if self._tokens is not None:
+            metadata = dict(context.invocation_metadata() or ())
+            self._tokens.check(str(metadata.get("authorization", "")))
+
+
+def _name_of(path: str) -> str:
+    """The method in /package.Service/Method, as the metrics name it."""
+    return path.rpartition("/")[2]
+
+
+def _status_of(failure: Failure, context: Context) -> str:
+    if isinstance(failure, RequestError):
+        return failure.status
+    return getattr(context.code(), "name", "UNKNOWN")  # it was set when the call was aborted
+
+
+def _end_by_client(context: Context) -> str:
+    """gRPC cancels a call whose client has gone, and one whose deadline has passed."""
+    return "DEADLINE_EXCEEDED" if cast("float | None", context.time_remaining()) == 0 else "CANCELLED"
+
+
+def _failure_from(error: Exception) -> Failure:
+    """What the call ends with, without its traceback and what it happened in; of an unforeseen error, nothing.
+
+    grpcio ties a call and the error that ended it into a cycle of references: a traceback would keep the call's whole
+    message in it, until the garbage collector comes by.
+    """
+    if isinstance(error, RequestError | grpc.aio.AbortError):
+        failure: Failure = error
+    else:
+        logger.error("a call failed", exc_info=error)
+        failure = RequestError("INTERNAL", "the server failed on this request", "see the server's log")
+    failure.__context__ = failure.__cause__ = None
+    return failure.with_traceback(None)
+
+
+async def _abort(context: Context, failure: Failure) -> NoReturn:
+    """Ends the call with the error's status."""
+    if isinstance(failure, grpc.aio.AbortError):  # the call has its status already
+        raise failure
+    if failure.retry_pushback_ms is not None:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(failure.retry_pushback_ms)),))
+    await context.abort(grpc.StatusCode[failure.status], str(failure))

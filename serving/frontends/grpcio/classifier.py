@@ -1,0 +1,108 @@
+"""Implements Classify and GetModel, from message bytes to message bytes; no gRPC library in sight.
+
+calls.py hands over the raw message and its deadline, and maps RequestError to a status. Working on bytes lets a
+malformed message be answered as what it is, a bad request.
+"""
+
+import time
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from atelier.contract import Images
+from atelier.wire import classifier_pb2 as pb
+from serving.config import ServerConfig
+from serving.engine import Engine
+from serving.errors import InvalidRequestError, UnknownModelError
+from serving.frontends.grpcio.responses import ResponseWriter
+from serving.frontends.messages import description_of
+from serving.metrics import NO_METRICS, Metrics
+from serving.pictures.decoder_pool import DecoderPool
+from serving.pictures.raw_images import images_from_bytes
+
+RequestMessage = TypeVar("RequestMessage", bound=Message)
+
+
+class ClassifierService:
+    """atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
+
+    def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics = NO_METRICS) -> None:
+        manifest = engine.model.manifest
+        self.num_requests = 0  # answered
+        self.pictures = DecoderPool(config)
+        self._engine = engine
+        self._config = config
+        self._metrics = metrics
+        self._classes = manifest.classes
+        self._name, self._version = manifest.model_name, str(manifest.version)
+        self._writer = ResponseWriter(self._name, self._version, self._classes)
+        self._description = description_of(engine.model, config)
+
+    async def classify(self, message: bytes, deadline_s: float) -> bytes:
+        """ClassifyRequest to ClassifyResponse; `deadline_s` is on the monotonic clock."""
+        began_s = time.monotonic()
+        request = parse(pb.ClassifyRequest(), message)
+        self._check_model(request.model_name, request.model_version)
+        top_k = self._checked_top_k(request.top_k)
+        if request.pictures:
+            images = await self._decoded_pictures(request, deadline_s)
+        else:
+            images = self._raw_images(request)
+        answer = await self._engine.classify(images, deadline_s)
+        self.num_requests += 1
+        response = self._writer.write(answer, top_k)
+        self._metrics.observe_request(time.monotonic() - began_s)
+        return response
+
+    async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
+        """GetModelRequest to GetModelResponse."""
+        request = parse(pb.GetModelRequest(), message)
+        self._check_model(request.model_name, request.model_version)
+        return self._description
+
+    def _check_model(self, name: str, version: str) -> None:
+        if name and name != self._name:
+            raise UnknownModelError(
+                "UNKNOWN_MODEL", f"model {name[:64]!r} is not served here", f"ask for {self._name!r}"
+            )
+        if version and version != self._version:
+            what = f"version {version[:64]!r} of {self._name} is not served here"
+            raise UnknownModelError("UNKNOWN_VERSION", what, f"ask for {self._version!r}, or leave it empty")
+
+    def _checked_top_k(self, top_k: int) -> int:
+        if top_k > len(self._classes):
+            limit = f"there are {len(self._classes)} classes: ask for 1 to {len(self._classes)}"
+            raise InvalidRequestError("BAD_TOP_K", f"top_k is {top_k}", limit)
+        return top_k or 1
+
+    def _raw_images(self, request: pb.ClassifyRequest) -> Images:
+        """(N, 1, 28, 28) uint8, a view of the message."""
+        if request.invert:
+            what = "invert is set, but it is for pictures only"
+            raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
+        images = images_from_bytes(request.images)
+        self._check_count(len(images))
+        return images
+
+    async def _decoded_pictures(self, request: pb.ClassifyRequest, deadline_s: float) -> Images:
+        """(N, 1, 28, 28) uint8, decoded in a thread, off the event loop."""
+        if request.images:
+            what = "both images and pictures are set, so their order is not defined"
+            raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
+        self._check_count(len(request.pictures))
+        return await self.pictures.decode(request.pictures, invert=request.invert, deadline_s=deadline_s)
+
+    def _check_count(self, num_images: int) -> None:
+        limit = self._config.max_images_per_request
+        if num_images > limit:
+            raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")
+
+
+def parse(request: RequestMessage, message: bytes) -> RequestMessage:
+    """The message, filled from bytes. Raises InvalidRequestError where they are none."""
+    try:
+        request.ParseFromString(message)
+    except DecodeError:
+        what = f"the {len(message)} bytes are not a {request.DESCRIPTOR.full_name}"
+        raise InvalidRequestError("MALFORMED", what, "build the message from its .proto file") from None
+    return request

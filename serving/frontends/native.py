@@ -1,0 +1,248 @@
+"""The front end in Rust (native/): connections, gRPC, batches and metrics there; here the model, once a batch."""
+
+import contextlib
+import ctypes
+import logging
+import re
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import atelier_native
+import numpy as np
+from numpy.typing import NDArray
+
+from atelier.contract import IMAGE_SHAPE, Images, Logits
+from atelier.errors import ConfigurationError, DeviceError, ProgramError
+from serving.backends.base import Backend
+from serving.config import ServerConfig
+from serving.errors import RequestError
+from serving.frontends.messages import description_of
+from serving.models import ServedModel
+from serving.pictures.decode import image_from_picture
+from serving.pictures.raw_images import check_raw_images
+from serving.process import Process, labels_of
+
+logger = logging.getLogger(__name__)
+
+# The thread that read a lone request runs it itself if that takes no longer than this: handing it to another thread
+# and back costs as much as the model. A GPU may hang; what runs there has a thread of its own, which is watched.
+MAX_INLINE_US = 500
+IO_THREADS = 1
+MAX_CONNECTIONS = 2048
+SPARE_FILES = 100  # that are no connections
+WRITE_TIMEOUT_S = 5.0
+TICK_S = 0.25
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+# What Rust's side of the front end needs of the settings, under the same names.
+SETTINGS = (
+    "max_queue_size",
+    "max_images_per_request",
+    "max_message_bytes",
+    "max_encoded_bytes",
+    "max_concurrent_requests",
+    "default_deadline_s",
+    "max_deadline_s",
+    "message_timeout_s",
+    "hang_timeout_s",
+    "lame_duck_s",
+    "drain_timeout_s",
+)
+
+
+def serve(process: Process) -> None:
+    """Serves until the supervisor says otherwise. Raises ProgramError if it cannot go on."""
+    keep_heap_small()
+    model = process.open_model()
+    server = NativeServer(
+        process.config,
+        model,
+        listen=_handed_over(process.sockets),
+        metrics_listen=_handed_over(process.metrics_sockets),
+        num_restarts=process.num_restarts,
+    )
+    server.start()
+    process.tell_ready(model)
+    try:
+        _wait(server, process)
+    except DeviceError as failure:
+        process.tell_failure(failure)
+        raise
+    finally:
+        process.tell_answered(server.num_requests, server.num_images)
+    model.backend.close()
+
+
+def _wait(server: "NativeServer", process: Process) -> None:
+    is_stopping = False
+    while not server.wait(TICK_S):
+        process.tell_alive()
+        if not is_stopping and process.is_told_to_stop():
+            is_stopping = True
+            server.stop()
+
+
+class NativeServer:
+    """A served model behind the native front end: `start`, then `wait` until it says how it ended."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        model: ServedModel,
+        *,
+        listen: Sequence[str],
+        metrics_listen: Sequence[str] = (),
+        num_restarts: int = 0,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
+    ) -> None:
+        """`listen`: host:port, unix:path, or fd:number of a socket that listens and is handed over.
+
+        Raises ConfigurationError (BAD_TLS, BAD_TOKENS) for files that are not what they must be.
+        """
+        self.addresses: list[str] = []  # once it has started
+        self._model = model
+        settings = _settings(config, model) | {
+            "listen": list(listen),
+            "metrics_listen": list(metrics_listen),
+            "num_restarts": num_restarts,
+            "write_timeout_s": write_timeout_s,
+        }
+        try:
+            self._server = atelier_native.Server(
+                settings,
+                [_instance(model.backend)],
+                _decode,
+                _check_images,
+                name=model.manifest.model_name,
+                version=str(model.manifest.version),
+                classes=model.manifest.classes,
+                description=description_of(model, config),
+            )
+        except OSError as error:
+            raise _configuration_error(error) from None
+
+    def start(self) -> None:
+        """Listens, warms up; then health says SERVING."""
+        self.addresses, _ = self._server.start()
+        self._model.backend.warm_up()
+        # Twice: from these runs it learns the model's pace.
+        self._server.set_serving(sorted({1, self._model.backend.max_batch_size}) * 2)
+
+    def stop(self) -> None:
+        """Begins the drain."""
+        self._server.stop()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns whether all has been answered and closed. Raises ProgramError if something was not."""
+        outcome = self._server.wait(timeout_s)
+        if outcome:
+            raise _failure_from(outcome)
+        return outcome is not None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests answered so far."""
+        return self._server.counts()[0]
+
+    @property
+    def num_images(self) -> int:
+        """Images answered so far."""
+        return self._server.counts()[1]
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a batch."""
+        return self._server.counts()[2]
+
+
+def keep_heap_small() -> None:
+    """Has the C library give back what large messages took: by default it keeps up to twice the largest, per thread."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 256 << 10)
+        mallopt(M_TRIM_THRESHOLD, 1 << 20)
+        mallopt(M_ARENA_MAX, 2)
+
+
+def _configuration_error(error: OSError) -> Exception:
+    """`WORD: what (cure)` in Rust's words, as our error; any other as it is."""
+    match = re.fullmatch(r"(BAD_[A-Z]+): (.*) \((.*)\)", str(error), re.DOTALL)
+    return ConfigurationError(match[1], match[2], match[3]) if match else error
+
+
+def _failure_from(outcome: str) -> ProgramError:
+    word, _, what = outcome.partition(": ")
+    if word.startswith("BACKEND_"):
+        cure = "another process takes over; the errors above say why, nvidia-smi whether a GPU is in order"
+        return DeviceError(word, what.partition(" (")[0], cure)
+    return ProgramError(word, what, "raise --drain-timeout-s" if word == "DRAIN_TIMEOUT" else "see the errors above")
+
+
+def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
+    backend = model.backend
+    may_run_inline = (backend.name, backend.device) == ("onnxruntime", "cpu")
+    return {name: getattr(config, name) for name in SETTINGS} | {
+        "io_threads": IO_THREADS,
+        "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
+        "max_batch_size": backend.max_batch_size,
+        "max_connections": _max_connections(),
+        "tls_certificate": _path(config.tls_certificate),
+        "tls_key": _path(config.tls_key),
+        "tls_client_authority": _path(config.tls_client_authority),
+        "tokens": _path(config.tokens),
+        "labels": sorted(labels_of(model).items()),
+    }
+
+
+def _max_connections() -> int:
+    """Returns as many as there can be files, with some left for what else is open; raises the soft limit for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MAX_CONNECTIONS + SPARE_FILES
+    if soft < needed and (hard == resource.RLIM_INFINITY or hard > soft):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(MAX_CONNECTIONS, soft - SPARE_FILES))
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _handed_over(sockets: Sequence[socket.socket]) -> list[str]:
+    """Gives the sockets to Rust, which closes them when it drains; this process keeps none open."""
+    return [f"fd:{each.detach()}" for each in sockets]
+
+
+def _instance(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
+    """Returns the buffer that Rust fills with images, and what runs its first n."""
+    images: Images = np.zeros((backend.max_batch_size, *IMAGE_SHAPE), np.uint8)
+    views = [images[:count] for count in range(backend.max_batch_size + 1)]
+    infer = backend.infer
+
+    def run(num_images: int) -> Logits | None:
+        try:
+            return infer(views[num_images])
+        except Exception:
+            logger.exception("a batch of %d images failed", num_images)
+            return None
+
+    return images, run
+
+
+def _check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | None:
+    """Returns what is wrong with raw images that may be none: word, what and cure for the client."""
+    try:
+        check_raw_images(beginning, num_bytes)
+        return None
+    except RequestError as error:
+        return error.word, error.what, error.cure
+
+
+def _decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str, str]:
+    """Returns a picture's image; or word, what and cure for the client."""
+    try:
+        return image_from_picture(picture, index=index, invert=invert).tobytes()
+    except RequestError as error:
+        return error.word, error.what, error.cure

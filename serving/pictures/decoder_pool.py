@@ -1,0 +1,81 @@
+"""Decodes requests' pictures in two threads, off the event loop, with bounds on what waits."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atelier.contract import Images
+from serving.config import ServerConfig
+from serving.errors import ExpiredError, OverloadedError
+from serving.pictures.decode import image_from_picture
+
+MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take up half of the queue
+
+
+class DecoderPool:
+    """Made and used on one event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.num_requests = 0  # whose pictures wait for their turn
+        self._config = config
+        # Two threads: enough to overlap, and a bound on the memory that decoding takes at any moment.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._num_pictures = 0  # that wait
+        self._num_bytes = 0  # of these
+        self._is_done = asyncio.Event()
+        self._is_done.set()
+
+    async def decode(self, pictures: Sequence[bytes], *, invert: bool, deadline_s: float) -> Images:
+        """Returns (N, 1, 28, 28) uint8. Raises OverloadedError, ExpiredError and InvalidRequestError."""
+        with self._place_for(pictures):
+            # One by one: other requests' pictures get their turn between them, and the wait ends when nobody waits.
+            images = [await self._decoded(picture, index, invert, deadline_s) for index, picture in enumerate(pictures)]
+        return np.stack(images)
+
+    async def finish(self) -> None:
+        """Returns when no accepted picture waits to be decoded: then all that was accepted is the engine's."""
+        await self._is_done.wait()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _decoded(self, picture: bytes, index: int, invert: bool, deadline_s: float) -> NDArray[np.uint8]:
+        """(1, 28, 28) uint8."""
+        if time.monotonic() >= deadline_s:
+            raise ExpiredError("EXPIRED", f"the deadline passed after {index} pictures were decoded")
+        decode = partial(image_from_picture, picture, index=index, invert=invert)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
+
+    @contextmanager
+    def _place_for(self, pictures: Sequence[bytes]) -> Iterator[None]:
+        """Raises OverloadedError if too many pictures, or too many bytes of them, wait to be decoded."""
+        num_bytes, limit = sum(map(len, pictures)), self._config.max_queue_size
+        cure = "try again later, or raise"
+        if len(pictures) > MANY_PICTURES:
+            limit = max(limit // 2, self._config.max_images_per_request)  # the rest is for small requests
+        if self._num_pictures + len(pictures) > limit:
+            what = f"{self._num_pictures} pictures wait to be decoded, and {len(pictures)} more would exceed {limit}"
+            raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-queue-size")
+        limit = self._config.max_encoded_bytes
+        if self._num_bytes + num_bytes > limit:
+            what = f"{self._num_bytes} bytes of pictures wait, and {num_bytes} more would exceed {limit}"
+            raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-encoded-bytes")
+        self.num_requests += 1
+        self._num_pictures += len(pictures)
+        self._num_bytes += num_bytes
+        self._is_done.clear()
+        try:
+            yield
+        finally:
+            self.num_requests -= 1
+            self._num_pictures -= len(pictures)
+            self._num_bytes -= num_bytes
+            if not self._num_pictures:
+                self._is_done.set()

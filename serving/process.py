@@ -1,0 +1,91 @@
+"""The process that serves, as its supervisor starts it: what it is given, and what the two tell one another."""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from atelier import __version__
+from atelier.errors import DeviceError, ProgramError
+from atelier.program import run_program, say
+from serving.config import ServerConfig
+from serving.models import ModelVersion, ServedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """What a front end serves with; its methods speak to the supervisor and never wait for it."""
+
+    config: ServerConfig
+    version: ModelVersion
+    addresses: list[str]  # as gRPC's targets, ports chosen
+    sockets: list[socket.socket]  # that listen there, or keep the ports
+    metrics_sockets: list[socket.socket]
+    num_restarts: int  # of the processes before this one
+    link: Connection
+
+    def open_model(self) -> ServedModel:
+        """Opens the model on its device; the first process tells people about it."""
+        model = self.version.open(self.config)
+        if not self.num_restarts:
+            for line in model.introduction:
+                say(line)
+        return model
+
+    def tell_ready(self, model: ServedModel) -> None:
+        """Says that it serves."""
+        most = self.config.max_queue_size
+        self._tell(limits=f"batches of up to {model.backend.max_batch_size} images, up to {most} waiting")
+
+    def tell_alive(self) -> None:
+        """Says that it has not hung; once a second is enough."""
+        self._tell(is_alive=True)
+
+    def tell_failure(self, failure: ProgramError) -> None:
+        """Says that it cannot go on, and ends by itself."""
+        self._tell(failure=failure.word, has_lost_device=isinstance(failure, DeviceError))
+
+    def tell_answered(self, num_requests: int, num_images: int) -> None:
+        """Says, at the end, what it has answered."""
+        self._tell(num_requests=num_requests, num_images=num_images)
+
+    def is_told_to_stop(self) -> bool:
+        """Returns whether the supervisor wants it to drain; the supervisor's death means the same."""
+        return self.link.poll()
+
+    def _tell(self, **message: object) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is dead, or does not read
+            self.link.send_bytes(json.dumps(message).encode())
+
+
+# A front end: serves until it is told to stop, then drains. Raises ProgramError if it cannot go on.
+Serve = Callable[[Process], None]
+
+
+def run_process(serve: Serve, process: Process) -> int:
+    """Runs a front end in the forked process; returns its exit code. Errors end as one line on stderr."""
+    os.set_blocking(process.link.fileno(), False)
+
+    def main(_arguments: list[str]) -> int:
+        serve(process)
+        return os.EX_OK
+
+    is_debugging = logging.getLogger().isEnabledFor(logging.INFO)
+    return run_program(main, ["--debug"] if is_debugging else [], extras="serve")
+
+
+def labels_of(model: ServedModel) -> dict[str, str]:
+    """Returns what the metrics page says of a server."""
+    manifest, backend = model.manifest, model.backend
+    return {
+        "version": __version__,
+        "model": manifest.model_name,
+        "model_version": str(manifest.version),
+        "backend": backend.name,
+        "device": backend.device,
+        "precision": manifest.precision,
+    }

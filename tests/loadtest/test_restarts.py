@@ -1,0 +1,118 @@
+"""Every request is accounted for while servers are stopped and killed; and a server that loses one is found out."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from atelier.errors import ProgramError
+from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
+from loadtest.protocols import Classify, Reference
+from loadtest.restarts.cycles import Command, Cycles, free_port, kill, restart
+from loadtest.restarts.journal import Entry, account, write_journal
+from loadtest.restarts.known import known_answers
+from loadtest.restarts.probe import seconds_until_answered
+from loadtest.server_process import server_process
+from tests.conftest import Job
+from tests.loadtest.null_server import reference
+
+NUMBER = 3
+RATE = 200.0
+
+# --- What a front end promises ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(job: Job) -> Reference:
+    return known_answers(job.repository)
+
+
+@pytest.fixture
+def serving(front_end: str, job: Job) -> Command:
+    options = ["--repository", str(job.repository), "--metrics-port", "0", *front_end_flags(front_end)]
+    return Command(module="serving", arguments=options)
+
+
+def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, known: Reference) -> None:
+    cycles = restart(serving, known, number=NUMBER, rate=RATE)
+    assert cycles.faults(ENDS[front_end][SIGTERM]) == []
+    assert cycles.account.right > RATE
+    assert cycles.answered == cycles.account.right
+
+
+def test_kills_under_load_fail_no_call_of_our_client(front_end: str, serving: Command, known: Reference) -> None:
+    cycles = kill(serving, known, number=NUMBER, rate=RATE)
+    assert cycles.faults(ENDS[front_end][KILL]) == []
+    assert cycles.account.right > RATE
+
+
+def test_native_front_end_promises_everything() -> None:
+    assert ENDS[NATIVE] == {SIGTERM: End(), KILL: End(longest_s=0.5)}
+    assert ENDS.keys() == set(FRONT_ENDS)
+
+
+# --- The harness can fail --------------------------------------------------------------------------------------------
+
+
+def test_wrong_answer_is_found_out() -> None:
+    wrong = Command(module="tests.loadtest.null_server", arguments=["--fault", "swap", "--fault-at", "20"])
+    cycles = restart(wrong, reference(), number=1, rate=RATE)
+    assert "2 wrong answers" in cycles.faults(End())  # of each of the two servers, its 20th
+    assert next(entry for entry in cycles.journal if entry.outcome.startswith("WRONG")).number == 19
+
+
+def test_call_that_fails_is_found_out() -> None:
+    refusing = Command(module="tests.loadtest.null_server", arguments=["--fault", "refuse", "--fault-at", "20"])
+    cycles = restart(refusing, reference(), number=0, rate=RATE)
+    assert cycles.faults(End()) == ["1 calls ended as RESOURCE_EXHAUSTED"]
+    assert cycles.account.sent == cycles.account.right + 1
+
+
+def entry(number: int, outcome: str = "right") -> Entry:
+    return Entry(number=number, image=0, due_s=10.0, ended_s=11.5 if outcome else None, outcome=outcome)
+
+
+def test_account_counts_every_request_once() -> None:
+    outcomes = ["right", "WRONG: label 3", "CANCELLED", "", "right", "CANCELLED"]
+    found = account([entry(number, outcome) for number, outcome in enumerate(outcomes)])
+    assert (found.sent, found.right, found.wrong, found.lost, found.answered) == (6, 2, 1, 1, 3)
+    assert found.failed == {"CANCELLED": 2}
+    assert found.longest_s == 1.5
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 1], [0, 2], [1, 0]])
+def test_journal_with_a_gap_or_a_copy_is_no_journal(numbers: list[int]) -> None:
+    with pytest.raises(ProgramError, match="BAD_JOURNAL"):
+        account([entry(number) for number in numbers])
+
+
+def cycles(**fields: object) -> Cycles:
+    sound = {"name": "SIGTERM", "journal": [entry(0)], "took_s": [0.2], "exit_codes": [0, 0], "answered": 1}
+    return Cycles(**(sound | fields))  # type: ignore[arg-type]
+
+
+def test_faults_of_an_end_are_named() -> None:
+    assert cycles().faults(End(longest_s=0.5)) == []
+    assert cycles(journal=[entry(0, "")], answered=0).faults(End()) == ["1 requests lost"]
+    assert cycles(exit_codes=[0, 70]).faults(End()) == ["1 servers ended with exit codes [70]"]
+    assert cycles(took_s=[0.2, 0.61]).faults(End(longest_s=0.5)) == ["1 of 2 took more than 0.5 s, up to 0.61"]
+    assert cycles(answered=2).faults(End()) == ["the servers answered 2 requests, and 1 answers came"]
+    cancelled = cycles(journal=[entry(0), entry(1, "CANCELLED")])
+    assert cancelled.faults(End()) == ["1 calls ended as CANCELLED"]
+    assert cancelled.faults(End(excused=("CANCELLED",))) == []
+
+
+def test_probe_tells_when_service_is_back() -> None:
+    port = free_port()
+    protocol = Classify(target=f"127.0.0.1:{port}", reference=reference())
+    assert seconds_until_answered(("127.0.0.1", port), protocol, 0.2) >= 0.2
+    with server_process("tests.loadtest.null_server", "--port", str(port), "--pause-at", "1", "--pause-ms", "300"):
+        began_s = time.monotonic()
+        assert 0.3 <= seconds_until_answered(("127.0.0.1", port), protocol, 10.0) <= time.monotonic() - began_s
+
+
+def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
+    write_journal(tmp_path / "journal.jsonl", [entry(0), entry(1)])
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1]

@@ -1,0 +1,62 @@
+"""The native front end over a fake device, behind the fixture's face that test_server.py's cases know."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from serving.config import ServerConfig
+from serving.frontends.native import NativeServer
+from serving.models import ServedModel
+from tests.serving.fake_backend import MANIFEST, FakeBackend
+from tests.serving.test_server import Calls
+
+
+def started(
+    backend: FakeBackend, *, listen: Sequence[str] = ("127.0.0.1:0",), write_timeout_s: float = 5.0, **settings: Any
+) -> NativeServer:
+    """A server that serves. What the device ran while its pace was measured is forgotten."""
+    config = ServerConfig(port=0, **{"lame_duck_s": 0.05, "metrics_port": 0, **settings})
+    served = ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
+    server = NativeServer(config, served, listen=listen, write_timeout_s=write_timeout_s)
+    is_open = backend.gate.is_set()
+    backend.gate.set()
+    server.start()
+    backend.batches.clear()
+    backend.started = threading.Semaphore(0)
+    if not is_open:
+        backend.gate.clear()
+    return server
+
+
+def end_of(server: NativeServer) -> None:
+    """Waits until the server has stopped. Raises ProgramError where it ended badly."""
+    while not server.wait(0.2):
+        pass
+
+
+@asynccontextmanager
+async def native_serving(
+    backend: FakeBackend, **settings: Any
+) -> AsyncIterator[tuple[Any, Calls, "asyncio.Task[None]"]]:
+    """A started server, a client of it, and the task that ends when the server has stopped."""
+    settings.pop("metrics", None)
+    server = await asyncio.to_thread(started, backend, **settings)
+
+    async def run_until_stopped() -> None:
+        try:
+            await asyncio.to_thread(end_of, server)
+        finally:
+            backend.close()
+
+    stopped = asyncio.create_task(run_until_stopped())
+    try:
+        async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+            yield server, Calls(channel), stopped
+    finally:
+        backend.gate.set()
+        server.stop()
+        await asyncio.wait([stopped])  # a test that expects it to fail looks at it itself

@@ -1,0 +1,383 @@
+"""The native front end, held to what test_server.py holds grpcio's to; and what only it promises."""
+
+import asyncio
+import os
+import socket
+import struct
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+pytest.importorskip("atelier_native", reason="the native front end is not built here (native/)")
+
+from atelier.wire import SERVICE
+from atelier.wire import classifier_pb2 as pb
+from loadtest.server_process import server_process
+from serving.batching.batcher import Answer
+from serving.frontends.grpcio.responses import ResponseWriter
+from serving.frontends.native import NativeServer
+from serving.metrics import Metrics
+from serving.models import ServedModel
+from serving.process import labels_of
+from tests.serving import test_server as cases
+from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend
+from tests.serving.native_server import end_of, native_serving, started
+from tests.serving.test_server import (  # noqa: F401 - collected here too, over the other front end
+    test_answers_come_in_request_order_with_names_and_probabilities,
+    test_answers_tell_the_size_of_the_batch_that_they_ran_in,
+    test_bad_request_gets_its_status_and_word_and_never_runs,
+    test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed,
+    test_call_without_a_message_is_a_bad_request,
+    test_device_that_hangs_in_a_drain_makes_the_drain_a_failure,
+    test_drain_answers_what_was_accepted_and_tells_others_to_retry,
+    test_drain_that_takes_too_long_ends_with_an_error,
+    test_failing_backend_is_internal_and_its_words_stay_inside,
+    test_full_queue_refuses_with_a_hint_when_to_retry,
+    test_get_model_describes_what_is_served,
+    test_health_of_an_unknown_service_is_not_found,
+    test_hung_device_ends_the_server_with_an_error,
+    test_malformed_health_check_or_reflection_is_a_bad_request,
+    test_message_over_the_limit_is_refused,
+    test_pictures_are_decoded_in_order,
+    test_refused_request_leaves_nothing_of_its_message_behind,
+    test_request_cancelled_by_its_client_is_not_executed,
+    test_request_whose_deadline_passes_in_the_queue_is_never_executed,
+    test_request_without_a_deadline_gets_the_servers,
+    test_served_model_and_version_may_be_named,
+    test_time_split_tells_waiting_from_running,
+    test_unknown_method_is_unimplemented,
+    test_watcher_of_health_hears_of_the_drain,
+)
+
+
+@pytest.fixture(autouse=True)
+def native(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cases serve by the native front end."""
+    monkeypatch.setattr(cases, "serving", native_serving)
+
+
+CLASSIFY = f"/{SERVICE}/Classify"
+
+
+@contextmanager
+def server_of(backend: FakeBackend, **settings: Any) -> Iterator[NativeServer]:
+    server = started(backend, **settings)
+    try:
+        yield server
+    finally:
+        backend.gate.set()
+        server.stop()
+        end_of(server)
+
+
+def label_from(target: str, label: int, **options: Any) -> int:
+    """What the server there says that an image is."""
+    with grpc.insecure_channel(target) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        reply = call(cases.request(label).SerializeToString(), timeout=5, **options)
+    found: int = reply.classifications[0].predictions[0].label
+    return found
+
+
+def test_it_listens_on_several_addresses_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with server_of(FakeBackend(), listen=("127.0.0.1:0", "[::1]:0", f"unix:{path}")) as server:
+        assert [label_from(target, 3) for target in server.addresses] == [3, 3, 3]
+        assert server.addresses[2] == f"unix:{path}"
+    assert not path.exists()
+
+
+def test_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    listen = (f"unix:{path}",)
+    with server_of(FakeBackend(), listen=listen), pytest.raises(OSError, match="another server listens there"):
+        started(FakeBackend(), listen=listen)
+
+
+def test_port_in_use_is_refused_and_the_first_goes_on() -> None:
+    with server_of(FakeBackend()) as server:
+        with pytest.raises(OSError, match="in use"):
+            started(FakeBackend(), listen=(server.addresses[0],))
+        assert label_from(server.addresses[0], 7) == 7
+
+
+def test_socket_that_listens_already_is_taken_over_and_stays_open_for_the_next_process() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        target = f"127.0.0.1:{held.getsockname()[1]}"
+        for label in (4, 5):  # one server after the other
+            with server_of(FakeBackend(), listen=(f"fd:{os.dup(held.fileno())}",)) as server:
+                assert server.addresses == [target]
+                assert label_from(target, label) == label
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_requests_are_read(compression: grpc.Compression) -> None:
+    with server_of(FakeBackend()) as server:
+        assert label_from(server.addresses[0], 8, compression=compression) == 8
+
+
+def test_what_a_compressed_message_becomes_is_bounded() -> None:
+    with (
+        server_of(FakeBackend(), max_images_per_request=8, max_message_bytes=8192) as server,
+        grpc.insecure_channel(server.addresses[0]) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        call: Any = channel.unary_unary(CLASSIFY)
+        call(bytes(1 << 20), compression=grpc.Compression.Gzip, timeout=5)
+    failure: Any = caught.value
+    assert failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failure.details().startswith("MESSAGE_TOO_LARGE: the message has more than 8192 bytes when decompressed")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_knows_services_files_and_a_methods_symbol(version: str) -> None:
+    questions = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=f"{SERVICE}.Classify"),
+        reflection_pb2.ServerReflectionRequest(file_by_filename="atelier/wire/classifier.proto"),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="nobody.Knows"),
+    ]
+    with server_of(FakeBackend()) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+        call: Any = channel.stream_stream(
+            path,
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        services, by_symbol, by_name, unknown = call(iter(questions), timeout=5)
+    assert {service.name for service in services.list_services_response.service} == {
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    files = by_symbol.file_descriptor_response.file_descriptor_proto
+    assert files == by_name.file_descriptor_response.file_descriptor_proto
+    assert b"ClassifyRequest" in files[0]
+    assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def test_streams_that_never_send_a_message_are_ended_and_disturb_nobody() -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend(), message_timeout_s=0.3) as (_, calls, _):
+            silent = [calls.classify_stream() for _ in range(20)]
+            for call in silent:
+                await call.wait_for_connection()
+            assert (await calls.classify(cases.request(6))).classifications[0].predictions[0].label == 6
+            for call in silent:
+                assert await how_it_ended(call) == "SLOW_MESSAGE"
+
+    cases.run(test())
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"])
+def test_health_checks_that_never_send_a_message_are_ended_too(method: str) -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend(), message_timeout_s=0.2) as (_, calls, _):
+            silent: Any = calls.channel.stream_stream(f"/{method}")()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await silent.read()
+        assert (caught.value.details() or "").startswith("SLOW_MESSAGE")
+
+    cases.run(test())
+
+
+async def how_it_ended(call: Any) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return (caught.value.details() or "").partition(":")[0]
+
+
+def test_of_too_many_calls_without_a_message_the_oldest_end_and_requests_go_on() -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend(), max_concurrent_requests=60, message_timeout_s=3.0) as (_, calls, _):
+            silent = [calls.classify_stream() for _ in range(50)]  # 30 may wait
+            ends = [asyncio.create_task(how_it_ended(call)) for call in silent]
+            await asyncio.sleep(0.5)
+            for label in range(5):
+                assert (await calls.classify(cases.request(label))).classifications[0].predictions[0].label == label
+            counted = Counter([await end for end in ends])
+        assert set(counted) == {"TOO_MANY_WAITING", "SLOW_MESSAGE"}
+        assert 20 <= counted["TOO_MANY_WAITING"] <= 25  # the requests may have waited for a moment too
+
+    cases.run(test())
+
+
+def test_large_request_is_split_and_its_answers_come_in_order() -> None:
+    backend = FakeBackend(max_batch_size=4)
+    labels = [number % 10 for number in range(10)]
+    with server_of(backend) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        reply = call(cases.request(*labels).SerializeToString(), timeout=5)
+    assert [answer.predictions[0].label for answer in reply.classifications] == labels
+    assert reply.time.batch_size == 4
+    assert [len(batch) for batch in backend.batches] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        np.full((1, 10), np.nan, np.float32),
+        np.zeros((1, 9), np.float32),
+        np.zeros((2, 10), np.float32),
+        np.zeros((1, 10), np.float64),
+    ],
+    ids=["nan", "shape", "rows", "float64"],
+)
+def test_nonsense_from_the_backend_is_internal_for_exactly_that_batch(logits: Any) -> None:
+    backend = FakeBackend()
+    with server_of(backend) as server:
+        backend.answer = logits
+        with pytest.raises(grpc.RpcError) as caught:
+            label_from(server.addresses[0], 1)
+        backend.answer = None
+        assert label_from(server.addresses[0], 2) == 2
+    failure: Any = caught.value
+    assert failure.code() is grpc.StatusCode.INTERNAL
+    assert failure.details().startswith("BAD_OUTPUT: the backend answered with ")
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+END_STREAM, END_HEADERS = 1, 4
+NO_WINDOW = struct.pack(">HI", 4, 0)
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def header_block(path: bytes) -> bytes:
+    """The headers of a call, as literals that no table remembers."""
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
+    pairs += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in pairs)
+
+
+@contextmanager
+def raw_connection(server: NativeServer, settings: bytes = b"") -> Iterator[socket.socket]:
+    host, _, port = server.addresses[0].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        client.sendall(PREFACE + frame(SETTINGS, payload=settings))
+        yield client
+
+
+def seconds_to_close(client: socket.socket) -> float:
+    began_s = time.monotonic()
+    with suppress(ConnectionResetError):
+        while client.recv(65536):
+            pass
+    return time.monotonic() - began_s
+
+
+def test_client_that_opens_no_window_loses_its_connection() -> None:
+    message = cases.request(1).SerializeToString()
+    with server_of(FakeBackend(), write_timeout_s=0.5) as server:
+        with raw_connection(server, NO_WINDOW) as client:
+            client.sendall(frame(HEADERS, END_HEADERS, 1, header_block(CLASSIFY.encode())))
+            client.sendall(frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))
+            assert 0.4 < seconds_to_close(client) < 2.0
+        assert label_from(server.addresses[0], 2) == 2
+
+
+def test_flood_of_pings_loses_its_connection() -> None:
+    with server_of(FakeBackend()) as server:
+        with raw_connection(server) as client, suppress(ConnectionError):
+            for _ in range(100):
+                client.sendall(frame(PING, payload=bytes(8)) * 100)
+                client.recv(65536)
+            assert seconds_to_close(client) < 1.0
+        assert label_from(server.addresses[0], 2) == 2
+
+
+def test_message_cut_into_single_bytes_is_read() -> None:
+    message = cases.request(6).SerializeToString()
+    with server_of(FakeBackend()) as server, raw_connection(server) as client:
+        client.sendall(frame(HEADERS, END_HEADERS, 1, header_block(CLASSIFY.encode())))
+        whole = struct.pack(">BI", 0, len(message)) + message
+        for place in range(len(whole)):
+            client.sendall(frame(DATA, END_STREAM if place + 1 == len(whole) else 0, 1, whole[place : place + 1]))
+        answer = b""
+        while b"Shirt" not in answer:
+            answer += client.recv(65536)
+
+
+def test_path_that_is_not_utf_8_ends_at_most_its_own_connection() -> None:
+    with server_of(FakeBackend()) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        for _ in range(50):
+            with raw_connection(server) as client:
+                client.sendall(frame(HEADERS, END_HEADERS | END_STREAM, 1, header_block(b"/\xff")))
+                client.recv(65536)
+            assert call(cases.request(2).SerializeToString(), timeout=5).classifications[0].predictions[0].label == 2
+
+
+def test_http_1_gets_an_answer_that_says_what_is_spoken_here() -> None:
+    with server_of(FakeBackend()) as server:
+        host, _, port = server.addresses[0].rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert answer.endswith(b"this port speaks gRPC\n")
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 64])
+@pytest.mark.parametrize("top_k", [1, 3, 10])
+def test_answers_are_those_of_the_other_front_end_to_the_last_bit(num_images: int, top_k: int) -> None:
+    """Of ten thousand rows of logits each: large, small, equal and negative ones."""
+    random = np.random.default_rng(num_images * top_k)
+    logits = (
+        random.normal(size=(10_000 // num_images * num_images, 10)) * random.choice([0.1, 3, 60], (1, 10))
+    ).astype(np.float32)
+    logits[::7] = np.round(logits[::7])  # ties
+    backend = FakeBackend()
+    writer = ResponseWriter("lenet5", "3", CLASSES)
+    with server_of(backend) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        message = cases.request(*[1] * num_images, top_k=top_k).SerializeToString()
+        for rows in np.split(logits, len(logits) // num_images)[: 2000 // num_images + 5]:
+            backend.answer = rows
+            reply = call(message, timeout=5)
+            answer = Answer(rows, reply.time.queue_us, reply.time.inference_us, reply.time.batch_size)
+            assert reply == pb.ClassifyResponse.FromString(writer.write(answer, top_k))
+
+
+def test_metrics_have_the_names_labels_and_buckets_that_they_always_had() -> None:
+    metrics = Metrics(labels_of(ServedModel(manifest=MANIFEST, backend=FakeBackend(), sha256="")))
+    metrics.set_ready(lambda: 0)
+    settings = ("--port", "0", "--front-end", "native")
+    with server_process("tests.serving.breaking_server", *settings) as server:
+        assert label_from(server.target, 3) == 3
+        with urllib.request.urlopen(server.metrics_url, timeout=5) as page:  # noqa: S310 # it is http
+            text = page.read().decode()
+    expected = {sample_key(line) for line in generate_latest(metrics.registry).decode().splitlines()}
+    assert {sample_key(line) for line in text.splitlines()} == expected
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    values = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for name in ("atelier_requests", "atelier_images", "atelier_request_duration_seconds")
+        for sample in families[name].samples
+    }
+    assert values["atelier_requests_total", ("OK", "Classify")] == 1
+    assert values["atelier_images_total", ()] == 1
+    assert values["atelier_request_duration_seconds_count", ()] == 1
+
+
+def sample_key(line: str) -> str:
+    """A line of the page without its value; comments as they are."""
+    return line if line.startswith("#") else line.rpartition(" ")[0]

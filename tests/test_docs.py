@@ -1,0 +1,59 @@
+"""What docs/ says can be done, can be done."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from loadtest.server_process import server_process
+from tests.conftest import Job, command
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def commands_of(document: str, section: str) -> list[str]:
+    """The shell commands of a section, each on one line."""
+    text = (DOCS / document).read_text().split(f"## {section}\n", 1)[1].split("\n## ")[0]
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    return blocks.replace("\\\n", " ").splitlines()
+
+
+def arguments_of(make: str, target: str) -> list[str]:
+    """What `make <target> ARGS="..."` passes on."""
+    words = shlex.split(make)
+    assert words[:2] == ["make", target], make
+    return shlex.split(words[2].removeprefix("ARGS="))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_server_with_tls_and_tokens_is_set_up_and_asked_as_the_docs_say(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    *preparations, serve, classify = commands_of("serving.md", "TLS and tokens")
+    for preparation in preparations:
+        subprocess.run(["bash", "-euc", preparation], check=True, capture_output=True)
+    settings = ("--repository", str(job.repository), "--port", "0", "--metrics-port", "0")
+    with server_process("serving", *settings, *arguments_of(serve, "serve")) as server:
+        asked = arguments_of(classify, "classify")
+        done = command("loadtest.samples", "--target", f"localhost:{server.port}", "--count", 4, *asked)
+        assert done.returncode == 0, done.stderr
+        assert "of 4 right" in done.stdout
+        refused = command("loadtest.samples", "--target", f"localhost:{server.port}", "--count", 4, *asked[:2])
+        assert "UNAUTHENTICATED" in refused.stderr or "NO_TOKEN" in refused.stderr
+
+
+def test_server_on_several_addresses_is_asked_as_the_docs_say(job: Job, tmp_path: Path) -> None:
+    serve, classify = commands_of("serving.md", "Where it listens")
+    settings = ("--repository", str(job.repository), "--port", "0", "--metrics-port", "0")
+    path = f"unix:{tmp_path}/atelier.sock"
+    hosts, asked = (
+        [word.replace("unix:/tmp/atelier.sock", path) for word in words]
+        for words in (arguments_of(serve, "serve"), arguments_of(classify, "classify"))
+    )
+    with server_process("serving", *settings, *hosts):
+        done = command("loadtest.samples", "--count", 4, *asked)
+    assert "of 4 right" in done.stdout, done.stderr
