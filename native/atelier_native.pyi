@@ -1,7 +1,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from typing_extensions import Buffer
+Buffer = Any  # Python has a type for it from 3.12 on
 
 class Server:
     def __init__(
