@@ -9,8 +9,10 @@ use crate::status::{RETRY, Status};
 
 /// In a row: one may be its images' fault, or want of memory that is free again at the next.
 const MAX_FAILED_BATCHES: usize = 3;
-/// For the answer's way back to the client, and for what the pace does not see.
+/// For the answer's way back to the client, and for what the pace does not see: this, and a part of the time that is left,
+/// for a client's clock began before ours. A device that is busy loses nothing by it: the queue is only a little shorter.
 const MARGIN_US: u64 = 1_000;
+const MARGIN_SHARE: u64 = 8;
 
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -173,7 +175,8 @@ impl<P: Clone> Batching<P> {
         if self.is_empty() {
             return Ok(()); // whatever was measured: only running it tells anew
         }
-        let expected_us = self.end_of_queue_us(num_images, now_us) + MARGIN_US;
+        let margin_us = MARGIN_US + self.pace.margin_us() + (deadline_us - now_us) / MARGIN_SHARE;
+        let expected_us = self.end_of_queue_us(num_images, now_us) + margin_us;
         if now_us + expected_us <= deadline_us {
             return Ok(());
         }
@@ -238,7 +241,7 @@ impl<P: Clone> Batching<P> {
     /// Whether a request's deadline passes before a batch of so many images ends. One that has begun goes on.
     fn is_late(&self, request: &Request<P>, num_images: usize, now_us: u64) -> bool {
         let others = self.waiting.len() > 1;
-        let needed_us = if others { self.pace.batch_us(num_images, now_us) } else { 0 };
+        let needed_us = if others { self.pace.batch_us(num_images, now_us) + self.pace.margin_us() } else { 0 };
         now_us + needed_us >= request.deadline_us
     }
 
