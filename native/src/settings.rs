@@ -71,9 +71,4 @@ impl Settings {
     pub fn max_waiting_for_messages(&self) -> usize {
         (self.max_concurrent_requests / 2).max(1)
     }
-
-    /// Bytes of messages that are not whole, or are about to be looked at.
-    pub fn max_unread_bytes(&self) -> usize {
-        self.max_encoded_bytes
-    }
 }
