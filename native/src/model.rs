@@ -14,7 +14,6 @@ use crate::status::Status;
 
 pub const IMAGE_BYTES: usize = 28 * 28;
 
-/// One instance of the model.
 pub struct Model {
     /// max_batch_size images, which Python's `run` reads.
     images: PyBuffer<u8>,

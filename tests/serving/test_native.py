@@ -1,7 +1,6 @@
 """The native front end, held to what test_server.py holds grpcio's to; and what only it promises."""
 
 import asyncio
-import os
 import socket
 import struct
 import time
@@ -26,14 +25,16 @@ from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs
 from loadtest.server_process import server_process
 from serving.batching.batcher import Answer
+from serving.config import ServerConfig
 from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.native import NativeServer
+from serving.listening import Listening
 from serving.metrics import Metrics
 from serving.models import ServedModel
 from serving.process import labels_of
 from tests.serving import test_server as cases
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend
-from tests.serving.native_server import end_of, native_serving, started
+from tests.serving.native_server import ListeningServer, end_of, native_serving, started
 from tests.serving.test_server import (  # noqa: F401 - collected here too, over the other front end
     test_answers_come_in_request_order_with_names_and_probabilities,
     test_answers_tell_the_size_of_the_batch_that_they_ran_in,
@@ -72,7 +73,7 @@ CLASSIFY = f"/{SERVICE}/Classify"
 
 
 @contextmanager
-def server_of(backend: FakeBackend, **settings: Any) -> Iterator[NativeServer]:
+def server_of(backend: FakeBackend, **settings: Any) -> Iterator[ListeningServer]:
     server = started(backend, **settings)
     try:
         yield server
@@ -91,37 +92,21 @@ def label_from(target: str, label: int, **options: Any) -> int:
     return found
 
 
-def test_it_listens_on_several_addresses_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with server_of(FakeBackend(), listen=("127.0.0.1:0", "[::1]:0", f"unix:{path}")) as server:
+def test_it_serves_on_all_sockets_that_it_is_given(tmp_path: Path) -> None:
+    with server_of(FakeBackend(), hosts=("127.0.0.1", "::1", f"unix:{tmp_path / 'socket'}")) as server:
         assert [label_from(target, 3) for target in server.addresses] == [3, 3, 3]
-        assert server.addresses[2] == f"unix:{path}"
-    assert not path.exists()
 
 
-def test_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(path))
-    listen = (f"unix:{path}",)
-    with server_of(FakeBackend(), listen=listen), pytest.raises(OSError, match="another server listens there"):
-        started(FakeBackend(), listen=listen)
-
-
-def test_port_in_use_is_refused_and_the_first_goes_on() -> None:
-    with server_of(FakeBackend()) as server:
-        with pytest.raises(OSError, match="in use"):
-            started(FakeBackend(), listen=(server.addresses[0],))
-        assert label_from(server.addresses[0], 7) == 7
-
-
-def test_socket_that_listens_already_is_taken_over_and_stays_open_for_the_next_process() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        target = f"127.0.0.1:{held.getsockname()[1]}"
+def test_sockets_stay_open_for_the_next_process() -> None:
+    with Listening(["127.0.0.1"], 0) as listening:
         for label in (4, 5):  # one server after the other
-            with server_of(FakeBackend(), listen=(f"fd:{os.dup(held.fileno())}",)) as server:
-                assert server.addresses == [target]
-                assert label_from(target, label) == label
+            served = ServedModel(manifest=MANIFEST, backend=FakeBackend(), sha256="")
+            server = NativeServer(ServerConfig(port=0), served, sockets=listening.sockets)
+            server.start()
+            assert label_from(listening.addresses[0], label) == label
+            server.stop()
+            while not server.wait(0.2):
+                pass
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
@@ -273,7 +258,7 @@ def header_block(path: bytes) -> bytes:
 
 
 @contextmanager
-def raw_connection(server: NativeServer, settings: bytes = b"") -> Iterator[socket.socket]:
+def raw_connection(server: ListeningServer, settings: bytes = b"") -> Iterator[socket.socket]:
     host, _, port = server.addresses[0].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5) as client:
         client.sendall(PREFACE + frame(SETTINGS, payload=settings))
@@ -378,14 +363,15 @@ def test_one_connection_cannot_hold_all_the_places_of_watchers() -> None:
     async def test() -> None:
         async with native_serving(FakeBackend()) as (server, calls, _):
             watch = "/grpc.health.v1.Health/Watch"
-            watchers: list[Any] = [calls.channel.unary_stream(watch)(b"") for _ in range(65)]
+            of_one: Any = calls.channel.unary_stream(watch)
+            watchers = [of_one(b"") for _ in range(65)]
             told = await asyncio.gather(*[each.read() for each in watchers], return_exceptions=True)
             refused = [each for each in told if isinstance(each, grpc.aio.AioRpcError)]
             assert [(each.details() or "").partition(":")[0] for each in refused] == ["TOO_MANY_STREAMS"]
             options = (("grpc.use_local_subchannel_pool", 1),)
             async with grpc.aio.insecure_channel(server.addresses[0], options=options) as another:
-                watcher: Any = another.unary_stream(watch)(b"")
-                assert await watcher.read() == b"\x08\x01"
+                of_another: Any = another.unary_stream(watch)
+                assert await of_another(b"").read() == b"\x08\x01"
 
     cases.run(test())
 
