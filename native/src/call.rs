@@ -175,7 +175,9 @@ impl Messages {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Raw>, Status>> {
         loop {
             if let Some(raw) = self.decoder.next()? {
-                self.hold = None;
+                if !raw.is_compressed {
+                    self.hold = None;
+                }
                 return Poll::Ready(Ok(Some(raw)));
             }
             if self.is_at_end {
@@ -207,15 +209,17 @@ impl Messages {
     }
 
     /// What a message holds. It is accounted for until somebody has come to inflate it.
-    pub async fn inflated(&self, raw: Raw) -> Result<Bytes, Status> {
+    pub async fn inflated(&mut self, raw: Raw) -> Result<Bytes, Status> {
         let (bytes, encoding, limit) = (raw.bytes, self.encoding, self.decoder.limit);
         if !raw.is_compressed {
             return Ok(bytes);
         }
-        if bytes.len() <= SMALL_COMPRESSED_BYTES {
+        if bytes.len() <= SMALL_COMPRESSED_BYTES || limit <= MAX_OTHER_BYTES {
+            self.hold = None;
             return inflated(&bytes, encoding, limit);
         }
-        let hold = self.server.budgets.unread_bytes.take(self.peer, bytes.len())?;
+        self.hold(bytes.len())?;
+        let hold = self.hold.take();
         let (engine, deadline_us) = (self.server.engine.clone(), self.deadline_us);
         let (message, _hold) = done_aside(move || {
             if engine.now_us() >= deadline_us {

@@ -177,7 +177,8 @@ def _failure_from(outcome: str) -> ProgramError:
     if word.startswith("BACKEND_"):
         cure = "another process takes over; the errors above say why, nvidia-smi whether a GPU is in order"
         return DeviceError(word, what.partition(" (")[0], cure)
-    return ProgramError(word, what, "raise --drain-timeout-s" if word == "DRAIN_TIMEOUT" else "see the errors above")
+    cure = "raise --drain-timeout-s" if word == "DRAIN_TIMEOUT" else "start it again"
+    return ProgramError(word, what, cure)
 
 
 def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
