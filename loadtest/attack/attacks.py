@@ -55,4 +55,5 @@ ATTACKS = (
     _attack("gzip-bombs", bombs.gzip_bombs, "messages", 60, 4),
     _attack("picture-bombs", bombs.picture_bombs, "messages", 60, 8),
     _attack("picture-heaps", bombs.picture_heaps, "messages", 20, 4),
+    _attack("reset-pictures", bombs.reset_pictures, "streams", 10_000, 1_000),
 )

@@ -7,9 +7,20 @@ from collections.abc import Sequence
 
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack.field import Counts, Field, in_threads
-from loadtest.attack.http2 import Connection, literal, message, opening, request_headers
+from loadtest.attack.http2 import (
+    DATA,
+    END_STREAM,
+    Connection,
+    frame,
+    literal,
+    message,
+    opening,
+    request_headers,
+    reset,
+)
 
 THREADS = 4
+RESETS = 20  # in a row
 MEBIBYTE = 1 << 20
 LARGEST_SIDE = 16383  # of a WebP
 ALLOWED_SIDE = 4096  # 16 megapixels
@@ -31,6 +42,25 @@ def picture_heaps(field: Field) -> Counts:
     """Pictures as large as is allowed, in a few bytes: one in a request, and a thousand."""
     webp, png = blank_webp(ALLOWED_SIDE), blank_png(ALLOWED_SIDE)
     return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 1000)])
+
+
+def reset_pictures(field: Field) -> Counts:
+    """Pictures as large as is allowed, cancelled before they are decoded; a small one among them must be answered."""
+    whole, small = _request([blank_png(ALLOWED_SIDE)]), _request([blank_png(28)])
+
+    def work(_rank: int, counts: Counts) -> None:
+        with Connection(field.address) as connection:
+            streams = [connection.next_stream() for _ in range(RESETS)]
+            for stream in streams:
+                connection.send(opening(stream))
+                connection.send_data(stream, whole, field.most_s)
+            connection.send(b"".join(map(reset, streams)))
+            stream = connection.next_stream()
+            connection.send(opening(stream) + frame(DATA, END_STREAM, stream, small))
+            if connection.wait_for(stream, field.most_s):
+                counts["streams"] += RESETS
+
+    return in_threads(THREADS, field, work, "streams")
 
 
 def zeros_gzipped(mebibytes: int) -> bytes:

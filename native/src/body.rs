@@ -51,7 +51,8 @@ impl HttpBody for Body {
                 if let Some(message) = message.take() {
                     return Poll::Ready(Some(Ok(Frame::data(message))));
                 }
-                if unsent.take().is_some() {
+                if let Some(unsent) = unsent.take() {
+                    unsent.note_sent();
                     return Self::trailers_of(None);
                 }
                 Poll::Ready(None)

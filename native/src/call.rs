@@ -12,6 +12,8 @@ use http::HeaderMap;
 use http_body::Body as _;
 use hyper::body::Incoming;
 
+use crate::aside::done_aside;
+use crate::budget::Hold;
 use crate::connection::Peer;
 use crate::framing::{Decoder, Encoding, Raw, inflated};
 use crate::metrics::Method;
@@ -20,6 +22,9 @@ use crate::status::{Code, Status};
 
 /// What is inflated on the spot; more goes to a thread that may take its time.
 const SMALL_COMPRESSED_BYTES: usize = 1024;
+
+/// Messages without images are no larger.
+const MAX_OTHER_BYTES: usize = 64 << 10;
 
 /// A client that has left answers lying for so long gets no others.
 const STUCK_US: u64 = 500_000;
@@ -32,7 +37,7 @@ pub struct Call {
     pub deadline_us: u64,
     pub is_lone: bool,
     is_counted: bool,
-    has_place: bool,
+    place: Option<Hold>,
 }
 
 impl Call {
@@ -41,12 +46,13 @@ impl Call {
         peer.num_calls.fetch_add(1, Relaxed);
         let now_us = server.engine.now_us();
         peer.last_use_us.store(now_us, Relaxed);
+        peer.has_called.store(true, Relaxed);
         let settings = &server.settings;
         let timeout_us = headers.get("grpc-timeout").and_then(|value| timeout_us(value.as_bytes()));
         let default_us = (settings.default_deadline_s * 1e6) as u64;
         let limit_us = (settings.max_deadline_s * 1e6) as u64;
         let deadline_us = now_us + timeout_us.unwrap_or(default_us).min(limit_us);
-        Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false, has_place: false }
+        Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false, place: None }
     }
 
     /// Whether it is still the only one, which it may have been when it began.
@@ -61,15 +67,7 @@ impl Call {
             let what = "answers to this connection wait to be taken";
             return Err(Status::overloaded("UNREAD_ANSWERS", what, "read them, and open HTTP/2's windows"));
         }
-        let limit = self.server.settings.max_concurrent_requests;
-        self.has_place = true;
-        let (total, own) = (&self.server.num_places, &self.peer.num_places);
-        let (total, own) = (total.fetch_add(1, Relaxed) + 1, own.fetch_add(1, Relaxed) + 1);
-        if total > limit || (4 * total > 3 * limit && own > 2) {
-            // The last quarter is for those who hold little.
-            let what = format!("{total} calls are under way, {own} of this connection; at most {limit} may be");
-            return Err(Status::overloaded("TOO_MANY_CALLS", what, "try again later"));
-        }
+        self.place = Some(self.server.budgets.calls.take(self.peer.number, 1)?);
         Ok(())
     }
 
@@ -83,10 +81,6 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.server.num_calls.fetch_sub(1, Relaxed);
         self.peer.num_calls.fetch_sub(1, Relaxed);
-        if self.has_place {
-            self.server.num_places.fetch_sub(1, Relaxed);
-            self.peer.num_places.fetch_sub(1, Relaxed);
-        }
         if !self.is_counted {
             let is_late = self.server.engine.now_us() >= self.deadline_us;
             self.count(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
@@ -116,11 +110,14 @@ fn timeout_us(value: &[u8]) -> Option<u64> {
 pub struct Messages {
     server: Arc<Server>,
     peer: u64,
+    deadline_us: u64,
     body: Incoming,
     decoder: Decoder,
     encoding: Encoding,
+    is_first: bool,
     is_at_end: bool,
-    num_held: usize, // bytes, which all calls together have a bound for
+    /// What has come of a message that is not whole, or not inflated.
+    hold: Option<Hold>,
 }
 
 impl Messages {
@@ -129,23 +126,32 @@ impl Messages {
             Some(name) => Encoding::from_name(name.as_bytes())?,
             None => Encoding::Identity,
         };
-        let (server, peer) = (call.server.clone(), call.peer.number);
-        let decoder = Decoder::new(server.settings.max_message_bytes);
-        Ok(Self { server, peer, body, decoder, encoding, is_at_end: false, num_held: 0 })
+        let (server, peer, deadline_us) = (call.server.clone(), call.peer.number, call.deadline_us);
+        let limit = server.settings.max_message_bytes;
+        let limit = if call.method == Method::Classify { limit } else { limit.min(MAX_OTHER_BYTES) };
+        let decoder = Decoder::new(limit);
+        let (is_first, is_at_end, hold) = (true, false, None);
+        Ok(Self { server, peer, deadline_us, body, decoder, encoding, is_first, is_at_end, hold })
     }
 
     /// The next one; None where there is none any more.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        match self.next_raw().await? {
+            Some(raw) => self.inflated(raw).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next one, as it came. Only the first must come soon: a conversation may have pauses.
+    pub async fn next_raw(&mut self) -> Result<Option<Raw>, Status> {
         // Nearly always it came with the headers, and there is nothing to wait for.
         let raw = match poll_fn(|context| Poll::Ready(self.poll_next(context))).await {
-            Poll::Ready(raw) => raw?,
-            Poll::Pending => self.next_in_time().await?,
-        };
-        self.hold(0)?;
-        match raw {
-            Some(raw) if raw.is_compressed => self.inflated(raw.bytes).await.map(Some),
-            raw => Ok(raw.map(|raw| raw.bytes)),
-        }
+            Poll::Ready(raw) => raw,
+            Poll::Pending if self.is_first => self.next_in_time().await,
+            Poll::Pending => poll_fn(|context| self.poll_next(context)).await,
+        }?;
+        self.is_first = false;
+        Ok(raw)
     }
 
     async fn next_in_time(&mut self) -> Result<Option<Raw>, Status> {
@@ -169,11 +175,15 @@ impl Messages {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Raw>, Status>> {
         loop {
             if let Some(raw) = self.decoder.next()? {
+                if !raw.is_compressed {
+                    self.hold = None;
+                }
                 return Poll::Ready(Ok(Some(raw)));
             }
             if self.is_at_end {
                 return Poll::Ready(Ok(None));
             }
+            self.hold(self.decoder.num_bytes())?;
             match Pin::new(&mut self.body).poll_frame(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => self.is_at_end = true,
@@ -183,40 +193,43 @@ impl Messages {
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(piece) = frame.into_data() {
                         self.decoder.push(piece);
-                        self.hold(self.decoder.num_bytes())?;
                     }
                 }
             }
         }
     }
 
-    /// Books so many bytes instead of those before, where there is room for them.
     fn hold(&mut self, num_bytes: usize) -> Result<(), Status> {
-        let (unread, limit) = (&self.server.unread_bytes, self.server.settings.max_unread_bytes());
-        let others = unread.fetch_sub(self.num_held, Relaxed) - self.num_held;
-        if num_bytes > self.num_held && others + num_bytes > limit {
-            self.num_held = 0;
-            let what = format!("{others} bytes of unread messages wait, and {num_bytes} more would exceed {limit}");
-            return Err(Status::overloaded("TOO_MANY_BYTES", what, "try again later"));
+        match &mut self.hold {
+            Some(hold) => hold.set(num_bytes)?,
+            None if num_bytes == 0 => {}
+            none => *none = Some(self.server.budgets.unread_bytes.take(self.peer, num_bytes)?),
         }
-        unread.fetch_add(num_bytes, Relaxed);
-        self.num_held = num_bytes;
         Ok(())
     }
 
-    async fn inflated(&self, bytes: Bytes) -> Result<Bytes, Status> {
-        let (encoding, limit) = (self.encoding, self.server.settings.max_message_bytes);
-        if bytes.len() <= SMALL_COMPRESSED_BYTES {
+    /// What a message holds. It is accounted for until somebody has come to inflate it.
+    pub async fn inflated(&mut self, raw: Raw) -> Result<Bytes, Status> {
+        let (bytes, encoding, limit) = (raw.bytes, self.encoding, self.decoder.limit);
+        if !raw.is_compressed {
+            return Ok(bytes);
+        }
+        if bytes.len() <= SMALL_COMPRESSED_BYTES || limit <= MAX_OTHER_BYTES {
+            self.hold = None;
             return inflated(&bytes, encoding, limit);
         }
-        let lost = |_| Status::internal("INTERNAL", "the server failed on this request", "see the server's log");
-        tokio::task::spawn_blocking(move || inflated(&bytes, encoding, limit)).await.map_err(lost)?
-    }
-}
-
-impl Drop for Messages {
-    fn drop(&mut self) {
-        self.server.unread_bytes.fetch_sub(self.num_held, Relaxed);
+        self.hold(bytes.len())?;
+        let hold = self.hold.take();
+        let (engine, deadline_us) = (self.server.engine.clone(), self.deadline_us);
+        let (message, _hold) = done_aside(move || {
+            if engine.now_us() >= deadline_us {
+                let what = "the deadline passed before the message was decompressed";
+                return (Err(Status::expired("EXPIRED", what)), hold);
+            }
+            (inflated(&bytes, encoding, limit), hold)
+        })
+        .await?;
+        message
     }
 }
 

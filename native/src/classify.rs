@@ -1,11 +1,13 @@
-//! What Classify and GetModel do: the checks of a request, in the words of serving/service.py.
+//! What Classify and GetModel do: the checks of a request, in the words of serving/frontends/grpcio/classifier.py.
 #![forbid(unsafe_code)]
+
+use std::fmt::Display;
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::call::Call;
-
 use crate::framing::framed;
 use crate::job::{Outcome, Work};
 use crate::model::IMAGE_BYTES;
@@ -18,10 +20,14 @@ use crate::status::Status;
 /// Of more, the memory that a request came in is kept rather than its images copied out of it.
 const SMALL_BYTES: usize = 16 << 10;
 
+/// Beside pictures: the present ones, and those of clients that are newer than this server.
+const NUM_OTHER_FIELDS: usize = 16;
+
 pub async fn classify(call: &Call, message: Bytes) -> Outcome {
     let (server, num_bytes) = (&call.server, message.len());
     let began_us = server.engine.now_us();
     let malformed = |_| Status::malformed(num_bytes, "atelier.v1.ClassifyRequest");
+    check_num_fields(server, &message)?;
     let request = ClassifyRequest::decode(message).map_err(malformed)?;
     check_model(server, &request.model_name, &request.model_version)?;
     let top_k = checked_top_k(request.top_k)?;
@@ -33,7 +39,7 @@ pub async fn classify(call: &Call, message: Bytes) -> Outcome {
             return Err(Status::invalid("AMBIGUOUS_IMAGES", what, "send two requests"));
         }
         check_count(server, request.pictures.len())?;
-        pictures::decoded(server, request.pictures, request.invert, call.deadline_us).await?
+        pictures::decoded(call, request.pictures, request.invert).await?
     };
     let is_lone = call.is_still_lone();
     let work = Work { images, top_k, deadline_us: call.deadline_us, peer: call.peer.number, is_lone };
@@ -96,11 +102,26 @@ fn may_be_a_file(images: &[u8]) -> bool {
 
 fn check_count(server: &Server, num_images: usize) -> Result<(), Status> {
     let limit = server.settings.max_images_per_request;
-    if num_images > limit {
-        let what = format!("{num_images} images in one request");
-        return Err(Status::invalid("TOO_MANY_IMAGES", what, &format!("send at most {limit}")));
+    if num_images > limit { Err(too_many_images(num_images, limit)) } else { Ok(()) }
+}
+
+/// Before they are read: a message has room for millions of empty pictures. What is no protobuf the reading tells.
+fn check_num_fields(server: &Server, mut message: &[u8]) -> Result<(), Status> {
+    let limit = server.settings.max_images_per_request;
+    let mut num_fields = 0;
+    while let Ok((number, kind)) = decode_key(&mut message)
+        && skip_field(kind, number, &mut message, DecodeContext::default()).is_ok()
+    {
+        num_fields += 1;
+        if num_fields > limit + NUM_OTHER_FIELDS {
+            return Err(too_many_images(format!("more than {limit}"), limit));
+        }
     }
     Ok(())
+}
+
+fn too_many_images(number: impl Display, limit: usize) -> Status {
+    Status::invalid("TOO_MANY_IMAGES", format!("{number} images in one request"), &format!("send at most {limit}"))
 }
 
 /// The first 64 characters, as Python's repr has them.

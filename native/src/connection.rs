@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::body::Body;
+use crate::engine::Engine;
 use crate::guarded_io::GuardedIo;
 use crate::routes;
 use crate::server::{Phase, Server};
@@ -36,14 +37,14 @@ pub struct Peer {
     pub number: u64,
     /// Calls that are being handled.
     pub num_calls: AtomicUsize,
-    /// Those of them whose message has come.
-    pub num_places: AtomicUsize,
-    /// Answers that the client has not taken, and since when there are any; times are the engine's.
+    /// Answers that the client has not taken, and since when it has taken none of them; times are the engine's.
     num_unsent: AtomicUsize,
     unsent_since_us: AtomicU64,
     /// Since when the system takes no more bytes for it; 0 while it does.
     pub blocked_since_us: AtomicU64,
     pub last_use_us: AtomicU64,
+    /// It has made a call.
+    pub has_called: AtomicBool,
     /// It has said what it speaks.
     pub has_begun: AtomicBool,
     pub cut: Notify,
@@ -62,6 +63,11 @@ impl Peer {
         has_unsent || (blocked_since_us > 0 && is_old(blocked_since_us))
     }
 
+    /// Whether nothing is under way to or from it.
+    pub fn is_idle(&self) -> bool {
+        self.num_calls.load(Relaxed) == 0 && self.num_unsent.load(Relaxed) == 0
+    }
+
     /// Whether it is to be cut: it takes no answers, the sooner the more there are, or says nothing.
     pub fn is_overdue(&self, now_us: u64, timeout_us: u64) -> bool {
         let has_many = self.num_unsent.load(Relaxed) >= MANY_UNSENT;
@@ -71,20 +77,30 @@ impl Peer {
 }
 
 /// An answer on its way to the client.
-pub struct Unsent(Arc<Peer>);
+pub struct Unsent {
+    peer: Arc<Peer>,
+    engine: Arc<Engine>,
+}
 
 impl Unsent {
-    pub fn new(peer: Arc<Peer>, now_us: u64) -> Self {
+    pub fn new(peer: Arc<Peer>, engine: Arc<Engine>) -> Self {
         if peer.num_unsent.fetch_add(1, Relaxed) == 0 {
-            peer.unsent_since_us.store(now_us, Relaxed);
+            peer.unsent_since_us.store(engine.now_us(), Relaxed);
         }
-        Self(peer)
+        Self { peer, engine }
+    }
+
+    /// The client has taken it: who is slow, and reads all the time, is not stuck.
+    pub fn note_sent(self) {
+        if self.peer.num_unsent.load(Relaxed) > 1 {
+            self.peer.unsent_since_us.store(self.engine.now_us(), Relaxed);
+        }
     }
 }
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        self.0.num_unsent.fetch_sub(1, Relaxed);
+        self.peer.num_unsent.fetch_sub(1, Relaxed);
     }
 }
 

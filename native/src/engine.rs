@@ -1,11 +1,11 @@
-//! Between the calls and the model: one thread for each of the model's instances, and the way there and back.
+//! Between the calls and the model: the device's thread, and the way there and back.
 //!
 //! ```text
 //! calls:   submit -> queue -> (dispatch) -.              .-> (deliver) -> answers
 //! device:                                 '-> run, encode -'
 //! ```
 //!
-//! What travels is a whole batch: a device thread is woken once for what came in together, and wakes the calls' thread
+//! What travels is a whole batch: the device's thread is woken once for what came in together, and wakes the calls' thread
 //! once for what it has answered. A lone request does not travel at all: where nothing else is under way and the model
 //! is known to be quick, the thread that read it runs it.
 #![forbid(unsafe_code)]
@@ -27,12 +27,12 @@ use crate::status::Status;
 pub struct Engine {
     pub metrics: Metrics,
     batching: Mutex<Batching<Arc<Job>>>,
-    models: Vec<Model>,
+    model: Model,
     writer: ResponseWriter,
     /// Longer than this the thread that serves all connections does not stand still for one request.
     max_inline_us: u64,
     epoch: Instant,
-    work: Condvar,
+    has_work: Condvar,
     dispatch: Notify,
     settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
     deliver: Notify,
@@ -43,15 +43,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn new(limits: Limits, models: Vec<Model>, writer: ResponseWriter, max_inline_us: u64) -> Self {
+    pub fn new(limits: Limits, model: Model, writer: ResponseWriter, max_inline_us: u64) -> Self {
         Self {
             metrics: Metrics::new(),
             batching: Mutex::new(Batching::new(limits)),
-            models,
+            model,
             writer,
             max_inline_us,
             epoch: Instant::now(),
-            work: Condvar::new(),
+            has_work: Condvar::new(),
             dispatch: Notify::new(),
             settled: Mutex::new(Vec::new()),
             deliver: Notify::new(),
@@ -86,13 +86,13 @@ impl Engine {
         let mut batching = self.batching();
         let number = batching.submit(job, num_images, deadline_us, peer, now_us)?;
         let is_quick = (1..=self.max_inline_us).contains(&batching.batch_us(num_images, now_us));
-        let at_once = if is_lone && is_quick { batching.take(0, now_us).batch } else { None };
-        let is_needed = at_once.is_none() && batching.has_idle_instance();
+        let at_once = if is_lone && is_quick { batching.take(now_us).batch } else { None };
+        let is_needed = at_once.is_none() && batching.is_idle();
         let is_full = batching.has_full_batch();
         drop(batching);
         match at_once {
             Some(batch) => self.run_here(&batch),
-            None if is_needed && is_full => self.work.notify_one(), // what else has come in may be much
+            None if is_needed && is_full => self.has_work.notify_one(), // what else has come in may be much
             None if is_needed => self.dispatch.notify_one(),
             None => {}
         }
@@ -100,24 +100,21 @@ impl Engine {
     }
 
     fn run_here(&self, batch: &Batch<Arc<Job>>) {
-        let result = self.models[batch.instance].run(batch);
+        let result = self.model.run(batch);
         for (job, outcome) in self.conclude(batch, result) {
             job.settle(outcome);
         }
-        if self.num_waiting() > 0 {
-            self.work.notify_one(); // it came meanwhile, and found the device busy
-        }
     }
 
-    /// Wakes a device behind what has come in with the request that asks for it: what arrived together goes together.
+    /// Wakes the device behind what has come in with the request that asks for it: what arrived together goes together.
     pub async fn dispatch_forever(self: Arc<Self>) {
         loop {
             self.dispatch.notified().await;
-            self.work.notify_one();
+            self.has_work.notify_one();
         }
     }
 
-    /// Hands over what the devices have answered.
+    /// Hands over what the device has answered.
     pub async fn deliver_forever(self: Arc<Self>) {
         loop {
             self.deliver.notified().await;
@@ -128,10 +125,10 @@ impl Engine {
         }
     }
 
-    /// The life of a device's thread.
-    pub fn work_on(&self, instance: usize) {
-        self.models[instance].run_all(
-            || self.next_batch(instance),
+    /// The life of the device's thread.
+    pub fn work(&self) {
+        self.model.run_all(
+            || self.next_batch(),
             |batch, result| {
                 let outcomes = self.conclude(batch, result);
                 self.settle_soon(outcomes);
@@ -139,10 +136,10 @@ impl Engine {
         );
     }
 
-    fn next_batch(&self, instance: usize) -> Option<Arc<Batch<Arc<Job>>>> {
+    fn next_batch(&self) -> Option<Arc<Batch<Arc<Job>>>> {
         let mut batching = self.batching();
         loop {
-            let taken = batching.take(instance, self.now_us());
+            let taken = batching.take(self.now_us());
             if !taken.expired.is_empty() {
                 self.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
             }
@@ -152,14 +149,14 @@ impl Engine {
             if self.is_closed.load(Relaxed) {
                 return None;
             }
-            batching = self.work.wait(batching).unwrap_or_else(PoisonError::into_inner);
+            batching = self.has_work.wait(batching).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// Books a batch that has run, and makes the answers; answer i belongs to image i of the batch.
     fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Vec<f32>, Status>) -> Vec<(Arc<Job>, Outcome)> {
         let now_us = self.now_us();
-        let given_up = self.batching().finish(batch.instance, result.is_ok(), now_us);
+        let given_up = self.batching().finish(result.is_ok(), now_us);
         let took_us = now_us - batch.began_us;
         let outcomes = match result {
             Ok(logits) => self.answers(batch, &logits, took_us),
@@ -235,14 +232,14 @@ impl Engine {
         }
     }
 
-    /// Fails all that was admitted and not answered, and refuses what comes; the devices' threads end.
+    /// Fails all that was admitted and not answered, and refuses what comes; the device's thread ends.
     pub fn abandon(&self, reason: Status) {
         let jobs = {
             let mut batching = self.batching();
             self.is_closed.store(true, Relaxed);
             batching.abandon(reason.clone())
         };
-        self.work.notify_all();
+        self.has_work.notify_all();
         self.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
     }
 
@@ -251,13 +248,10 @@ impl Engine {
         for &size in sizes {
             let images = Bytes::from(vec![0; size * IMAGE_BYTES]);
             let job = Arc::new(Job::new(images, 1, None));
-            for instance in 0..self.models.len() {
-                let batch = self.batching().rehearse(instance, job.clone(), size, self.now_us());
-                let result = self.models[instance].run(&batch);
-                let is_ok = result.is_ok();
-                self.batching().finish(instance, is_ok, self.now_us());
-                result?;
-            }
+            let batch = self.batching().rehearse(job, size, self.now_us());
+            let result = self.model.run(&batch);
+            self.batching().finish(result.is_ok(), self.now_us());
+            result?;
         }
         Ok(())
     }

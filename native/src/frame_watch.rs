@@ -98,9 +98,11 @@ impl FrameWatch {
 /// here needs it, and it is written as a literal with its name: so its percent signs become dashes.
 fn mend_authority(headers: &mut [u8]) {
     const NAME: &[u8] = b":authority";
+    const HUFFMAN: u8 = 0x80; // such a value has no percent signs that could be seen
     let Some(start) = headers.windows(NAME.len()).position(|bytes| bytes == NAME) else { return };
     let value = &mut headers[start + NAME.len()..];
     if let Some(&length) = value.first()
+        && length & HUFFMAN == 0
         && let Some(authority) = value.get_mut(1..=length as usize)
     {
         authority.iter_mut().filter(|byte| **byte == b'%').for_each(|byte| *byte = b'-');
@@ -148,6 +150,19 @@ mod tests {
         assert!((0..20_000).all(|_| watch.see(&mut late.clone(), 0)));
         let reset = frame(3, 0, &[0; 4]);
         assert!(!(0..20_000).all(|_| watch.see(&mut reset.clone(), 0)));
+    }
+
+    #[test]
+    fn on_unix_sockets_percent_signs_of_an_authority_become_dashes_and_no_other_bytes_do() {
+        let headers_after = |length: u8| {
+            let mut watch = FrameWatch::new(0, true);
+            let block = [b":authority", &[length][..], b"a%2Fb", b"%another%header"].concat();
+            let mut bytes = [PREFACE, &frame(HEADERS, 4, &block)].concat();
+            watch.see(&mut bytes, 0);
+            bytes.split_off(bytes.len() - 20)
+        };
+        assert_eq!(headers_after(5), b"a-2Fb%another%header");
+        assert_eq!(headers_after(0x85), b"a%2Fb%another%header"); // Huffman's code
     }
 
     #[test]

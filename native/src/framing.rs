@@ -42,7 +42,8 @@ pub struct Raw {
 /// Finds the messages in what comes, however it is cut. One that comes in one piece is not copied.
 #[derive(Debug)]
 pub struct Decoder {
-    limit: usize,
+    /// Bytes of a message, compressed or not.
+    pub limit: usize,
     one: Bytes,
     many: BytesMut,
 }
@@ -123,7 +124,8 @@ pub fn framed(message: &[u8]) -> Bytes {
 
 fn too_large(what: String, limit: usize) -> Status {
     let cure = "send less at once, or raise --max-message-bytes";
-    Status::overloaded("MESSAGE_TOO_LARGE", format!("{what}, the limit is {limit}"), cure)
+    let status = Status::overloaded("MESSAGE_TOO_LARGE", format!("{what}, the limit is {limit}"), cure);
+    Status { pushback_ms: None, ..status } // later it is as large
 }
 
 #[cfg(test)]
@@ -186,7 +188,7 @@ mod tests {
         let mut decoder = Decoder::new(10);
         decoder.push(Bytes::from_static(&[0, 0, 0, 0, 11]));
         let refusal = decoder.next().unwrap_err();
-        assert_eq!(refusal.code, Code::ResourceExhausted);
+        assert_eq!((refusal.code, refusal.pushback_ms), (Code::ResourceExhausted, None));
         let cure = "send less at once, or raise --max-message-bytes";
         assert_eq!(refusal.message, format!("MESSAGE_TOO_LARGE: the message has 11 bytes, the limit is 10 ({cure})"));
     }

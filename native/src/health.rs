@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 
 use crate::body;
 use crate::call::Messages;
-
 use crate::framing::framed;
 use crate::job::Outcome;
 use crate::proto::grpc::health::v1::health_check_response::ServingStatus;
@@ -27,8 +26,8 @@ pub async fn check(server: &Server, messages: &mut Messages) -> Outcome {
 }
 
 /// The status now, and every one that follows, until the server leaves.
-pub async fn watch(server: Arc<Server>, messages: &mut Messages) -> Result<body::Messages, Status> {
-    let place = server.streams.take()?;
+pub async fn watch(server: Arc<Server>, peer: u64, messages: &mut Messages) -> Result<body::Messages, Status> {
+    let place = server.budgets.streams.take(peer, 1)?;
     let is_known = is_known(&service(messages).await?);
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {

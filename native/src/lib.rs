@@ -3,8 +3,10 @@
 //! From the outside in: listeners -> connection -> routes -> call -> classify -> engine -> batching, model.
 #![deny(unsafe_code)] // the files python.rs have what PyO3's macros make; every other file forbids it
 
+mod aside;
 mod batching;
 mod body;
+mod budget;
 mod call;
 mod classify;
 mod connection;
@@ -16,6 +18,7 @@ mod health;
 mod job;
 mod listeners;
 mod load_client;
+mod log;
 mod metrics;
 mod metrics_page;
 mod model;
@@ -30,7 +33,6 @@ mod server;
 mod serving;
 mod settings;
 mod status;
-mod streams;
 mod tls;
 mod tokens;
 mod waiting;

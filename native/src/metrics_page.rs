@@ -1,4 +1,4 @@
-//! The metrics as text for Prometheus, with the names, labels and buckets of serving/metrics_page.py.
+//! The metrics as text for Prometheus, with the names, labels and buckets of serving/metrics.py.
 #![forbid(unsafe_code)]
 
 use std::fmt::{Arguments, Write};

@@ -8,12 +8,12 @@ use pyo3::prelude::*;
 
 use crate::batching::Batch;
 use crate::job::Job;
+use crate::log;
 use crate::response::NUM_CLASSES;
 use crate::status::Status;
 
 pub const IMAGE_BYTES: usize = 28 * 28;
 
-/// One instance of the model.
 pub struct Model {
     /// max_batch_size images, which Python's `run` reads.
     images: PyBuffer<u8>,
@@ -52,14 +52,14 @@ impl Model {
     fn logits(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Result<Vec<f32>, Status> {
         self.fill(py, batch).ok_or_else(failed)?;
         let answer = self.run.call1(py, (batch.num_images,)).map_err(|error| {
-            error.print(py);
+            log::exception(py, "a batch failed", &error);
             failed()
         })?;
         let answer = answer.into_bound(py);
         if answer.is_none() {
             return Err(failed());
         }
-        checked(&answer, batch.num_images)
+        checked(&answer, batch.num_images).inspect_err(|status| log::error(py, &status.message))
     }
 
     fn fill(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Option<()> {

@@ -29,12 +29,14 @@ impl Peers {
         locked(&self.open).by_number.is_empty()
     }
 
-    /// A new one. Of too many, the one that has been idle for longest goes; None where none is idle.
+    /// A new one. Of too many, the one goes that has been idle for longest, those that have made no call before
+    /// others; None where none is idle.
     pub fn admit(&self, now_us: u64) -> Option<Arc<Peer>> {
         let mut open = locked(&self.open);
         if open.by_number.len() >= self.limit {
-            let idle = open.by_number.values().filter(|peer| peer.num_calls.load(Relaxed) == 0);
-            let oldest = idle.min_by_key(|peer| peer.last_use_us.load(Relaxed))?.clone();
+            let idle = open.by_number.values().filter(|peer| peer.is_idle());
+            let worth = |peer: &&Arc<Peer>| (peer.has_called.load(Relaxed), peer.last_use_us.load(Relaxed));
+            let oldest = idle.min_by_key(worth)?.clone();
             open.by_number.remove(&oldest.number);
             oldest.cut.notify_one();
         }
@@ -56,5 +58,27 @@ impl Peers {
                 peer.cut.notify_one();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_the_one_goes_that_has_made_no_call_and_then_the_one_that_was_idle_longest() {
+        let peers = Peers::new(4);
+        let called: Vec<Arc<Peer>> = (0..3).filter_map(|now_us| peers.admit(now_us)).collect();
+        called.iter().for_each(|peer| peer.has_called.store(true, Relaxed));
+        called[0].num_calls.store(1, Relaxed);
+        for now_us in 3..5 {
+            peers.admit(now_us).unwrap(); // the second instead of the first, who has not called either
+        }
+        let newest = peers.admit(5).unwrap();
+        newest.has_called.store(true, Relaxed);
+        peers.admit(6).unwrap().num_calls.store(1, Relaxed);
+        let mut left: Vec<u64> = locked(&peers.open).by_number.keys().copied().collect();
+        left.sort_unstable();
+        assert_eq!(left, [0, 2, 5, 6]);
     }
 }

@@ -11,28 +11,27 @@ use pyo3::prelude::*;
 
 use crate::batching::Limits;
 use crate::engine::Engine;
-use crate::listeners::{self, Listener};
 use crate::model::{Model, attached};
 use crate::response::ResponseWriter;
 use crate::server::{ServedModel, Server};
+use crate::serving;
 use crate::settings::Settings;
-use crate::{metrics_page, serving};
 
 #[pyclass(frozen, name = "Server")]
 struct PyServer {
     server: Arc<Server>,
-    num_instances: usize,
 }
 
 #[pymethods]
 impl PyServer {
-    /// `models`: for each instance its buffer for max_batch_size images, and `run(n) -> logits | None`.
+    /// `images`: a buffer for max_batch_size images; `run(n) -> logits | None`, of the first n in it.
     #[new]
     #[allow(clippy::too_many_arguments)] // Python names them
-    #[pyo3(signature = (settings, models, decode, check_images, *, name, version, classes, description))]
+    #[pyo3(signature = (settings, images, run, decode, check_images, *, name, version, classes, description))]
     fn new(
         settings: Settings,
-        models: Vec<(PyBuffer<u8>, Py<PyAny>)>,
+        images: PyBuffer<u8>,
+        run: Py<PyAny>,
         decode: Py<PyAny>,
         check_images: Py<PyAny>,
         name: String,
@@ -40,38 +39,31 @@ impl PyServer {
         classes: Vec<String>,
         description: Vec<u8>,
     ) -> PyResult<Self> {
-        let num_instances = models.len();
         let limits = Limits {
             max_batch_size: settings.max_batch_size,
             max_queue_size: settings.max_queue_size,
             hang_timeout_us: (settings.hang_timeout_s * 1e6) as u64,
-            num_instances,
         };
-        let models = models.into_iter().map(|(images, run)| Model::new(images, run)).collect();
         let writer = ResponseWriter::new(&name, &version, &classes);
-        let engine = Arc::new(Engine::new(limits, models, writer, settings.max_inline_us));
+        let engine = Arc::new(Engine::new(limits, Model::new(images, run), writer, settings.max_inline_us));
         let server = Server::new(settings, engine, ServedModel { name, version, description }, decode, check_images)?;
-        Ok(Self { server: Arc::new(server), num_instances })
+        Ok(Self { server: Arc::new(server) })
     }
 
-    /// Opens what it is to listen on, and begins to accept; returns the addresses, those of the metrics behind.
-    fn start(&self) -> PyResult<(Vec<String>, Vec<String>)> {
-        let settings = &self.server.settings;
-        let (calls, scrapes) = (open_all(&settings.listen)?, open_all(&settings.metrics_listen)?);
-        let addresses = (addresses_of(&calls)?, addresses_of(&scrapes)?);
+    /// Begins to accept, on sockets that listen: their descriptors are handed over, those of the metrics behind.
+    fn start(&self, sockets: Vec<i32>, metrics_sockets: Vec<i32>) -> PyResult<()> {
+        let [calls, scrapes] = [sockets, metrics_sockets].map(|numbers| numbers.into_iter().map(owned).collect());
         let server = self.server.clone();
         thread::Builder::new().name("calls".into()).spawn(move || attached(|| serving::run(server, calls, scrapes)))?;
-        Ok(addresses)
+        Ok(())
     }
 
-    /// Measures the model at these batch sizes, gives every instance its thread, and says SERVING.
+    /// Measures the model at these batch sizes, gives it its thread, and says SERVING.
     fn set_serving(&self, py: Python<'_>, batch_sizes: Vec<usize>) -> PyResult<()> {
         let engine = &self.server.engine;
         py.detach(|| engine.rehearse(&batch_sizes)).map_err(|status| PyRuntimeError::new_err(status.message))?;
-        for instance in 0..self.num_instances {
-            let engine = engine.clone();
-            thread::Builder::new().name("device".into()).spawn(move || engine.work_on(instance))?;
-        }
+        let engine = engine.clone();
+        thread::Builder::new().name("device".into()).spawn(move || engine.work())?;
         self.server.set_warm();
         Ok(())
     }
@@ -92,22 +84,6 @@ impl PyServer {
         let images = self.server.metrics().images.load(std::sync::atomic::Ordering::Relaxed);
         (self.server.num_answered(), images, self.server.engine.num_waiting())
     }
-
-    /// The page for Prometheus.
-    fn metrics(&self) -> String {
-        metrics_page::text(&self.server)
-    }
-}
-
-fn open_all(addresses: &[String]) -> PyResult<Vec<Listener>> {
-    let mut opened = Vec::new();
-    for address in addresses {
-        match address.strip_prefix("fd:").map(str::parse) {
-            Some(number) => opened.push(listeners::inherited(owned(number?))?),
-            None => opened.extend(listeners::open(address)?),
-        }
-    }
-    Ok(opened)
 }
 
 /// The one thing that the compiler must take on trust: whoever names a descriptor hands it over.
@@ -115,10 +91,6 @@ fn open_all(addresses: &[String]) -> PyResult<Vec<Listener>> {
 fn owned(number: i32) -> OwnedFd {
     // SAFETY: Python's side duplicates the descriptor for us and does not use the copy.
     unsafe { OwnedFd::from_raw_fd(number) }
-}
-
-fn addresses_of(listeners: &[Listener]) -> PyResult<Vec<String>> {
-    Ok(listeners.iter().map(Listener::address).collect::<std::io::Result<_>>()?)
 }
 
 #[pymodule]

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use prost::Message;
@@ -10,7 +10,7 @@ use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use tokio::sync::mpsc;
 
 use crate::body;
-use crate::call::Messages;
+use crate::call::{Call, Messages};
 use crate::framing::framed;
 use crate::proto::grpc::reflection::v1::server_reflection_request::MessageRequest as Ask;
 use crate::proto::grpc::reflection::v1::server_reflection_response::MessageResponse as Reply;
@@ -18,7 +18,6 @@ use crate::proto::grpc::reflection::v1::{
     ErrorResponse, FileDescriptorResponse, ListServiceResponse, ServerReflectionRequest, ServerReflectionResponse,
     ServiceResponse,
 };
-use crate::server::Server;
 use crate::status::{Code, Status};
 
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
@@ -68,8 +67,8 @@ fn add_message(symbols: &mut Vec<String>, parent: &str, message: &DescriptorProt
 }
 
 /// Answers every question of a stream, in turn.
-pub fn converse(server: &Arc<Server>, mut messages: Messages) -> Result<body::Messages, Status> {
-    let place = server.streams.take()?;
+pub fn converse(call: &Call, mut messages: Messages) -> Result<body::Messages, Status> {
+    let place = call.server.budgets.streams.take(call.peer.number, 1)?;
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let _place = place;

@@ -80,10 +80,13 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
         "/grpc.health.v1.Health/Check" => {
             Ok(body::answer(health::check(&call.server, &mut messages).await?, unsent(call)))
         }
-        "/grpc.health.v1.Health/Watch" => health::watch(call.server.clone(), &mut messages).await.map(body::stream),
+        "/grpc.health.v1.Health/Watch" => {
+            let (server, peer) = (call.server.clone(), call.peer.number);
+            health::watch(server, peer, &mut messages).await.map(body::stream)
+        }
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
         | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
-            reflection::converse(&call.server, messages).map(body::stream)
+            reflection::converse(call, messages).map(body::stream)
         }
         _ => {
             Err(Status::new(Code::Unimplemented, "UNKNOWN_METHOD", "this method is not served here", "see reflection"))
@@ -94,12 +97,12 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
 /// Of a method of the classifier, which refuses in a drain, and of messages that came late for it too.
 async fn only_message(call: &mut Call, messages: &mut Messages) -> Result<Bytes, Status> {
     call.server.check_is_serving()?;
-    let message = messages.next().await?.ok_or_else(|| Status::no_message("send one"))?;
+    let raw = messages.next_raw().await?.ok_or_else(|| Status::no_message("send one"))?;
     call.server.check_is_serving()?;
     call.take_place()?;
-    Ok(message)
+    messages.inflated(raw).await
 }
 
 fn unsent(call: &Call) -> Unsent {
-    Unsent::new(call.peer.clone(), call.server.engine.now_us())
+    Unsent::new(call.peer.clone(), call.server.engine.clone())
 }

@@ -26,7 +26,6 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For as long as the server lives, its drain included. When there are too many scrapers, the next is turned away.
 pub async fn serve(server: Arc<Server>, listener: Listener) {
-    let Ok(listener) = listener.into_tokio() else { return };
     let places = Arc::new(Semaphore::new(MAX_SCRAPES));
     loop {
         let Ok(io) = listener.accept().await else {

@@ -9,14 +9,13 @@ use pyo3::prelude::*;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
+use crate::budget::Budgets;
 use crate::connection::{self, Io};
 use crate::engine::{Engine, locked};
 use crate::metrics::{Method, Metrics};
 use crate::peers::Peers;
-use crate::pictures::Decoding;
 use crate::settings::Settings;
 use crate::status::{Code, Status};
-use crate::streams::Streams;
 use crate::tls::Tls;
 use crate::tokens::Tokens;
 use crate::waiting::Waiting;
@@ -47,13 +46,10 @@ pub struct Server {
     pub check_images: Py<PyAny>,
     tls: Option<Tls>,
     pub tokens: Option<Tokens>,
-    pub decoding: Decoding,
     pub waiting: Waiting,
-    pub streams: Streams,
-    /// Calls under way, and those of them whose message has come.
+    pub budgets: Budgets,
+    /// Calls under way.
     pub num_calls: AtomicUsize,
-    pub num_places: AtomicUsize,
-    pub unread_bytes: AtomicUsize,
     phase: watch::Sender<Phase>,
     stop: Notify,
     peers: Peers,
@@ -75,16 +71,13 @@ impl Server {
             tokens: settings.open_tokens()?,
             peers: Peers::new(settings.max_connections),
             waiting: Waiting::new(settings.max_waiting_for_messages()),
+            budgets: Budgets::new(&settings),
             settings,
             engine,
             model,
             decode,
             check_images,
-            decoding: Decoding::default(),
-            streams: Streams::default(),
             num_calls: AtomicUsize::new(0),
-            num_places: AtomicUsize::new(0),
-            unread_bytes: AtomicUsize::new(0),
             phase: watch::Sender::new(Phase::Warming),
             stop: Notify::new(),
             outcome: Mutex::new(None),

@@ -1,6 +1,7 @@
-//! The runtime that all connections live in, and the loops that accept them.
+//! The thread that all connections live in, and the loops that accept them.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,17 +15,17 @@ use crate::server::{Phase, Server};
 const BLOCKING_THREADS: usize = 2;
 
 /// Serves until the drain has ended.
-pub fn run(server: Arc<Server>, calls: Vec<Listener>, scrapes: Vec<Listener>) {
-    let runtime = match runtime(server.settings.io_threads) {
+pub fn run(server: Arc<Server>, calls: Vec<OwnedFd>, scrapes: Vec<OwnedFd>) {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return server.end(Err(format!("NO_RUNTIME: {error}"))),
     };
     let outcome = runtime.block_on(async {
-        for listener in calls {
-            tokio::spawn(accept(server.clone(), listener));
+        for socket in calls {
+            tokio::spawn(accept(server.clone(), Listener::new(socket).map_err(bad_socket)?));
         }
-        for listener in scrapes {
-            tokio::spawn(scrapes::serve(server.clone(), listener));
+        for socket in scrapes {
+            tokio::spawn(scrapes::serve(server.clone(), Listener::new(socket).map_err(bad_socket)?));
         }
         server.clone().live().await
     });
@@ -32,18 +33,16 @@ pub fn run(server: Arc<Server>, calls: Vec<Listener>, scrapes: Vec<Listener>) {
     server.end(outcome);
 }
 
-/// One thread where one is enough: it saves the hand-overs between them.
-fn runtime(num_threads: usize) -> std::io::Result<Runtime> {
-    let mut builder = match num_threads {
-        0 | 1 => Builder::new_current_thread(),
-        _ => Builder::new_multi_thread(),
-    };
-    builder.worker_threads(num_threads.max(1)).max_blocking_threads(BLOCKING_THREADS).thread_name("calls");
-    builder.enable_all().build()
+/// One thread is enough: it saves the hand-overs between several.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().max_blocking_threads(BLOCKING_THREADS).enable_all().build()
+}
+
+fn bad_socket(error: std::io::Error) -> String {
+    format!("BAD_SOCKET: {error}")
 }
 
 async fn accept(server: Arc<Server>, listener: Listener) {
-    let Ok(listener) = listener.into_tokio() else { return };
     let mut phase = server.phase();
     loop {
         let accepted = tokio::select! {

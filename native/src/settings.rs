@@ -12,18 +12,12 @@ use crate::tokens::Tokens;
 #[derive(Clone, Debug, FromPyObject)]
 #[pyo3(from_item_all)]
 pub struct Settings {
-    /// Where to listen: `host:port`, `[v6]:port`, `unix:path`, or `fd:number` of a socket that listens already.
-    pub listen: Vec<String>,
-    /// Where the metrics are; empty for nowhere.
-    pub metrics_listen: Vec<String>,
     /// PEM files: the server's certificate and key, and the authority of its clients' certificates.
     pub tls_certificate: Option<String>,
     pub tls_key: Option<String>,
     pub tls_client_authority: Option<String>,
     /// A file of digests; None lets everybody call.
     pub tokens: Option<String>,
-    /// Threads that serve connections.
-    pub io_threads: usize,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
     pub max_inline_us: u64,
     pub max_batch_size: usize,
@@ -70,10 +64,5 @@ impl Settings {
     /// Calls of which the headers have come and the message has not.
     pub fn max_waiting_for_messages(&self) -> usize {
         (self.max_concurrent_requests / 2).max(1)
-    }
-
-    /// Bytes of messages that are not whole, or are about to be looked at.
-    pub fn max_unread_bytes(&self) -> usize {
-        self.max_encoded_bytes
     }
 }

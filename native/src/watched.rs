@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use crate::engine::locked;
+use crate::log;
 
 /// What shows that a file has changed: links to new files, as Kubernetes lays them, are followed.
 type Stamp = Vec<Option<(SystemTime, u64)>>;
@@ -39,7 +40,7 @@ impl<T> Watched<T> {
         *locked(&self.stamp) = stamp;
         match (self.load)() {
             Ok(value) => *locked(&self.value) = Arc::new(value),
-            Err(error) => eprintln!("atelier: warning: {error}; what was read before stays in force"),
+            Err(error) => log::warning(&format!("{error}: what was read before stays")),
         }
     }
 }

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import os
 import re
 import resource
 import socket
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 # The thread that read a lone request runs it itself if that takes no longer than this: handing it to another thread
 # and back costs as much as the model. A GPU may hang; what runs there has a thread of its own, which is watched.
 MAX_INLINE_US = 500
-IO_THREADS = 1
 MAX_CONNECTIONS = 2048
 SPARE_FILES = 100  # that are no connections
 WRITE_TIMEOUT_S = 5.0
@@ -59,11 +59,13 @@ def serve(process: Process) -> None:
     server = NativeServer(
         process.config,
         model,
-        listen=_handed_over(process.sockets),
-        metrics_listen=_handed_over(process.metrics_sockets),
+        sockets=process.sockets,
+        metrics_sockets=process.metrics_sockets,
         num_restarts=process.num_restarts,
     )
     server.start()
+    for each in process.sockets:  # Rust has its own: when that closes them in a drain, nobody keeps the port open
+        each.close()
     process.tell_ready(model)
     try:
         _wait(server, process)
@@ -92,27 +94,25 @@ class NativeServer:
         config: ServerConfig,
         model: ServedModel,
         *,
-        listen: Sequence[str],
-        metrics_listen: Sequence[str] = (),
+        sockets: Sequence[socket.socket],
+        metrics_sockets: Sequence[socket.socket] = (),
         num_restarts: int = 0,
         write_timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
-        """`listen`: host:port, unix:path, or fd:number of a socket that listens and is handed over.
+        """The sockets listen, and stay the caller's.
 
         Raises ConfigurationError (BAD_TLS, BAD_TOKENS) for files that are not what they must be.
         """
-        self.addresses: list[str] = []  # once it has started
         self._model = model
+        self._sockets, self._metrics_sockets = sockets, metrics_sockets
         settings = _settings(config, model) | {
-            "listen": list(listen),
-            "metrics_listen": list(metrics_listen),
             "num_restarts": num_restarts,
             "write_timeout_s": write_timeout_s,
         }
         try:
             self._server = atelier_native.Server(
                 settings,
-                [_instance(model.backend)],
+                *_images_and_run(model.backend),
                 _decode,
                 _check_images,
                 name=model.manifest.model_name,
@@ -124,8 +124,8 @@ class NativeServer:
             raise _configuration_error(error) from None
 
     def start(self) -> None:
-        """Listens, warms up; then health says SERVING."""
-        self.addresses, _ = self._server.start()
+        """Accepts, warms up; then health says SERVING."""
+        self._server.start(_duplicates(self._sockets), _duplicates(self._metrics_sockets))
         self._model.backend.warm_up()
         # Twice: from these runs it learns the model's pace.
         self._server.set_serving(sorted({1, self._model.backend.max_batch_size}) * 2)
@@ -177,14 +177,14 @@ def _failure_from(outcome: str) -> ProgramError:
     if word.startswith("BACKEND_"):
         cure = "another process takes over; the errors above say why, nvidia-smi whether a GPU is in order"
         return DeviceError(word, what.partition(" (")[0], cure)
-    return ProgramError(word, what, "raise --drain-timeout-s" if word == "DRAIN_TIMEOUT" else "see the errors above")
+    cure = "raise --drain-timeout-s" if word == "DRAIN_TIMEOUT" else "start it again"
+    return ProgramError(word, what, cure)
 
 
 def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
     backend = model.backend
     may_run_inline = (backend.name, backend.device) == ("onnxruntime", "cpu")
     return {name: getattr(config, name) for name in SETTINGS} | {
-        "io_threads": IO_THREADS,
         "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
         "max_batch_size": backend.max_batch_size,
         "max_connections": _max_connections(),
@@ -210,12 +210,12 @@ def _path(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _handed_over(sockets: Sequence[socket.socket]) -> list[str]:
-    """Gives the sockets to Rust, which closes them when it drains; this process keeps none open."""
-    return [f"fd:{each.detach()}" for each in sockets]
+def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
+    """Duplicates the sockets for Rust, which closes its own."""
+    return [os.dup(each.fileno()) for each in sockets]
 
 
-def _instance(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
+def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
     """Returns the buffer that Rust fills with images, and what runs its first n."""
     images: Images = np.zeros((backend.max_batch_size, *IMAGE_SHAPE), np.uint8)
     views = [images[:count] for count in range(backend.max_batch_size + 1)]

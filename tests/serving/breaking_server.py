@@ -27,8 +27,9 @@ BROKEN = RuntimeError("CUDA error 700: an illegal memory access was encountered"
 class BreakingBackend(FakeBackend):
     """Answers `num_batches` after its warm-up, and then fails whatever is asked of it."""
 
-    def __init__(self, num_batches: float, slow_s: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, config: ServerConfig, num_batches: float, slow_s: float, image_s: float) -> None:
+        super().__init__(config.max_batch_size or 64)
+        self._image_s = image_s
         self._num_left = num_batches
         self._slow_s = slow_s
 
@@ -36,6 +37,7 @@ class BreakingBackend(FakeBackend):
         if images.any():  # what a front end tries before it serves is black
             self._num_left -= 1
             time.sleep(self._slow_s)
+        time.sleep(self._image_s * len(images))
         if self._num_left < 0:
             raise BROKEN
         return super().infer(images)
@@ -53,6 +55,7 @@ class BreakingVersion(ModelVersion):
     num_starts: Any
     failing_starts: list[int]
     slow_s: float
+    image_s: float
 
     def open(self, config: ServerConfig) -> ServedModel:
         with self.num_starts:
@@ -62,7 +65,7 @@ class BreakingVersion(ModelVersion):
             raise ResourceUnavailableError("NO_GPU", "the device has gone", "plug it in")
         say(f"process {number} starts")
         lives = self.lives[number] if number < len(self.lives) else float("inf")
-        backend = BreakingBackend(lives, self.slow_s)
+        backend = BreakingBackend(config, lives, self.slow_s, self.image_s)
         return ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
 
 
@@ -71,6 +74,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--lives", type=lambda text: [int(word) for word in text.split(",")], default=[])
     parser.add_argument("--failing-starts", type=lambda text: [int(word) for word in text.split(",")], default=[])
     parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
+    parser.add_argument("--image-s", type=float, default=0.0, help="that each image takes")
     options, settings = parser.parse_known_args(arguments)
     version = BreakingVersion(
         directory=Path(),
@@ -78,6 +82,7 @@ def main(arguments: list[str]) -> int:
         lives=options.lives,
         failing_starts=options.failing_starts,
         slow_s=options.slow_s,
+        image_s=options.image_s,
         num_starts=multiprocessing.get_context("fork").Value("i", 0),
     )
     return serve_version(parse_arguments(settings), version)

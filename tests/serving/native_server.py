@@ -10,18 +10,34 @@ import grpc
 
 from serving.config import ServerConfig
 from serving.frontends.native import NativeServer
+from serving.listening import Listening
 from serving.models import ServedModel
 from tests.serving.fake_backend import MANIFEST, FakeBackend
 from tests.serving.test_server import Calls
 
 
+class ListeningServer(NativeServer):
+    """A server with sockets of its own, which are closed at its end."""
+
+    def __init__(
+        self, config: ServerConfig, served: ServedModel, *, hosts: Sequence[str], write_timeout_s: float
+    ) -> None:
+        self.listening = Listening(hosts, 0)
+        self.addresses = self.listening.addresses
+        try:
+            super().__init__(config, served, sockets=self.listening.sockets, write_timeout_s=write_timeout_s)
+        except BaseException:
+            self.listening.close()
+            raise
+
+
 def started(
-    backend: FakeBackend, *, listen: Sequence[str] = ("127.0.0.1:0",), write_timeout_s: float = 5.0, **settings: Any
-) -> NativeServer:
+    backend: FakeBackend, *, hosts: Sequence[str] = ("127.0.0.1",), write_timeout_s: float = 5.0, **settings: Any
+) -> ListeningServer:
     """A server that serves. What the device ran while its pace was measured is forgotten."""
     config = ServerConfig(port=0, **{"lame_duck_s": 0.05, "metrics_port": 0, **settings})
     served = ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
-    server = NativeServer(config, served, listen=listen, write_timeout_s=write_timeout_s)
+    server = ListeningServer(config, served, hosts=hosts, write_timeout_s=write_timeout_s)
     is_open = backend.gate.is_set()
     backend.gate.set()
     server.start()
@@ -32,10 +48,11 @@ def started(
     return server
 
 
-def end_of(server: NativeServer) -> None:
-    """Waits until the server has stopped. Raises ProgramError where it ended badly."""
-    while not server.wait(0.2):
-        pass
+def end_of(server: ListeningServer) -> None:
+    """Waits until the server has stopped. Raises ProgramError if it ended badly."""
+    with server.listening:
+        while not server.wait(0.2):
+            pass
 
 
 @asynccontextmanager

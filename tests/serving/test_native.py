@@ -1,7 +1,6 @@
 """The native front end, held to what test_server.py holds grpcio's to; and what only it promises."""
 
 import asyncio
-import os
 import socket
 import struct
 import time
@@ -23,16 +22,19 @@ pytest.importorskip("atelier_native", reason="the native front end is not built 
 
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
+from loadtest.attack import bombs
 from loadtest.server_process import server_process
 from serving.batching.batcher import Answer
+from serving.config import ServerConfig
 from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.native import NativeServer
+from serving.listening import Listening
 from serving.metrics import Metrics
 from serving.models import ServedModel
 from serving.process import labels_of
 from tests.serving import test_server as cases
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend
-from tests.serving.native_server import end_of, native_serving, started
+from tests.serving.native_server import ListeningServer, end_of, native_serving, started
 from tests.serving.test_server import (  # noqa: F401 - collected here too, over the other front end
     test_answers_come_in_request_order_with_names_and_probabilities,
     test_answers_tell_the_size_of_the_batch_that_they_ran_in,
@@ -71,7 +73,7 @@ CLASSIFY = f"/{SERVICE}/Classify"
 
 
 @contextmanager
-def server_of(backend: FakeBackend, **settings: Any) -> Iterator[NativeServer]:
+def server_of(backend: FakeBackend, **settings: Any) -> Iterator[ListeningServer]:
     server = started(backend, **settings)
     try:
         yield server
@@ -90,37 +92,21 @@ def label_from(target: str, label: int, **options: Any) -> int:
     return found
 
 
-def test_it_listens_on_several_addresses_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with server_of(FakeBackend(), listen=("127.0.0.1:0", "[::1]:0", f"unix:{path}")) as server:
+def test_it_serves_on_all_sockets_that_it_is_given(tmp_path: Path) -> None:
+    with server_of(FakeBackend(), hosts=("127.0.0.1", "::1", f"unix:{tmp_path / 'socket'}")) as server:
         assert [label_from(target, 3) for target in server.addresses] == [3, 3, 3]
-        assert server.addresses[2] == f"unix:{path}"
-    assert not path.exists()
 
 
-def test_stale_unix_socket_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(path))
-    listen = (f"unix:{path}",)
-    with server_of(FakeBackend(), listen=listen), pytest.raises(OSError, match="another server listens there"):
-        started(FakeBackend(), listen=listen)
-
-
-def test_port_in_use_is_refused_and_the_first_goes_on() -> None:
-    with server_of(FakeBackend()) as server:
-        with pytest.raises(OSError, match="in use"):
-            started(FakeBackend(), listen=(server.addresses[0],))
-        assert label_from(server.addresses[0], 7) == 7
-
-
-def test_socket_that_listens_already_is_taken_over_and_stays_open_for_the_next_process() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        target = f"127.0.0.1:{held.getsockname()[1]}"
+def test_sockets_stay_open_for_the_next_process() -> None:
+    with Listening(["127.0.0.1"], 0) as listening:
         for label in (4, 5):  # one server after the other
-            with server_of(FakeBackend(), listen=(f"fd:{os.dup(held.fileno())}",)) as server:
-                assert server.addresses == [target]
-                assert label_from(target, label) == label
+            served = ServedModel(manifest=MANIFEST, backend=FakeBackend(), sha256="")
+            server = NativeServer(ServerConfig(port=0), served, sockets=listening.sockets)
+            server.start()
+            assert label_from(listening.addresses[0], label) == label
+            server.stop()
+            while not server.wait(0.2):
+                pass
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
@@ -237,7 +223,9 @@ def test_large_request_is_split_and_its_answers_come_in_order() -> None:
     ],
     ids=["nan", "shape", "rows", "float64"],
 )
-def test_nonsense_from_the_backend_is_internal_for_exactly_that_batch(logits: Any) -> None:
+def test_nonsense_from_the_backend_is_internal_for_exactly_that_batch(
+    logits: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     backend = FakeBackend()
     with server_of(backend) as server:
         backend.answer = logits
@@ -248,10 +236,11 @@ def test_nonsense_from_the_backend_is_internal_for_exactly_that_batch(logits: An
     failure: Any = caught.value
     assert failure.code() is grpc.StatusCode.INTERNAL
     assert failure.details().startswith("BAD_OUTPUT: the backend answered with ")
+    assert "BAD_OUTPUT: the backend answered with " in caplog.text
 
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 END_STREAM, END_HEADERS = 1, 4
 NO_WINDOW = struct.pack(">HI", 4, 0)
 
@@ -269,7 +258,7 @@ def header_block(path: bytes) -> bytes:
 
 
 @contextmanager
-def raw_connection(server: NativeServer, settings: bytes = b"") -> Iterator[socket.socket]:
+def raw_connection(server: ListeningServer, settings: bytes = b"") -> Iterator[socket.socket]:
     host, _, port = server.addresses[0].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5) as client:
         client.sendall(PREFACE + frame(SETTINGS, payload=settings))
@@ -292,6 +281,125 @@ def test_client_that_opens_no_window_loses_its_connection() -> None:
             client.sendall(frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))
             assert 0.4 < seconds_to_close(client) < 2.0
         assert label_from(server.addresses[0], 2) == 2
+
+
+def test_client_that_reads_slowly_and_all_the_time_keeps_its_connection() -> None:
+    message = cases.request(1, top_k=10).SerializeToString()
+    with server_of(FakeBackend(), write_timeout_s=0.4) as server, raw_connection(server, NO_WINDOW) as client:
+        streams = range(1, 41, 2)
+        for stream in streams:
+            client.sendall(frame(HEADERS, END_HEADERS, stream, header_block(CLASSIFY.encode())))
+            client.sendall(frame(DATA, END_STREAM, stream, struct.pack(">BI", 0, len(message)) + message))
+        answers = b""
+        for stream in streams:
+            time.sleep(0.1)
+            client.sendall(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 4096)))
+            answers += client.recv(65536)
+        while answers.count(b"Shirt") < len(streams):
+            piece = client.recv(65536)
+            assert piece, f"cut after {answers.count(b'Shirt')} answers"
+            answers += piece
+
+
+def heavy_requests() -> dict[str, tuple[bytes, bytes]]:
+    """Small messages that take long: more headers, and the message."""
+    gzipped = b"\0\x0dgrpc-encoding\x04gzip"
+    picture = pb.ClassifyRequest(pictures=[bombs.blank_png(bombs.ALLOWED_SIDE)]).SerializeToString()
+    return {
+        "picture": (b"", struct.pack(">BI", 0, len(picture)) + picture),
+        "gzip": (gzipped, struct.pack(">BI", 1, len(ZEROS)) + ZEROS),
+    }
+
+
+ZEROS = bombs.zeros_gzipped(16)
+
+
+@pytest.mark.parametrize("kind", ["picture", "gzip"])
+def test_slow_work_for_a_client_that_has_gone_is_never_done(kind: str) -> None:
+    extra, message = heavy_requests()[kind]
+    headers = header_block(CLASSIFY.encode()) + extra
+    with server_of(FakeBackend()) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        picture = pb.ClassifyRequest(pictures=[bombs.blank_png(28)]).SerializeToString()
+        with raw_connection(server) as client:
+            for stream in range(1, 300, 2):
+                client.sendall(frame(HEADERS, END_HEADERS, stream, headers))
+                for place in range(0, len(message), 16384):
+                    client.sendall(frame(DATA, 0, stream, message[place : place + 16384]))
+                client.sendall(frame(DATA, END_STREAM, stream))
+                client.sendall(frame(RST_STREAM, 0, stream, struct.pack(">I", 8)))
+            time.sleep(0.2)
+            began_s = time.monotonic()
+            call(picture, timeout=20)
+            assert time.monotonic() - began_s < 0.5
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_millions_of_empty_pictures_are_refused_before_they_are_read(compression: grpc.Compression) -> None:
+    with server_of(FakeBackend()) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\x12\0" * 8_000_000, timeout=5, compression=compression)
+    failure: Any = caught.value
+    assert failure.details() == "TOO_MANY_IMAGES: more than 1024 images in one request (send at most 1024)"
+
+
+def test_one_connection_cannot_hold_all_the_room_for_messages() -> None:
+    sizes = {"max_images_per_request": 64, "max_message_bytes": 51_200, "max_encoded_bytes": 4 * 51_200}
+    begun = struct.pack(">BI", 0, 51_200) + bytes(51_000)
+    with server_of(FakeBackend(), **sizes) as server, raw_connection(server) as client:
+        for stream in range(1, 11, 2):
+            client.sendall(frame(HEADERS, END_HEADERS, stream, header_block(CLASSIFY.encode())))
+            for place in range(0, len(begun), 16384):
+                client.sendall(frame(DATA, 0, stream, begun[place : place + 16384]))
+        time.sleep(0.2)
+        with grpc.insecure_channel(server.addresses[0]) as channel:
+            call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+            reply = call(cases.request(*[3] * 64).SerializeToString(), timeout=5)
+        assert len(reply.classifications) == 64
+
+
+def test_one_connection_cannot_hold_all_the_places_of_watchers() -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend()) as (server, calls, _):
+            watch = "/grpc.health.v1.Health/Watch"
+            of_one: Any = calls.channel.unary_stream(watch)
+            watchers = [of_one(b"") for _ in range(65)]
+            told = await asyncio.gather(*[each.read() for each in watchers], return_exceptions=True)
+            refused = [each for each in told if isinstance(each, grpc.aio.AioRpcError)]
+            assert [(each.details() or "").partition(":")[0] for each in refused] == ["TOO_MANY_STREAMS"]
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            async with grpc.aio.insecure_channel(server.addresses[0], options=options) as another:
+                of_another: Any = another.unary_stream(watch)
+                assert await of_another(b"").read() == b"\x08\x01"
+
+    cases.run(test())
+
+
+def test_conversation_may_have_pauses() -> None:
+    async def test() -> None:
+        async with native_serving(FakeBackend(), message_timeout_s=0.2) as (_, calls, _):
+            path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+            talk: Any = calls.channel.stream_stream(path)()
+            question = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+            for _ in range(2):
+                await talk.write(question)
+                assert SERVICE.encode() in await talk.read()
+                await asyncio.sleep(0.4)
+
+    cases.run(test())
+
+
+def test_file_that_cannot_be_read_again_is_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("0" * 64)
+    with server_of(FakeBackend(), tokens=tokens):
+        tokens.write_text("nonsense")
+        until_s = time.monotonic() + 5
+        while not caplog.records and time.monotonic() < until_s:
+            time.sleep(0.05)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.text.rstrip().endswith("SHA-256): what was read before stays")
 
 
 def test_flood_of_pings_loses_its_connection() -> None:

@@ -3,6 +3,8 @@
 
 /// What one batch weighs against all before it.
 const WEIGHT: f64 = 0.05;
+/// Batches until there is a line to be far from.
+const LEARNING: u64 = 4;
 /// An estimate that no batch has confirmed for so long is halved, again and again: one slow batch must not have
 /// everything refused that would set it right.
 const HALVED_EVERY_US: f64 = 500_000.0;
@@ -14,6 +16,9 @@ pub struct Pace {
     images_squared: f64,
     us: f64,
     images_us: f64,
+    /// How far a batch was from the line, in the mean.
+    deviation_us: f64,
+    num_observed: u64,
     last_us: u64,
 }
 
@@ -23,6 +28,10 @@ impl Pace {
         let weight = if self.images == 0.0 { 1.0 } else { WEIGHT };
         // One batch of many that were faster says nothing: a pause of the whole process is not the model's pace.
         let expected = self.line_us(n);
+        self.num_observed += 1;
+        if self.num_observed > LEARNING {
+            self.deviation_us += ((t - expected).abs() - self.deviation_us) * WEIGHT;
+        }
         let t = if self.images == 0.0 { t } else { t.min(4.0 * expected + 200.0) };
         for (mean, value) in
             [(&mut self.images, n), (&mut self.images_squared, n * n), (&mut self.us, t), (&mut self.images_us, n * t)]
@@ -37,6 +46,11 @@ impl Pace {
         let age = now_us.saturating_sub(self.last_us) as f64;
         let belief = if age <= HALVED_EVERY_US { 1.0 } else { 0.5_f64.powf(age / HALVED_EVERY_US - 1.0) };
         (self.line_us(num_images as f64) * belief) as u64
+    }
+
+    /// By how much a batch may miss what is expected of it; thrice the mean, as a time-out of TCP allows (RFC 6298).
+    pub fn margin_us(&self) -> u64 {
+        (3.0 * self.deviation_us) as u64
     }
 
     fn line_us(&self, n: f64) -> f64 {

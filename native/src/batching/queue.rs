@@ -1,4 +1,4 @@
-//! The queue of one model, and the batches that its devices run.
+//! The queue of one model, and the batch that its device runs.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,8 +9,10 @@ use crate::status::{RETRY, Status};
 
 /// In a row: one may be its images' fault, or want of memory that is free again at the next.
 const MAX_FAILED_BATCHES: usize = 3;
-/// For the answer's way back to the client, and for what the pace does not see.
+/// For the answer's way back to the client, and for what the pace does not see: this, and a part of the time that is left,
+/// for a client's clock began before ours. A device that is busy loses nothing by it: the queue is only a little shorter.
 const MARGIN_US: u64 = 1_000;
+const MARGIN_SHARE: u64 = 8;
 
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -18,8 +20,6 @@ pub struct Limits {
     /// Images that wait.
     pub max_queue_size: usize,
     pub hang_timeout_us: u64,
-    /// Devices, or models on one: batches that run at once.
-    pub num_instances: usize,
 }
 
 /// A request that waits, or a part of it.
@@ -57,7 +57,6 @@ impl<P> Part<P> {
 
 #[derive(Debug)]
 pub struct Batch<P> {
-    pub instance: usize,
     pub parts: Vec<Part<P>>,
     pub num_images: usize,
     pub began_us: u64,
@@ -78,7 +77,7 @@ pub struct Batching<P> {
     waiting: BTreeMap<u64, Request<P>>, // by their numbers: first in, first out
     num_waiting: usize,                 // images
     waiting_of_peer: HashMap<u64, usize>,
-    running: Vec<Option<Arc<Batch<P>>>>,
+    running: Option<Arc<Batch<P>>>,
     next_number: u64,
     num_failed: usize, // batches in a row
     refusal: Option<Status>,
@@ -86,14 +85,13 @@ pub struct Batching<P> {
 
 impl<P: Clone> Batching<P> {
     pub fn new(limits: Limits) -> Self {
-        let running = (0..limits.num_instances).map(|_| None).collect();
         Self {
             limits,
             pace: Pace::default(),
             waiting: BTreeMap::new(),
             num_waiting: 0,
             waiting_of_peer: HashMap::new(),
-            running,
+            running: None,
             next_number: 0,
             num_failed: 0,
             refusal: None,
@@ -105,8 +103,8 @@ impl<P: Clone> Batching<P> {
         self.num_waiting
     }
 
-    pub fn has_idle_instance(&self) -> bool {
-        self.running.iter().any(Option::is_none)
+    pub fn is_idle(&self) -> bool {
+        self.running.is_none()
     }
 
     /// As many images wait as one batch can hold.
@@ -116,7 +114,7 @@ impl<P: Clone> Batching<P> {
 
     /// Whether nothing waits or runs.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.running.iter().all(Option::is_none)
+        self.waiting.is_empty() && self.running.is_none()
     }
 
     /// What a batch of so many images is expected to take.
@@ -173,7 +171,8 @@ impl<P: Clone> Batching<P> {
         if self.is_empty() {
             return Ok(()); // whatever was measured: only running it tells anew
         }
-        let expected_us = self.end_of_queue_us(num_images, now_us) + MARGIN_US;
+        let margin_us = MARGIN_US + self.pace.margin_us() + (deadline_us - now_us) / MARGIN_SHARE;
+        let expected_us = self.end_of_queue_us(num_images, now_us) + margin_us;
         if now_us + expected_us <= deadline_us {
             return Ok(());
         }
@@ -188,19 +187,19 @@ impl<P: Clone> Batching<P> {
             let ends_us = batch.began_us + self.pace.batch_us(batch.num_images, now_us);
             ends_us.saturating_sub(now_us)
         };
-        let rest_us: u64 = self.running.iter().flatten().map(left_of).sum();
+        let rest_us: u64 = self.running.as_ref().map_or(0, left_of);
         let (total, size) = (self.num_waiting + num_images, self.limits.max_batch_size);
         let full_us = (total / size) as u64 * self.pace.batch_us(size, now_us);
         let last_us = if total % size == 0 { 0 } else { self.pace.batch_us(total % size, now_us) };
-        (rest_us + full_us + last_us) / self.limits.num_instances as u64
+        rest_us + full_us + last_us
     }
 
-    /// The next batch, if the instance is free and anything waits.
+    /// The next batch, if the device is free and anything waits.
     ///
     /// A request goes into one batch whole, unless it is larger than any batch. What cannot end in time is dropped.
-    pub fn take(&mut self, instance: usize, now_us: u64) -> Taken<P> {
+    pub fn take(&mut self, now_us: u64) -> Taken<P> {
         let mut taken = Taken { batch: None, expired: Vec::new() };
-        if self.running[instance].is_some() {
+        if self.running.is_some() {
             return taken;
         }
         let size = self.limits.max_batch_size;
@@ -220,25 +219,25 @@ impl<P: Clone> Batching<P> {
             num_images += count;
         }
         if num_images > 0 {
-            let batch = Arc::new(Batch { instance, parts, num_images, began_us: now_us });
-            self.running[instance] = Some(batch.clone());
+            let batch = Arc::new(Batch { parts, num_images, began_us: now_us });
+            self.running = Some(batch.clone());
             taken.batch = Some(batch);
         }
         taken
     }
 
     /// A batch that was never queued, to measure the pace with.
-    pub fn rehearse(&mut self, instance: usize, payload: P, num_images: usize, now_us: u64) -> Arc<Batch<P>> {
+    pub fn rehearse(&mut self, payload: P, num_images: usize, now_us: u64) -> Arc<Batch<P>> {
         let part = Part { payload, start: 0, stop: num_images, num_images, arrived_us: now_us };
-        let batch = Arc::new(Batch { instance, parts: vec![part], num_images, began_us: now_us });
-        self.running[instance] = Some(batch.clone());
+        let batch = Arc::new(Batch { parts: vec![part], num_images, began_us: now_us });
+        self.running = Some(batch.clone());
         batch
     }
 
     /// Whether a request's deadline passes before a batch of so many images ends. One that has begun goes on.
     fn is_late(&self, request: &Request<P>, num_images: usize, now_us: u64) -> bool {
         let others = self.waiting.len() > 1;
-        let needed_us = if others { self.pace.batch_us(num_images, now_us) } else { 0 };
+        let needed_us = if others { self.pace.batch_us(num_images, now_us) + self.pace.margin_us() } else { 0 };
         now_us + needed_us >= request.deadline_us
     }
 
@@ -257,8 +256,8 @@ impl<P: Clone> Batching<P> {
     }
 
     /// A batch has run. Some(reason) where the device is to be given up.
-    pub fn finish(&mut self, instance: usize, is_ok: bool, now_us: u64) -> Option<Status> {
-        let batch = self.running[instance].take()?;
+    pub fn finish(&mut self, is_ok: bool, now_us: u64) -> Option<Status> {
+        let batch = self.running.take()?;
         if is_ok {
             self.pace.observe(batch.num_images, now_us - batch.began_us, now_us);
             self.num_failed = 0;
@@ -274,7 +273,7 @@ impl<P: Clone> Batching<P> {
         let limit_us = self.limits.hang_timeout_us;
         let hangs = |batch: &Arc<Batch<P>>| now_us.saturating_sub(batch.began_us) > limit_us;
         let what = format!("a batch ran longer than {} s", limit_us as f64 / 1e6);
-        self.running.iter().flatten().any(hangs).then(|| Status::unavailable("BACKEND_HUNG", what, RETRY))
+        self.running.as_ref().is_some_and(hangs).then(|| Status::unavailable("BACKEND_HUNG", what, RETRY))
     }
 
     /// Frees the place of a request whose client is gone, or has had its answer.
@@ -297,8 +296,8 @@ impl<P: Clone> Batching<P> {
     /// Refuses what comes, and returns all that waits or runs, to be told the reason.
     pub fn abandon(&mut self, reason: Status) -> Vec<P> {
         self.refuse(reason);
-        let running = self.running.iter().flatten();
-        let mut all: Vec<P> = running.flat_map(|batch| batch.parts.iter().map(|part| part.payload.clone())).collect();
+        let running = self.running.iter().flat_map(|batch| &batch.parts);
+        let mut all: Vec<P> = running.map(|part| part.payload.clone()).collect();
         all.extend(std::mem::take(&mut self.waiting).into_values().map(|request| request.payload));
         self.waiting_of_peer.clear();
         self.num_waiting = 0;

@@ -1,0 +1,25 @@
+//! The server's log, which is Python's: what its stream does not take is dropped, and nobody waits for a reader.
+#![forbid(unsafe_code)]
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+pub fn warning(text: &str) {
+    let _ = Python::attach(|py| write(py, "warning", text, None)); // there is nobody else to tell
+}
+
+pub fn error(py: Python<'_>, text: &str) {
+    let _ = write(py, "error", text, None);
+}
+
+/// With the traceback of what Python raised.
+pub fn exception(py: Python<'_>, text: &str, raised: &PyErr) {
+    let _ = write(py, "error", text, Some(raised));
+}
+
+fn write(py: Python<'_>, level: &str, text: &str, raised: Option<&PyErr>) -> PyResult<()> {
+    let logger = py.import("logging")?.call_method1("getLogger", ("serving.frontends.native",))?;
+    let options = PyDict::new(py);
+    options.set_item("exc_info", raised.map(|raised| raised.value(py)))?;
+    logger.call_method(level, ("%s", text), Some(&options)).map(drop)
+}
