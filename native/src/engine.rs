@@ -85,7 +85,7 @@ impl Engine {
         let now_us = self.now_us();
         let mut batching = self.batching();
         let number = batching.submit(job, num_images, deadline_us, peer, now_us)?;
-        let is_quick = (1..=self.max_inline_us).contains(&batching.batch_us(num_images, now_us));
+        let is_quick = batching.is_quick(num_images, self.max_inline_us);
         let at_once = if is_lone && is_quick { batching.take(now_us).batch } else { None };
         let is_needed = at_once.is_none() && batching.is_idle();
         let is_full = batching.has_full_batch();

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 pytest.importorskip("atelier_native", reason="the native front end is not built here (native/)")
 
+from atelier.contract import Images, Logits
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs
@@ -211,6 +212,27 @@ def test_large_request_is_split_and_its_answers_come_in_order() -> None:
     assert [answer.predictions[0].label for answer in reply.classifications] == labels
     assert reply.time.batch_size == 4
     assert [len(batch) for batch in backend.batches] == [4, 4, 2]
+
+
+class SlowOnnxRuntime(FakeBackend):
+    """Takes 2 ms an image; by its name, the thread that reads small requests may run them itself."""
+
+    name = "onnxruntime"
+
+    def infer(self, images: Images) -> Logits:
+        time.sleep(0.002 * len(images))
+        return super().infer(images)
+
+
+def test_large_request_after_an_idle_time_is_answered_whole() -> None:
+    """What was measured is believed less and less while nothing comes: many images then seem to be quick."""
+    backend = SlowOnnxRuntime(max_batch_size=4)
+    with server_of(backend) as server, grpc.insecure_channel(server.addresses[0]) as channel:
+        call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
+        call(cases.request(*range(4)).SerializeToString(), timeout=5)
+        time.sleep(7)
+        reply = call(cases.request(*range(10)).SerializeToString(), timeout=5)
+    assert [answer.predictions[0].label for answer in reply.classifications] == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ impl Pace {
         (3.0 * self.deviation_us) as u64
     }
 
-    fn line_us(&self, n: f64) -> f64 {
+    /// The same, however long ago that was.
+    pub fn line_us(&self, n: f64) -> f64 {
         if self.images == 0.0 {
             return 0.0;
         }

@@ -117,9 +117,10 @@ impl<P: Clone> Batching<P> {
         self.waiting.is_empty() && self.running.is_none()
     }
 
-    /// What a batch of so many images is expected to take.
-    pub fn batch_us(&self, num_images: usize, now_us: u64) -> u64 {
-        self.pace.batch_us(num_images, now_us)
+    /// Whether so many images go into one batch, which has taken no longer than this so far.
+    pub fn is_quick(&self, num_images: usize, limit_us: u64) -> bool {
+        let took_us = self.pace.line_us(num_images as f64) as u64;
+        num_images <= self.limits.max_batch_size && (1..=limit_us).contains(&took_us)
     }
 
     /// Admits a request, or says why not; the number is for `cancel`.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::pace::Pace;
 use super::{Batch, Batching, Limits};
 use crate::status::{Code, Status};
 
@@ -112,12 +113,10 @@ fn an_idle_device_takes_what_its_pace_would_refuse_for_only_that_can_set_the_pac
 
 #[test]
 fn one_slow_batch_is_forgotten() {
-    let mut batching = batching(64, 4096);
-    batching.submit("slow", 1, FAR, 0, 0).unwrap();
-    batching.take(0);
-    batching.finish(true, 900_000);
-    assert!(batching.batch_us(1, 900_000) > 800_000);
-    assert!(batching.batch_us(1, 900_000 + 5_000_000) < 2_000);
+    let mut pace = Pace::default();
+    pace.observe(1, 900_000, 900_000);
+    assert!(pace.batch_us(1, 900_000) > 800_000);
+    assert!(pace.batch_us(1, 900_000 + 5_000_000) < 2_000);
 }
 
 #[test]
@@ -219,4 +218,12 @@ fn goodput_past_saturation_stays_flat_with_short_deadlines() {
     let ((peak, _), (good, admitted)) = (goodput(1), goodput(10));
     assert!(good * 10 >= peak * 9, "{good} of {peak}");
     assert!(good * 100 >= admitted * 99, "{good} of {admitted} admitted");
+}
+
+#[test]
+fn quick_is_what_fits_one_batch_and_was_quick_when_it_was_measured_last() {
+    let batching = paced();
+    assert!(batching.is_quick(1, 150) && batching.is_quick(64, 1_000));
+    assert!(!batching.is_quick(64, 500)); // which half a minute without a batch would not change
+    assert!(!batching.is_quick(65, 1_000_000)); // its rest would wait for nobody
 }
