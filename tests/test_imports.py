@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("atelier", "training", "export", "serving", "loadtest")
+PACKAGES = ("atelier", "training", "export", "serving", "loadtest", "examples")
 
 # Who may import what of the other packages. A module stands for all below it.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -19,6 +19,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # With the ground floor a closed set: an image that serves holds nothing else.
     "serving": ("atelier",),
     "loadtest": ("atelier", "serving", "training.dataset"),
+    "examples": ("atelier", "loadtest"),
 }
 
 # Modules of serving that export may import must not bring the server along.

@@ -1,4 +1,4 @@
-"""What the README says can be done, can be done."""
+"""What README and docs/ say can be done, can be done."""
 
 import re
 import shlex
@@ -9,23 +9,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-README = DOCUMENTS[0].read_text()
+README = ROOT / "README.md"
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = {
+    "data": "training.dataset",
+    "train": "training",
+    "export": "export",
+    "serve": "serving",
+    "loadtest": "loadtest",
+    "attack": "loadtest.attack",
+    "restarts": "loadtest.restarts",
+    "bench": "loadtest.bench",
+    "ladder": "export.ladder",
+    "gpu-report": "loadtest.gpu_report",
+    "classify": "loadtest.samples",
+    "classify FILES": "atelier.classify",
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def make_commands() -> list[list[str]]:
+    """The words of every `make ...` line of every shell block."""
+    lines = "\n".join(block for document in DOCUMENTS for block in blocks(document, "sh")).splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("make ")]
+
+
+def options_of(module: str) -> str:
+    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    return done.stdout
 
 
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {
-        word
-        for line in "\n".join(blocks("sh")).splitlines()
-        if line.startswith("make ")
-        for word in shlex.split(line)[1:]
-        if "=" not in word
-    }
+    named = {word for command in make_commands() for word in command[1:] if "=" not in word}
     named |= {word for document in DOCUMENTS for word in re.findall(r"`make ([a-z-]+)", document.read_text())}
     assert named >= {"train", "export", "serve", "classify", "test", "check"}
     assert named <= targets
@@ -37,37 +58,59 @@ def test_make_alone_prints_the_targets() -> None:
         assert f"make {target} " in printed
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "training",
-        "export",
-        "serving",
-        "atelier.classify",
-        "loadtest",
-        "loadtest.attack",
-        "loadtest.bench",
-        "loadtest.restarts",
-        "training.dataset",
-    ],
-)
-def test_every_program_explains_itself(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
+@pytest.mark.parametrize("module", sorted(set(MODULES.values())))
+def test_program_explains_itself_and_knows_every_option_that_the_documents_give_it(module: str) -> None:
+    options = options_of(module)
+    for _, *words in make_commands():
+        files = " FILES" if any(word.startswith("FILES=") for word in words) else ""
+        target = words[0] + files
+        arguments = [word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")]
+        if MODULES.get(target) == module:
+            for option in re.findall(r"--[a-z0-9-]+", " ".join(arguments)):
+                assert option in options, f"{target}: {option}"
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
     for document in DOCUMENTS:
-        links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
-        assert links or document.name == "CONTRIBUTING.md"
-        for link in links:
-            assert (ROOT / link).exists(), f"{document.name} links to {link}"
+        for link in re.findall(r"\]\(([^):]+)\)", document.read_text()):
+            path, _, heading = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), f"{document.name} links to {link}"
+            if heading:
+                assert heading in headings_of(target), f"{document.name} links to {link}"
+
+
+def headings_of(document: Path) -> set[str]:
+    """The anchors that hosts of Markdown make of headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_of_the_docs_is_reached_from_the_readme() -> None:
+    reached, new = set(), {README}
+    while new:
+        reached |= new
+        links = {
+            (document.parent / link.partition("#")[0]).resolve()
+            for document in new
+            for link in re.findall(r"\]\(([^):]+\.md[^):]*)\)", document.read_text())
+        }
+        new = links - reached
+    assert set(DOCUMENTS) <= reached
+
+
+def test_readme_in_chinese_has_the_same_commands_code_and_figures() -> None:
+    chinese = ROOT / "README.zh.md"
+    for language in ("sh", "python"):
+        assert blocks(chinese, language) == blocks(README, language)
+    figures = r"\d[\d,.e-]*\d"
+    tables = ["\n".join(re.findall(r"^\|.*", path.read_text(), re.MULTILINE)) for path in (README, chinese)]
+    assert re.findall(figures, tables[0]) == re.findall(figures, tables[1])
 
 
 def test_ci_runs_what_the_readme_tells() -> None:
     script = (ROOT / ".ci" / "run").read_text().splitlines()
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("make ")]
+    commands = [line for block in blocks(README, "sh") for line in block.splitlines() if line.startswith("make ")]
     for command in ("make train export", "make test", "make check"):
         assert command in commands
         assert command in script
@@ -76,5 +119,5 @@ def test_ci_runs_what_the_readme_tells() -> None:
 def test_wire_contract_names_in_the_readme_are_the_real_ones() -> None:
     from atelier.wire import SERVICE
 
-    assert f"{SERVICE}/Classify" in README
-    assert f"{SERVICE}/GetModel" in README
+    assert f"{SERVICE}/Classify" in README.read_text()
+    assert f"{SERVICE}/GetModel" in README.read_text()
