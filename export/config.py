@@ -33,6 +33,9 @@ class ExportConfig:
     incomplete: bool = False
     """Whether a checkpoint may be exported whose training has not finished."""
 
+    near_chance: bool = False
+    """Whether a model may be exported that is hardly better than guessing."""
+
     max_batch_size: int = 256
     """The largest batch that is proven, and so the largest that may be served."""
 
@@ -113,6 +116,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
     add("--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them")
     add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
     add("--incomplete", action="store_true", help="export a checkpoint even if its training has not finished")
+    add("--near-chance", action="store_true", help="export a model even if its accuracy is within 5 points of chance")
     add("--max-batch-size", type=int, default=256, metavar="N", help="largest to prove, and so to serve (256)")
     add(
         "--unproven-dir", type=Path, metavar="DIR", help="also leave there, before the proof, what was made: to measure"
@@ -130,6 +134,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
         data_dir=options.data_dir,
         verify_data=not options.unverified_data,
         incomplete=options.incomplete,
+        near_chance=options.near_chance,
         max_batch_size=options.max_batch_size,
         unproven_dir=options.unproven_dir,
         precision=options.precision,

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import hashlib
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
+from training.divergence import CHANCE, accuracy_of, is_near_chance
 
 MODEL_NAME = "lenet5"
 
@@ -52,6 +54,19 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
     if config.verify_data and not checkpoint.dataset_verified:
         what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"
         raise BadDataError("UNVERIFIED_CHECKPOINT", what, "train it again without --unverified-data")
+    check_accuracy(checkpoint, config)
+
+
+def check_accuracy(checkpoint: Checkpoint, config: ExportConfig) -> None:
+    """Raises BadDataError NEAR_CHANCE for a model that is as good as guessing; with consent it is a warning."""
+    accuracy = accuracy_of(checkpoint.metrics[-1]) if checkpoint.metrics else None
+    if accuracy is None or not is_near_chance(accuracy):
+        return
+    what = f"{config.checkpoint_dir} has accuracy {accuracy:.3f}, and guessing has {CHANCE:g}"
+    if not config.near_chance:
+        cure = "train it --again with another --learning-rate; --near-chance exports it as it is"
+        raise BadDataError("NEAR_CHANCE", what, cure)
+    print(f"warning: NEAR_CHANCE: {what} (it was asked for with --near-chance)", file=sys.stderr)
 
 
 def open_backends(

@@ -23,7 +23,8 @@ def epoch_line(record: RunRecord) -> str:
 def _results(metrics: EpochMetrics) -> str:
     accuracies = {"val acc": metrics.val_acc, "test acc": metrics.test_acc}
     known = "".join(f", {name} {value:.3f}" for name, value in accuracies.items() if value is not None)
-    return f"train loss {metrics.train_loss:.3f}, train acc {metrics.train_acc:.3f}{known}"
+    loss = f"{metrics.train_loss:.3f}" if metrics.train_loss < 1e4 else f"{metrics.train_loss:.3g}"
+    return f"train loss {loss}, train acc {metrics.train_acc:.3f}{known}"
 
 
 def result_lines(record: RunRecord) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from atelier.errors import BadDataError, ConfigurationError, InterruptedRunError
+from atelier.errors import ConfigurationError, InterruptedRunError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from training.checkpoint import load_model, load_training_state, save_checkpoint
@@ -26,7 +26,8 @@ from training.device import (
     peak_memory,
     set_precision,
 )
-from training.epoch import Split, TrainResult, accuracy, all_logits, image_order, split_on, train_epoch
+from training.divergence import check_epochs, check_steps, warn_if_near_dead
+from training.epoch import Split, accuracy, all_logits, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
 from training.peers import Peers, local_rank, peers_on
@@ -135,6 +136,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     peers, can_write = workplace.peers, True
     events = EventLog(directory, record) if peers.is_first else None
     while not record.is_complete:
+        check_epochs(record)
         metrics, step_losses = _run_epoch(workplace, steps, record, directory)
         record = dataclasses.replace(
             record,
@@ -149,10 +151,12 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
         state = steps.state() if record.recipe.memory and not record.is_complete else None
         save_checkpoint(directory, steps.averaged.state_dict(), record, state)
         print(epoch_line(record), flush=True)
+        warn_if_near_dead(record)
         events.add(metrics, step_losses)
         can_write = can_write and save_history(directory, record.metrics)  # one warning is enough
     if events is not None:
         events.close()
+    check_epochs(record)
     if can_write and peers.is_first:
         print(save_pictures(directory, steps.averaged, workplace.test, title_of(record)), flush=True)
         save_curves(directory, record)
@@ -195,7 +199,7 @@ def _run_epoch(
             what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
         raise InterruptedRunError("INTERRUPTED", what, cure) from None
     model, validation = steps.averaged, workplace.validation
-    _check_convergence(result, model, title, recipe.learning_rate)
+    check_steps(result.step_losses, model, title, recipe.learning_rate)
     is_tested = validation is None or epoch == recipe.num_epochs
     metrics = EpochMetrics(
         epoch=epoch,
@@ -207,18 +211,6 @@ def _run_epoch(
         seconds=time.perf_counter() - started,
     )
     return metrics, result.step_losses
-
-
-def _check_convergence(result: TrainResult, model: nn.Module, title: str, learning_rate: float) -> None:
-    """Raises BadDataError DIVERGED for the first step whose loss, or after which a weight, is no finite number."""
-    num_steps = len(result.step_losses)
-    losses = torch.tensor(result.step_losses)  # (S,)
-    bad_steps = (~losses.isfinite()).nonzero().flatten().tolist()
-    if not bad_steps and all(bool(weight.isfinite().all()) for weight in model.parameters()):
-        return
-    step = bad_steps[0] + 1 if bad_steps else num_steps
-    what = f"{title}, step {step} of {num_steps}: the loss or a weight is not finite at learning rate {learning_rate}"
-    raise BadDataError("DIVERGED", what, "the last good checkpoint is kept; set a lower --learning-rate")
 
 
 def _teacher_logits(workplace: Workplace, started: float) -> Tensor:

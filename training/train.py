@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from training.config import TrainConfig, config_from
 from training.data_files import FILES
 from training.dataset import load_dataset
+from training.divergence import check_epochs
 from training.process import StopRequest, lock_directory
 from training.record import RunRecord, find_finished
 from training.report import result_lines, seeds_table
@@ -24,6 +25,8 @@ def main(arguments: list[str]) -> int:
         print_summary(config)
         return 0
     records = find_all_finished(config) or train(config)
+    for record in records:
+        check_epochs(record)
     if not is_first():
         return 0
     if len(records) > 1:

@@ -33,7 +33,7 @@ RECORD = RunRecord(
     recipe=dataclasses.replace(RECIPES["tutorial"], num_epochs=1),
     seed=0,
     completed_epochs=1,
-    metrics=(EpochMetrics(epoch=1, train_loss=2.3, train_acc=0.1, test_acc=0.1, step_seconds=1.0, seconds=1.0),),
+    metrics=(EpochMetrics(epoch=1, train_loss=0.5, train_acc=0.8, test_acc=0.8, step_seconds=1.0, seconds=1.0),),
     dataset_digests={},
     dataset_verified=False,
     num_train_images=0,
@@ -209,6 +209,22 @@ def test_training_that_broke_off_is_exported_only_on_request(
     assert f"--resume --checkpoint-dir {workplace}/checkpoint --data-dir {workplace}/data" in error
     assert not (workplace / "models").exists()
     assert export_in(workplace, "--incomplete") == 0
+
+
+@pytest.mark.parametrize("test_acc", [0.1, 0.15])
+def test_model_that_guesses_is_exported_only_on_request(
+    workplace: Path, capsys: pytest.CaptureFixture[str], test_acc: float
+) -> None:
+    last = dataclasses.replace(RECORD.metrics[0], test_acc=test_acc)
+    record = dataclasses.replace(RECORD, metrics=(last,))
+    save_checkpoint(workplace / "checkpoint", seeded_model().state_dict(), record)
+    assert export_in(workplace) == os.EX_DATAERR
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: NEAR_CHANCE: {workplace}/checkpoint has accuracy {test_acc:.3f}, and guessing has")
+    assert "--near-chance exports it as it is" in error
+    assert not (workplace / "models").exists()
+    assert export_in(workplace, "--near-chance") == 0
+    assert capsys.readouterr().err.startswith("warning: NEAR_CHANCE: ")
 
 
 def test_model_of_unverified_data_is_not_exported_as_if_of_fashion_mnist(
