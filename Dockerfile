@@ -50,7 +50,7 @@ FROM requirements AS requirements-train
 ARG RUNTIME=serve
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --constraint constraints.txt \
-        --requirement train.txt --requirement export.txt --requirement "${RUNTIME}.txt" \
+        --requirement train.txt --requirement export.txt --requirement rtx.txt --requirement "${RUNTIME}.txt" \
         $([ "${RUNTIME}" = gpu ] && echo --requirement tensorrt.txt)
 
 

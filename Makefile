@@ -16,6 +16,7 @@ comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
 EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
+INSTALL = PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable
 # The native front end: built by cargo, and without it left out.
 NATIVE := $(VENV)/.native
 NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
@@ -38,7 +39,9 @@ $(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.prot
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: NO_VENV: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 69; }
 	@$(RUN) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null; rm -f $(VENV)/.set-up-*
-	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(INSTALL) '.[$(EXTRAS),rtx]' || { \
+	  echo "note: without TensorRT for RTX, for the reason above: make export leaves its engine out (make --always-make setup tries again)"; \
+	  $(INSTALL) '.[$(EXTRAS)]'; }
 	@touch $@
 
 ifeq ($(CARGO),)

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atelier.errors import UsageError
+from export.engine_options import HARDWARE_LEVELS, TIMING_CACHE, WANTED, EngineOptions
 from export.precision import PRECISIONS
-from export.tensorrt_engine import HARDWARE_LEVELS, TIMING_CACHE, WANTED, EngineOptions
 from training.record import CHECKPOINT_DIR
 
 REPOSITORY_DIR = Path("artifacts/models")
-MADE_WITH = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")  # packages to record
+MADE_WITH = (  # packages to record
+    *("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"),
+    *("tensorrt", "tensorrt-rtx-cu13-libs"),
+)
 LARGEST_MAX_BATCH_SIZE = 4096
 
 
@@ -46,7 +49,7 @@ class ExportConfig:
     """What the layers compute in, one of PRECISIONS; `images` are uint8 and `logits` float32 in all of them."""
 
     engine: str = "auto"
-    """Whether to build a TensorRT engine: `yes`, `no`, or `auto`, where there is a GPU and TensorRT."""
+    """Whether to build engines: `no`, `yes`, or `auto`, which builds those that this machine has the libraries for."""
 
     opt_batch_size: int = 64
     """The batch size that the engine's kernels are timed at."""
@@ -93,12 +96,12 @@ class ExportConfig:
 EPILOG = f"""
   python -m export                       {CHECKPOINT_DIR} becomes the next version under {REPOSITORY_DIR}/lenet5
 
-Makes a torch.export program, an ONNX model and, where there is an NVIDIA GPU and TensorRT, an engine of
-the checkpoint, and proves that each gives the answers of the model in
-float64: on every test image and on edge cases, in batches of 1, 2, 7, 64 and the largest. Then publishes them, whole or
-not at all. Where the proof fails nothing is published, the exit code is 65, and parity-failed/parity.md beside the
-repository tells what differs, on which image, and from which layer on. What --unproven-dir asks for has a manifest
-that no server accepts.
+Makes a torch.export program, an ONNX model, a portable engine of TensorRT for RTX and, on a host with an NVIDIA GPU
+and TensorRT, an engine for that GPU; and proves that each that runs here gives the answers of the model in float64: on
+every test image and on edge cases, in batches of 1, 2, 7, 64 and the largest. Then publishes them, whole or not at all.
+Where the proof fails nothing is published, the exit code is 65, and parity-failed/parity.md beside the repository tells
+what differs, on which image, and from which layer on. What --unproven-dir asks for has a manifest that no server
+accepts.
 """
 
 
@@ -122,7 +125,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
         "--unproven-dir", type=Path, metavar="DIR", help="also leave there, before the proof, what was made: to measure"
     )
     add("--precision", choices=PRECISIONS, default="fp32", help="what the layers compute in (fp32)")
-    add("--engine", choices=WANTED, default="auto", help="build a TensorRT engine (auto: where that can be done)")
+    add("--engine", choices=WANTED, default="auto", help="build TensorRT engines (auto: those that can be built)")
     add("--opt-batch-size", type=int, default=64, metavar="N", help="batch that the engine is timed at (64)")
     add("--version-compatible", action="store_true", help="engine for later TensorRT and the lean runtime too")
     add("--hardware-compatible", choices=HARDWARE_LEVELS, default="none", help="engine for other GPUs too (none)")

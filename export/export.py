@@ -4,17 +4,18 @@ import dataclasses
 import datetime
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from atelier.contract import TensorSpec
-from atelier.errors import BadDataError, ResourceUnavailableError
+from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, config_from
+from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
 from export.onnx_model import onnx_from_program, opset_of
@@ -23,12 +24,12 @@ from export.parity_inputs import parity_inputs
 from export.parity_report import reports_from, table_from
 from export.precision import onnx_in
 from export.repository import publish
-from export.tensorrt_engine import add_engine
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.select import UNFIT, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -70,7 +71,7 @@ def check_accuracy(checkpoint: Checkpoint, config: ExportConfig) -> None:
 
 
 def open_backends(
-    files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32", engine: EngineSpec | None = None
+    files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32", engines: Sequence[EngineSpec] = ()
 ) -> list[Backend]:
     """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
 
@@ -84,20 +85,20 @@ def open_backends(
                 backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
             except ResourceUnavailableError as error:
                 print(f"not compared on {device}: {error.why or error.what}")
-    if engine is not None:
-        backends.append(_open_engine(files, engine, max_batch_size))
+    for spec in engines:
+        try:
+            engine, onnx_sha256 = files[spec.file], _sha256(files[ONNX_NAME])
+            backends.append(
+                open_tensorrt(engine, spec, onnx_sha256=onnx_sha256, device="cuda", max_batch_size=max_batch_size)
+            )
+        except ProgramError as error:
+            if error.word not in UNFIT:
+                raise
+            print(f"not run here: {spec.file}, which is proven where it first serves: {error.what}: {error.why}")
     if all(backend.name == "torch" for backend in backends):
         what = f"no runtime on this machine computes in {precision}, so nothing would be proven"
         raise ResourceUnavailableError("NO_KERNELS", what, "export on a machine with an NVIDIA GPU, or another one")
     return backends
-
-
-def _open_engine(files: Mapping[str, bytes], spec: EngineSpec, max_batch_size: int) -> Backend:
-    from serving.backends.tensorrt_backend import TensorRTBackend  # needs CUDA's bindings, which came with the engine
-
-    return TensorRTBackend(
-        files[ENGINE_NAME], spec, onnx_sha256=_sha256(files[ONNX_NAME]), device="cuda", max_batch_size=max_batch_size
-    )
 
 
 def _sha256(data: bytes) -> str:
@@ -126,7 +127,7 @@ def leave_unproven(directory: Path, files: Mapping[str, bytes], manifest: Manife
 
 
 def manifest_of(
-    files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engine: EngineSpec | None
+    files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engines: tuple[EngineSpec, ...]
 ) -> Manifest:
     """The manifest of a version, to be published once its gate has passed; publishing gives it its number."""
     return Manifest(
@@ -144,7 +145,7 @@ def manifest_of(
         files={name: _sha256(data) for name, data in files.items()},
         versions=package_versions(MADE_WITH),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        engine=engine,
+        engines=engines,
     )
 
 
@@ -160,15 +161,16 @@ def main(arguments: list[str]) -> int:
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
-    engine, about_engine = add_engine(files, config.engine_options, config.engine)
+    engines = engines_from_onnx(files[ONNX_NAME], config.engine_options, config.engine)
+    files |= engines.files
     # The program is the reference: in another precision nobody is to serve it for what was asked for.
     kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}
     if config.unproven_dir:
-        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engine))
+        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs))
 
     truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
-    backends = open_backends(files, config.max_batch_size, config.precision, engine)
+    backends = open_backends(files, config.max_batch_size, config.precision, engines.specs)
     report = run_gate(truth, backends, inputs, config.precision)
     if not report:
         report = dataclasses.replace(report, first_divergence=explain_failure(report, inferring, files, inputs))
@@ -181,7 +183,9 @@ def main(arguments: list[str]) -> int:
         raise parity_error(report, reports, config.failed_dir)
 
     kept |= reports
-    version_dir = publish(config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engine))
+    version_dir = publish(
+        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs)
+    )
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
-    print(about_engine)
+    print("\n".join(engines.about))
     return 0

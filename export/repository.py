@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atelier.files import write_atomically
-from serving.manifest import ENGINE_NAME, MANIFEST_NAME, ONNX_NAME, Manifest, list_versions, save_manifest
+from serving.manifest import MANIFEST_NAME, ONNX_NAME, TENSORRT, Manifest, list_versions, save_manifest
 
 _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
 
@@ -78,8 +78,9 @@ def _flush(path: Path) -> None:
 def triton_config(manifest: Manifest) -> str:
     """What Triton wants beside the versions; the batch is not part of its dims."""
     images, logits = manifest.input, manifest.output
-    # Triton takes one platform for all versions: the newest one's best.
-    platform, file_name = ("tensorrt_plan", ENGINE_NAME) if manifest.engine else ("onnxruntime_onnx", ONNX_NAME)
+    # Triton takes one platform for all versions: the newest one's best. It has none for TensorRT for RTX.
+    engine = manifest.engine_of(TENSORRT)
+    platform, file_name = ("tensorrt_plan", engine.file) if engine else ("onnxruntime_onnx", ONNX_NAME)
     return f"""name: "{manifest.model_name}"
 platform: "{platform}"
 default_model_filename: "{file_name}"

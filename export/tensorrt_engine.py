@@ -7,7 +7,6 @@ was asked for.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import re
@@ -15,17 +14,12 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from atelier.errors import BadDataError, ResourceUnavailableError
-from serving.manifest import ENGINE_NAME, ONNX_NAME, EngineSpec
-
-TIMING_CACHE = Path("artifacts/tensorrt-timing.cache")
-WANTED = ("auto", "yes", "no")
-HARDWARE_LEVELS = ("none", "same_compute_capability", "ampere_plus")
-IMAGE = (1, 28, 28)
+from export.engine_options import IMAGE, EngineOptions
+from export.network_checks import check_network
+from serving.manifest import ENGINE_NAME, TENSORRT, EngineSpec
 
 # What layers compute in, as the inspector of one version or another spells it, and our name.
 _TYPES = {
@@ -43,34 +37,6 @@ _ALLOWED = {
     "bf16": ("bf16", "fp32"),
     "int8": ("int8", "fp32"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How an engine is built."""
-
-    precision: str
-    """The precision that the ONNX model is in."""
-
-    max_batch_size: int
-    """The profile's largest batch; its smallest is 1."""
-
-    opt_batch_size: int = 64
-    """The batch that kernels are timed at, where that is not over the largest."""
-
-    version_compatible: bool = False
-    """Whether it also runs on later releases of this TensorRT's major version, and on the lean runtime."""
-
-    hardware_compatible: str = "none"
-    """One of HARDWARE_LEVELS: other GPUs than this one that it is to run on."""
-
-    timing_cache: Path = TIMING_CACHE
-    """Timings kept from build to build: a second build takes seconds and picks the same kernels."""
-
-    @property
-    def batch_sizes(self) -> tuple[int, int, int]:
-        """Smallest, best, largest."""
-        return 1, min(self.opt_batch_size, self.max_batch_size), self.max_batch_size
 
 
 def engine_from_onnx(onnx_model: bytes, options: EngineOptions) -> bytes:
@@ -99,43 +65,8 @@ def engine_from_onnx(onnx_model: bytes, options: EngineOptions) -> bytes:
     return bytes(engine)
 
 
-def add_engine(files: dict[str, bytes], options: EngineOptions, wanted: str) -> tuple[EngineSpec | None, str]:
-    """Puts the engine of `files`' ONNX model among them; its entry for the manifest, or none and why.
-
-    `wanted` is one of WANTED: `auto` goes on without where there is no TensorRT or no GPU. Raises as
-    `engine_from_onnx` does otherwise.
-    """
-    if wanted == "no":
-        return None, "TensorRT engine left out: --engine no"
-    try:
-        engine = engine_from_onnx(files[ONNX_NAME], options)
-    except ResourceUnavailableError as error:
-        if wanted == "yes":
-            raise
-        return None, f"TensorRT engine left out: {error}"
-    spec = spec_of(engine, hashlib.sha256(files[ONNX_NAME]).hexdigest(), options)
-    files[ENGINE_NAME] = engine
-    types = ", ".join(f"{number} {name}" for name, number in spec.layer_types.items()) or "one layer"
-    return spec, f"TensorRT {spec.tensorrt} engine for {spec.gpu}, {len(engine):,} bytes; between its layers: {types}"
-
-
 def _hardware_level(trt: Any, name: str) -> Any:
     return None if name == "none" else getattr(trt.HardwareCompatibilityLevel, name.upper())
-
-
-def check_network(trt: Any, network: Any, precision: str) -> None:
-    """Holds the types that TensorRT read from the graph against the precision. Raises BadDataError WRONG_PRECISION."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    multiplying = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    expected = {"fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}.get(precision, trt.DataType.FLOAT)
-    for layer in layers:
-        if layer.type in multiplying and layer.get_output(0).dtype != expected:
-            what = f"layer {layer.name} of the network is {layer.get_output(0).dtype}, and {precision} was asked for"
-            raise BadDataError("WRONG_PRECISION", what, "report it: a bug")
-    is_quantised = any(layer.type == trt.LayerType.QUANTIZE for layer in layers)
-    if is_quantised != (precision == "int8"):
-        what = f"the network has {'' if is_quantised else 'no '}quantised layers, and {precision} was asked for"
-        raise BadDataError("WRONG_PRECISION", what, "report it: a bug")
 
 
 def inspected_types(engine: bytes, options: EngineOptions) -> dict[str, int]:
@@ -242,10 +173,13 @@ def spec_of(engine: bytes, onnx_sha256: str, options: EngineOptions) -> EngineSp
     trt, _ = _libraries()
     gpu, (smallest, best, largest) = gpu_at(0), options.batch_sizes
     return EngineSpec(
-        tensorrt=trt.__version__,
+        flavour=TENSORRT,
+        file=ENGINE_NAME,
+        version=trt.__version__,
+        compute_capabilities=(gpu.compute_capability,),
+        precision=options.precision,
         driver=_driver_version(),
         gpu=gpu.name,
-        compute_capability=gpu.compute_capability,
         onnx_sha256=onnx_sha256,
         min_batch_size=smallest,
         opt_batch_size=best,

@@ -41,6 +41,10 @@ from loadtest.gpu_report_steps import (
 TIME_LIMIT_S = 600.0
 RESERVED_S = 20.0  # for the plot: matplotlib's first import, which looks for fonts, takes 2 s on a small machine
 
+# TensorRT for RTX on this GPU: the portable engine, whatever it was built for, and one built for this GPU. Whether that
+# can be, and if not what the library says, is what is asked.
+RTX = ("tensorrt-rtx", "tensorrt-rtx-here")
+
 Work = Callable[[], dict[str, Any]]
 
 
@@ -64,7 +68,7 @@ def steps_of(plan: Plan) -> list[tuple[str, Work]]:
         ("floor of training", partial(training_floor, plan)),
         *((f"train {precision}", partial(train, plan, precision)) for precision in trained),
         ("train modern", partial(train, plan, "fp32", "modern")),
-        *exported_and_timed(plan, MODEL_OF, ("floor", "torch", "onnxruntime", "tensorrt")),
+        *exported_and_timed(plan, MODEL_OF, ("floor", "torch", "onnxruntime", "tensorrt", *RTX)),
         *exported_and_timed(plan, first),
         *((f"serve {front_end}", partial(serve, plan, front_end)) for front_end in available_front_ends()),
         *(step for precision in others for step in exported_and_timed(plan, precision)),
@@ -73,7 +77,7 @@ def steps_of(plan: Plan) -> list[tuple[str, Work]]:
 
 
 def exported_and_timed(
-    plan: Plan, precision: str, backends: tuple[str, ...] = ("tensorrt", "onnxruntime")
+    plan: Plan, precision: str, backends: tuple[str, ...] = ("tensorrt", *RTX, "onnxruntime")
 ) -> list[tuple[str, Work]]:
     """The steps of one precision."""
     timed = [(f"latency {backend} {precision}", partial(latency, plan, precision, backend)) for backend in backends]

@@ -6,9 +6,20 @@ from typing import Any
 
 from atelier.machine import cpu_name, gpu_facts, package_versions
 from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
-from serving.manifest import FILE_OF_BACKEND, PROGRAM_NAME
+from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, RTX_ENGINE_NAME
 
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy", "cuda-bindings", "numpy")
+PACKAGES = (
+    *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs"),
+    *("polygraphy", "cuda-bindings", "numpy"),
+)
+FILE_OF_BACKEND = {
+    "torch": PROGRAM_NAME,
+    "torch-compiled": PROGRAM_NAME,
+    "onnxruntime": ONNX_NAME,
+    "tensorrt": ENGINE_NAME,
+    "tensorrt-rtx": RTX_ENGINE_NAME,
+    "tensorrt-rtx-here": ONNX_NAME,
+}
 MODEL_OF = "fp32"  # the version that holds the program
 SERVED = ("fp16", MODEL_OF, "tf32", "bf16", "int8")  # the first of them that was published
 EXPORT_LIMIT_S = 150.0  # of each try
@@ -88,7 +99,7 @@ def export(plan: Plan, precision: str) -> dict[str, Any]:
 
 def may_be_the_engine(parity: list[dict[str, Any]]) -> bool:
     """Whether an export could have failed by its engine: it failed in the gate, or the gate came to no result."""
-    return not parity or any(row["runtime"] == "tensorrt" and not row["passed"] for row in parity)
+    return not parity or any(row["runtime"].startswith("tensorrt") and not row["passed"] for row in parity)
 
 
 def _try_export(plan: Plan, precision: str, engine: str) -> dict[str, Any]:
@@ -103,17 +114,18 @@ def _try_export(plan: Plan, precision: str, engine: str) -> dict[str, Any]:
     except StepFailedError as error:
         outcome = str(error).replace(f"; read {unproven / 'parity.md'}", "")  # which does not outlive the report
         return found | {"status": error.status, "outcome": outcome} | _on_record(unproven)
-    return found | {"about_engine": printed.strip().splitlines()[-1]} | _on_record(version_dir)
+    _, _, about = printed.strip().partition("\nVersion ")  # is in <directory>, and then a line for each engine
+    return found | {"about_engine": "; ".join(about.splitlines()[1:])} | _on_record(version_dir)
 
 
 def _on_record(directory: Path) -> dict[str, Any]:
-    """The manifest's entry for the engine and the gate's figures; nothing where an export did not come so far."""
+    """The manifest's entries for the engines and the gate's figures; nothing where an export did not come so far."""
     manifest, parity = (
         json.loads(path.read_bytes()) if path.exists() else {}
         for path in (directory / "manifest.json", directory / "parity.json")
     )
     rows = [{name: runtime[name] for name in PARITY_FIGURES} for runtime in parity.get("runtimes", [])]
-    return {"engine": manifest.get("engine"), "parity": rows}
+    return {"engines": manifest.get("engines"), "parity": rows}
 
 
 # --- Inference --------------------------------------------------------------------------------------------------------
@@ -123,9 +135,11 @@ def latency(plan: Plan, precision: str, backend: str) -> dict[str, Any]:
     """Latency and images/s at every batch size, and what the backend holds in memory."""
     if backend == "torch-compiled" and plan.is_rehearsal:
         raise StepFailedError("a rehearsal does not wait for the compiler", status="absent")
+    if backend.startswith("tensorrt-rtx") and plan.is_rehearsal:
+        raise StepFailedError("TensorRT for RTX runs on a GPU only", status="absent")
     short = ("--repeats", 2, "--seconds", 0.1) if plan.is_rehearsal else ("--repeats", 5, "--seconds", 0.2)
     options: tuple[object, ...] = ("--backend", backend, "--device", plan.device, *short)
-    file_name = FILE_OF_BACKEND.get(backend.removesuffix("-compiled"))  # the floor needs none
+    file_name = FILE_OF_BACKEND.get(backend)  # the floor needs none
     unproven = unproven_with(plan, precision, file_name) if file_name else None
     options += ("--unproven", unproven) if unproven else ("--repository", plan.models_dir(precision))
     measured = json_of(plan, "loadtest.latency", *options, "--batch-sizes", *plan.batch_sizes)

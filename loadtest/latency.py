@@ -4,6 +4,7 @@ On a GPU by CUDA events on the backend's own stream, with the wall clock beside 
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -15,16 +16,27 @@ from typing import Any
 import numpy as np
 
 from atelier.contract import IMAGE_SHAPE, Images
+from atelier.errors import MissingInputError
 from atelier.program import run_program
 from loadtest.clocks import EventClock, WallClock, clock_of
 from loadtest.copies import copies_on
 from loadtest.memory import device_bytes, resident_bytes
 from serving.backends.base import Backend
-from serving.backends.select import open_backend
+from serving.backends.select import open_backend, open_tensorrt
 from serving.backends.timing import timed_calls
-from serving.manifest import PROGRAM_NAME, find_version, read_manifest, read_verified
+from serving.manifest import (
+    ONNX_NAME,
+    PROGRAM_NAME,
+    TENSORRT,
+    TENSORRT_RTX,
+    Manifest,
+    find_version,
+    read_manifest,
+    read_verified,
+)
 
-BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "floor")
+# tensorrt-rtx is the portable engine, on this GPU whatever it was built for; tensorrt-rtx-here one built for this GPU.
+BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-here", "floor")
 
 
 def main(arguments: list[str]) -> int:
@@ -69,7 +81,32 @@ def opened(repository: Path, kind: str, device: str, max_batch_size: int, *, unp
 
         program = read_verified(version_dir, manifest, PROGRAM_NAME)
         return TorchBackend(program, device=device, max_batch_size=max_batch_size, compiled=True)
+    if kind.startswith(TENSORRT_RTX):
+        return _tried(kind, version_dir, manifest, device, max_batch_size)
+    if kind == TENSORRT:
+        own = tuple(engine for engine in manifest.engines if engine.flavour == TENSORRT)
+        manifest = dataclasses.replace(manifest, engines=own)
     return open_backend(kind, device, version_dir, manifest, max_batch_size=max_batch_size, num_threads=1)[0]
+
+
+def _tried(kind: str, version_dir: Path, manifest: Manifest, device: str, max_batch_size: int) -> Backend:
+    """TensorRT for RTX on this GPU, even if no engine was built for it; what it then says is in the error."""
+    onnx_model, onnx_sha256 = read_verified(version_dir, manifest, ONNX_NAME), manifest.files[ONNX_NAME]
+    spec = manifest.engine_of(TENSORRT_RTX)
+    if kind == TENSORRT_RTX and spec is None:
+        cure = "make setup installs TensorRT for RTX, and make export then builds one"
+        raise MissingInputError("NO_ENGINE", f"version {manifest.version} has no engine of {kind}", cure)
+    if kind == TENSORRT_RTX and spec is not None:
+        engine = read_verified(version_dir, manifest, spec.file)
+    else:
+        from export.engine_options import EngineOptions
+        from export.rtx_engine import rtx_engine_for_this_gpu
+
+        options = EngineOptions(precision=manifest.precision, max_batch_size=manifest.max_batch_size)
+        engine, spec = rtx_engine_for_this_gpu(onnx_model, onnx_sha256, options)
+    return open_tensorrt(
+        engine, spec, onnx_sha256=onnx_sha256, device=device, max_batch_size=max_batch_size, is_trial=True
+    )
 
 
 def measured(

@@ -16,30 +16,43 @@ from atelier.contract import TensorSpec
 from atelier.errors import BadDataError, MissingInputError
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 # File name of each kind of artifact, and so of what a backend loads.
 PROGRAM_NAME = "model.pt2"  # torch.export program
 ONNX_NAME = "model.onnx"
-ENGINE_NAME = "model.plan"  # TensorRT engine
-FILE_OF_BACKEND = {"torch": PROGRAM_NAME, "onnxruntime": ONNX_NAME, "tensorrt": ENGINE_NAME}
+ENGINE_NAME = "model.plan"  # TensorRT engine, for one GPU
+RTX_ENGINE_NAME = "model.rtx.engine"  # TensorRT for RTX engine, for every GPU of its compute capabilities
+RTX_TURING_ENGINE_NAME = "model.rtx75.engine"  # the same for compute capability 7.5, which has fewer types
+
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"  # the flavours of engines, and so the names of their backends
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """What a TensorRT engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
+    """What an engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
 
-    tensorrt: str  # "11.4.0.106"
-    driver: str  # "580.82.07"; told, not compared: engines run on any driver that their TensorRT does
-    gpu: str  # "NVIDIA H200"
-    compute_capability: str  # "9.0"
+    flavour: str  # TENSORRT or TENSORRT_RTX
+    file: str  # its name beside the manifest
+    version: str  # of the library: "11.4.0.106"
+    compute_capabilities: tuple[str, ...]  # of the GPUs: ("8.0", "8.6")
+    precision: str
     onnx_sha256: str  # of the `model.onnx` it was built from
     min_batch_size: int
     opt_batch_size: int  # the kernels were timed at this one
     max_batch_size: int
-    version_compatible: bool  # runs on later TensorRT of the same major version, and on the lean runtime
-    hardware_compatible: str  # "none", "same_compute_capability" or "ampere_plus"
-    layer_types: dict[str, int]  # type -> tensors between layers, as the engine inspector reads them back
+    layer_types: dict[str, int]  # type -> tensors between layers: of the built engine, of RTX's parsed network
+    # Of TensorRT proper, whose engines are for one GPU:
+    gpu: str = ""  # "NVIDIA H200"
+    driver: str = ""  # "580.82.07"; told, not compared: engines run on any driver that their TensorRT does
+    version_compatible: bool = False  # runs on later TensorRT of the same major version, and on the lean runtime
+    hardware_compatible: str = "none"  # or "same_compute_capability", "ampere_plus"
+
+    @property
+    def target(self) -> str:
+        """The GPUs that it was built for, in words."""
+        capabilities = f"compute capability {', '.join(self.compute_capabilities)}"
+        return f"{self.gpu} ({capabilities})" if self.gpu else capabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +73,11 @@ class Manifest:
     files: dict[str, str]  # file name -> digest
     versions: dict[str, str]  # package -> version that made it
     created: str  # ISO 8601, UTC
-    engine: EngineSpec | None = None  # where the version has a TensorRT engine
+    engines: tuple[EngineSpec, ...] = ()  # the most specific first
+
+    def engine_of(self, flavour: str) -> EngineSpec | None:
+        """Returns the first engine of that flavour, if there is one."""
+        return next((engine for engine in self.engines if engine.flavour == flavour), None)
 
 
 def save_manifest(manifest: Manifest, version_dir: Path) -> None:
@@ -94,6 +111,10 @@ def read_manifest(version_dir: Path) -> Manifest:
         raise MissingInputError("NO_MANIFEST", f"{path} does not exist", again) from None
     except ValueError as error:
         raise BadDataError("BAD_MANIFEST", f"{path} is not JSON: {error}", again) from None
+    found = document.get("format") if isinstance(document, dict) else None
+    if found in range(1, FORMAT):
+        what = f"{path} has format {found}, in which a version has no probes; this program reads format {FORMAT}"
+        raise BadDataError("OLD_MANIFEST", what, again)
     try:
         return _manifest_from(document)
     except (KeyError, TypeError, ValueError) as error:
@@ -109,9 +130,12 @@ def _manifest_from(document: dict[str, Any]) -> Manifest:
         spec = fields[name]
         fields[name] = TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
     fields["classes"] = tuple(fields["classes"])
-    if fields.get("engine"):
-        fields["engine"] = EngineSpec(**fields["engine"])
+    fields["engines"] = tuple(_engine_from(entry) for entry in fields["engines"])
     return Manifest(**fields)
+
+
+def _engine_from(entry: dict[str, Any]) -> EngineSpec:
+    return EngineSpec(**{**entry, "compute_capabilities": tuple(entry["compute_capabilities"])})
 
 
 def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:

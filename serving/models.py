@@ -6,7 +6,9 @@ from pathlib import Path
 from serving.backends.base import Backend
 from serving.backends.select import files_for, open_backend
 from serving.config import ServerConfig
-from serving.manifest import FILE_OF_BACKEND, Manifest, find_version, read_verified
+from serving.manifest import Manifest, find_version, read_verified
+
+KERNELS_DIR = "tensorrt-rtx-kernels"  # beside the repository, as is the export's cache of timings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class ModelVersion:
     def open(self, config: ServerConfig) -> ServedModel:
         """Opens it on the backend asked for. Raises ProgramError if that cannot run here."""
         manifest = self.manifest
-        backend, why = open_backend(
+        backend, why, file = open_backend(
             config.backend,
             config.device,
             self.directory,
@@ -44,8 +46,9 @@ class ModelVersion:
             max_batch_size=config.max_batch_size,
             num_threads=config.num_threads,
             read=self.read,
+            cache_dir=config.repository.parent / KERNELS_DIR,
         )
-        sha256 = manifest.files[FILE_OF_BACKEND[backend.name]]
+        sha256 = manifest.files[file]
         name = f"{manifest.model_name} version {manifest.version} from {self.directory}"
         introduction = (
             f"{name}, {manifest.precision}, sha256 {sha256[:12]}…",
@@ -61,8 +64,6 @@ def read_version(config: ServerConfig) -> ModelVersion:
     """
     directory, manifest = find_version(config.repository, config.model, config.model_version)
     version = ModelVersion(directory=directory, manifest=manifest)
-    if config.backend == "tensorrt" and manifest.engine is None:
-        return version  # opening it says what is missing
     for name in files_for(config.backend, manifest):
         version.read(name)
     return version

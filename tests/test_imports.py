@@ -18,7 +18,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "export": ("atelier", "training", "serving.manifest", "serving.backends"),
     # With the ground floor a closed set: an image that serves holds nothing else.
     "serving": ("atelier",),
-    "loadtest": ("atelier", "serving", "training.dataset"),
+    "loadtest": ("atelier", "serving", "training.dataset", "export.rtx_engine", "export.engine_options"),
     "examples": ("atelier", "loadtest"),
 }
 

@@ -7,6 +7,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ def gpu_at(index: int) -> Gpu:
     properties = call(runtime.cudaGetDeviceProperties(index))
     name = properties.name.decode() if isinstance(properties.name, bytes) else properties.name
     return Gpu(name=name.rstrip("\0"), compute_capability=f"{properties.major}.{properties.minor}")
+
+
+def driver_version() -> str:
+    """Returns the driver's release, as the kernel knows it, and the latest CUDA that it supports."""
+    release = Path("/proc/driver/nvidia/version")
+    told = release.read_text().splitlines()[0] if release.exists() else ""
+    return f"{told} CUDA {call(runtime.cudaDriverGetVersion())}".strip()
 
 
 def use_device(index: int) -> None:

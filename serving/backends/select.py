@@ -6,11 +6,12 @@ A runtime is imported when it is to be opened and not before: who serves an ONNX
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
+from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from atelier.program import how_to_install
 from serving.backends.base import Backend
-from serving.manifest import ENGINE_NAME, FILE_OF_BACKEND, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, read_verified
 
 KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
 # Where nothing else is asked for. On a CPU a batch takes as long as its images: larger ones only wait longer. A GPU is
@@ -19,6 +20,15 @@ KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
 DEFAULT_MAX_BATCH_SIZES = {"cpu": 64, "cuda": 256}
 
 LargestOn = Callable[[str], int]  # the largest batch for a device
+UNFIT = ("TENSORRT_UNAVAILABLE", "NO_GPU", "ENGINE_STALE")  # an engine that is in order, but not for this machine
+
+
+class Opened(NamedTuple):
+    """A backend, the reason for it in words, and the name of the file that it was opened from."""
+
+    backend: Backend
+    why: str
+    file: str
 
 
 def open_backend(
@@ -30,13 +40,14 @@ def open_backend(
     max_batch_size: int | None,
     num_threads: int,
     read: Callable[[str], bytes] | None = None,
-) -> tuple[Backend, str]:
-    """Opens the backend that serves a version; returns it and the reason for it in words.
+    cache_dir: Path | None = None,
+) -> Opened:
+    """Opens the backend that serves a version.
 
     `kind` is one of KINDS, `device` is auto, cpu or cuda[:index]; `max_batch_size` is at most the manifest's, the
     largest that parity was proven for, and None takes that up to the device's DEFAULT_MAX_BATCH_SIZES. Only `auto`
     chooses; anything else is done or refused. `read` returns the verified bytes of a file, if they are not to be read
-    from the disk again.
+    from the disk again; in `cache_dir` TensorRT for RTX keeps the kernels that it compiles.
     Raises UsageError, ResourceUnavailableError (no such device, provider or library) and what `read_verified` raises.
     """
     if max_batch_size is not None and not 1 <= max_batch_size <= manifest.max_batch_size:
@@ -46,27 +57,35 @@ def open_backend(
     largest_on = partial(_max_batch_size, max_batch_size, manifest)
     read = read or partial(read_verified, version_dir, manifest)
     if kind == "torch":
-        return _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), largest_on, num_threads))
+        backend, why = _on_best_device(device, partial(_open_torch, read(PROGRAM_NAME), largest_on, num_threads))
+        return Opened(backend, why, PROGRAM_NAME)
     if kind == "onnxruntime":
-        return _on_best_device(
-            device, partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
-        )
+        open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
+        return Opened(*_on_best_device(device, open_on), ONNX_NAME)
+    on = "cuda" if device == "auto" else device
     if kind == "tensorrt":
-        if manifest.engine is None:
-            cure = "make export makes one on a host with an NVIDIA GPU and TensorRT; or use --backend onnxruntime"
-            raise MissingInputError("NO_ENGINE", f"version {manifest.version} has no TensorRT engine", cure)
-        on = "cuda" if device == "auto" else device
-        return _open_tensorrt(read(ENGINE_NAME), manifest, largest_on, on), f"TensorRT on {on} was asked for"
-    if kind == "auto":
-        return _best(device, manifest, read, largest_on, num_threads)
-    raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
+        return _open_engine(manifest, read, largest_on, on, cache_dir)
+    if kind != "auto":
+        raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
+    if device == "cpu":
+        why_not = "TensorRT needs a GPU"
+    else:
+        try:
+            return _open_engine(manifest, read, largest_on, on, cache_dir)
+        except ProgramError as error:
+            if error.word not in (*UNFIT, "NO_ENGINE"):
+                raise  # a file that was changed, or an engine that TensorRT refuses, is no matter of taste
+            why_not = f"no TensorRT here: {error.why or f'{error.word}: {error.what}'}"
+    open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
+    backend, why = _on_best_device(device, open_on)
+    return Opened(backend, f"{why_not}; {why}", ONNX_NAME)
 
 
 def files_for(kind: str, manifest: Manifest) -> tuple[str, ...]:
     """Returns the names of the files that a backend of this kind may be opened from."""
-    if kind != "auto":
-        return (FILE_OF_BACKEND[kind],) if kind in FILE_OF_BACKEND else ()
-    return (ONNX_NAME, ENGINE_NAME) if manifest.engine else (ONNX_NAME,)
+    engines = tuple(engine.file for engine in manifest.engines)
+    files = {"torch": (PROGRAM_NAME,), "onnxruntime": (ONNX_NAME,), "tensorrt": engines}
+    return files.get(kind, (ONNX_NAME, *engines))
 
 
 def _max_batch_size(wanted: int | None, manifest: Manifest, device: str) -> int:
@@ -81,27 +100,6 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
         return open_on("cuda"), "CUDA works here"
     except ResourceUnavailableError as error:
         return open_on("cpu"), f"no CUDA here: {error.why or error.what}"
-
-
-def _best(
-    device: str, manifest: Manifest, read: Callable[[str], bytes], largest_on: LargestOn, num_threads: int
-) -> tuple[Backend, str]:
-    """TensorRT where there is an engine that runs here, then ONNX Runtime on CUDA, then on the CPU; and why."""
-    if device == "cpu":
-        why_not = "TensorRT needs a GPU"
-    elif manifest.engine is None:
-        why_not = f"version {manifest.version} has no TensorRT engine"
-    else:
-        try:
-            on = "cuda" if device == "auto" else device
-            return _open_tensorrt(read(ENGINE_NAME), manifest, largest_on, on), "its engine runs here"
-        except (ResourceUnavailableError, BadDataError) as error:
-            if error.word not in ("TENSORRT_UNAVAILABLE", "NO_GPU", "ENGINE_STALE"):
-                raise  # a file that was changed, or an engine that TensorRT refuses, is no matter of taste
-            why_not = f"no TensorRT here: {error.why or f'{error.word}: {error.what}'}"
-    open_on = partial(_open_onnxruntime, read(ONNX_NAME), manifest.precision, largest_on, num_threads)
-    backend, why = _on_best_device(device, open_on)
-    return backend, f"{why_not}; {why}"
 
 
 def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device: str) -> Backend:
@@ -127,18 +125,72 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
     )
 
 
-def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, device: str) -> Backend:
+def _open_engine(
+    manifest: Manifest, read: Callable[[str], bytes], largest_on: LargestOn, device: str, cache_dir: Path | None
+) -> Opened:
+    """Opens the first of the version's engines that fits GPU and libraries; `why` says which, and why not another.
+
+    Raises MissingInputError NO_ENGINE if the version has none, and what the last one raised if none fits.
+    """
+    if not manifest.engines:
+        cure = "make export makes one, with TensorRT for RTX or TensorRT; or use --backend onnxruntime"
+        raise MissingInputError("NO_ENGINE", f"version {manifest.version} has no TensorRT engine", cure)
+    passed_over: list[ProgramError] = []
+    for spec in manifest.engines:
+        try:
+            backend = open_tensorrt(
+                read(spec.file),
+                spec,
+                onnx_sha256=manifest.files[ONNX_NAME],
+                device=device,
+                max_batch_size=largest_on(device),
+                cache_dir=cache_dir,
+            )
+        except ProgramError as error:
+            if error.word not in UNFIT:
+                raise
+            passed_over.append(error)
+            continue
+        reasons = [f"{spec.file} is for {spec.target} and runs here", *map(_reason, passed_over)]
+        return Opened(backend, "; ".join(reasons), spec.file)
+    raise _none_fits(passed_over)
+
+
+def _reason(error: ProgramError) -> str:
+    return f"{error.word}: {error.what}" + (f": {error.why}" if error.why else "")
+
+
+def _none_fits(errors: list[ProgramError]) -> ProgramError:
+    """The most telling of the errors: a library that is missing hides behind an engine that would not fit anyway."""
+    told = next((error for error in errors if error.word == "TENSORRT_UNAVAILABLE"), errors[0])
+    others = [_reason(error) for error in errors if error is not told and error.what != told.what]
+    return type(told)(told.word, "; ".join([told.what, *others]), told.cure, why=told.why)
+
+
+def open_tensorrt(
+    engine: bytes,
+    spec: EngineSpec,
+    *,
+    onnx_sha256: str,
+    device: str,
+    max_batch_size: int,
+    cache_dir: Path | None = None,
+    is_trial: bool = False,
+) -> Backend:
+    """Opens one engine. Raises as `TensorRTBackend`, and TENSORRT_UNAVAILABLE if there are no bindings of CUDA's."""
     try:
         from serving.backends.tensorrt_backend import TensorRTBackend
     except ImportError as error:
         cure = f"{how_to_install('gpu')}, or use --backend onnxruntime"
         raise ResourceUnavailableError(
-            "TENSORRT_UNAVAILABLE", f"asked for tensorrt on {device}", cure, why=str(error)
+            "TENSORRT_UNAVAILABLE", f"asked for {spec.flavour} on {device}", cure, why=str(error)
         ) from None
-    if manifest.engine is None:
-        what = f"version {manifest.version} has {ENGINE_NAME}, and its manifest says nothing about it"
-        raise BadDataError("BAD_MANIFEST", what, "make export writes a new version")
-    onnx_sha256 = manifest.files[ONNX_NAME]
     return TensorRTBackend(
-        engine, manifest.engine, onnx_sha256=onnx_sha256, device=device, max_batch_size=largest_on(device)
+        engine,
+        spec,
+        onnx_sha256=onnx_sha256,
+        device=device,
+        max_batch_size=max_batch_size,
+        cache_dir=cache_dir,
+        is_trial=is_trial,
     )

@@ -20,9 +20,21 @@ from export.parity import TOLERANCES, ParityReport, run_gate
 from export.precision import PRECISIONS
 from export.repository import triton_config
 from serving.backends.select import open_backend
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, load_manifest, read_manifest, read_verified
+from serving.manifest import (
+    ENGINE_NAME,
+    ONNX_NAME,
+    PROGRAM_NAME,
+    RTX_ENGINE_NAME,
+    TENSORRT,
+    TENSORRT_RTX,
+    EngineSpec,
+    load_manifest,
+    read_manifest,
+    read_verified,
+)
 from tests.export.small_model import manifest_for, noise_images, perturbed, seeded_model, truth
 from tests.idx_files import write_idx_files
+from tests.tensorrt.bindings import rtx_bindings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import CLASSES
 from training.recipes import RECIPES
@@ -69,10 +81,16 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
     assert "| onnxruntime on cpu " in printed.out
     assert f"Version 1 of lenet5 is in {workplace}/models/lenet5/1\n" in printed.out
     assert "TensorRT engine left out" in printed.out
+    rtx_bindings()
+    assert "not run here: model.rtx.engine, which is proven where it first serves: " in printed.out
+    assert "model.rtx.engine: tensorrt-rtx 1." in printed.out
 
     first_dir = workplace / "models" / "lenet5" / "1"
     manifest = load_manifest(first_dir)
-    assert set(manifest.files) == {PROGRAM_NAME, ONNX_NAME, "parity.json", "parity.md"}
+    assert set(manifest.files) == {PROGRAM_NAME, ONNX_NAME, RTX_ENGINE_NAME, "parity.json", "parity.md"}
+    (engine,) = manifest.engines
+    assert (engine.file, engine.onnx_sha256) == (RTX_ENGINE_NAME, manifest.files[ONNX_NAME])
+    assert (engine.min_batch_size, engine.opt_batch_size, engine.max_batch_size) == (1, 16, 16)
     assert {path.name for path in first_dir.iterdir()} == {*manifest.files, "manifest.json"}
     assert manifest.classes == CLASSES
     assert manifest.checkpoint_sha256 == load_checkpoint(workplace / "checkpoint").sha256
@@ -82,7 +100,7 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
     assert (report["num_test_images"], report["batch_sizes"]) == (30, [1, 2, 7, 16])
     assert report["made_with"]["test images"] == "not Fashion-MNIST, or not checked"
 
-    backend, _ = open_backend("auto", "cpu", first_dir, manifest, max_batch_size=16, num_threads=1)
+    backend, *_ = open_backend("auto", "cpu", first_dir, manifest, max_batch_size=16, num_threads=1)
     np.testing.assert_allclose(backend.infer(noise_images(5)), truth()(noise_images(5)), rtol=1e-5, atol=1e-5)
 
     assert export_in(workplace) == 0
@@ -134,7 +152,7 @@ def test_what_was_made_can_be_measured_unproven_and_is_never_served(
 
     manifest = read_manifest(unproven)
     assert not manifest.parity_passed
-    assert set(manifest.files) == {PROGRAM_NAME, ONNX_NAME}
+    assert set(manifest.files) >= {PROGRAM_NAME, ONNX_NAME}
     assert read_verified(unproven, manifest, PROGRAM_NAME)
     with pytest.raises(BadDataError, match=r"PARITY_FAILED: .* does not say that its parity was proven"):
         load_manifest(unproven)
@@ -146,7 +164,7 @@ def test_what_was_made_can_be_measured_unproven_and_is_never_served(
 
 def test_an_unproven_version_of_another_precision_holds_no_program_in_fp32(workplace: Path) -> None:
     assert export_in(workplace, "--precision", "int8", "--unproven-dir", str(workplace / "left")) == 0
-    assert set(read_manifest(workplace / "left").files) == {ONNX_NAME}
+    assert set(read_manifest(workplace / "left").files) - {RTX_ENGINE_NAME} == {ONNX_NAME}
 
 
 @pytest.mark.parametrize("flipped_byte", [0, 100, 5000, -1])
@@ -242,10 +260,10 @@ def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_
     version_dir = workplace / "models" / "lenet5" / "1"
     manifest = load_manifest(version_dir)
     assert manifest.precision == "int8"
-    assert set(manifest.files) == {ONNX_NAME, "parity.json", "parity.md"}
+    assert set(manifest.files) - {RTX_ENGINE_NAME} == {ONNX_NAME, "parity.json", "parity.md"}
     report = json.loads(read_verified(version_dir, manifest, "parity.json"))
     assert [runtime["precision"] for runtime in report["runtimes"] if runtime["device"] == "cpu"] == ["fp32", "int8"]
-    backend, _ = open_backend("onnxruntime", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
+    backend, *_ = open_backend("onnxruntime", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
     off = np.abs(backend.infer(noise_images(5)) - truth()(noise_images(5))).max()
     assert 1e-4 < off < 0.4  # 8 bits, and really so
     with pytest.raises(MissingInputError, match=r"NO_ARTIFACT: version 1 has no model\.pt2"):
@@ -269,18 +287,21 @@ def test_an_unknown_precision_is_refused() -> None:
 # --- With a GPU -------------------------------------------------------------------------------------------------------
 
 
-def test_engine_asked_for_and_impossible_publishes_nothing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engine_asked_for_and_impossible_publishes_nothing(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if HAS_TENSORRT:
         pytest.skip("tells what happens without TensorRT")
+    monkeypatch.setattr("export.rtx_engine._MODULES", ("not_installed",))
     assert export_in(workplace, "--engine", "yes") == os.EX_UNAVAILABLE
-    assert capsys.readouterr().err.startswith("error: TENSORRT_UNAVAILABLE: an engine needs TensorRT and Polygraphy")
+    assert capsys.readouterr().err.startswith("error: RTX_UNAVAILABLE: TensorRT for RTX is not installed: No module")
     assert not (workplace / "models").exists()
 
 
 def test_engine_not_wanted_is_not_built(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export_in(workplace, "--engine", "no") == 0
-    assert "TensorRT engine left out: --engine no" in capsys.readouterr().out
-    assert load_manifest(workplace / "models" / "lenet5" / "1").engine is None
+    assert "engines left out: --engine no" in capsys.readouterr().out
+    assert load_manifest(workplace / "models" / "lenet5" / "1").engines == ()
 
 
 @pytest.mark.gpu
@@ -290,10 +311,12 @@ def test_engine_passes_its_gate_and_serves(precision: str, workplace: Path) -> N
     assert export_in(workplace, "--engine", "yes", "--precision", precision) == 0
     version_dir = workplace / "models" / "lenet5" / "1"
     manifest = load_manifest(version_dir)
-    assert manifest.engine is not None
-    assert manifest.engine.onnx_sha256 == manifest.files[ONNX_NAME]
-    backend, why = open_backend("auto", "auto", version_dir, manifest, max_batch_size=16, num_threads=1)
-    assert (backend.name, why) == ("tensorrt", "its engine runs here")
+    engine = manifest.engine_of(TENSORRT)
+    assert engine is not None
+    assert engine.onnx_sha256 == manifest.files[ONNX_NAME]
+    backend, why, _ = open_backend("auto", "auto", version_dir, manifest, max_batch_size=16, num_threads=1)
+    assert backend.name == "tensorrt"
+    assert why.startswith("model.plan is for ")
     backend.warm_up()
     tolerance = TOLERANCES[precision]
     expected = truth()(noise_images(7))
@@ -304,10 +327,13 @@ def test_engine_passes_its_gate_and_serves(precision: str, workplace: Path) -> N
 def test_triton_is_pointed_at_the_engine_where_there_is_one() -> None:
     assert 'platform: "onnxruntime_onnx"' in triton_config(manifest_for({}))
     spec = EngineSpec(
-        tensorrt="11.4.0.106",
+        flavour=TENSORRT,
+        file=ENGINE_NAME,
+        version="11.4.0.106",
+        precision="fp32",
         driver="580.82.07",
         gpu="NVIDIA H200",
-        compute_capability="9.0",
+        compute_capabilities=("9.0",),
         onnx_sha256="0" * 64,
         min_batch_size=1,
         opt_batch_size=8,
@@ -316,7 +342,9 @@ def test_triton_is_pointed_at_the_engine_where_there_is_one() -> None:
         hardware_compatible="none",
         layer_types={},
     )
-    config = triton_config(dataclasses.replace(manifest_for({}), engine=spec))
+    portable = dataclasses.replace(spec, flavour=TENSORRT_RTX, file=RTX_ENGINE_NAME)
+    assert "onnxruntime_onnx" in triton_config(dataclasses.replace(manifest_for({}), engines=(portable,)))
+    config = triton_config(dataclasses.replace(manifest_for({}), engines=(spec, portable)))
     assert 'platform: "tensorrt_plan"\ndefault_model_filename: "model.plan"' in config
 
 

@@ -87,7 +87,8 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     for measured in ("floor fp32", "torch fp32", "onnxruntime fp32", "onnxruntime int8"):
         assert outcomes[f"latency {measured}"] == "ok"
     assert outcomes["export int8"] == "failed"
-    for absent in ("latency tensorrt fp32", "latency tensorrt int8", "latency torch-compiled fp32"):
+    rtx = [f"latency {backend} {precision}" for backend in gpu_report.RTX for precision in ("fp32", "int8")]
+    for absent in ("latency tensorrt fp32", "latency tensorrt int8", "latency torch-compiled fp32", *rtx):
         assert outcomes[absent] == "absent"
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
@@ -248,7 +249,7 @@ def test_an_engine_that_cannot_be_built_takes_no_other_runtime_with_it(trained: 
     assert (without_engine.status, without_engine.reason[:10]) == ("absent", "NO_ENGINE:")
     page = page_of(exported, timed)
     assert "- fp32, --engine auto: ended with -6: " in page
-    assert "- fp32, --engine no: published. TensorRT engine left out: --engine no" in page
+    assert "- fp32, --engine no: published. engines left out: --engine no" in page
     assert re.search(
         r"\| fp32, --engine no \| torch on cpu \| fp32 \| \S+ \| 100 % \| \S+ \| pass \| published \|", page
     )
@@ -384,7 +385,7 @@ def test_time_limit_ends_the_run_with_a_report_that_says_what_is_missing(tmp_pat
     assert document["time_limit_s"] == 20.9
     assert document["steps"][0]["status"] == "ok"
     for step in document["steps"][1:]:
-        if step["name"] == "latency torch-compiled fp32":  # which no rehearsal measures
+        if step["name"].startswith(("latency torch-compiled", "latency tensorrt-rtx")):  # which no rehearsal measures
             continue
         assert step["status"] == ("absent" if step["name"].startswith("serve ") else "not run"), step
     assert "no time left of 21 s" in report.with_suffix(".md").read_text()

@@ -22,15 +22,25 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from atelier.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from export.repository import publish
+from serving.backends import cuda
 from serving.backends.base import Backend
-from serving.backends.cuda import Gpu
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.onnxruntime_graphs import BoundRuns
 from serving.backends.select import open_backend
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, load_manifest, save_manifest
+from serving.manifest import (
+    ENGINE_NAME,
+    ONNX_NAME,
+    PROGRAM_NAME,
+    RTX_ENGINE_NAME,
+    EngineSpec,
+    Manifest,
+    load_manifest,
+    save_manifest,
+)
 from tests.export.small_model import MAX_BATCH_SIZE, exported_files, manifest_for, noise_images, truth
 from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu
+from tests.tensorrt.fake_cuda import FakeCuda
 
 PROGRAM, ONNX = exported_files()[PROGRAM_NAME], exported_files()[ONNX_NAME]
 HAS_CUDA = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -269,7 +279,7 @@ Version = tuple[Path, Manifest]
 
 
 def open_it(kind: str, device: str, version: Version, max_batch_size: int = 4) -> tuple[Backend, str]:
-    return open_backend(kind, device, *version, max_batch_size=max_batch_size, num_threads=1)
+    return open_backend(kind, device, *version, max_batch_size=max_batch_size, num_threads=1)[:2]
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnxruntime"])
@@ -304,10 +314,13 @@ def test_cuda_asked_for_is_never_replaced_by_the_cpu(kind: str, version: Version
 
 
 ENGINE = EngineSpec(
-    tensorrt="11.4.0.106",
+    flavour="tensorrt",
+    file=ENGINE_NAME,
+    version="11.4.0.106",
+    precision="fp32",
     driver="580.82.07",
     gpu="NVIDIA H200",
-    compute_capability="9.0",
+    compute_capabilities=("9.0",),
     onnx_sha256="0" * 64,
     min_batch_size=1,
     opt_batch_size=4,
@@ -325,12 +338,12 @@ def with_engine(version: Version, tmp_path: Path) -> Version:
     shutil.copytree(version_dir, tmp_path / "1")
     (tmp_path / "1" / ENGINE_NAME).write_bytes(b"a plan")
     digests = {**manifest.files, ENGINE_NAME: hashlib.sha256(b"a plan").hexdigest()}
-    save_manifest(dataclasses.replace(manifest, files=digests, engine=ENGINE), tmp_path / "1")
+    save_manifest(dataclasses.replace(manifest, files=digests, engines=(ENGINE,)), tmp_path / "1")
     return tmp_path / "1", load_manifest(tmp_path / "1")
 
 
 def test_manifest_keeps_what_it_says_about_the_engine(with_engine: Version) -> None:
-    assert with_engine[1].engine == ENGINE
+    assert with_engine[1].engines == (ENGINE,)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
@@ -348,28 +361,79 @@ def test_tensorrt_asked_for_on_the_cpu_is_refused(with_engine: Version) -> None:
 
 @needs_no_cuda
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
-def test_tensorrt_that_is_not_installed_is_told_with_the_cure(device: str, with_engine: Version) -> None:
-    with pytest.raises(ResourceUnavailableError, match=r"TENSORRT_UNAVAILABLE: .*--backend onnxruntime"):
+def test_tensorrt_without_a_gpu_is_told_with_the_cure(device: str, with_engine: Version) -> None:
+    with pytest.raises(
+        ResourceUnavailableError, match=r"NO_GPU: asked for tensorrt on cuda.*: cudaError.*--device cpu"
+    ):
         open_it("tensorrt", device, with_engine)
+
+
+@pytest.fixture
+def h200(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda("NVIDIA H200", (9, 0))
+    monkeypatch.setattr(cuda, "runtime", fake)
+    return fake
+
+
+def fitting(with_engine: Version) -> tuple[Path, Manifest, EngineSpec]:
+    version_dir, manifest = with_engine
+    return version_dir, manifest, dataclasses.replace(ENGINE, onnx_sha256=manifest.files[ONNX_NAME])
+
+
+@needs_no_cuda
+def test_tensorrt_that_is_not_installed_is_told_with_the_cure(with_engine: Version, h200: FakeCuda) -> None:
+    version_dir, manifest, engine = fitting(with_engine)
+    version = version_dir, dataclasses.replace(manifest, engines=(engine,))
+    with pytest.raises(ResourceUnavailableError, match=r"TENSORRT_UNAVAILABLE: .*named 'tensorrt'.*--backend onnxr"):
+        open_it("tensorrt", "cuda", version)
+    assert open_it("auto", "auto", version)[1].startswith("no TensorRT here: No module named 'tensorrt'; no CUDA here")
 
 
 @needs_no_cuda
 def test_auto_says_why_an_engine_was_passed_over(with_engine: Version) -> None:
     backend, why = open_it("auto", "auto", with_engine)
     assert backend.name == "onnxruntime"
-    assert why.startswith("no TensorRT here: No module named 'tensorrt'; no CUDA here: ")
+    assert why.startswith("no TensorRT here: cudaErrorInsufficientDriver: ")
 
 
-def test_auto_passes_over_a_stale_engine_and_names_it(with_engine: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+RTX_ENGINE = dataclasses.replace(
+    ENGINE,
+    flavour="tensorrt-rtx",
+    file=RTX_ENGINE_NAME,
+    version="1.7.1.116",
+    gpu="",
+    driver="",
+    compute_capabilities=("8.0", "8.6", "8.9", "12.0", "12.1"),
+)
+
+
+@needs_no_cuda
+def test_every_engine_that_does_not_fit_is_named(with_engine: Version, h200: FakeCuda) -> None:
+    version_dir, manifest, engine = fitting(with_engine)
+    other_gpu = dataclasses.replace(engine, gpu="NVIDIA L4", compute_capabilities=("8.9",))
+    rtx = dataclasses.replace(RTX_ENGINE, onnx_sha256=engine.onnx_sha256)
+    files = {**manifest.files, RTX_ENGINE_NAME: manifest.files[ENGINE_NAME]}
+    (version_dir / RTX_ENGINE_NAME).write_bytes(b"a plan")
+    manifest = dataclasses.replace(manifest, files=files, engines=(other_gpu, rtx))
+    with pytest.raises(BadDataError) as failure:
+        open_it("tensorrt", "cuda", (version_dir, manifest))
+    told = str(failure.value)
+    assert told.startswith("ENGINE_STALE: the engine model.plan was built for NVIDIA L4 (compute capability 8.9), here")
+    assert "the engine model.rtx.engine was built for compute capability 8.0, 8.6, 8.9, 12.0, 12.1, here is" in told
+    assert "NVIDIA H200 (compute capability 9.0)" in told and "--backend onnxruntime" in told
+    assert open_it("auto", "auto", (version_dir, manifest))[0].name == "onnxruntime"
+
+
+def test_auto_passes_over_a_stale_engine_and_names_it(
+    with_engine: Version, h200: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from serving.backends import tensorrt_backend
 
-    monkeypatch.setattr(tensorrt_backend, "_tensorrt", lambda *_: SimpleNamespace(__version__="12.0.0.1"))
-    monkeypatch.setattr(tensorrt_backend, "_gpu", lambda *_: Gpu(name="NVIDIA H200", compute_capability="9.0"))
-    version_dir, manifest = with_engine
-    engine = dataclasses.replace(ENGINE, onnx_sha256=manifest.files[ONNX_NAME])
-    backend, why = open_it("auto", "auto", (version_dir, dataclasses.replace(manifest, engine=engine)))
+    monkeypatch.setattr(tensorrt_backend, "library_for", lambda *_: SimpleNamespace(__version__="12.0.0.1"))
+    version_dir, manifest, engine = fitting(with_engine)
+    backend, why = open_it("auto", "auto", (version_dir, dataclasses.replace(manifest, engines=(engine,))))
     assert backend.name == "onnxruntime"
-    assert "ENGINE_STALE: the engine was built with TensorRT 11.4.0.106, here is 12.0.0.1" in why
+    assert "ENGINE_STALE: the engine model.plan was built for TensorRT 11.4.0.106, here is 12.0.0.1" in why
 
 
 def test_auto_does_not_pass_over_an_engine_that_was_changed(with_engine: Version) -> None:
@@ -400,9 +464,9 @@ def test_batches_are_as_large_as_the_device_is_worth_and_parity_was_proven_for(
         onnxruntime_on_a_fake_gpu(monkeypatch)
     manifest = dataclasses.replace(version[1], max_batch_size=proven)
     for kind in ("onnxruntime", "auto"):
-        backend, _ = open_backend(kind, device, version[0], manifest, max_batch_size=None, num_threads=1)
+        backend, *_ = open_backend(kind, device, version[0], manifest, max_batch_size=None, num_threads=1)
         assert (backend.device.partition(":")[0], backend.max_batch_size) == (device.partition(":")[0], expected)
-    backend, _ = open_backend("auto", device, version[0], manifest, max_batch_size=9, num_threads=1)
+    backend, *_ = open_backend("auto", device, version[0], manifest, max_batch_size=9, num_threads=1)
     assert backend.max_batch_size == 9
 
 

@@ -4,7 +4,6 @@ The classes, enums and signatures are NVIDIA's; the engine is ONNX Runtime behin
 that the code under test bound and copied to, so that wrong addresses, sizes or shapes give wrong logits.
 """
 
-import ctypes
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -19,27 +18,29 @@ import tensorrt_bindings as trt
 
 from atelier.errors import BadDataError, ResourceUnavailableError
 from export import tensorrt_engine
+from export.engine_options import EngineOptions
 from export.precision import PRECISIONS, onnx_in
-from export.tensorrt_engine import EngineOptions, check_types, engine_from_onnx, inspected_types, spec_of
+from export.tensorrt_engine import check_types, engine_from_onnx, inspected_types, spec_of
 from loadtest.clocks import clock_of
 from loadtest.copies import copies_on
 from loadtest.latency import measured
 from loadtest.memory import device_bytes
 from serving.backends import cuda
-from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.tensorrt_backend import TensorRTBackend
-from serving.manifest import ONNX_NAME, EngineSpec
-from tests.export.small_model import exported_files, noise_images
+from serving.manifest import EngineSpec
+from tests.export.small_model import noise_images
+from tests.tensorrt.engine_double import MAX_BATCH_SIZE, ONNX, Engine, calls_of, put_in_place_of_the_runtime
 from tests.tensorrt.fake_cuda import FakeCuda
 from tests.tensorrt.specs import Call, Spec
 
-ONNX = exported_files()[ONNX_NAME]
-MAX_BATCH_SIZE = 12
 SPEC = EngineSpec(
-    tensorrt=trt.__version__,
+    flavour="tensorrt",
+    file="model.plan",
+    version=trt.__version__,
+    precision="fp32",
     driver="580.82.07",
     gpu="NVIDIA H200",
-    compute_capability="9.0",
+    compute_capabilities=("9.0",),
     onnx_sha256="0" * 64,
     min_batch_size=1,
     opt_batch_size=8,
@@ -63,10 +64,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake
 
 
-def calls_of(log: list[Call], method: str) -> list[tuple[Any, ...]]:
-    return [args for _, name, args, _ in log if name == method]
-
-
 # --- Building ---------------------------------------------------------------------------------------------------------
 
 
@@ -76,22 +73,37 @@ class Builder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, log: list[Call], precision: str) -> None:
         self.log, self.parsed = log, b""
         dtype = HALF_TYPES.get(precision, trt.DataType.FLOAT)
-        kinds = [trt.LayerType.CONVOLUTION, trt.LayerType.ACTIVATION, trt.LayerType.MATRIX_MULTIPLY]
-        kinds += [trt.LayerType.QUANTIZE] if precision == "int8" else []
-        tensor = Spec(trt.ITensor, log, dtype=dtype, name="between", shape=(-1, 6, 28, 28), is_shape_tensor=False)
-        images = Spec(
-            trt.ITensor, log, dtype=trt.DataType.UINT8, name="images", shape=(-1, 1, 28, 28), is_shape_tensor=False
-        )
-        until_10 = {"precision_is_set": False} if hasattr(trt.ILayer, "precision_is_set") else {}
-        layers = [Spec(trt.ILayer, log, name=kind.name, type=kind, get_output=tensor, **until_10) for kind in kinds]
+        # Both inputs of what multiplies come from the first layer, which in int8 dequantises.
+        first = trt.LayerType.DEQUANTIZE if precision == "int8" else trt.LayerType.ACTIVATION
+        kinds = [first, trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY]
+
+        def tensor(name: str, dtype: Any, shape: tuple[int, ...]) -> Spec:
+            return Spec(trt.ITensor, log, dtype=dtype, name=name, shape=shape, is_shape_tensor=False)
+
+        between = [tensor(f"of {kind.name}", dtype, (-1, 6, 28, 28)) for kind in kinds]
+        older = {"precision_is_set": False} if hasattr(trt.ILayer, "precision_is_set") else {}
+        layers = [
+            Spec(
+                trt.ILayer,
+                log,
+                name=kind.name,
+                type=kind,
+                num_inputs=2,
+                get_input=between[0],
+                get_output=put,
+                **older,
+            )
+            for kind, put in zip(kinds, between, strict=True)
+        ]
         network = Spec(
             trt.INetworkDefinition,
             log,
             num_inputs=1,
-            get_input=images,
+            get_input=tensor("images", trt.DataType.UINT8, (-1, 1, 28, 28)),
             num_layers=len(layers),
             get_layer=lambda index: layers[index],
-            num_outputs=0,
+            num_outputs=1,
+            get_output=tensor("logits", trt.DataType.FLOAT, (-1, 10)),
             name="lenet5",
         )
         cache = Spec(trt.ITimingCache, log, serialize=lambda: memoryview(b"timings"))
@@ -222,11 +234,6 @@ def layers_of(*types: str) -> list[dict[str, Any]]:
     return [*layers, {"Name": "last", "Outputs": [{"Name": "logits", "Format/Datatype": "Row major linear FP32"}]}]
 
 
-def put_in_place_of_the_runtime(monkeypatch: pytest.MonkeyPatch, engine: Any, log: list[Call]) -> None:
-    runtime = Spec(trt.Runtime, log, deserialize_cuda_engine=engine)
-    monkeypatch.setattr(tensorrt, "Runtime", lambda logger: runtime)
-
-
 def test_manifest_entry_tells_what_the_inspector_read(
     monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: FakeCuda
 ) -> None:
@@ -234,10 +241,10 @@ def test_manifest_entry_tells_what_the_inspector_read(
     inspector = Spec(trt.EngineInspector, log, get_engine_information=document)
     context = Spec(trt.IExecutionContext, log)
     engine = Spec(trt.ICudaEngine, log, create_engine_inspector=inspector, create_execution_context=context)
-    put_in_place_of_the_runtime(monkeypatch, engine, log)
+    put_in_place_of_the_runtime(trt, tensorrt, monkeypatch, engine, log)
     options = EngineOptions(precision="fp16", max_batch_size=MAX_BATCH_SIZE, opt_batch_size=8)
     entry = spec_of(b"a plan", "0" * 64, options)
-    assert entry == dataclasses.replace(SPEC, driver=entry.driver, layer_types={"fp16": 2, "fp32": 1})
+    assert entry == dataclasses.replace(SPEC, driver=entry.driver, precision="fp16", layer_types={"fp16": 2, "fp32": 1})
     assert calls_of(log, "get_engine_information") == [(trt.LayerInformationFormat.JSON,)]
     assert inspected_types(b"a plan", options) == {"fp16": 2, "fp32": 1}
     assert calls_of(log, "set_input_shape")[0] == ("images", (8, 1, 28, 28))
@@ -299,55 +306,9 @@ def test_indices_shapes_and_images_are_no_matter_of_precision() -> None:
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
-class Engine:
-    """TensorRT's runtime, engine and contexts, with ONNX Runtime inside."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: FakeCuda) -> None:
-        self.gpu, self.log = gpu, log
-        self.model = OnnxRuntimeBackend(ONNX, max_batch_size=MAX_BATCH_SIZE)
-        self.num_contexts, self.scratch_bytes = 0, 4096
-        dtypes = {"images": trt.DataType.UINT8, "logits": trt.DataType.FLOAT}
-        shapes = {"images": (-1, 1, 28, 28), "logits": (-1, 10)}
-        self.spec = Spec(
-            trt.ICudaEngine,
-            log,
-            num_io_tensors=2,
-            get_tensor_name=lambda index: ("images", "logits")[index],
-            get_tensor_dtype=lambda name: dtypes[name],
-            get_tensor_shape=lambda name: shapes[name],
-            create_execution_context=self.make_context,
-            device_memory_size_v2=self.scratch_bytes,
-        )
-        put_in_place_of_the_runtime(monkeypatch, self.spec, log)
-
-    def make_context(self, strategy: Any) -> Spec:
-        assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.num_contexts += 1
-        bound: dict[str, Any] = {}
-
-        def execute(stream: int) -> bool:
-            assert len(self.gpu.memory[bound["scratch"]]) >= self.scratch_bytes
-            self.gpu.enqueue(stream, lambda: self.compute(bound["images"], bound["logits"], bound["shape"]))
-            return True
-
-        return Spec(
-            trt.IExecutionContext,
-            self.log,
-            set_device_memory=lambda memory, size: bound.update(scratch=memory),
-            set_input_shape=lambda name, shape: bound.update(shape=shape) or True,
-            set_tensor_address=lambda name, memory: bound.update({name: memory}) or True,
-            execute_async_v3=execute,
-        )
-
-    def compute(self, images_address: int, logits_address: int, shape: tuple[int, ...]) -> None:
-        images = np.frombuffer(self.gpu.memory[images_address], np.uint8, int(np.prod(shape))).reshape(shape)
-        logits = self.model.infer(images.copy())
-        ctypes.memmove(logits_address, logits.tobytes(), logits.nbytes)
-
-
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: FakeCuda) -> Engine:
-    return Engine(monkeypatch, log, gpu)
+    return Engine(trt, tensorrt, monkeypatch, log, gpu)
 
 
 def open_it(spec: EngineSpec = SPEC, max_batch_size: int = MAX_BATCH_SIZE) -> TensorRTBackend:
@@ -410,14 +371,14 @@ def test_images_of_another_dtype_or_size_are_an_error(images: Any, backend: Tens
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"tensorrt": "9.3.0.1"}, r"built with TensorRT 9\.3\.0\.1, here is"),
+        ({"version": "9.3.0.1"}, r"built for TensorRT 9\.3\.0\.1, here is"),
         (
-            {"gpu": "NVIDIA L4", "compute_capability": "8.9"},
-            r"built with NVIDIA L4 \(compute capability 8\.9\), here is",
+            {"gpu": "NVIDIA L4", "compute_capabilities": ("8.9",)},
+            r"built for NVIDIA L4 \(compute capability 8\.9\), here is",
         ),
-        ({"onnx_sha256": "1" * 64}, r"built with model 111111111111…, here is 000000000000…"),
-        ({"version_compatible": True, "tensorrt": "99.0.0.1"}, "built with TensorRT 99"),
-        ({"hardware_compatible": "same_compute_capability", "compute_capability": "8.0"}, "compute capability 8"),
+        ({"onnx_sha256": "1" * 64}, r"built for model 111111111111…, here is 000000000000…"),
+        ({"version_compatible": True, "version": "99.0.0.1"}, "built for TensorRT 99"),
+        ({"hardware_compatible": "same_compute_capability", "compute_capabilities": ("8.0",)}, "capability 8"),
     ],
 )
 def test_stale_engine_is_named_before_tensorrt_sees_it(
@@ -431,9 +392,9 @@ def test_stale_engine_is_named_before_tensorrt_sees_it(
 def test_compatible_engine_runs_elsewhere(engine: Engine, gpu: FakeCuda) -> None:
     major = trt.__version__.partition(".")[0]
     elsewhere = dataclasses.replace(
-        SPEC, gpu="NVIDIA A100", compute_capability="8.0", hardware_compatible="ampere_plus"
+        SPEC, gpu="NVIDIA A100", compute_capabilities=("8.0",), hardware_compatible="ampere_plus"
     )
-    earlier = dataclasses.replace(elsewhere, tensorrt=f"{major}.0.0.1", version_compatible=True)
+    earlier = dataclasses.replace(elsewhere, version=f"{major}.0.0.1", version_compatible=True)
     for spec in (elsewhere, earlier):
         backend = open_it(spec)
         assert backend.infer(noise_images(3)).shape == (3, 10)
@@ -444,7 +405,7 @@ def test_compatible_engine_runs_elsewhere(engine: Engine, gpu: FakeCuda) -> None
 def test_engine_that_tensorrt_refuses_is_bad_data(
     monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: FakeCuda
 ) -> None:
-    put_in_place_of_the_runtime(monkeypatch, None, log)
+    put_in_place_of_the_runtime(trt, tensorrt, monkeypatch, None, log)
     with pytest.raises(BadDataError, match=r"BAD_ENGINE: TensorRT .* cannot load the engine"):
         open_it()
 

@@ -10,6 +10,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from atelier.errors import ResourceUnavailableError
+from export.rtx_engine import rtx_library
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 LEAN_VERSION = "11.4.0.106"
@@ -21,6 +27,10 @@ _SYMBOLS = (
     *("getNvOnnxParserVersion", "getPluginRegistry", "initLibNvInferPlugins"),
 )
 _LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
+
+
+# The gate sets this: there, that the bindings are not to be had is a failure.
+REQUIRED = "ATELIER_REQUIRE_TENSORRT_BINDINGS"
 
 
 class NotToBeHadError(Exception):
@@ -51,6 +61,21 @@ def lean_runtime() -> Path:
         pip_install(building, *packages)
         _put(building, directory)
     return directory
+
+
+def not_to_be_had(error: Exception) -> NoReturn:
+    """Fails the test in the gate, and elsewhere skips it."""
+    if os.environ.get(REQUIRED):
+        pytest.fail(str(error))
+    pytest.skip(f"TensorRT's API is NOT CHECKED: {error}")
+
+
+def rtx_bindings() -> Any:
+    """TensorRT for RTX itself, bindings and libraries, which `make setup` installs."""
+    try:
+        return rtx_library()
+    except ResourceUnavailableError as error:
+        not_to_be_had(error)
 
 
 def environment_for(directory: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ class FakeCuda:
     cudaStreamCaptureMode = runtime.cudaStreamCaptureMode  # noqa: N815
 
     def __init__(self, gpu: str = "NVIDIA H200", compute_capability: tuple[int, int] = (9, 0)) -> None:
-        self.gpu, self.compute_capability = gpu, compute_capability
+        self.gpu, self.compute_capability, self.driver = gpu, compute_capability, 13000
         self.memory: dict[int, Any] = {}
         self.streams: dict[int, list[Work]] = {}  # what is enqueued and has not run yet
         self.capturing: dict[int, list[Work]] = {}
@@ -56,6 +56,9 @@ class FakeCuda:
         assert all(hasattr(runtime.cudaDeviceProp, name) for name in ("name", "major", "minor"))
         major, minor = self.compute_capability
         return (SimpleNamespace(name=self.gpu.encode(), major=major, minor=minor),)
+
+    def _cudaDriverGetVersion(self) -> tuple[int]:  # noqa: N802
+        return (self.driver,)
 
     def _cudaSetDevice(self, index: int) -> None:  # noqa: N802
         assert index == 0

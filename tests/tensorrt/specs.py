@@ -7,10 +7,9 @@ as they can be told. What a method returns is what the test gave, or an object o
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import tensorrt_bindings
 
 Call = tuple[str, str, tuple[Any, ...], dict[str, Any]]  # class, method, arguments
 
@@ -20,14 +19,14 @@ class Spec:
 
     def __init__(self, cls: type, log: list[Call], **answers: Any) -> None:
         missing = [name for name in answers if not hasattr(cls, name)]
-        assert not missing, f"{cls.__name__} of TensorRT {tensorrt_bindings.__version__} has no {missing}"
+        assert not missing, f"{cls.__name__} of {_release(cls)} has no {missing}"
         self.__dict__.update(_cls=cls, _log=log, _answers=answers)
 
     def __getattr__(self, name: str) -> Any:
         cls = self._cls
         found = inspect.getattr_static(cls, name, None)
         if found is None:
-            raise AttributeError(f"{cls.__name__} of TensorRT {tensorrt_bindings.__version__} has no {name!r}")
+            raise AttributeError(f"{cls.__name__} of {_release(cls)} has no {name!r}")
         if isinstance(found, property):
             if name not in self._answers:
                 raise AssertionError(f"the test did not say what {cls.__name__}.{name} is")
@@ -52,7 +51,7 @@ class Spec:
         simple: dict[str, Any] = {"bool": True, "None": None, "int": 0, "str": "", "list[str]": []}
         if returned in simple:
             return simple[returned]
-        return Spec(getattr(tensorrt_bindings, returned.rpartition(".")[2]), self._log)
+        return Spec(_class_called(self._cls, returned), self._log)
 
     # What Python looks up on the class, not on the object.
     def __iter__(self) -> Iterator[Any]:
@@ -64,12 +63,27 @@ class Spec:
     def __exit__(self, *_: object) -> None: ...
 
 
+def _bindings_of(cls: type) -> Any:
+    """The module with all the classes of the same release."""
+    return sys.modules[cls.__module__.partition(".")[0]]
+
+
+def _release(cls: type) -> str:
+    module = _bindings_of(cls)
+    return f"{module.__name__} {module.__version__}"
+
+
+def _class_called(cls: type, annotation: str) -> Any:
+    """The class that a signature of `cls` names, in Python's way or in C++'s; None if there is none."""
+    return getattr(_bindings_of(cls), re.split(r"\.|::", annotation)[-1], None)
+
+
 def fitting_overload(cls: type, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The return annotation of the overload that takes the arguments. Raises AssertionError where none does."""
     overloads = overloads_of(getattr(cls, name), name)
     assert overloads, f"{cls.__name__}.{name} tells no signature"
     for parameters, returned in overloads:
-        if _fits(parameters[1:], args, kwargs):  # without self
+        if _fits(cls, parameters[1:], args, kwargs):  # without self
             return returned
     raise AssertionError(f"no overload of {cls.__name__}.{name} takes {args} {kwargs}; it has {overloads}")
 
@@ -101,26 +115,27 @@ def _parameter(text: str) -> tuple[str, str, bool]:
     return name, annotation.strip(), bool(default)
 
 
-def _fits(parameters: list[tuple[str, str, bool]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _fits(cls: type, parameters: list[tuple[str, str, bool]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     names = [name for name, _, _ in parameters]
     if len(args) > len(names) or set(kwargs) - set(names[len(args) :]):
         return False
     given = dict(zip(names, args, strict=False)) | kwargs
     return all(
-        _is_a(given[name], annotation) if name in given else has_default for name, annotation, has_default in parameters
+        _is_a(cls, given[name], annotation) if name in given else has_default
+        for name, annotation, has_default in parameters
     )
 
 
-def _is_a(value: Any, annotation: str) -> bool:
+def _is_a(cls: type, value: Any, annotation: str) -> bool:
     if annotation == "typing.SupportsInt":
         return hasattr(value, "__int__")
     if annotation == "typing_extensions.Buffer":
         return isinstance(value, bytes | bytearray | memoryview)
     if annotation in ("str", "tuple", "list", "bool"):
         return type(value).__name__ == annotation
-    wanted = getattr(tensorrt_bindings, annotation.rpartition(".")[2], None) if "tensorrt" in annotation else None
+    wanted = _class_called(cls, annotation) if re.search("tensorrt|nvinfer1", annotation) else None
     if not isinstance(wanted, type):
         return True
-    if wanted is tensorrt_bindings.Dims:
+    if wanted is _bindings_of(cls).Dims:
         return isinstance(value, wanted | tuple | list)  # pybind11 converts
     return value is None or issubclass(value._cls if isinstance(value, Spec) else type(value), wanted)

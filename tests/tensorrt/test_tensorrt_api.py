@@ -1,6 +1,5 @@
 """Our TensorRT code is held to the real API of two releases, without a GPU and without TensorRT."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tensorrt.bindings import VERSIONS, NotToBeHadError, bindings_of, environment_for, lean_runtime
+from tests.tensorrt.bindings import VERSIONS, NotToBeHadError, bindings_of, environment_for, lean_runtime, not_to_be_had
 
 CHECKS = Path(__file__).parent / "api_checks.py"
-# The gate sets this: there, that the bindings are not to be had is a failure.
-REQUIRED = "ATELIER_REQUIRE_TENSORRT_BINDINGS"
-
-
-def not_to_be_had(error: NotToBeHadError) -> None:
-    if os.environ.get(REQUIRED):
-        pytest.fail(str(error))
-    pytest.skip(f"TensorRT's API is NOT CHECKED: {error}")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -42,12 +33,14 @@ def test_real_lean_runtime_is_not_started_where_there_is_no_gpu() -> None:
     except NotToBeHadError as error:
         not_to_be_had(error)
     program = """
-from serving.backends.tensorrt_backend import TensorRTBackend, _tensorrt
+from serving.backends.tensorrt_backend import TensorRTBackend
+from serving.backends.tensorrt_fit import library_for
 from atelier.errors import ResourceUnavailableError
 from serving.manifest import EngineSpec
-spec = EngineSpec(tensorrt="11.4.0.106", driver="", gpu="", compute_capability="9.0", onnx_sha256="", min_batch_size=1,
-    opt_batch_size=1, max_batch_size=1, version_compatible=True, hardware_compatible="none", layer_types={})
-print(_tensorrt("cuda", spec).__version__)
+spec = EngineSpec(flavour="tensorrt", file="model.plan", version="11.4.0.106", compute_capabilities=("9.0",),
+    precision="fp32", onnx_sha256="", min_batch_size=1, opt_batch_size=1, max_batch_size=1, layer_types={},
+    version_compatible=True)
+print(library_for(spec, "cuda").__version__)
 try:
     TensorRTBackend(b"", spec, onnx_sha256="", max_batch_size=1)
 except ResourceUnavailableError as error:
