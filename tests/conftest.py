@@ -1,5 +1,7 @@
 """One real training and export for all tests that need one."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,11 +42,17 @@ def data() -> FashionMNIST:
 
 @pytest.fixture(scope="session")
 def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """One epoch on the 60,000 images, exported through the gate on all 10,000."""
-    root = tmp_path_factory.mktemp("job")
-    checkpoint_dir, repository = root / "checkpoint", root / "models"
-    trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
-    assert trained.returncode == 0, trained.stderr
-    exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
-    assert exported.returncode == 0, exported.stderr
-    return Job(checkpoint_dir, repository, trained.stdout + exported.stdout)
+    """One epoch on the 60,000 images, exported through the gate on all 10,000; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "job"
+    root.mkdir(exist_ok=True)
+    checkpoint_dir, repository, printed = root / "checkpoint", root / "models", root / "printed"
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one makes it
+        if not printed.exists():
+            trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
+            assert trained.returncode == 0, trained.stderr
+            exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
+            assert exported.returncode == 0, exported.stderr
+            printed.write_text(trained.stdout + exported.stdout)
+    return Job(checkpoint_dir, repository, printed.read_text())

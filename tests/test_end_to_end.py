@@ -1,6 +1,7 @@
 """The whole main job as a user does it: train, export, serve, classify; real data, real processes, real sockets."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -167,14 +168,15 @@ def test_server_drains_when_nobody_reads_its_output(job: Job) -> None:
     assert process.wait(20) == 0
 
 
-def test_second_export_makes_version_2_and_the_server_takes_it(job: Job) -> None:
-    again = command("export", "--checkpoint-dir", job.checkpoint_dir, "--repository", job.repository)
+def test_second_export_makes_version_2_and_the_server_takes_it(job: Job, tmp_path: Path) -> None:
+    models = shutil.copytree(job.repository, tmp_path / "models")
+    again = command("export", "--checkpoint-dir", job.checkpoint_dir, "--repository", models)
     assert again.returncode == 0, again.stderr
-    assert (job.repository / "lenet5" / "2" / "manifest.json").exists()
-    second = job.repository / "lenet5" / "2" / "model.onnx"
+    assert (models / "lenet5" / "2" / "manifest.json").exists()
+    second = models / "lenet5" / "2" / "model.onnx"
     assert second.read_bytes() == (job.version_dir / "model.onnx").read_bytes()  # of the same checkpoint
     for arguments, version in (((), "2"), (("--model-version", "1"), "1")):
-        with served(job.repository, *arguments) as server, Client(server.target) as client:
+        with served(models, *arguments) as server, Client(server.target) as client:
             assert client.model().model_version == version
 
 
