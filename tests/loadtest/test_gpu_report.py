@@ -1,7 +1,5 @@
 """The GPU report, rehearsed on a CPU: every step is a real program, and none that fails takes another with it."""
 
-import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
@@ -34,8 +32,7 @@ from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_
 from loadtest.gpu_report_steps import export, latency, may_be_the_engine, run_of, serve
 from loadtest.served_load import Load
 from loadtest.server_process import server_process
-from serving.manifest import Manifest
-from tests.export.small_model import manifest_for, program_and_onnx, seeded_model
+from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD
 from tests.idx_files import write_idx_files
 from training.checkpoint import save_checkpoint
@@ -268,7 +265,7 @@ def test_an_export_is_tried_again_only_where_its_engine_may_have_failed_it(
 
 @pytest.mark.slow
 def test_what_a_refused_export_left_is_timed_as_unproven_and_never_served(trained: Plan) -> None:
-    leave_unproven(trained.unproven_dir("fp32", "auto"), *small_version())
+    leave_unproven(trained.unproven_dir("fp32", "auto"), *version_for_servers())
     timed = step_of(partial(latency, trained, "fp32", "torch"), "latency torch fp32")
     assert (timed.status, timed.result["is_proven"]) == ("ok", False), timed.reason
     served = step_of(partial(serve, trained, "grpcio"), "serve")
@@ -280,7 +277,7 @@ def test_what_a_refused_export_left_is_timed_as_unproven_and_never_served(traine
 
 @pytest.mark.slow
 def test_a_published_version_is_served_beside_a_reference_that_was_refused(trained: Plan) -> None:
-    files, manifest = small_version()
+    files, manifest = version_for_servers()
     publish(trained.models_dir("fp16") / "lenet5", files, manifest)
     leave_unproven(trained.unproven_dir("fp32", "no"), files, manifest)
     served = step_of(partial(serve, trained, "grpcio"), "serve")
@@ -305,19 +302,12 @@ IMAGES_0 = Load(
 )
 
 
-def small_version() -> tuple[dict[str, bytes], Manifest]:
-    """A version with seeded weights, to be published or left unproven."""
-    files = program_and_onnx(seeded_model(), 64)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return files, dataclasses.replace(manifest_for(digests), max_batch_size=64)
-
-
 def test_clients_that_start_late_ask_for_the_whole_time_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a busy machine, where a process may take longer to start than a short load takes."""
     monkeypatch.setattr(served_load, "START_S", -5.0)
-    publish(tmp_path / "lenet5", *small_version())
+    publish(tmp_path / "lenet5", *version_for_servers())
     spawn = multiprocessing.get_context("spawn")
     settings = ("--repository", str(tmp_path), "--port", "0", "--device", "cpu")
     with server_process("serving", *settings) as server, ProcessPoolExecutor(2, spawn) as clients:
