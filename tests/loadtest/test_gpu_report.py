@@ -376,6 +376,7 @@ def reported(directory: Path) -> dict[str, str]:
     return {step["name"]: step["status"] for step in steps}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_what_it_measured_and_says_what_it_did_not(tmp_path: Path) -> None:
     write_idx_files(tmp_path / "data")
     options = [

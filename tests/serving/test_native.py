@@ -224,6 +224,7 @@ class SlowOnnxRuntime(FakeBackend):
         return super().infer(images)
 
 
+@pytest.mark.slow
 def test_large_request_after_an_idle_time_is_answered_whole() -> None:
     """What was measured is believed less and less while nothing comes: many images then seem to be quick."""
     backend = SlowOnnxRuntime(max_batch_size=4)

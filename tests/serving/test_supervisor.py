@@ -70,6 +70,7 @@ def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_process_that_stands_still_is_killed_and_replaced(small_repository: Path, front_end: str) -> None:
     with serving(small_repository, front_end, "--hang-timeout-s", "0.5") as server:  # and five seconds of grace
         before = serving_process_of(server)

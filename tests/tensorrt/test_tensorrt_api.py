@@ -20,6 +20,7 @@ def not_to_be_had(error: NotToBeHadError) -> None:
     pytest.skip(f"TensorRT's API is NOT CHECKED: {error}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_our_code_makes_only_calls_that_exist_in(version: str) -> None:
     try:
