@@ -24,7 +24,7 @@ from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program
 from export.export import leave_unproven
 from export.repository import publish
-from loadtest import gpu_report, served_load
+from loadtest import served_load
 from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report import Step, main, new_report, run_step
 from loadtest.gpu_report_pages import markdown_from
@@ -462,6 +462,9 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
     assert "no more than 2,800,000 examples/s" in page
 
 
-def test_figures_on_unchecked_data_are_never_a_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_report, "gpu_facts", lambda: {"name": "NVIDIA H200"})
+def test_figures_on_unchecked_data_are_never_a_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho NVIDIA H200, 580.82.07, 143771 MiB, 700 W, 1980 MHz, 9.0\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert run_program(main, ["--unverified-data"]) == os.EX_CONFIG
