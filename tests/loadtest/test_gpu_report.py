@@ -239,7 +239,9 @@ def test_an_engine_that_cannot_be_built_takes_no_other_runtime_with_it(trained: 
     assert (crashed["status"], crashed["parity"]) == ("failed", [])
     assert [row["passed"] for row in published["parity"]] == [True, True]
 
-    page = page_of(exported)
+    timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
+    assert timed.result["is_proven"], timed.reason
+    page = page_of(exported, timed)
     assert "- fp32, --engine auto: ended with -6: " in page
     assert "- fp32, --engine no: published. TensorRT engine left out: --engine no" in page
     assert re.search(
