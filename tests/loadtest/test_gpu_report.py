@@ -319,6 +319,7 @@ def test_clients_that_start_late_ask_for_the_whole_time_all_the_same(
     assert found["images_per_s"] < found["num_answers"] / 0.2  # the time for which they were missed counts
 
 
+@pytest.mark.slow
 def test_load_that_nobody_answers_is_told_as_such(nobody_answers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served_load, "TIMEOUT_S", 0.5)
     threads: Any = ThreadPoolExecutor(1)  # which see the shortened time
