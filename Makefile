@@ -23,9 +23,10 @@ NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/protos/*.p
   native/Cargo.toml native/pyproject.toml native/pins.lock
 export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
 CARGO := $(shell command -v cargo 2>/dev/null)
+CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test check loadtest attack restarts bench ladder gpu-report clean
+.PHONY: help setup data train curves export serve classify test test-all check loadtest attack restarts bench ladder gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -78,9 +79,14 @@ serve: $(EXPORTED) $(NATIVE) ## answer Classify over gRPC on localhost:50051
 classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
 	$(RUN) -m $(if $(FILES),atelier.classify $(FILES),loadtest.samples) $(ARGS)
 
-test: $(SETUP) $(NATIVE) ## run the tests (no GPU needed)
-	$(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
-	$(RUN) -m pytest $(ARGS)
+test: $(SETUP) $(NATIVE) ## run the tests that are fast, in three minutes (no GPU needed)
+	$(CARGO_TEST)
+	$(RUN) -m pytest --numprocesses 2 -m "not slow and not timing" $(ARGS)
+
+test-all: $(SETUP) $(NATIVE) ## run all tests, in ten minutes; those that measure time come last, one at a time
+	$(CARGO_TEST)
+	$(RUN) -m pytest --numprocesses 2 -m "not timing"
+	$(RUN) -m pytest -m timing
 
 check: $(SETUP) ## lint, format and types
 	$(RUN) -m ruff check .

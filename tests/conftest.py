@@ -1,7 +1,10 @@
-"""One real training and export for all tests that need one."""
+"""One real training and export for all tests that need one, and a small version for those that ask for any."""
 
+import fcntl
+import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +33,13 @@ def command(module: str, *arguments: object) -> "subprocess.CompletedProcess[str
     )
 
 
+def import_s() -> float:
+    """How long a Python takes that only imports what a server imports: a yardstick, for the machine may be busy."""
+    started_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import grpc.aio, numpy, onnxruntime"], check=True)
+    return time.monotonic() - started_s
+
+
 @pytest.fixture(scope="session")
 def data() -> FashionMNIST:
     try:
@@ -40,11 +50,28 @@ def data() -> FashionMNIST:
 
 @pytest.fixture(scope="session")
 def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """One epoch on the 60,000 images, exported through the gate on all 10,000."""
-    root = tmp_path_factory.mktemp("job")
-    checkpoint_dir, repository = root / "checkpoint", root / "models"
-    trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
-    assert trained.returncode == 0, trained.stderr
-    exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
-    assert exported.returncode == 0, exported.stderr
-    return Job(checkpoint_dir, repository, trained.stdout + exported.stdout)
+    """One epoch on the 60,000 images, exported through the gate on all 10,000; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "job"
+    root.mkdir(exist_ok=True)
+    checkpoint_dir, repository, printed = root / "checkpoint", root / "models", root / "printed"
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one makes it
+        if not printed.exists():
+            trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
+            assert trained.returncode == 0, trained.stderr
+            exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
+            assert exported.returncode == 0, exported.stderr
+            printed.write_text(trained.stdout + exported.stdout)
+    return Job(checkpoint_dir, repository, printed.read_text())
+
+
+@pytest.fixture(scope="session")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 of lenet5, untrained and unproven but whole, and made in seconds; not to be changed."""
+    from export.repository import publish  # imports torch, which few of the fast tests need
+    from tests.export.small_model import version_for_servers
+
+    directory = tmp_path_factory.mktemp("small") / "models"
+    publish(directory / "lenet5", *version_for_servers())
+    return directory

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.server_process import server_process
-from tests.conftest import Job, command
+from tests.conftest import command
+from training.dataset import FashionMNIST
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -30,13 +31,13 @@ def arguments_of(make: str, target: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_server_with_tls_and_tokens_is_set_up_and_asked_as_the_docs_say(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: FashionMNIST, small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     *preparations, serve, classify = commands_of("serving.md", "TLS and tokens")
     for preparation in preparations:
         subprocess.run(["bash", "-euc", preparation], check=True, capture_output=True)
-    settings = ("--repository", str(job.repository), "--port", "0", "--metrics-port", "0")
+    settings = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0")
     with server_process("serving", *settings, *arguments_of(serve, "serve")) as server:
         asked = arguments_of(classify, "classify")
         done = command("loadtest.samples", "--target", f"localhost:{server.port}", "--count", 4, *asked)
@@ -46,9 +47,11 @@ def test_server_with_tls_and_tokens_is_set_up_and_asked_as_the_docs_say(
         assert "UNAUTHENTICATED" in refused.stderr or "NO_TOKEN" in refused.stderr
 
 
-def test_server_on_several_addresses_is_asked_as_the_docs_say(job: Job, tmp_path: Path) -> None:
+def test_server_on_several_addresses_is_asked_as_the_docs_say(
+    data: FashionMNIST, small_repository: Path, tmp_path: Path
+) -> None:
     serve, classify = commands_of("serving.md", "Where it listens")
-    settings = ("--repository", str(job.repository), "--port", "0", "--metrics-port", "0")
+    settings = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0")
     path = f"unix:{tmp_path}/atelier.sock"
     hosts, asked = (
         [word.replace("unix:/tmp/atelier.sock", path) for word in words]

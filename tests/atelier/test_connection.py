@@ -120,6 +120,7 @@ def test_name_that_cannot_be_resolved_is_called_that() -> None:
         ask_with_client("no-such-host.invalid:1", "classify", IMAGE)
 
 
+@pytest.mark.slow
 def test_restart_as_long_as_the_deadline_allows_is_waited_for(ask: Ask) -> None:
     """The same port, closed for 4 s: calls of 5 s that were sent meanwhile are answered by the new server."""
     first = ScriptedServer()

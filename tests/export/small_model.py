@@ -1,6 +1,8 @@
 """A LeNet-5 with seeded weights and what an export makes of it, made once for all tests."""
 
+import dataclasses
 import functools
+import hashlib
 
 import numpy as np
 import onnx
@@ -14,7 +16,8 @@ from export.parity_inputs import ParityInputs, Truth
 from export.torch_program import program_bytes, program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest
 from training.dataset import CLASSES
-from training.model import LeNet, LeNet5, initialise
+from training.model import LeNet, LeNet5, initialise, model_for
+from training.recipes import RECIPES
 
 MAX_BATCH_SIZE = 16
 
@@ -36,6 +39,15 @@ def program_and_onnx(model: LeNet, max_batch_size: int = MAX_BATCH_SIZE) -> dict
 @functools.cache
 def exported_files() -> dict[str, bytes]:
     return program_and_onnx(seeded_model())
+
+
+def version_for_servers() -> tuple[dict[str, bytes], Manifest]:
+    """Files and manifest of a model with seeded weights that says something different of nearly every image."""
+    model = model_for(dataclasses.replace(RECIPES["tutorial"], activation="relu"))
+    initialise(model, seed=0)
+    files = program_and_onnx(model.eval(), 64)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return files, dataclasses.replace(manifest_for(digests), max_batch_size=64)
 
 
 @functools.cache

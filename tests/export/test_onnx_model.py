@@ -52,6 +52,7 @@ def test_the_exporters_notes_on_each_node_are_gone() -> None:
         assert not part.doc_string
 
 
+@pytest.mark.slow
 def test_same_weights_give_the_same_bytes_in_another_directory(tmp_path: Path) -> None:
     root = Path(export.__path__[0]).parent
     for package in ("export", "training", "serving", "tests"):

@@ -97,6 +97,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_exporters_at_once_get_different_versions(tmp_path: Path) -> None:
     exporters = [start(WAIT_AND_PUBLISH, tmp_path) for _ in range(2)]
     assert [exporter.stdout and exporter.stdout.readline() for exporter in exporters] == ["ready\n", "ready\n"]
@@ -133,6 +134,7 @@ print(number - 1)
 """
 
 
+@pytest.mark.slow
 def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path) -> None:
     output, errors = start(DIE_EVERYWHERE, tmp_path).communicate(timeout=60)
     num_deaths = int(output or 0)

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ from loadtest.attack.measure import Site, Timing, measure
 from loadtest.attack.verdict import Limits, Memory, Outcome
 from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED, chosen_front_end
 from loadtest.server_process import server_process
-from tests.conftest import Job, command
+from tests.conftest import command
 from tests.loadtest.spoiled_server import TRIGGER
 
 SHORT = Timing(quiet_s=0.2, least_s=0.5, most_s=10.0)
@@ -28,11 +29,12 @@ LIMITS = Limits(floor_ms=100.0)  # the machine that tests is busy; slow or faili
 
 
 @pytest.fixture(scope="module")
-def site(front_end: str, job: Job) -> Iterator[Site]:
-    with run.started_server(job.repository, front_end) as server, run.site_of(server) as site:
+def site(front_end: str, small_repository: Path) -> Iterator[Site]:
+    with run.started_server(small_repository, front_end) as server, run.site_of(server) as site:
         yield site
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
 def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site) -> None:
     if reason := NOT_PROMISED[front_end].get(attack.name):
@@ -79,6 +81,7 @@ def outcome_of(attack: Attack, spoils_with: str, limits: Limits = LIMITS) -> Out
 SPOIL = Attack(name="spoil", work=spoil, unit="requests", size=1, short_size=1)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("spoils_with", "fault"),
     [
@@ -95,6 +98,7 @@ def test_spoiled_server_is_found_out(spoils_with: str, fault: str) -> None:
     assert any(fault in each for each in faults), faults
 
 
+@pytest.mark.timing
 def test_control_attacks_nobody() -> None:
     outcome = outcome_of(CONTROL, "none")
     assert outcome.faults == [] or outcome.is_only_slow  # which is the machine's doing

@@ -121,5 +121,5 @@ def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest
 
 @pytest.mark.slow
 def test_training_is_measured_beside_the_tutorials_loop(data: FashionMNIST) -> None:
-    ours, tutorials = training_rates(num_workers=0, num_epochs=1)
+    ours, tutorials = training_rates(num_workers=0, num_epochs=1, num_images=10_000)
     assert ours > tutorials > 100

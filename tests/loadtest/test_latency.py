@@ -101,7 +101,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 def test_onnxruntime_on_cuda_runs_on_a_stream_of_ours_which_events_time(gpu: FakeCuda) -> None:
     backend = OnnxRuntimeBackend(ONNX, device="cuda", max_batch_size=4)
-    assert backend._session.options["user_compute_stream"] == str(int(backend.stream))
+    (session,) = gpu.sessions
+    assert session.options["user_compute_stream"] == str(int(backend.stream))
     np.testing.assert_allclose(backend.infer(noise_images(3)), truth()(noise_images(3)), rtol=1e-5, atol=1e-5)
     clock = clock_of(backend)
     row = measured(backend.infer, 3, 2, 0.0, clock)

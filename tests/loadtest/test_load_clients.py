@@ -55,6 +55,7 @@ def test_each_reply_comes_with_its_number_and_its_times(client: str) -> None:
     assert (answers.done_ns <= time.monotonic_ns()).all()
 
 
+@pytest.mark.timing
 def test_calls_are_made_when_they_are_due_and_not_before(client: str) -> None:
     with server_process(NULL) as process:
         server = classify_at(process.target)

@@ -1,5 +1,6 @@
 """Every request is accounted for while servers are stopped and killed; and a server that loses one is found out."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from loadtest.restarts.journal import Entry, account, write_journal
 from loadtest.restarts.known import known_answers
 from loadtest.restarts.probe import seconds_until_answered
 from loadtest.server_process import server_process
-from tests.conftest import Job
+from tests.conftest import import_s
 from tests.loadtest.null_server import reference
+from training.dataset import FashionMNIST
 
 NUMBER = 3
 RATE = 200.0
@@ -24,13 +26,13 @@ RATE = 200.0
 
 
 @pytest.fixture(scope="module")
-def known(job: Job) -> Reference:
-    return known_answers(job.repository)
+def known(data: FashionMNIST, small_repository: Path) -> Reference:
+    return known_answers(small_repository)
 
 
 @pytest.fixture
-def serving(front_end: str, job: Job) -> Command:
-    options = ["--repository", str(job.repository), "--metrics-port", "0", *front_end_flags(front_end)]
+def serving(front_end: str, small_repository: Path) -> Command:
+    options = ["--repository", str(small_repository), "--metrics-port", "0", *front_end_flags(front_end)]
     return Command(module="serving", arguments=options)
 
 
@@ -41,9 +43,12 @@ def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, know
     assert cycles.answered == cycles.account.right
 
 
+@pytest.mark.timing
 def test_kills_under_load_fail_no_call_of_our_client(front_end: str, serving: Command, known: Reference) -> None:
-    cycles = kill(serving, known, number=NUMBER, rate=RATE)
-    assert cycles.faults(ENDS[front_end][KILL]) == []
+    cycles, promise = kill(serving, known, number=NUMBER, rate=RATE), ENDS[front_end][KILL]
+    if promise.longest_s is not None:  # on a machine that is not busy
+        promise = dataclasses.replace(promise, longest_s=max(promise.longest_s, 2 * import_s()))
+    assert cycles.faults(promise) == []
     assert cycles.account.right > RATE
 
 

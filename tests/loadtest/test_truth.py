@@ -99,6 +99,7 @@ def single_stream(duration_s: float = 0.5) -> Load:
     return Load(contender="null", scenario="single_stream", duration_s=duration_s, expected=1e-4)
 
 
+@pytest.mark.timing
 def test_known_latency_is_found(client: str) -> None:
     run, delay_ms = quietest(server_load(client), "--latency-ms", 20)
     assert 20.0 <= run.percentile_ms(50.0) < 25.0 + delay_ms
@@ -109,6 +110,7 @@ def test_known_latency_is_found(client: str) -> None:
     assert 17.0 <= run.mean_ms("transport") < 25.0 + delay_ms  # what is left
 
 
+@pytest.mark.timing
 def test_pause_of_200_ms_is_found_in_the_percentiles(client: str) -> None:
     """In 2 s a pause of 200 ms delays a tenth of the requests, by 0 to 200 ms: half of them by more than 100."""
     run, delay_ms = quietest(server_load(client), "--latency-ms", 2, "--pause-at", NUM_WARM_UP + 100, "--pause-ms", 200)
@@ -139,6 +141,7 @@ def test_pause_of_the_generator_counts_as_latency_and_makes_the_run_invalid(clie
     assert "the generator was late" in run.invalid_because[0]
 
 
+@pytest.mark.timing
 def test_latency_of_loadgen_is_ours(client: str) -> None:
     run, delay_ms = quietest(server_load(client), "--latency-ms", 20)
     (share,) = run.shares
@@ -148,6 +151,7 @@ def test_latency_of_loadgen_is_ours(client: str) -> None:
         assert run.percentile_ms(float(percentile)) == pytest.approx(theirs_ms, abs=0.5 + delay_ms)
 
 
+@pytest.mark.timing
 def test_two_processes_share_the_rate_and_their_histograms_add_up(client: str) -> None:
     run, delay_ms = quietest(server_load(client), "--latency-ms", 20, num_processes=2)
     assert [len(share.histograms) for share in run.shares] == [5, 5]
@@ -192,6 +196,7 @@ def test_what_is_too_late_to_be_sent_is_not_and_counts_as_lost(client: str) -> N
     assert "too late to be sent" in run.faults[0]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("protocol", ["atelier", "oip"])
 def test_single_stream_waits_for_each_answer(protocol: str) -> None:
     run, delay_ms = quietest(single_stream(), "--latency-ms", 10, protocol=protocol)

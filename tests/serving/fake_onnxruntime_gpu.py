@@ -20,6 +20,7 @@ class SessionOnCuda:
         self._gpu, self.session_options = gpu, options
         ((self.provider, self.options),) = providers
         self._session = RealSession(model, providers=["CPUExecutionProvider"])
+        gpu.sessions.append(self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)

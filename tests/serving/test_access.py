@@ -81,6 +81,7 @@ def test_mutual_tls_turns_away_clients_without_a_certificate(serving: Serving, t
             label_from(server.target, tls=certificate)
 
 
+@pytest.mark.slow
 def test_certificate_that_changes_is_read_again_and_a_broken_one_is_not_taken(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
     with serving("--tls-certificate", certificate, "--tls-key", key) as server:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import pytest
+
 from atelier.client import ClassifyError, Client
 from loadtest.server_process import ServerProcess, server_process
 from tests.serving.fake_backend import image
@@ -63,6 +65,7 @@ def test_clients_get_right_answers_across_a_process_whose_device_breaks(front_en
     assert pauses_s(server) == [0]
 
 
+@pytest.mark.slow
 def test_process_after_process_that_breaks_is_replaced_ever_more_slowly(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "0,0,0,0") as server:
         for _ in range(4):
@@ -73,6 +76,7 @@ def test_process_after_process_that_breaks_is_replaced_ever_more_slowly(front_en
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_replacement_that_has_lasted_is_itself_replaced_at_once(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "0,1") as server:
         break_device(server)
@@ -84,6 +88,7 @@ def test_replacement_that_has_lasted_is_itself_replaced_at_once(front_end: str) 
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_stop_during_a_pause_ends_the_server_at_once(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "0,0,0,0,0,0,0") as server:
         for _ in range(6):

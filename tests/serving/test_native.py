@@ -224,6 +224,7 @@ class SlowOnnxRuntime(FakeBackend):
         return super().infer(images)
 
 
+@pytest.mark.slow
 def test_large_request_after_an_idle_time_is_answered_whole() -> None:
     """What was measured is believed less and less while nothing comes: many images then seem to be quick."""
     backend = SlowOnnxRuntime(max_batch_size=4)
@@ -301,7 +302,7 @@ def test_client_that_opens_no_window_loses_its_connection() -> None:
         with raw_connection(server, NO_WINDOW) as client:
             client.sendall(frame(HEADERS, END_HEADERS, 1, header_block(CLASSIFY.encode())))
             client.sendall(frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))
-            assert 0.4 < seconds_to_close(client) < 2.0
+            assert 0.4 < seconds_to_close(client) < 4.0
         assert label_from(server.addresses[0], 2) == 2
 
 
@@ -353,7 +354,7 @@ def test_slow_work_for_a_client_that_has_gone_is_never_done(kind: str) -> None:
             time.sleep(0.2)
             began_s = time.monotonic()
             call(picture, timeout=20)
-            assert time.monotonic() - began_s < 0.5
+            assert time.monotonic() - began_s < 2  # all of it would take many seconds
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
@@ -430,7 +431,7 @@ def test_flood_of_pings_loses_its_connection() -> None:
             for _ in range(100):
                 client.sendall(frame(PING, payload=bytes(8)) * 100)
                 client.recv(65536)
-            assert seconds_to_close(client) < 1.0
+            assert seconds_to_close(client) < 3.0
         assert label_from(server.addresses[0], 2) == 2
 
 

@@ -23,16 +23,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 @pytest.mark.parametrize(
     ("precision", "allowed"), [("fp32", "0"), ("int8", "0"), ("tf32", "1"), ("fp16", "1"), ("bf16", "1")]
 )
-def test_tensor_cores_are_used_but_where_they_would_round_float32(precision: str, allowed: str) -> None:
+def test_tensor_cores_are_used_but_where_they_would_round_float32(precision: str, allowed: str, gpu: FakeCuda) -> None:
     backend = OnnxRuntimeBackend(ONNX, device="cuda", max_batch_size=4, precision=precision)
-    assert backend._session.options["use_tf32"] == allowed
+    (session,) = gpu.sessions
+    assert session.options["use_tf32"] == allowed
     backend.close()
 
 
 @pytest.mark.parametrize("entry", ["session.disable_cpu_ep_fallback", "session.disable_quant_qdq"])
-def test_no_node_may_fall_to_the_cpu_nor_be_fused_into_what_cuda_lacks(entry: str) -> None:
+def test_no_node_may_fall_to_the_cpu_nor_be_fused_into_what_cuda_lacks(entry: str, gpu: FakeCuda) -> None:
     backend = OnnxRuntimeBackend(ONNX, device="cuda", max_batch_size=4)
-    assert backend._session.session_options.get_session_config_entry(entry) == "1"
+    (session,) = gpu.sessions
+    assert session.session_options.get_session_config_entry(entry) == "1"
     backend.close()
 
 

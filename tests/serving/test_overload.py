@@ -21,13 +21,14 @@ REFERENCE = Reference(
 )
 
 
+@pytest.mark.timing
 @needs_native
 @pytest.mark.parametrize("deadline_s", [0.1, 0.02])
 @pytest.mark.parametrize("times", [2, 5, 10])
 def test_goodput_stays_at_the_peak_however_much_is_offered(deadline_s: float, times: int) -> None:
     settings = ("--port", "0", "--front-end", "native", "--image-s", str(IMAGE_S))
     with server_process("tests.serving.breaking_server", *settings, "--max-batch-size", "1") as server:
-        load = OpenLoad(rate=times * PEAK, deadline_s=deadline_s, duration_s=3.0)
+        load = OpenLoad(rate=times * PEAK, deadline_s=deadline_s, duration_s=2.0)
         for _ in range(3):  # as often as the machine was too busy to offer it
             outcomes = offer(Classify(target=server.target, reference=REFERENCE), len(LABELS), load)
             if outcomes.is_offered:

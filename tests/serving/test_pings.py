@@ -56,6 +56,7 @@ def send_pings(port: int, *, calls: bytes, interval_s: float, count: int) -> tup
     return num_answered, reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [b"", CALL], ids=["without calls", "during a call"])
 def test_client_may_ping_every_second(calls: bytes) -> None:
     async def test() -> None:

@@ -23,7 +23,7 @@ import pytest
 from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
-from tests.conftest import Job, command
+from tests.conftest import command
 from tests.serving.running import kill_serving_process, sent_path_that_is_not_utf8, serving_process_of, wait_for
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
@@ -37,8 +37,8 @@ def serving(repository: Path, front_end: str, *arguments: str) -> Iterator[Serve
 
 
 @pytest.fixture
-def server(job: Job, front_end: str) -> Iterator[ServerProcess]:
-    with serving(job.repository, front_end) as running:
+def server(small_repository: Path, front_end: str) -> Iterator[ServerProcess]:
+    with serving(small_repository, front_end) as running:
         yield running
 
 
@@ -70,8 +70,9 @@ def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:
     assert server.stop() == 0
 
 
-def test_process_that_stands_still_is_killed_and_replaced(job: Job, front_end: str) -> None:
-    with serving(job.repository, front_end, "--hang-timeout-s", "0.5") as server:  # and five seconds of grace
+@pytest.mark.slow
+def test_process_that_stands_still_is_killed_and_replaced(small_repository: Path, front_end: str) -> None:
+    with serving(small_repository, front_end, "--hang-timeout-s", "0.5") as server:  # and five seconds of grace
         before = serving_process_of(server)
         before.send_signal(signal.SIGSTOP)
         wait_for(lambda: "starting another" in server.output)
@@ -88,8 +89,8 @@ def test_process_does_not_outlive_a_killed_supervisor(server: ServerProcess) -> 
     process.wait(30)
 
 
-def test_second_signal_ends_everything_at_once(job: Job, front_end: str) -> None:
-    with serving(job.repository, front_end, "--lame-duck-s", "60") as server:
+def test_second_signal_ends_everything_at_once(small_repository: Path, front_end: str) -> None:
+    with serving(small_repository, front_end, "--lame-duck-s", "60") as server:
         process = serving_process_of(server)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "draining" in server.output)
@@ -98,10 +99,10 @@ def test_second_signal_ends_everything_at_once(job: Job, front_end: str) -> None
 
 
 def test_every_replacement_serves_the_bytes_that_were_verified_at_the_start(
-    job: Job, front_end: str, tmp_path: Path
+    small_repository: Path, front_end: str, tmp_path: Path
 ) -> None:
     """Whatever becomes of the repository: a newer version that is damaged, and its own files gone."""
-    version_dir = shutil.copytree(job.version_dir, tmp_path / "lenet5" / "1")
+    version_dir = shutil.copytree(small_repository / "lenet5" / "1", tmp_path / "lenet5" / "1")
     with serving(tmp_path, front_end) as server, Client(server.target) as client:
         before = client.model(), client.classify(IMAGES, top_k=10)
         shutil.rmtree(version_dir)
@@ -145,9 +146,9 @@ def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> 
         assert server.process.wait(30) == 0
 
 
-def test_call_in_a_drain_is_told_to_retry_elsewhere(job: Job, front_end: str) -> None:
+def test_call_in_a_drain_is_told_to_retry_elsewhere(small_repository: Path, front_end: str) -> None:
     with (
-        serving(job.repository, front_end, "--lame-duck-s", "5") as server,
+        serving(small_repository, front_end, "--lame-duck-s", "5") as server,
         grpc.insecure_channel(server.target, options=[("grpc.enable_retries", 0)]) as channel,
     ):
         classify: Any = channel.unary_unary("/atelier.v1.Classifier/Classify")

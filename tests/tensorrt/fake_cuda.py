@@ -31,6 +31,7 @@ class FakeCuda:
         self.executables: dict[int, list[Work]] = {}
         self.events: dict[int, int] = {}
         self.launches = 0
+        self.sessions: list[Any] = []  # of ONNX Runtime, which the tests look at
         self._next = 1
 
     def __getattr__(self, name: str) -> Any:

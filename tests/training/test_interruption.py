@@ -39,6 +39,7 @@ def weights_digest(run_dir: Path) -> str:
     return load_checkpoint(run_dir).sha256
 
 
+@pytest.mark.slow
 def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
     data_dir: Path, run_dir: Path, tmp_path: Path
 ) -> None:

@@ -247,12 +247,14 @@ def test_modern_recipe_trains_in_bf16_its_teacher_too(data_dir: Path, run_dir: P
     assert {load_record(directory)[0].precision for directory in (run_dir, run_dir / "teacher")} == {"bf16"}
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one_with_everything_that_recipes_do() -> None:
     """Batch normalisation, augmentation, a teacher, momentum and averages."""
     done = torchrun("tests.training.shared_epoch")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_teacher_and_go_on_where_one_stopped(
     modern_run: Path, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,6 +232,7 @@ def test_tf32_on_a_cpu_is_refused(train: Train, run_dir: Path, capsys: pytest.Ca
 # --- Several processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_weights_of_one(data_dir: Path, finished_run: Path, run_dir: Path) -> None:
     both = train_in_two_processes(data_dir, run_dir, "--epochs", "2")
     assert both.returncode == 0, both.stderr
@@ -245,6 +246,7 @@ def test_two_processes_end_at_the_weights_of_one(data_dir: Path, finished_run: P
         assert ours.train_acc == pytest.approx(theirs.train_acc, abs=2 / 600)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped(data_dir: Path, finished_run: Path, run_dir: Path, split: Split) -> None:
     """The second process has weights of its own until it gets the first one's."""
     alone = load_checkpoint(finished_run)
