@@ -11,8 +11,8 @@ from loadtest.bench.rows import Row
 from loadtest.protocols import ServerProtocol
 
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
-# A request of one image costs a generator as much as the server: if they share cores, most rates past the peak cannot be
-# offered. Of 64, the model takes nearly all of the time, and ten times the peak can be.
+# A request of one image costs a generator as much as the server: if they share cores, most rates past the peak cannot
+# be offered. Of 64, the model takes nearly all of the time, and ten times the peak can be.
 SIZES = (1, 64)
 DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
