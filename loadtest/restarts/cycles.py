@@ -79,7 +79,8 @@ def restart(command: Command, reference: Reference, *, number: int, rate: float)
         server = stack.enter_context(command.started(port))
         load = stack.enter_context(Load(server.target, reference, client=PLAIN, rate=rate))
         for _ in range(number):
-            time.sleep(pause.uniform(*BETWEEN_S))
+            # For as long as the last start took, at least: else what came meanwhile is never caught up with.
+            time.sleep(max([pause.uniform(*BETWEEN_S), *took_s[-1:]]))
             began_s = time.monotonic()
             exit_codes.append(server.stop(timeout_s=STOP_S))
             outputs.append(server)
