@@ -58,6 +58,7 @@ from tests.serving.test_server import (  # noqa: F401 - collected here too, over
     test_request_whose_deadline_passes_in_the_queue_is_never_executed,
     test_request_without_a_deadline_gets_the_servers,
     test_served_model_and_version_may_be_named,
+    test_threads_that_decode_pictures_give_way_to_those_that_answer,
     test_time_split_tells_waiting_from_running,
     test_unknown_method_is_unimplemented,
     test_watcher_of_health_hears_of_the_drain,
