@@ -12,13 +12,16 @@
 #
 # serve-gpu runs like serve, with --gpus all (the NVIDIA Container Toolkit provides the driver, the wheels all else).
 #
-# The images serve with grpcio: they have no Rust to build the native front end. So keep them on trusted networks, or behind
-# a proxy. With TLS flags, give --no-healthcheck too: the check below speaks plain text.
+# The images serve with the native front end, which a stage of its own builds; --build-arg FRONT_END=grpcio leaves it out, and
+# with it Rust: keep such images on trusted networks, or behind a proxy. With TLS flags, give --no-healthcheck too: the check
+# below speaks plain text.
 #
 # Docker 23 or later, or Podman with Buildah 1.41 or later: older ones do not know COPY --link.
 
-# The Python that the versions in constraints.txt were tested with.
+# The Python that the versions in constraints.txt were tested with, and the Rust of native/Cargo.toml, or a later one.
 ARG PYTHON_VERSION=3.11
+ARG RUST_VERSION=1
+ARG FRONT_END=native
 
 
 # --- What is installed, apart from what is ours: a change in the source installs nothing anew ------------------------
@@ -64,6 +67,27 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python -m zipfile --extract /wheel/atelier-*.whl /app \
     && python -m compileall -q --invalidation-mode unchecked-hash /app
 
+FROM rust:${RUST_VERSION}-slim AS rust
+
+# The extension, unpacked: /native/atelier_native. On Python's own base, for it runs with that C library.
+FROM requirements AS front-end-native
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY --link --from=rust /usr/local/cargo /usr/local/cargo
+COPY --link --from=rust /usr/local/rustup /usr/local/rustup
+ENV PATH=/usr/local/cargo/bin:$PATH CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup CARGO_TARGET_DIR=/build/target
+COPY protos protos
+COPY native native
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=cache,target=/usr/local/cargo/registry \
+    python native/pins.py restore \
+    && pip wheel --no-deps --wheel-dir /wheel ./native \
+    && python -m zipfile --extract /wheel/atelier_native-*.whl /native
+
+# Without it.
+FROM requirements AS front-end-grpcio
+RUN mkdir /native
+
+FROM front-end-${FRONT_END} AS front-end
+
 
 # --- What runs -------------------------------------------------------------------------------------------------------
 
@@ -91,6 +115,7 @@ FROM runtime AS server
 # layer of /opt/venv as it is, where containerd stores the images (Docker 29's default); elsewhere it is copied anew.
 COPY --link --from=build /app/serving /app/serving
 COPY --link --from=build /app/atelier /app/atelier
+COPY --link --from=front-end /native /app
 USER 10001:10001
 # The model repository, artifacts/models; the server only reads it.
 VOLUME ["/models"]

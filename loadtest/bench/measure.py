@@ -109,10 +109,10 @@ def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, second
 
 
 def measure_goodput(
-    contenders: Contenders, peaks: Mapping[str, float], repeats: int, scale: float
-) -> dict[str, dict[tuple[int, float], list[Run]]]:
-    """By front end, what becomes of multiples of its peak."""
-    found: dict[str, dict[tuple[int, float], list[Run]]] = {name: defaultdict(list) for name in contenders.served}
+    contenders: Contenders, peaks: Mapping[str, Mapping[int, float]], repeats: int, scale: float
+) -> dict[str, dict[tuple[int, int, float], list[Run]]]:
+    """By front end, what becomes of multiples of its peaks, which are requests/s by the images of each."""
+    found: dict[str, dict[tuple[int, int, float], list[Run]]] = {name: defaultdict(list) for name in contenders.served}
     for _ in tqdm(range(repeats), desc="past saturation", unit="repeat", disable=None):
         for name, server in contenders.served.items():
             protocol = protocol_of(server, contenders.raw)

@@ -15,6 +15,7 @@ from multiprocessing.synchronize import Barrier
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.load_clients import BEST, EXPIRED, OK, Answers, Integers, LoadClient, open_client
 from loadtest.protocols import ServerProtocol
@@ -32,11 +33,12 @@ ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
 
 @dataclass(frozen=True, kw_only=True)
 class OpenLoad:
-    """Single images as a Poisson process; each is to be answered within the deadline, from when it was due."""
+    """Requests as a Poisson process; each is to be answered within the deadline, from when it was due."""
 
     rate: float
     deadline_s: float
     duration_s: float
+    images_per_request: int = 1
     seed: int = 0
     client: str = BEST
 
@@ -67,7 +69,7 @@ class Outcomes:
 
 
 def offer(server: ServerProtocol, num_images: int, load: OpenLoad, num_processes: int | None = None) -> Outcomes:
-    """Offers the load and returns what became of it; request i is of the reference's image i modulo `num_images`."""
+    """Offers the load and returns what became of it; requests are of the reference's `num_images` images, in turn."""
     num_processes = num_processes or max(1, (os.cpu_count() or 1) // 2)  # more would take the server's cores
     shares = [
         replace(load, rate=load.rate / num_processes, seed=load.seed * num_processes + rank)
@@ -99,7 +101,8 @@ def _meet_at(barrier: Barrier) -> None:
 
 def _offer_share(server: ServerProtocol, num_images: int, load: OpenLoad) -> Outcomes:
     """Connects, sends what is due once all processes are connected, and counts when the last answer is there."""
-    messages = [server.request((index,)) for index in range(num_images)]
+    images = _images_of_messages(num_images, load.images_per_request)
+    messages = [server.request(row) for row in images.tolist()]
     num_connections = max(2, math.ceil(load.rate * load.deadline_s / STREAMS_PER_CONNECTION))
     client = open_client(load.client, server.target, server.method, num_connections)
     try:
@@ -115,8 +118,14 @@ def _offer_share(server: ServerProtocol, num_images: int, load: OpenLoad) -> Out
         client.close()
     outcomes = Outcomes(num_due=len(due_ns))
     for part in answers:
-        _count(outcomes, part, server, due_ns[part.numbers], num_images, load)
+        _count(outcomes, part, server, due_ns[part.numbers], images[part.numbers % len(images)], load)
     return outcomes
+
+
+def _images_of_messages(num_images: int, images_per_request: int) -> NDArray[np.intp]:
+    """Which images each message has, (messages, images of each): every image in one of them, in the last some again."""
+    num_messages = math.ceil(num_images / images_per_request)
+    return np.resize(np.arange(num_images), (num_messages, images_per_request))
 
 
 def _schedule_ns(load: OpenLoad) -> Integers:
@@ -144,15 +153,19 @@ def _taken(client: LoadClient, num_answers: int) -> list[Answers]:
 
 
 def _count(
-    outcomes: Outcomes, answers: Answers, server: ServerProtocol, due_ns: Integers, num_images: int, load: OpenLoad
+    outcomes: Outcomes,
+    answers: Answers,
+    server: ServerProtocol,
+    due_ns: Integers,
+    images: NDArray[np.intp],
+    load: OpenLoad,
 ) -> None:
-    """Counts those that were sent in time."""
-    images = answers.numbers % num_images
+    """Counts those that were sent in time; `images` has a row for each answer."""
     is_in_time = answers.sent_ns - due_ns < round(LATE_SHARE * load.deadline_s * 1e9)
     is_ok = is_in_time & (answers.codes == OK)
-    is_right = is_ok & server.found_right(answers.replies, answers.ends, images[:, np.newaxis]).is_right
+    is_right = is_ok & server.found_right(answers.replies, answers.ends, images).is_right
     for position in np.flatnonzero(is_ok & ~is_right).tolist():
-        is_right[position] = not server.check(answers.reply(position), (int(images[position]),)).fault
+        is_right[position] = not server.check(answers.reply(position), images[position].tolist()).fault
     is_before = answers.done_ns - due_ns <= load.deadline_s * 1e9
     # A server that says DEADLINE_EXCEEDED before the deadline refuses; the client itself says it afterwards.
     is_expired = is_in_time & (answers.codes == EXPIRED) & ~is_before

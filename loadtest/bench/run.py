@@ -19,7 +19,7 @@ from loadtest.bench.chart import draw
 from loadtest.bench.contenders import contenders_from
 from loadtest.bench.h2load import ALONE, BATCHED, SINGLE
 from loadtest.bench.measure import Figures, measure_goodput, measure_serving, measure_starts, measure_training
-from loadtest.bench.overload import Runs
+from loadtest.bench.overload import SIZES, Runs
 from loadtest.bench.peers.known import PEERS
 from loadtest.bench.peers.start import running_peers
 from loadtest.bench.rows import Row, table
@@ -52,13 +52,17 @@ class Bench:
                 self.figures = measure_serving(contenders, peers, settings.repeats, settings.scale)
             served = list(contenders.served)
             if settings.overload_repeats:
-                peaks = {name: statistics.median(self.figures[f"{name}, 1"]) for name in served}
+                peaks = {name: self._peaks(name) for name in served}
                 self.goodput = measure_goodput(contenders, peaks, settings.overload_repeats, settings.scale)
         self.figures |= measure_starts(settings.repository, settings.repeats)
         self.rows = serving_rows(self.figures, served) + goodput_rows(self.goodput)
         if settings.training_repeats:
             self.figures |= measure_training(settings.training_repeats, settings.loader_workers)
             self.rows.append(training_row(self.figures, settings.loader_workers))
+
+    def _peaks(self, name: str) -> dict[int, float]:
+        """Requests/s of a server, by the images of each."""
+        return {size: statistics.median(self.figures[f"{name}, {size}"]) / size for size in SIZES}
 
     def print(self, facts: Mapping[str, str]) -> None:
         """For people."""
@@ -85,9 +89,15 @@ class Bench:
             "absent": self.absent,
             "figures": self.figures,
             "goodput": [
-                {"server": name, "deadline_ms": deadline_ms, "factor": factor, "repeats": [asdict(run) for run in runs]}
+                {
+                    "server": name,
+                    "images_per_request": size,
+                    "deadline_ms": deadline_ms,
+                    "factor": factor,
+                    "repeats": [asdict(run) for run in runs],
+                }
                 for name, of_server in self.goodput.items()
-                for (deadline_ms, factor), runs in of_server.items()
+                for (size, deadline_ms, factor), runs in of_server.items()
             ],
         }
 

@@ -134,6 +134,11 @@ impl Messages {
         Ok(Self { server, peer, deadline_us, body, decoder, encoding, is_first, is_at_end, hold })
     }
 
+    /// They are waited for, as the client sends them before it hears anything, and not kept.
+    pub fn skip(&mut self) {
+        self.decoder.skip();
+    }
+
     /// The next one; None where there is none any more.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         match self.next_raw().await? {

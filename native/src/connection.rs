@@ -47,6 +47,8 @@ pub struct Peer {
     pub has_called: AtomicBool,
     /// It has said what it speaks.
     pub has_begun: AtomicBool,
+    /// It is told to go.
+    pub is_leaving: AtomicBool,
     pub cut: Notify,
 }
 
@@ -121,6 +123,7 @@ pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Ar
         () = peer.cut.notified() => return,
         _ = phase.wait_for(|&phase| phase == Phase::Leaving) => {}
     }
+    peer.is_leaving.store(true, Relaxed);
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         _ = connection => {}

@@ -77,6 +77,12 @@ impl Engine {
         answer.await.unwrap_or_else(|_| Err(lost()))
     }
 
+    /// Err where no request of this connection with this deadline would be admitted, however small.
+    pub fn check_has_room(&self, deadline_us: u64, peer: u64) -> Result<(), Status> {
+        let now_us = self.now_us();
+        self.batching().check(1, deadline_us, peer, now_us)
+    }
+
     /// Queues it, and sees to it that somebody comes for it: this thread where it is the quickest.
     fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Outcome>) -> Result<Place, Status> {
         let Work { images, top_k, deadline_us, peer, is_lone } = work;

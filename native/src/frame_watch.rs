@@ -6,6 +6,9 @@
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADER: usize = 9;
 const HEADERS: u8 = 1;
+const WINDOW_UPDATE: u8 = 8;
+/// Of no frame that there is; what is of an unknown kind is passed over (RFC 9113, section 4.1).
+const UNKNOWN: u8 = 0xff;
 /// Frames that a client may be ahead of what it may send, and how many it may send in a second.
 const BURST: f64 = 4_000.0;
 const PER_SECOND: f64 = 1_000.0;
@@ -20,6 +23,9 @@ pub struct FrameWatch {
     credit: f64,
     at_us: u64,
     is_unix: bool,
+    /// The connection's end has been told, and the last stream that was opened before.
+    is_leaving: bool,
+    last_stream: u32,
 }
 
 impl FrameWatch {
@@ -33,7 +39,14 @@ impl FrameWatch {
             credit: BURST,
             at_us: now_us,
             is_unix,
+            is_leaving: false,
+            last_stream: 0,
         }
+    }
+
+    /// From now on new streams are only refused.
+    pub fn leave(&mut self) {
+        self.is_leaving = true;
     }
 
     /// Whether it has said what it speaks.
@@ -72,22 +85,37 @@ impl FrameWatch {
             let num = (HEADER - self.num_header).min(bytes.len());
             self.header[self.num_header..self.num_header + num].copy_from_slice(&bytes[..num]);
             self.num_header += num;
-            bytes = &mut bytes[num..];
+            let (header, rest) = bytes.split_at_mut(num);
+            bytes = rest;
             if self.num_header == HEADER {
                 self.num_header = 0;
-                self.frame();
+                self.frame(header);
             }
         }
     }
 
-    fn frame(&mut self) {
-        let [a, b, c, kind, flags, ..] = self.header;
+    /// `header`: what came last of it.
+    fn frame(&mut self, header: &mut [u8]) {
+        let [a, b, c, kind, flags, d, e, f, g] = self.header;
         self.num_skipped = u32::from_be_bytes([0, a, b, c]) as usize;
+        let stream = u32::from_be_bytes([d, e, f, g]);
+        if kind == HEADERS && !self.is_leaving {
+            self.last_stream = stream;
+        }
+        // A client may have begun a stream when it heard of the end, and h2 passes over its HEADERS and DATA; but for its
+        // WINDOW_UPDATE it ends the connection, and with it the calls that were admitted. Nobody needs that frame.
+        if kind == WINDOW_UPDATE
+            && stream > self.last_stream
+            && self.is_leaving
+            && let Some(at) = header.len().checked_sub(HEADER - 3)
+        {
+            header[at] = UNKNOWN;
+        }
         let is_end = flags & 1 != 0;
         self.credit -= match kind {
             0 if self.num_skipped > 0 || is_end => 0.0, // DATA
             HEADERS => -1.0,                            // HEADERS: a call, which answers for a few other frames
-            8 => 0.25,                                  // WINDOW_UPDATE
+            WINDOW_UPDATE => 0.25,
             _ => 1.0,
         };
         self.credit = self.credit.min(BURST);
@@ -163,6 +191,24 @@ mod tests {
         };
         assert_eq!(headers_after(5), b"a-2Fb%another%header");
         assert_eq!(headers_after(0x85), b"a%2Fb%another%header"); // Huffman's code
+    }
+
+    #[test]
+    fn after_the_end_is_told_windows_of_later_streams_are_passed_over() {
+        let window = |stream| [&[0, 0, 4, 8, 0, 0, 0, 0, stream][..], &[0, 0, 1, 0]].concat();
+        let mut watch = begun();
+        let mut kinds = |stream| {
+            let mut bytes = window(stream);
+            watch.see(&mut bytes, 0);
+            let before = bytes[3];
+            watch.see(&mut frame(HEADERS, 4, &[]), 0); // stream 1
+            watch.leave();
+            let mut bytes = window(stream);
+            watch.see(&mut bytes, 0);
+            (before, bytes[3])
+        };
+        assert_eq!(kinds(3), (8, 0xff));
+        assert_eq!([0, 1].map(kinds), [(8, 8); 2]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use flate2::read::{GzDecoder, ZlibDecoder};
 use crate::status::{Code, Status};
 
 const PREFIX: usize = 5;
+/// Room that a message gets because it says that it is so long.
+const LARGE_BYTES: usize = 64 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
@@ -46,21 +48,34 @@ pub struct Decoder {
     pub limit: usize,
     one: Bytes,
     many: BytesMut,
+    /// The messages are of no use to anybody: most of their bytes are thrown away as they come.
+    is_skipping: bool,
+    num_skipped: usize,
 }
 
 impl Decoder {
     pub fn new(limit: usize) -> Self {
-        Self { limit, one: Bytes::new(), many: BytesMut::new() }
+        Self { limit, one: Bytes::new(), many: BytesMut::new(), is_skipping: false, num_skipped: 0 }
+    }
+
+    /// Finds where messages end, but has no more of them than came first.
+    pub fn skip(&mut self) {
+        self.is_skipping = true;
     }
 
     pub fn push(&mut self, piece: Bytes) {
         if self.num_bytes() == 0 {
             self.one = piece;
-            return;
+        } else if self.is_skipping && self.num_bytes() >= PREFIX {
+            self.num_skipped += piece.len();
+        } else {
+            let one = std::mem::take(&mut self.one);
+            if let Some((_, length)) = prefix(&one) {
+                self.many.reserve((PREFIX + length).min(LARGE_BYTES)); // of more, what comes first
+            }
+            self.many.extend_from_slice(&one);
+            self.many.extend_from_slice(&piece);
         }
-        let one = std::mem::take(&mut self.one);
-        self.many.extend_from_slice(&one);
-        self.many.extend_from_slice(&piece);
     }
 
     /// What has come of messages that are not whole.
@@ -71,17 +86,17 @@ impl Decoder {
     /// The next whole message. Err where it is too long, as soon as that is known.
     pub fn next(&mut self) -> Result<Option<Raw>, Status> {
         let bytes: &[u8] = if self.one.is_empty() { &self.many } else { &self.one };
-        let &[flag, a, b, c, d, ..] = bytes else { return Ok(None) };
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        let Some((flag, length)) = prefix(bytes) else { return Ok(None) };
         if flag > 1 {
             return Err(Status::invalid("MALFORMED", format!("a message begins with {flag}, not 0 or 1"), "send gRPC"));
         }
         if length > self.limit {
             return Err(too_large(format!("the message has {length} bytes"), self.limit));
         }
-        if bytes.len() < PREFIX + length {
+        if bytes.len() + self.num_skipped < PREFIX + length {
             return Ok(None);
         }
+        let length = length.min(bytes.len() - PREFIX);
         let bytes = if self.one.is_empty() {
             self.many.advance(PREFIX);
             self.many.split_to(length).freeze()
@@ -111,6 +126,12 @@ pub fn inflated(bytes: &[u8], encoding: Encoding, limit: usize) -> Result<Bytes,
         return Err(too_large(format!("the message has more than {limit} bytes when decompressed"), limit));
     }
     Ok(message.into())
+}
+
+/// The byte that says whether a message is compressed, and its length.
+fn prefix(bytes: &[u8]) -> Option<(u8, usize)> {
+    let &[flag, a, b, c, d, ..] = bytes else { return None };
+    Some((flag, u32::from_be_bytes([a, b, c, d]) as usize))
 }
 
 /// A message with its prefix.
@@ -166,6 +187,21 @@ mod tests {
             let found = decoded(&bytes, 300, || dice.roll(largest) + 1).unwrap();
             assert_eq!(found.iter().map(|raw| raw.bytes.to_vec()).collect::<Vec<_>>(), messages);
         }
+    }
+
+    #[test]
+    fn messages_that_are_skipped_end_where_they_do_and_hold_little() {
+        let message = framed(&[7; 50_000]);
+        let mut decoder = Decoder::new(50_000);
+        decoder.skip();
+        let (last, before) =
+            message.chunks(1_000).collect::<Vec<_>>().split_last().map(|(a, b)| (*a, b.to_vec())).unwrap();
+        for piece in before {
+            decoder.push(Bytes::copy_from_slice(piece));
+            assert_eq!((decoder.next(), decoder.num_bytes()), (Ok(None), 1_000));
+        }
+        decoder.push(Bytes::copy_from_slice(last));
+        assert!(decoder.next().unwrap().is_some());
     }
 
     #[test]

@@ -52,6 +52,9 @@ impl AsyncRead for GuardedIo {
         self.num_reads = if read.is_pending() { 0 } else { self.num_reads + 1 };
         ready!(read)?;
         let now_us = self.engine.now_us();
+        if self.peer.is_leaving.load(Relaxed) {
+            self.watch.leave();
+        }
         if !self.watch.see(&mut into.filled_mut()[num_before..], now_us) {
             return Poll::Ready(Err(io::Error::other("a flood of frames")));
         }

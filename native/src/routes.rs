@@ -69,6 +69,7 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
     let mut messages = Messages::new(call, incoming, &head.headers)?;
     match head.uri.path() {
         "/atelier.v1.Classifier/Classify" => {
+            check_has_room(call, &mut messages).await?;
             let message = only_message(call, &mut messages).await?;
             let answer = classify::classify(call, message).await?;
             Ok(body::answer(answer, unsent(call)))
@@ -92,6 +93,15 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
             Err(Status::new(Code::Unimplemented, "UNKNOWN_METHOD", "this method is not served here", "see reflection"))
         }
     }
+}
+
+/// Where not even one image would be admitted, the message is not put together and not read: a refusal costs the less.
+async fn check_has_room(call: &Call, messages: &mut Messages) -> Result<(), Status> {
+    let Err(refusal) = call.server.engine.check_has_room(call.deadline_us, call.peer.number) else { return Ok(()) };
+    call.server.check_is_serving()?;
+    messages.skip();
+    messages.next_raw().await?;
+    Err(refusal)
 }
 
 /// Of a method of the classifier, which refuses in a drain, and of messages that came late for it too.

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from serving.frontends.messages import description_of
 from serving.models import ServedModel
 from serving.pictures.decode import image_from_picture
 from serving.pictures.raw_images import check_raw_images
+from serving.pictures.threads import give_way
 from serving.process import Process, labels_of
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ MAX_CONNECTIONS = 2048
 SPARE_FILES = 100  # that are no connections
 WRITE_TIMEOUT_S = 5.0
 TICK_S = 0.25
+SWITCH_S = 0.0005  # for so long the model may wait for Python's lock while pictures are decoded; by default it is 5 ms
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 # What Rust's side of the front end needs of the settings, under the same names.
 SETTINGS = (
@@ -55,6 +58,7 @@ SETTINGS = (
 def serve(process: Process) -> None:
     """Serves until the supervisor says otherwise. Raises ProgramError if it cannot go on."""
     keep_heap_small()
+    sys.setswitchinterval(SWITCH_S)
     model = process.open_model()
     server = NativeServer(
         process.config,
@@ -242,6 +246,7 @@ def _check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | No
 
 def _decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str, str]:
     """Returns a picture's image; or word, what and cure for the client."""
+    give_way()  # the thread is Rust's
     try:
         return image_from_picture(picture, index=index, invert=invert).tobytes()
     except RequestError as error:

@@ -14,6 +14,7 @@ from atelier.contract import Images
 from serving.config import ServerConfig
 from serving.errors import ExpiredError, OverloadedError
 from serving.pictures.decode import image_from_picture
+from serving.pictures.threads import give_way
 
 MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take up half of the queue
 
@@ -25,7 +26,7 @@ class DecoderPool:
         self.num_requests = 0  # whose pictures wait for their turn
         self._config = config
         # Two threads: enough to overlap, and a bound on the memory that decoding takes at any moment.
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="decode", initializer=give_way)
         self._num_pictures = 0  # that wait
         self._num_bytes = 0  # of these
         self._is_done = asyncio.Event()

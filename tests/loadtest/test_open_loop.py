@@ -1,6 +1,7 @@
 """Open-loop load with deadlines tells the truth about a server of which everything is known."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,14 @@ def test_refusal_is_counted_with_its_time_and_a_swapped_answer_is_wrong(client: 
     assert (swapped.num_wrong, swapped.num_right) == (1, swapped.num_in_time - 1)
 
 
+def test_requests_of_several_images_are_judged_by_all_of_them(client: str) -> None:
+    several = replace(load(client), images_per_request=3)
+    right = offered(several)
+    assert 50 < right.num_in_time == right.num_right
+    swapped = offered(several, "--fault", "swap", "--fault-at", NUM_CONNECTING + 10)
+    assert (swapped.num_wrong, swapped.num_right) == (1, swapped.num_in_time - 1)
+
+
 def test_generator_that_cannot_keep_its_schedule_says_so(client: str) -> None:
     impossible = load(client, rate=200_000, deadline_s=0.05, duration_s=0.2)
     outcomes = offered(impossible)
@@ -67,9 +76,9 @@ def of_known_capacity(_server: ServerProtocol, _num_images: int, load: OpenLoad)
 
 def test_rows_hold_goodput_against_the_best_up_to_the_peak_and_what_was_not_offered_is_invalid() -> None:
     with null_server() as server:
-        runs = measure_overload(server, NUM_IMAGES, 1000, 1.0, of_known_capacity)
+        runs = measure_overload(server, NUM_IMAGES, {1: 1000, 64: 1000}, 1.0, of_known_capacity)
     rows = overload_rows("ours", {key: [run] for key, run in runs.items()}, least_share=0.9, refusal_ms=5)
-    assert len(rows) == 2 * (len(FACTORS) + 1)
+    assert len(rows) == 2 * 2 * (len(FACTORS) + 1)
     verdicts = [row.verdict for row in rows[: len(FACTORS) + 1]]
     assert verdicts[:2] == ["", ""]
     assert verdicts[2:4] == ["at least 0.9: MISSED"] * 2

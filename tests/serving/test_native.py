@@ -23,7 +23,7 @@ pytest.importorskip("atelier_native", reason="the native front end is not built 
 from atelier.contract import Images, Logits
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from loadtest.attack import bombs
+from loadtest.attack import bombs, http2
 from loadtest.server_process import server_process
 from serving.batching.batcher import Answer
 from serving.config import ServerConfig
@@ -58,6 +58,7 @@ from tests.serving.test_server import (  # noqa: F401 - collected here too, over
     test_request_whose_deadline_passes_in_the_queue_is_never_executed,
     test_request_without_a_deadline_gets_the_servers,
     test_served_model_and_version_may_be_named,
+    test_threads_that_decode_pictures_give_way_to_those_that_answer,
     test_time_split_tells_waiting_from_running,
     test_unknown_method_is_unimplemented,
     test_watcher_of_health_hears_of_the_drain,
@@ -304,6 +305,29 @@ def test_client_that_opens_no_window_loses_its_connection() -> None:
             client.sendall(frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))
             assert 0.4 < seconds_to_close(client) < 4.0
         assert label_from(server.addresses[0], 2) == 2
+
+
+def test_call_that_crosses_the_end_of_a_drain_costs_no_other_call_its_answer() -> None:
+    """gRPC's C library answers the ping of a drain first, and then sends what it had begun, with a WINDOW_UPDATE."""
+    backend = FakeBackend()
+    with server_of(backend) as server:
+        host, port = server.addresses[0].rsplit(":", 1)
+        with http2.Connection((host, int(port))) as client:
+            backend.gate.clear()
+            asked, crossing = client.next_stream(), client.next_stream()
+            client.send(http2.opening(asked) + http2.frame(http2.DATA, http2.END_STREAM, asked, http2.ONE_IMAGE))
+            assert backend.started.acquire(timeout=5)
+            server.stop()
+            until_s = time.monotonic() + 5
+            while client.received[http2.GOAWAY] < 2 and time.monotonic() < until_s:  # one before the ping, one behind
+                client.read(0.05)
+            window = http2.frame(http2.WINDOW_UPDATE, 0, crossing, struct.pack(">I", 1 << 16))
+            message = http2.frame(http2.DATA, http2.END_STREAM, crossing, http2.ONE_IMAGE)
+            client.send(http2.opening(crossing) + window + message)
+            client.read(0.3)
+            backend.gate.set()
+            assert client.wait_for(asked, time.monotonic() + 5)
+            assert (client.received[http2.GOAWAY], len(client.answered) > 5) == (2, True)
 
 
 def test_client_that_reads_slowly_and_all_the_time_keeps_its_connection() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
@@ -188,12 +189,13 @@ def test_served_model_and_version_may_be_named() -> None:
     run(test())
 
 
-def test_pictures_are_decoded_in_order() -> None:
-    def png(label: int) -> bytes:
-        data = io.BytesIO()
-        Image.fromarray(image(label)[0, 0]).save(data, "PNG")
-        return data.getvalue()
+def png(label: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image(label)[0, 0]).save(data, "PNG")
+    return data.getvalue()
 
+
+def test_pictures_are_decoded_in_order() -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             reply = await calls.classify(pb.ClassifyRequest(pictures=[png(label) for label in (3, 1, 8)]))
@@ -255,6 +257,20 @@ def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytes
             await calls.classify(pb.ClassifyRequest(pictures=[bytes(7)]))
             await many
         assert order.index(7) < 20  # it did not wait for all of the others
+
+    run(test())
+
+
+def test_threads_that_decode_pictures_give_way_to_those_that_answer() -> None:
+    async def test() -> None:
+        before = {thread.id for thread in psutil.Process().threads()}
+        async with serving(FakeBackend()) as (_, calls, _):
+            await calls.classify(pb.ClassifyRequest(pictures=[png(1)]))
+            threads = {thread.id for thread in psutil.Process().threads()} - before
+            niceness = Counter(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads)
+        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        assert set(niceness) == {usual, min(19, usual + 10)}
+        assert niceness[min(19, usual + 10)] <= 2
 
     run(test())
 

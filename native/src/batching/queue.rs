@@ -132,14 +132,7 @@ impl<P: Clone> Batching<P> {
         peer: u64,
         now_us: u64,
     ) -> Result<u64, Status> {
-        if let Some(refusal) = &self.refusal {
-            return Err(refusal.clone());
-        }
-        if now_us >= deadline_us {
-            return Err(Status::expired("EXPIRED", "the deadline had passed on arrival"));
-        }
-        self.check_room(num_images, peer)?;
-        self.check_time(num_images, deadline_us, now_us)?;
+        self.check(num_images, deadline_us, peer, now_us)?;
         let number = self.next_number;
         self.next_number += 1;
         self.num_waiting += num_images;
@@ -147,6 +140,18 @@ impl<P: Clone> Batching<P> {
         let request = Request { payload, peer, num_images, num_taken: 0, arrived_us: now_us, deadline_us };
         self.waiting.insert(number, request);
         Ok(number)
+    }
+
+    /// Whether a request would be admitted now.
+    pub fn check(&self, num_images: usize, deadline_us: u64, peer: u64, now_us: u64) -> Result<(), Status> {
+        if let Some(refusal) = &self.refusal {
+            return Err(refusal.clone());
+        }
+        if now_us >= deadline_us {
+            return Err(Status::expired("EXPIRED", "the deadline had passed on arrival"));
+        }
+        self.check_room(num_images, peer)?;
+        self.check_time(num_images, deadline_us, now_us)
     }
 
     fn check_room(&self, num_images: usize, peer: u64) -> Result<(), Status> {

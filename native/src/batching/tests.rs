@@ -14,11 +14,15 @@ fn batching(max_batch_size: usize, max_queue_size: usize) -> Batching<&'static s
 
 /// A batching that knows its model's pace: 100 us and 10 us an image.
 fn paced() -> Batching<&'static str> {
-    let mut batching = batching(64, 4096);
+    paced_by(10, 4096)
+}
+
+fn paced_by(image_us: u64, max_queue_size: usize) -> Batching<&'static str> {
+    let mut batching = batching(64, max_queue_size);
     for num_images in [1, 64, 1, 64] {
         batching.submit("rehearsal", num_images, FAR, 0, 0).unwrap();
         batching.take(0).batch.unwrap();
-        batching.finish(true, 100 + 10 * num_images as u64);
+        batching.finish(true, 100 + image_us * num_images as u64);
     }
     batching
 }
@@ -88,6 +92,21 @@ fn a_request_is_admitted_only_if_its_batch_can_end_before_its_deadline() {
         "DEADLINE_TOO_SHORT: 2 ms are left, the queue alone takes about 3 ms (try again later, or allow more time)"
     );
     batching.submit("patient", 1, 1000 + 3400, 0, 1000).unwrap();
+}
+
+#[test]
+fn the_bound_on_what_is_in_flight_follows_the_pace() {
+    let admitted = |image_us: u64| {
+        let mut batching = paced_by(image_us, 1_000_000);
+        batching.submit("running", 1, FAR, 0, 0).unwrap();
+        batching.take(0).batch.unwrap();
+        (0..).take_while(|_| batching.submit("a", 1, 1_000_000, 0, 0).is_ok()).count() as u64
+    };
+    // Seven eighths of the second that each has, but for the margins; a batch of 64 takes 740 us, 6500 us or 64100 us.
+    for (image_us, batch_us) in [(10, 740), (100, 6_500), (1_000, 64_100)] {
+        let whole_us = admitted(image_us) * batch_us / 64;
+        assert!((700_000..=880_000).contains(&whole_us), "{whole_us} us of work at {image_us} us an image");
+    }
 }
 
 #[test]

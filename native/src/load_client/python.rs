@@ -1,5 +1,6 @@
 //! The load client, as Python sees it; atelier_native.pyi has the types.
 
+use std::collections::HashMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,11 @@ impl PyLoadClient {
             let what = format!("{} numbers, {} messages, {} times", numbers.len(), messages.len(), due.len());
             return Err(PyValueError::new_err(what));
         }
-        let framed: Vec<Bytes> = messages.iter().map(|message| framed(message.as_bytes())).collect();
+        let mut known = HashMap::new(); // a message that is sent many times is copied once
+        let framed: Vec<Bytes> = messages
+            .iter()
+            .map(|message| known.entry(message.as_ptr()).or_insert_with(|| framed(message.as_bytes())).clone())
+            .collect();
         let call =
             |((number, framed), due)| (due, Call { number, framed, latest: due + late, deadline: due + timeout });
         let calls = numbers.into_iter().zip(framed).zip(due).map(call).collect();
