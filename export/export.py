@@ -19,7 +19,7 @@ from export.first_divergence import explain_failure
 from export.inference_model import inference_model
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
-from export.parity_inputs import parity_inputs
+from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
 from export.precision import onnx_in
 from export.repository import publish
@@ -28,7 +28,7 @@ from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -112,7 +112,11 @@ def leave_unproven(directory: Path, files: Mapping[str, bytes], manifest: Manife
 
 
 def manifest_of(
-    files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engines: tuple[EngineSpec, ...]
+    files: Mapping[str, bytes],
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    engines: tuple[EngineSpec, ...],
+    probes: Probes,
 ) -> Manifest:
     """The manifest of a version, to be published once its gate has passed; publishing gives it its number."""
     return Manifest(
@@ -128,6 +132,7 @@ def manifest_of(
         checkpoint_sha256=checkpoint.sha256,
         parity_passed=True,
         files={name: _sha256(data) for name, data in files.items()},
+        probes=probes,
         versions=package_versions(MADE_WITH),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         engines=engines,
@@ -141,6 +146,9 @@ def main(arguments: list[str]) -> int:
     check_provenance(checkpoint, config)
     data = load_dataset(config.data_dir, verify=config.verify_data)
 
+    truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
+    inputs = parity_inputs(data.test_images, data.test_labels, truth)
+    probes = probes_of(inputs, truth)
     inferring = inference_model(model)
     program = program_from_model(inferring, config.max_batch_size)
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
@@ -151,10 +159,8 @@ def main(arguments: list[str]) -> int:
     # The program is the reference: in another precision nobody is to serve it for what was asked for.
     kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}
     if config.unproven_dir:
-        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs))
+        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs, probes))
 
-    truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
-    inputs = parity_inputs(data.test_images, data.test_labels, truth)
     backends = open_backends(files, config.max_batch_size, config.precision, engines.specs)
     report = run_gate(truth, backends, inputs, config.precision)
     if not report:
@@ -169,7 +175,7 @@ def main(arguments: list[str]) -> int:
 
     kept |= reports
     version_dir = publish(
-        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs)
+        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
     )
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
     print("\n".join(engines.about))

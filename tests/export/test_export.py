@@ -13,10 +13,11 @@ import torch
 
 from atelier.errors import BadDataError, MissingInputError, UsageError
 from atelier.program import run_program
+from atelier.tolerances import TOLERANCES
 from export.config import ExportConfig, config_from
 from export.export import main
 from export.onnx_model import onnx_from_program
-from export.parity import TOLERANCES, ParityReport, run_gate
+from export.parity import ParityReport, run_gate
 from export.precision import PRECISIONS
 from export.repository import triton_config
 from serving.backends.select import open_backend

@@ -11,9 +11,11 @@ import pytest
 
 from atelier.errors import BadDataError
 from serving.backends import cuda
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
-from serving.manifest import RTX_ENGINE_NAME, TENSORRT_RTX, EngineSpec
-from tests.export.small_model import noise_images
+from serving.manifest import ONNX_NAME, RTX_ENGINE_NAME, TENSORRT_RTX, EngineSpec
+from tests.export.small_model import manifest_for, noise_images, program_and_onnx, seeded_model
 from tests.tensorrt.bindings import rtx_bindings
 from tests.tensorrt.engine_double import MAX_BATCH_SIZE, Engine, calls_of, put_in_place_of_the_runtime
 from tests.tensorrt.fake_cuda import FakeCuda
@@ -172,6 +174,8 @@ def test_library_is_not_imported_for_an_engine_that_does_not_fit(trt: Any) -> No
 import sys
 from atelier.errors import ProgramError
 from serving.backends import cuda
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
 from serving.manifest import EngineSpec
 from tests.tensorrt.fake_cuda import FakeCuda
@@ -186,3 +190,27 @@ for runtime in (cuda.runtime, FakeCuda("NVIDIA H100", (9, 0))):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["NO_GPU False", "ENGINE_STALE False"], done.stderr
+
+
+# --- Proof on arrival -------------------------------------------------------------------------------------------------
+
+MANIFEST = manifest_for({})
+
+
+def test_engine_is_proven_where_it_first_runs(spec: EngineSpec, engine: Engine) -> None:
+    proof = prove(open_it(spec), MANIFEST)
+    assert (proof.num_probes, proof.batch_sizes) == (64, (1, 7, MAX_BATCH_SIZE))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_engine_of_another_version_is_refused_whatever_the_manifest_says_of_it(
+    seed: int, spec: EngineSpec, engine: Engine
+) -> None:
+    """Two versions' engines have changed places, digests and all: only running them tells."""
+    model = seeded_model()
+    weight = model.state_dict()["layers.linear3.weight"]
+    weight[seed] *= 1.01  # another training would be off by more
+    other = program_and_onnx(model)[ONNX_NAME]
+    engine.model = OnnxRuntimeBackend(other, max_batch_size=MAX_BATCH_SIZE)
+    with pytest.raises(BadDataError, match=r"PARITY_HERE: tensorrt-rtx on cuda:0: probe .*output logits"):
+        prove(open_it(spec), MANIFEST)
