@@ -14,6 +14,7 @@ from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, config_from
+from export.emulation import EmulatedBackend
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
@@ -21,7 +22,7 @@ from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
-from export.precision import onnx_in
+from export.precision import HALF_TYPES, onnx_in
 from export.repository import publish
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
@@ -60,7 +61,8 @@ def open_backends(
 ) -> list[Backend]:
     """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
 
-    Raises ResourceUnavailableError NO_KERNELS where none but the reference can run here what would be published.
+    A half precision that nothing here computes in is emulated: a server proves the real one where it first runs. Raises
+    ResourceUnavailableError NO_KERNELS if none but the reference can run here what would be published.
     """
     backends: list[Backend] = []
     open_onnx = partial(OnnxRuntimeBackend, precision=precision)
@@ -80,6 +82,9 @@ def open_backends(
             if error.word not in UNFIT:
                 raise
             print(f"not run here: {spec.file}, which is proven where it first serves: {error.what}: {error.why}")
+    if precision in HALF_TYPES and all(backend.name == "torch" for backend in backends):
+        print(f"emulated: nothing here computes in {precision}, so every operator's result is rounded to it")
+        backends.append(EmulatedBackend(files[ONNX_NAME], max_batch_size=max_batch_size))
     if all(backend.name == "torch" for backend in backends):
         what = f"no runtime on this machine computes in {precision}, so nothing would be proven"
         raise ResourceUnavailableError("NO_KERNELS", what, "export on a machine with an NVIDIA GPU, or another one")
