@@ -6,7 +6,6 @@ notices a flipped bit by itself).
 """
 
 import base64
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -111,8 +110,8 @@ class Manifest:
 
 def save_manifest(manifest: Manifest, version_dir: Path) -> None:
     """Writes `manifest.json` into a directory that nobody reads yet; publishing it whole is the exporter's work."""
-    document = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    (version_dir / MANIFEST_NAME).write_text(json.dumps(document, indent=2) + "\n")
+    document = {"format": FORMAT, **vars(manifest)}
+    (version_dir / MANIFEST_NAME).write_text(json.dumps(document, indent=2, default=vars) + "\n")
 
 
 def load_manifest(version_dir: Path) -> Manifest:
