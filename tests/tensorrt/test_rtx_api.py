@@ -94,6 +94,26 @@ def test_kernels_are_compiled_before_they_are_proven_and_never_replaced(
     backend.close()
 
 
+def test_engine_that_cannot_be_captured_runs_without_a_graph(
+    trt: Any, spec: EngineSpec, engine: Engine, gpu: FakeCuda
+) -> None:
+    make_context = engine.make_context
+
+    def not_capturable(config: Any) -> Spec:
+        context = make_context(config)
+        context._answers["is_stream_capturable"] = False
+        return context
+
+    engine.spec._answers["create_execution_context"] = not_capturable
+    backend = open_it(spec)
+    for seed in range(3):
+        images = noise_images(7, seed=seed)
+        np.testing.assert_allclose(backend.infer(images), engine.model.infer(images), rtol=1e-5, atol=1e-5)
+    assert not gpu.executables
+    backend.close()
+    assert gpu.is_clean()
+
+
 def test_compiled_kernels_are_kept_and_loaded_at_the_next_start(
     spec: EngineSpec, engine: Engine, log: list[Call], tmp_path: Path
 ) -> None:
