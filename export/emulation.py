@@ -9,6 +9,16 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from export.precision import HALF_TYPES
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+
+
+class EmulatedBackend(OnnxRuntimeBackend):
+    """A half-precision model whose every operator is rounded as a GPU rounds it; exact, and not to be timed."""
+
+    name = "emulated"
+
+    def __init__(self, half_model: bytes, *, max_batch_size: int) -> None:
+        super().__init__(emulated_onnx(half_model), max_batch_size=max_batch_size)
 
 
 def emulated_onnx(half_model: bytes) -> bytes:

@@ -15,21 +15,22 @@ from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, config_from
+from export.emulation import EmulatedBackend
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
-from export.parity_inputs import parity_inputs
+from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
-from export.precision import onnx_in
+from export.precision import HALF_TYPES, onnx_in
 from export.repository import publish
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -75,7 +76,8 @@ def open_backends(
 ) -> list[Backend]:
     """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
 
-    Raises ResourceUnavailableError NO_KERNELS where none but the reference can run here what would be published.
+    A half precision that nothing here computes in is emulated: a server proves the real one where it first runs. Raises
+    ResourceUnavailableError NO_KERNELS if none but the reference can run here what would be published.
     """
     backends: list[Backend] = []
     open_onnx = partial(OnnxRuntimeBackend, precision=precision)
@@ -95,6 +97,9 @@ def open_backends(
             if error.word not in UNFIT:
                 raise
             print(f"not run here: {spec.file}, which is proven where it first serves: {error.what}: {error.why}")
+    if precision in HALF_TYPES and all(backend.name == "torch" for backend in backends):
+        print(f"emulated: nothing here computes in {precision}, so every operator's result is rounded to it")
+        backends.append(EmulatedBackend(files[ONNX_NAME], max_batch_size=max_batch_size))
     if all(backend.name == "torch" for backend in backends):
         what = f"no runtime on this machine computes in {precision}, so nothing would be proven"
         raise ResourceUnavailableError("NO_KERNELS", what, "export on a machine with an NVIDIA GPU, or another one")
@@ -127,7 +132,11 @@ def leave_unproven(directory: Path, files: Mapping[str, bytes], manifest: Manife
 
 
 def manifest_of(
-    files: Mapping[str, bytes], checkpoint: Checkpoint, config: ExportConfig, engines: tuple[EngineSpec, ...]
+    files: Mapping[str, bytes],
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    engines: tuple[EngineSpec, ...],
+    probes: Probes,
 ) -> Manifest:
     """The manifest of a version, to be published once its gate has passed; publishing gives it its number."""
     return Manifest(
@@ -143,6 +152,7 @@ def manifest_of(
         checkpoint_sha256=checkpoint.sha256,
         parity_passed=True,
         files={name: _sha256(data) for name, data in files.items()},
+        probes=probes,
         versions=package_versions(MADE_WITH),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         engines=engines,
@@ -156,6 +166,9 @@ def main(arguments: list[str]) -> int:
     check_provenance(checkpoint, config)
     data = load_dataset(config.data_dir, verify=config.verify_data)
 
+    truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
+    inputs = parity_inputs(data.test_images, data.test_labels, truth)
+    probes = probes_of(inputs, truth)
     inferring = inference_model(model)
     program = program_from_model(inferring, config.max_batch_size)
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
@@ -166,10 +179,8 @@ def main(arguments: list[str]) -> int:
     # The program is the reference: in another precision nobody is to serve it for what was asked for.
     kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}
     if config.unproven_dir:
-        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs))
+        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs, probes))
 
-    truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
-    inputs = parity_inputs(data.test_images, data.test_labels, truth)
     backends = open_backends(files, config.max_batch_size, config.precision, engines.specs)
     report = run_gate(truth, backends, inputs, config.precision)
     if not report:
@@ -184,7 +195,7 @@ def main(arguments: list[str]) -> int:
 
     kept |= reports
     version_dir = publish(
-        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs)
+        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
     )
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
     print("\n".join(engines.about))

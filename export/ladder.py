@@ -23,7 +23,7 @@ from atelier.machine import package_versions
 from atelier.program import run_program
 from atelier.tables import aligned
 from export.config import MADE_WITH
-from export.emulation import emulated_onnx
+from export.emulation import EmulatedBackend
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
 from export.parity import RuntimeParity, run_gate, truth_of
@@ -31,7 +31,6 @@ from export.parity_inputs import ParityInputs, parity_inputs
 from export.precision import HALF_TYPES, PRECISIONS, onnx_in
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
-from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.timing import images_per_s
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from training.checkpoint import load_model
@@ -62,15 +61,6 @@ class Rung:
         return parity.precision, f"{parity.runtime} on {parity.device}", *found, verdict, speed
 
 
-class EmulatedBackend(OnnxRuntimeBackend):
-    """A half-precision model whose every operator is rounded as a GPU rounds it; exact, and not to be timed."""
-
-    name = "emulated"
-
-    def __init__(self, half_model: bytes, *, max_batch_size: int) -> None:
-        super().__init__(emulated_onnx(half_model), max_batch_size=max_batch_size)
-
-
 def climb(
     model: nn.Module, dataset: FashionMNIST, precisions: Sequence[str] = PRECISIONS, inputs: ParityInputs | None = None
 ) -> Iterator[Rung]:
@@ -97,7 +87,7 @@ def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
         print(error)
     if precision != "fp32":
         found = [backend for backend in found if backend.name != "torch"]
-    if precision in HALF_TYPES:
+    if precision in HALF_TYPES and not any(isinstance(backend, EmulatedBackend) for backend in found):
         found.append(EmulatedBackend(files[ONNX_NAME], max_batch_size=MAX_BATCH_SIZE))
     return found
 

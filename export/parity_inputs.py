@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atelier.contract import Images
+from serving.manifest import Probes
 
 Truth = Callable[[Images], NDArray[np.float64]]  # (N, 1, 28, 28) -> (N, 10), the model in float64
 
+NUM_PROBES = 64
 NUM_NOISE = 128
 NUM_NEAR_TIES = 64
 NUM_BISECTIONS = 20
@@ -43,6 +45,18 @@ def parity_inputs(test_images: Images, test_labels: NDArray[np.uint8], truth: Tr
     return ParityInputs(images=images, labels=test_labels, edge_names=tuple(names))
 
 
+def probes_of(inputs: ParityInputs, truth: Truth) -> Probes:
+    """Chooses the manifest's 64 probes: up to four edge images of each kind, the others from all over the tests."""
+    num_labels = len(inputs.labels)
+    kinds = np.array([name.partition(",")[0] for name in inputs.edge_names])
+    places = [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds)]
+    edges = {num_labels + int(place[int(at)]) for place in places for at in np.linspace(0, len(place) - 1, 4)}
+    tests = np.linspace(0, num_labels - 1, NUM_PROBES - len(edges)).astype(int)
+    chosen = [*tests.tolist(), *sorted(edges)]
+    images = inputs.images[chosen]  # (64, 1, 28, 28)
+    return Probes.of([inputs.describe(index) for index in chosen], images, truth(images))
+
+
 def _single_pixel_images() -> Images:
     """(784, 1, 28, 28): number n is black but for its pixel n, counted row by row."""
     return np.diag(np.full(28 * 28, 255, np.uint8)).reshape(28 * 28, 1, 28, 28)
@@ -67,9 +81,3 @@ def _near_tie_images(test_images: Images, truth: Truth) -> Images:
         is_first = (truth(blend(middle)).argmax(1) == first_class).reshape(-1, 1, 1, 1)
         low, high = np.where(is_first, middle, low), np.where(is_first, high, middle)
     return np.concatenate([blend(low), blend(high)])
-
-
-def margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 10) -> (N,): how far the best class is ahead of the second."""
-    best = np.partition(logits, -2, axis=1)[:, -2:]  # (N, 2): second, best
-    return best[:, 1] - best[:, 0]

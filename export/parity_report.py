@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from atelier.tables import aligned
-from export.parity import TOLERANCES, ParityReport, RuntimeParity, Tolerance
+from atelier.tolerances import TOLERANCES, Tolerance
+from export.parity import ParityReport, RuntimeParity
 
 HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invariance", "pass")
 

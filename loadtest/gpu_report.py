@@ -69,7 +69,7 @@ def steps_of(plan: Plan) -> list[tuple[str, Work]]:
         *((f"train {precision}", partial(train, plan, precision)) for precision in trained),
         ("train modern", partial(train, plan, "fp32", "modern")),
         *exported_and_timed(plan, MODEL_OF, ("floor", "torch", "onnxruntime", "tensorrt", *RTX)),
-        *exported_and_timed(plan, first),
+        *exported_and_timed(plan, first, ("tensorrt", *RTX, "onnxruntime")),
         *((f"serve {front_end}", partial(serve, plan, front_end)) for front_end in available_front_ends()),
         *(step for precision in others for step in exported_and_timed(plan, precision)),
         (f"latency torch-compiled {MODEL_OF}", partial(latency, plan, MODEL_OF, "torch-compiled")),
@@ -77,7 +77,7 @@ def steps_of(plan: Plan) -> list[tuple[str, Work]]:
 
 
 def exported_and_timed(
-    plan: Plan, precision: str, backends: tuple[str, ...] = ("tensorrt", *RTX, "onnxruntime")
+    plan: Plan, precision: str, backends: tuple[str, ...] = ("tensorrt", "onnxruntime")
 ) -> list[tuple[str, Work]]:
     """The steps of one precision."""
     timed = [(f"latency {backend} {precision}", partial(latency, plan, precision, backend)) for backend in backends]

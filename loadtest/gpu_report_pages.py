@@ -182,7 +182,11 @@ def _latency(document: Document) -> str:
     )
     if not all(result["is_proven"] for result in results):
         note += " Unproven: on files that no parity gate has passed, see above; nothing may be served from them."
-    return f"## Latency and throughput on {results[0]['device']}\n\n{note}\n\n{_table(header, rows)}"
+    proofs = [
+        f"- {result['backend']}, {measured_name(result)}: {result['probes']}" for result in results if result["probes"]
+    ]
+    parts = [f"## Latency and throughput on {results[0]['device']}", note, _table(header, rows), "\n".join(proofs)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _memory(document: Document) -> str:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from atelier.contract import IMAGE_SHAPE, Images
-from atelier.errors import MissingInputError
+from atelier.errors import BadDataError, MissingInputError
 from atelier.program import run_program
 from loadtest.clocks import EventClock, WallClock, clock_of
 from loadtest.copies import copies_on
 from loadtest.memory import device_bytes, resident_bytes
 from serving.backends.base import Backend
+from serving.backends.proof import prove
 from serving.backends.select import open_backend, open_tensorrt
 from serving.backends.timing import timed_calls
 from serving.manifest import (
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> int:
         options.repository, options.backend, options.device, max(options.batch_sizes), unproven=options.unproven
     )
     backend.warm_up()
+    probes = proven_here(backend, options.repository, options.unproven)
     clock = clock_of(backend)
     rows = [measured(backend.infer, size, options.repeats, options.seconds, clock) for size in options.batch_sizes]
     after = device_bytes(options.device)
@@ -64,8 +66,19 @@ def main(arguments: list[str]) -> int:
     clock.close()
     backend.close()
     measurement = {"backend": options.backend, "device": options.device, "rows": rows, "memory": memory}
-    print(json.dumps(measurement | {"is_proven": options.unproven is None}))
+    print(json.dumps(measurement | {"is_proven": options.unproven is None, "probes": probes}))
     return 0
+
+
+def proven_here(backend: Backend, repository: Path, unproven: Path | None) -> str:
+    """What the version's probes say of the backend, in words; the floor computes nothing."""
+    if backend.name == "floor":
+        return ""
+    manifest = read_manifest(unproven) if unproven else find_version(repository, "lenet5")[1]
+    try:
+        return str(prove(backend, manifest))
+    except BadDataError as error:
+        return str(error)
 
 
 def opened(repository: Path, kind: str, device: str, max_batch_size: int, *, unproven: Path | None = None) -> Backend:

@@ -5,14 +5,18 @@ only through `read_verified`: the bytes that were hashed are the bytes that are 
 notices a flipped bit by itself).
 """
 
-import dataclasses
+import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atelier.contract import TensorSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from atelier.contract import IMAGE_SHAPE, NUM_CLASSES, Images, TensorSpec
 from atelier.errors import BadDataError, MissingInputError
 
 MANIFEST_NAME = "manifest.json"
@@ -56,6 +60,29 @@ class EngineSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Images with the model's logits in float64, which every server runs before it serves."""
+
+    names: tuple[str, ...]  # "test image 4711"
+    images: str  # uint8 (N, 1, 28, 28), in base64
+    logits: tuple[tuple[float, ...], ...]  # (N, 10)
+
+    @classmethod
+    def of(cls, names: Sequence[str], images: Images, logits: NDArray[np.float64]) -> "Probes":
+        """Packs them for the manifest."""
+        rows = tuple(tuple(row) for row in logits.tolist())
+        return cls(names=tuple(names), images=base64.b64encode(images.tobytes()).decode(), logits=rows)
+
+    def arrays(self) -> tuple[Images, NDArray[np.float64]]:
+        """Returns the images and the logits. Raises ValueError if they are not as many as the names."""
+        images = np.frombuffer(base64.b64decode(self.images, validate=True), np.uint8)
+        logits = np.array(self.logits, np.float64)
+        if not self.names or logits.shape != (len(self.names), NUM_CLASSES) or not np.isfinite(logits).all():
+            raise ValueError(f"{len(self.names)} probes with logits of shape {logits.shape}")
+        return images.reshape(len(self.names), *IMAGE_SHAPE), logits
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One exported version. All digests are SHA-256, in hexadecimal."""
 
@@ -71,6 +98,7 @@ class Manifest:
     checkpoint_sha256: str
     parity_passed: bool
     files: dict[str, str]  # file name -> digest
+    probes: Probes
     versions: dict[str, str]  # package -> version that made it
     created: str  # ISO 8601, UTC
     engines: tuple[EngineSpec, ...] = ()  # the most specific first
@@ -82,8 +110,8 @@ class Manifest:
 
 def save_manifest(manifest: Manifest, version_dir: Path) -> None:
     """Writes `manifest.json` into a directory that nobody reads yet; publishing it whole is the exporter's work."""
-    document = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    (version_dir / MANIFEST_NAME).write_text(json.dumps(document, indent=2) + "\n")
+    document = {"format": FORMAT, **vars(manifest)}
+    (version_dir / MANIFEST_NAME).write_text(json.dumps(document, indent=2, default=vars) + "\n")
 
 
 def load_manifest(version_dir: Path) -> Manifest:
@@ -131,7 +159,15 @@ def _manifest_from(document: dict[str, Any]) -> Manifest:
         fields[name] = TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
     fields["classes"] = tuple(fields["classes"])
     fields["engines"] = tuple(_engine_from(entry) for entry in fields["engines"])
+    fields["probes"] = _probes_from(fields["probes"])
     return Manifest(**fields)
+
+
+def _probes_from(entry: dict[str, Any]) -> Probes:
+    logits = tuple(tuple(row) for row in entry["logits"])
+    probes = Probes(names=tuple(entry["names"]), images=entry["images"], logits=logits)
+    probes.arrays()  # ValueError if they cannot be
+    return probes
 
 
 def _engine_from(entry: dict[str, Any]) -> EngineSpec:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.backends.base import Backend
+from serving.backends.proof import Proof, prove
 from serving.backends.select import files_for, open_backend
 from serving.config import ServerConfig
 from serving.manifest import Manifest, find_version, read_verified
@@ -19,6 +20,7 @@ class ServedModel:
     backend: Backend
     sha256: str  # of the file that was loaded
     introduction: tuple[str, ...] = ()  # for people: which model this is, on what, and why
+    proof: Proof | None = None  # that it gives the model's logits here; none for a stand-in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,10 @@ class ModelVersion:
         return self._files[name]
 
     def open(self, config: ServerConfig) -> ServedModel:
-        """Opens it on the backend asked for. Raises ProgramError if that cannot run here."""
+        """Opens it on the backend asked for, and proves it on the probes.
+
+        Raises ProgramError if that cannot run here, and BadDataError PARITY_HERE if it gives other logits.
+        """
         manifest = self.manifest
         backend, why, file = open_backend(
             config.backend,
@@ -48,13 +53,15 @@ class ModelVersion:
             read=self.read,
             cache_dir=config.repository.parent / KERNELS_DIR,
         )
+        proof = prove(backend, manifest)
         sha256 = manifest.files[file]
         name = f"{manifest.model_name} version {manifest.version} from {self.directory}"
         introduction = (
             f"{name}, {manifest.precision}, sha256 {sha256[:12]}…",
             f"{backend.name} on {backend.device}: {why}",
+            str(proof),
         )
-        return ServedModel(manifest=manifest, backend=backend, sha256=sha256, introduction=introduction)
+        return ServedModel(manifest=manifest, backend=backend, sha256=sha256, introduction=introduction, proof=proof)
 
 
 def read_version(config: ServerConfig) -> ModelVersion:

@@ -96,7 +96,7 @@ class TensorRTBackend:
         use_device(self._index)  # a setting of the calling thread
         bucket = self._bucket_of(num_images)
         self._images.array[:num_images] = images  # what is left of an earlier batch pads it; rows do not mix
-        bucket.graph.launch(self.stream)
+        bucket.launch()
         self.stream.synchronize()
         logits: Logits = self._logits.array[:num_images].copy()
         return logits
@@ -111,7 +111,8 @@ class TensorRTBackend:
         """Frees the device, the graphs first."""
         use_device(self._index)
         for bucket in self._buckets.values():
-            bucket.graph.free()
+            if bucket.graph is not None:
+                bucket.graph.free()
         self._buckets.clear()
         del self._new_context, self._kernels, self._engine, self._runtime
         for resource in (self._images, self._logits, self._device_images, self._device_logits, self._scratch):
@@ -135,7 +136,10 @@ class TensorRTBackend:
 
         run()  # the first run after a change of shape does what cannot be captured
         self.stream.synchronize()
-        return _Bucket(context=context, graph=self.stream.capture(run))
+        if self._kernels is not None and not context.is_stream_capturable(int(self.stream)):
+            return _Bucket(context=context, launch=run)  # RTX has graphs that cannot be captured; they only run slower
+        graph = self.stream.capture(run)
+        return _Bucket(context=context, launch=lambda: graph.launch(self.stream), graph=graph)
 
     def _context(self, size: int) -> Any:
         """An execution context for batches of `size`, on the buffers that all share."""
@@ -160,10 +164,11 @@ class TensorRTBackend:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bucket:
-    """A batch size's graph, and the context that it was captured from, which must outlive it."""
+    """What runs a batch size: its graph, and the context that it was captured from, which must outlive it."""
 
     context: Any
-    graph: Graph
+    launch: Callable[[], None]
+    graph: Graph | None = None
 
 
 def _engine_from(trt: Any, runtime: Any, engine: bytes, spec: EngineSpec) -> Any:

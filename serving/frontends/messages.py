@@ -8,7 +8,7 @@ from serving.models import ServedModel
 
 def description_of(model: ServedModel, config: ServerConfig) -> bytes:
     """Serialises GetModelResponse."""
-    manifest, backend = model.manifest, model.backend
+    manifest, backend, proof = model.manifest, model.backend, model.proof
     return pb.GetModelResponse(
         model_name=manifest.model_name,
         model_version=str(manifest.version),
@@ -24,6 +24,8 @@ def description_of(model: ServedModel, config: ServerConfig) -> bytes:
         max_message_bytes=config.max_message_bytes,
         model_sha256=model.sha256,
         checkpoint_sha256=manifest.checkpoint_sha256,
+        num_probes=proof.num_probes if proof else 0,
+        max_abs_diff_here=proof.max_abs_diff if proof else 0.0,
     ).SerializeToString()
 
 

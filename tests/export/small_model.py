@@ -14,7 +14,7 @@ from export.onnx_model import onnx_from_program
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs, Truth
 from export.torch_program import program_bytes, program_from_model
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, Probes
 from training.dataset import CLASSES
 from training.model import LeNet, LeNet5, initialise, model_for
 from training.recipes import RECIPES
@@ -64,6 +64,12 @@ def noise_inputs(num_images: int = 20) -> ParityInputs:
     return ParityInputs(images=images, labels=truth()(images).argmax(1).astype(np.uint8), edge_names=())
 
 
+@functools.cache
+def probes() -> Probes:
+    images = noise_images(64, seed=7)
+    return Probes.of([f"noise {index}" for index in range(len(images))], images, truth()(images))
+
+
 def manifest_for(digests: dict[str, str]) -> Manifest:
     return Manifest(
         model_name="lenet5",
@@ -78,6 +84,7 @@ def manifest_for(digests: dict[str, str]) -> Manifest:
         checkpoint_sha256="0" * 64,
         parity_passed=True,
         files=digests,
+        probes=probes(),
         versions={},
         created="2026-01-01T00:00:00+00:00",
     )

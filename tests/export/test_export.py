@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from atelier.errors import BadDataError, MissingInputError, UsageError
+from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from atelier.program import run_program
+from atelier.tolerances import TOLERANCES
 from export.config import ExportConfig, config_from
 from export.export import main
 from export.onnx_model import onnx_from_program
-from export.parity import TOLERANCES, ParityReport, run_gate
+from export.parity import ParityReport, run_gate
 from export.precision import PRECISIONS
 from export.repository import triton_config
 from serving.backends.select import open_backend
@@ -271,12 +272,24 @@ def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
-def test_a_precision_that_no_runtime_here_has_is_not_published(
+def test_bf16_is_proven_by_emulation_and_served_only_where_it_can_be_run(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export_in(workplace, "--precision", "bf16") == os.EX_UNAVAILABLE
-    assert capsys.readouterr().err.startswith("error: NO_KERNELS: no runtime on this machine computes in bf16")
-    assert not (workplace / "models").exists()
+    rtx_bindings()
+    assert export_in(workplace, "--precision", "bf16") == 0
+    printed = capsys.readouterr().out
+    assert "emulated: nothing here computes in bf16" in printed
+    assert "| emulated on cpu " in printed
+    assert "types of its layers: 27 bf16, 2 fp32" in printed
+    version_dir = workplace / "models" / "lenet5" / "1"
+    manifest = load_manifest(version_dir)
+    report = json.loads(read_verified(version_dir, manifest, "parity.json"))
+    rows = [(runtime["runtime"], runtime["precision"], runtime["passed"]) for runtime in report["runtimes"]]
+    assert rows == [("torch", "fp32", True), ("emulated", "bf16", True)]
+    (engine,) = manifest.engines
+    assert (engine.precision, engine.file) == ("bf16", RTX_ENGINE_NAME)
+    with pytest.raises(ResourceUnavailableError, match=r"NO_KERNELS: asked for onnxruntime on cpu"):
+        open_backend("auto", "auto", version_dir, manifest, max_batch_size=16, num_threads=1)
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -55,7 +55,7 @@ def test_the_exporters_notes_on_each_node_are_gone() -> None:
 @pytest.mark.slow
 def test_same_weights_give_the_same_bytes_in_another_directory(tmp_path: Path) -> None:
     root = Path(export.__path__[0]).parent
-    for package in ("export", "training", "serving", "tests"):
+    for package in ("atelier", "export", "training", "serving", "tests"):
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     program = "import sys; from tests.export.small_model import exported_files as files; "
     program += f"sys.stdout.buffer.write(files()['{ONNX_NAME}'])"

@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError
-from export.parity import TIE_MARGIN, ParityReport, RuntimeParity, compare, run_gate
+from atelier.tolerances import TIE_MARGIN
+from export.parity import ParityReport, RuntimeParity, compare, run_gate
 from export.parity_inputs import ParityInputs
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.torch_backend import TorchBackend

@@ -1,6 +1,7 @@
 import numpy as np
 
-from export.parity_inputs import margins, parity_inputs
+from atelier.tolerances import margins
+from export.parity_inputs import parity_inputs
 from tests.export.small_model import noise_images, truth
 
 TEST_IMAGES = noise_images(6)

@@ -2,7 +2,8 @@ import dataclasses
 import functools
 import json
 
-from export.parity import TOLERANCES, ParityReport, run_gate
+from atelier.tolerances import TOLERANCES
+from export.parity import ParityReport, run_gate
 from export.parity_report import reports_from, table_from
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend

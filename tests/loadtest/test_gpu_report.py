@@ -454,12 +454,13 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
     results: dict[str, dict[str, Any]] = {
         "floor of training": floor,
         "train fp32": {"recipe": "tutorial", "precision": "fp32", "runs": [run]},
-        "latency tensorrt fp16": measured | {"memory": memory, "is_proven": True},
+        "latency tensorrt fp16": measured | {"memory": memory, "is_proven": True, "probes": "PARITY_HERE: not so"},
     }
     page = page_of(*(Step(name=name, status="ok", result=result) for name, result in results.items()))
     assert page.startswith("# GPU report, 2026-01-01")
     assert "rehearsal" not in page
     assert "nproven" not in page
+    assert "- tensorrt, fp16: PARITY_HERE: not so" in page
     assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 |" in page
     assert "| training, tutorial, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
     assert "| tensorrt, fp16 | 300.0 | 5.0 | not measured |" in page

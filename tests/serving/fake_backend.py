@@ -5,7 +5,7 @@ import threading
 import numpy as np
 
 from atelier.contract import IMAGE_SHAPE, Images, Logits, TensorSpec
-from serving.manifest import Manifest
+from serving.manifest import Manifest, Probes
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 MANIFEST = Manifest(
@@ -21,6 +21,7 @@ MANIFEST = Manifest(
     checkpoint_sha256="c" * 64,
     parity_passed=True,
     files={"model.onnx": "a" * 64},
+    probes=Probes(names=(), images="", logits=()),  # nothing proves a stand-in
     versions={},
     created="2026-11-23T00:00:00+00:00",
 )

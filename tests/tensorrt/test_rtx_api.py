@@ -11,9 +11,11 @@ import pytest
 
 from atelier.errors import BadDataError
 from serving.backends import cuda
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
-from serving.manifest import RTX_ENGINE_NAME, TENSORRT_RTX, EngineSpec
-from tests.export.small_model import noise_images
+from serving.manifest import ONNX_NAME, RTX_ENGINE_NAME, TENSORRT_RTX, EngineSpec
+from tests.export.small_model import manifest_for, noise_images, program_and_onnx, seeded_model
 from tests.tensorrt.bindings import rtx_bindings
 from tests.tensorrt.engine_double import MAX_BATCH_SIZE, Engine, calls_of, put_in_place_of_the_runtime
 from tests.tensorrt.fake_cuda import FakeCuda
@@ -90,6 +92,26 @@ def test_kernels_are_compiled_before_they_are_proven_and_never_replaced(
     assert calls_of(log, "dynamic_shapes_kernel_specialization_strategy") == [(eager,)]
     assert engine.num_contexts == len(gpu.executables) == 5  # 1, 2, 4, 8, 12
     backend.close()
+
+
+def test_engine_that_cannot_be_captured_runs_without_a_graph(
+    trt: Any, spec: EngineSpec, engine: Engine, gpu: FakeCuda
+) -> None:
+    make_context = engine.make_context
+
+    def not_capturable(config: Any) -> Spec:
+        context = make_context(config)
+        context._answers["is_stream_capturable"] = False
+        return context
+
+    engine.spec._answers["create_execution_context"] = not_capturable
+    backend = open_it(spec)
+    for seed in range(3):
+        images = noise_images(7, seed=seed)
+        np.testing.assert_allclose(backend.infer(images), engine.model.infer(images), rtol=1e-5, atol=1e-5)
+    assert not gpu.executables
+    backend.close()
+    assert gpu.is_clean()
 
 
 def test_compiled_kernels_are_kept_and_loaded_at_the_next_start(
@@ -172,6 +194,8 @@ def test_library_is_not_imported_for_an_engine_that_does_not_fit(trt: Any) -> No
 import sys
 from atelier.errors import ProgramError
 from serving.backends import cuda
+from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
 from serving.manifest import EngineSpec
 from tests.tensorrt.fake_cuda import FakeCuda
@@ -186,3 +210,27 @@ for runtime in (cuda.runtime, FakeCuda("NVIDIA H100", (9, 0))):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["NO_GPU False", "ENGINE_STALE False"], done.stderr
+
+
+# --- Proof on arrival -------------------------------------------------------------------------------------------------
+
+MANIFEST = manifest_for({})
+
+
+def test_engine_is_proven_where_it_first_runs(spec: EngineSpec, engine: Engine) -> None:
+    proof = prove(open_it(spec), MANIFEST)
+    assert (proof.num_probes, proof.batch_sizes) == (64, (1, 7, MAX_BATCH_SIZE))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_engine_of_another_version_is_refused_whatever_the_manifest_says_of_it(
+    seed: int, spec: EngineSpec, engine: Engine
+) -> None:
+    """Two versions' engines have changed places, digests and all: only running them tells."""
+    model = seeded_model()
+    weight = model.state_dict()["layers.linear3.weight"]
+    weight[seed] *= 1.01  # another training would be off by more
+    other = program_and_onnx(model)[ONNX_NAME]
+    engine.model = OnnxRuntimeBackend(other, max_batch_size=MAX_BATCH_SIZE)
+    with pytest.raises(BadDataError, match=r"PARITY_HERE: tensorrt-rtx on cuda:0: probe .*output logits"):
+        prove(open_it(spec), MANIFEST)
