@@ -51,8 +51,8 @@ def test_run_that_says_nothing_is_invalid_and_meets_no_target() -> None:
     assert ours.verdict == "INVALID: only 5/s were offered"
 
 
-def test_answers_are_counted_by_the_server_and_one_too_few_or_too_many_fails_the_run(job: Job) -> None:
-    with serving(job.repository) as server:
+def test_answers_are_counted_by_the_server_and_one_too_few_or_too_many_fails_the_run(small_repository: Path) -> None:
+    with serving(small_repository) as server:
         with Client(server.target) as client:
             for _ in range(3):
                 client.classify(image(1))

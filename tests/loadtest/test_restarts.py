@@ -36,6 +36,7 @@ def serving(front_end: str, small_repository: Path) -> Command:
     return Command(module="serving", arguments=options)
 
 
+@pytest.mark.slow
 def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, known: Reference) -> None:
     cycles = restart(serving, known, number=NUMBER, rate=RATE)
     assert cycles.faults(ENDS[front_end][SIGTERM]) == []
