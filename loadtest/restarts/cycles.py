@@ -74,7 +74,8 @@ class Cycles:
 def restart(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:
     """Ends a server with SIGTERM and starts the next on its port, under a client that retries only UNAVAILABLE."""
     port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
-    outputs, took_s, exit_codes = [], [], []
+    outputs, exit_codes = [], []
+    took_s: list[float] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(command.started(port))
         load = stack.enter_context(Load(server.target, reference, client=PLAIN, rate=rate))
