@@ -14,8 +14,10 @@ from atelier.client import Client
 from atelier.contract import IMAGE_SHAPE
 from atelier.errors import ProgramError
 from atelier.wire import classifier_pb2 as pb
+from loadtest.bench import paced_server
 from loadtest.bench.cpp_echo import cpp_echo
 from loadtest.bench.h2load import CLASSIFY, Target, classify_body, random_images
+from loadtest.bench.paced_server import PACE
 from loadtest.front_ends import available_front_ends, front_end_flags
 from loadtest.protocols import Classify, Reference
 from loadtest.server_process import ServerProcess, server_process
@@ -56,13 +58,23 @@ def contenders_from(repository: Path) -> Iterator[Contenders]:
         yield Contenders(served, targets, raw)
 
 
-def serving(repository: Path, *arguments: str) -> AbstractContextManager[ServerProcess]:
+@contextmanager
+def paced_servers(repository: Path) -> Iterator[dict[str, ServerProcess]]:
+    """Starts our servers on devices of a known pace, by front end and pace."""
+    with ExitStack() as stack:
+        yield {
+            f"{name}, {PACE}": stack.enter_context(serving(repository, *flags, module=paced_server.__name__))
+            for name, flags in front_ends().items()
+        }
+
+
+def serving(repository: Path, *arguments: str, module: str = "serving") -> AbstractContextManager[ServerProcess]:
     """A server of the newest version, in ONNX Runtime on the CPU, one thread an inference.
 
     The system chooses its ports, that of its metrics too.
     """
     settings = ("--repository", str(repository), "--port", "0", "--backend", "onnxruntime", "--device", "cpu")
-    return server_process("serving", *settings, "--num-threads", "1", *arguments)
+    return server_process(module, *settings, "--num-threads", "1", *arguments)
 
 
 def target_of(name: str, server: ServerProcess, reply_bytes: int | None = None) -> Target:

@@ -16,11 +16,13 @@ from loadtest.bench.contenders import (
     check_count,
     front_ends,
     inferences_at_once,
+    paced_servers,
     protocol_of,
     seconds_to_first_answer,
 )
 from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, Generator, Target, random_images
 from loadtest.bench.overload import Run, measure_overload
+from loadtest.bench.paced_server import IMAGE_S
 from loadtest.bench.training_speed import training_rates
 from loadtest.memory import resident_bytes_of
 from serving.backends.base import Backend
@@ -109,15 +111,21 @@ def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, second
 
 
 def measure_goodput(
-    contenders: Contenders, peaks: Mapping[str, Mapping[int, float]], repeats: int, scale: float
+    contenders: Contenders, repository: Path, peaks: Mapping[str, Mapping[int, float]], repeats: int, scale: float
 ) -> dict[str, dict[tuple[int, int, float], list[Run]]]:
-    """By front end, what becomes of multiples of its peaks, which are requests/s by the images of each."""
-    found: dict[str, dict[tuple[int, int, float], list[Run]]] = {name: defaultdict(list) for name in contenders.served}
-    for _ in tqdm(range(repeats), desc="past saturation", unit="repeat", disable=None):
-        for name, server in contenders.served.items():
-            protocol = protocol_of(server, contenders.raw)
-            for key, run in measure_overload(protocol, NUM_IMAGES, peaks[name], scale).items():
-                found[name][key].append(run)
+    """By server, what becomes of multiples of its peaks: requests/s by the images of each, by front end.
+
+    Each front end is also run on a device of a known pace, which is its peak.
+    """
+    with paced_servers(repository) as paced:
+        servers = contenders.served | paced
+        peaks = {**peaks, **{name: {1: 1 / IMAGE_S} for name in paced}}
+        found: dict[str, dict[tuple[int, int, float], list[Run]]] = {name: defaultdict(list) for name in servers}
+        for _ in tqdm(range(repeats), desc="past saturation", unit="repeat", disable=None):
+            for name, server in servers.items():
+                protocol = protocol_of(server, contenders.raw)
+                for key, run in measure_overload(protocol, NUM_IMAGES, peaks[name], scale).items():
+                    found[name][key].append(run)
     return found
 
 

@@ -1,6 +1,6 @@
 """Goodput past saturation: what a server still answers in time when it is offered several times what it can do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,7 +12,7 @@ from loadtest.protocols import ServerProtocol
 
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
 # A request of one image costs a generator as much as the server: if they share cores, most rates past the peak cannot
-# be offered. Of 64, the model takes nearly all of the time, and ten times the peak can be.
+# be offered. Of 64, the model takes nearly all of the time, and ten times the peak can be, as with a paced device.
 SIZES = (1, 64)
 DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
@@ -70,34 +70,37 @@ def overload_rows(name: str, runs: Runs, *, least_share: float | None, refusal_m
 
 
 def _goodput_rows(name: str, load: str, runs: Mapping[float, list[Run]], least_share: float | None) -> list[Row]:
-    up_to_peak = zip(*(of_factor for factor, of_factor in runs.items() if factor <= 1), strict=True)
-    best = [max(1e-9, *(run.goodput for run in repeat)) for repeat in up_to_peak]
-    return [
-        Row(
-            name=f"{name}: {factor:g} times the peak, {load}",
-            unit="right answers/s",
-            ours=[run.goodput for run in of_factor],
-            yardstick=best,
-            yardstick_name="its best up to the peak",
-            target=least_share if factor > 1 else None,
-            invalid=_why_invalid(of_factor),
+    """Of the repeats in which this rate was offered, and the peak too; INVALID if those are not most."""
+    # Without what the peak gave, the best up to it may be that of half the rate.
+    repeats = zip(*(of_factor for factor, of_factor in runs.items() if factor <= 1), strict=True)
+    best = [max(run.goodput for run in repeat) if repeat[-1].was_offered else 0.0 for repeat in repeats]
+    rows = []
+    for factor, of_factor in runs.items():
+        pairs = list(zip(of_factor, best, strict=True))
+        valid = [(run, of_repeat) for run, of_repeat in pairs if run.was_offered and of_repeat]
+        is_valid = 2 * len(valid) > len(pairs)
+        lowest = min(run.offered_per_s for run in of_factor)
+        rows.append(
+            Row(
+                name=f"{name}: {factor:g} times the peak, {load}",
+                unit="right answers/s",
+                ours=[run.goodput for run, _ in valid or pairs],
+                yardstick=[max(of_repeat, 1e-9) for _, of_repeat in valid or pairs],
+                yardstick_name="its best up to the peak",
+                target=least_share if factor > 1 else None,
+                invalid="" if is_valid else f"of it or of the peak too little was offered; here, {lowest:,.0f}/s",
+            )
         )
-        for factor, of_factor in runs.items()
-    ]
+    return rows
 
 
 def _refusal_rows(name: str, load: str, runs: Mapping[float, list[Run]], target: float | None) -> list[Row]:
-    """Of every run past the peak that refused anything; if any was offered as it should be, of those alone."""
+    """Of the runs past the peak that were offered and refused anything; INVALID if none was offered."""
     past = [run for factor, of_factor in runs.items() if factor > 1 for run in of_factor]
-    past = [run for run in past if run.was_offered] or past
-    taken = [run.refusal_p99_ms for run in past if run.refusal_p99_ms is not None]
+    offered = [run for run in past if run.was_offered]
+    taken = [run.refusal_p99_ms for run in offered or past if run.refusal_p99_ms is not None]
     if not taken:
         return []
     what = f"{name}: a refusal past the peak, p99, {load}"
-    return [Row(name=what, unit="ms", ours=taken, target=target, is_limit=True, invalid=_why_invalid(past))]
-
-
-def _why_invalid(runs: Sequence[Run]) -> str:
-    if all(run.was_offered for run in runs):
-        return ""
-    return f"only {min(run.offered_per_s for run in runs):,.0f}/s were offered"
+    invalid = "" if offered else "no rate past the peak was offered"
+    return [Row(name=what, unit="ms", ours=taken, target=target, is_limit=True, invalid=invalid)]

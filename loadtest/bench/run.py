@@ -53,7 +53,9 @@ class Bench:
             served = list(contenders.served)
             if settings.overload_repeats:
                 peaks = {name: self._peaks(name) for name in served}
-                self.goodput = measure_goodput(contenders, peaks, settings.overload_repeats, settings.scale)
+                self.goodput = measure_goodput(
+                    contenders, settings.repository, peaks, settings.overload_repeats, settings.scale
+                )
         self.figures |= measure_starts(settings.repository, settings.repeats)
         self.rows = serving_rows(self.figures, served) + goodput_rows(self.goodput)
         if settings.training_repeats:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from loadtest.bench.open_loop import OpenLoad, Outcomes, offer
-from loadtest.bench.overload import FACTORS, measure_overload, overload_rows
+from loadtest.bench.overload import FACTORS, Run, measure_overload, overload_rows
 from loadtest.protocols import ServerProtocol
 from tests.loadtest.null_server import NUM_IMAGES
 from tests.loadtest.test_truth import null_server
@@ -82,6 +82,18 @@ def test_rows_hold_goodput_against_the_best_up_to_the_peak_and_what_was_not_offe
     verdicts = [row.verdict for row in rows[: len(FACTORS) + 1]]
     assert verdicts[:2] == ["", ""]
     assert verdicts[2:4] == ["at least 0.9: MISSED"] * 2
-    assert verdicts[4] == "INVALID: only 5,000/s were offered"
+    assert verdicts[4] == "INVALID: of it or of the peak too little was offered; here, 5,000/s"
     assert rows[2].values == [pytest.approx(0.2)]
     assert rows[5].cells()[3:] == ("2.00 (2.00 to 2.00)", "at most 5: met")
+
+
+def test_repeats_in_which_a_rate_was_not_offered_are_left_out_and_half_of_them_are_too_many() -> None:
+    def run_of(goodput: float, was_offered: bool = True) -> Run:
+        return Run(offered_per_s=1000, was_offered=was_offered, goodput=goodput, refusal_p99_ms=None)
+
+    runs = {(1, 100, factor): [run_of(1000)] * 3 for factor in FACTORS}
+    runs[1, 100, 2.0] = [run_of(100, was_offered=False), run_of(990), run_of(980)]
+    runs[1, 100, 1.0] = [run_of(1000), run_of(1000), run_of(500, was_offered=False)]
+    rows = {row.name: row for row in overload_rows("ours", runs, least_share=0.9, refusal_ms=5)}
+    assert rows["ours: 5 times the peak, 1 image a request, in 100 ms"].values == [1.0, 1.0]
+    assert rows["ours: 2 times the peak, 1 image a request, in 100 ms"].invalid
