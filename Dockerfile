@@ -46,7 +46,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM requirements AS requirements-gpu
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement gpu.txt
+    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement gpu.txt --requirement rtx.txt
 
 FROM requirements AS requirements-train
 # gpu: the export builds a TensorRT engine too, where the container sees a GPU.

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.tensorrt.bindings import VERSIONS, NotToBeHadError, bindings_of, environment_for, lean_runtime, not_to_be_had
+from tests.tensorrt.bindings import (
+    VERSIONS,
+    NotToBeHadError,
+    bindings_of,
+    environment_for,
+    lean_runtime,
+    not_to_be_had,
+    rtx_bindings,
+)
 
 CHECKS = Path(__file__).parent / "api_checks.py"
 
@@ -52,3 +60,24 @@ except ResourceUnavailableError as error:
     version, refusal = done.stdout.splitlines()
     assert version == "11.4.0.106"
     assert refusal.startswith("NO_GPU: asked for tensorrt on cuda: cudaError")
+
+
+def test_both_flavours_work_in_one_process() -> None:
+    """As in an export on a host with a GPU; their classes have the same names in C++, which bindings may not like."""
+    rtx_bindings()
+    try:
+        directory = lean_runtime()
+    except NotToBeHadError as error:
+        not_to_be_had(error)
+    program = """
+import tensorrt_lean_bindings
+from export.engine_options import EngineOptions
+from export.rtx_engine import rtx_engines_from_onnx
+from serving.manifest import ONNX_NAME
+from tests.export.small_model import exported_files
+files, specs = rtx_engines_from_onnx(exported_files()[ONNX_NAME], "", EngineOptions(precision="fp32", max_batch_size=8))
+print([*files], specs[0].version.partition(".")[0], tensorrt_lean_bindings.Dims((1, 2)))
+"""
+    environment = environment_for(directory) | {"LD_LIBRARY_PATH": str(directory / "tensorrt_lean_libs")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("['model.rtx.engine'] 1 (1, 2)"), done
