@@ -115,7 +115,7 @@ Ctrl-C stops after the running step; the checkpoint of the last whole epoch stay
 
 
 def _setting_from(assignment: str, recipe: Recipe) -> tuple[str, bool | int | float | str]:
-    """`cutout=8` -> ("cutout", 8), in the type that the field has. Raises UsageError for what is no field or value."""
+    """`flip=true` -> ("flip", True), in the field's type. Raises UsageError for what is no field or value."""
     name, _, text = assignment.partition("=")
     fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
     if name not in fields:

@@ -209,51 +209,10 @@ def shifted(normalisation: NormT) -> NormT:
     return normalisation
 
 
-class Teacher(ModernLeNet5):
-    """Not a LeNet: a small residual network (He et al., 2016) for a LeNet to learn from; 261,754 parameters."""
-
-    def __init__(self, activation: str = "relu", pooling: str = "max", padding_mode: PaddingMode = "zeros") -> None:
-        super().__init__(activation, pooling, padding_mode)
-        activate, pool = ACTIVATIONS[activation], POOLINGS[pooling]
-        width = 24
-
-        def block(num_inputs: int, num_outputs: int) -> list[nn.Module]:
-            convolution = nn.Conv2d(num_inputs, num_outputs, kernel_size=3, padding=1, padding_mode=padding_mode)
-            return [convolution, nn.BatchNorm2d(num_outputs), activate()]
-
-        def residual(num_maps: int) -> Residual:
-            return Residual(*block(num_maps, num_maps), *block(num_maps, num_maps)[:2])
-
-        self.layers = nn.Sequential(
-            *block(1, width),  # (N, 24, 28, 28)
-            pool(kernel_size=2, stride=2),  # (N, 24, 14, 14)
-            *block(width, 2 * width),  # (N, 48, 14, 14)
-            residual(2 * width),
-            activate(),
-            pool(kernel_size=2, stride=2),  # (N, 48, 7, 7)
-            *block(2 * width, 4 * width),  # (N, 96, 7, 7)
-            residual(4 * width),
-            activate(),
-            pool(kernel_size=7, stride=7),  # (N, 96, 1, 1)
-            nn.Flatten(),  # (N, 96)
-            nn.Linear(4 * width, NUM_CLASSES),  # (N, 10)
-        )
-
-
-class Residual(nn.Sequential):
-    """Its input plus what its layers make of it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        result: Tensor = x + super().forward(x)  # type: ignore[no-untyped-call] # torch leaves it untyped
-        return result
-
-
 ARCHITECTURES: dict[str, Callable[[str, str, PaddingMode], LeNet]] = {
     "tutorial": LeNet5,
     "classic": ClassicLeNet5,
     "modern": ModernLeNet5,
-    "teacher": Teacher,
 }
 
 

@@ -20,6 +20,9 @@ CHECKPOINT_DIR = Path("artifacts/checkpoint")
 RECORD_NAME = "checkpoint.json"
 FORMAT = 1
 STATE_KEY = "state_sha256"
+# Fields that recipes once had, and the value at which each did nothing; None: at any value, beside the others' ones.
+REMOVED_FIELDS = {"optimizer": "sgd", "cutout": 0, "teacher": "", "teacher_epochs": 0, "distillation_weight": 0.0}
+REMOVED_FIELDS |= {"distillation_temperature": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,8 @@ def load_record(directory: Path) -> tuple[RunRecord, str]:
         # A name that could lead elsewhere (`../`) is never joined to a path.
         if not re.fullmatch(r"[0-9a-f]{64}", sha256) or name != weights_name(sha256):
             raise ValueError(f"weights {name!r} and sha256 {sha256!r} do not belong together")
+        if removed := _removed_feature(document["recipe"]):
+            raise bad_checkpoint(path, f"is of a run with {removed}, which this version cannot do")
         return _record_from(document), sha256
     except (FileNotFoundError, NotADirectoryError):
         cure = f"{train_command(*options_for(directory))} makes one"
@@ -199,9 +204,16 @@ def record_from_bytes(data: bytes) -> RunRecord | None:
 
 def _record_from(document: dict[str, Any]) -> RunRecord:
     fields = dict(document)
-    fields["recipe"] = Recipe(**fields["recipe"])
+    known = {name: value for name, value in fields["recipe"].items() if name not in REMOVED_FIELDS}
+    fields["recipe"] = Recipe(**known)
     fields["metrics"] = tuple(EpochMetrics(**metrics) for metrics in fields["metrics"])
     return RunRecord(**fields)
+
+
+def _removed_feature(recipe: dict[str, Any]) -> str:
+    """Names the field, with its value, that had an effect and that recipes no longer have; "" if there is none."""
+    used = (name for name, neutral in REMOVED_FIELDS.items() if neutral not in (None, recipe.get(name, neutral)))
+    return next((f"{name} {recipe[name]}" for name in used), "")
 
 
 def options_for(directory: Path) -> list[object]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from atelier.errors import ConfigurationError, InterruptedRunError
 from atelier.files import write_atomically
@@ -27,13 +27,13 @@ from training.device import (
     set_precision,
 )
 from training.divergence import check_epochs, check_steps, warn_if_near_dead
-from training.epoch import Split, accuracy, all_logits, image_order, split_on, train_epoch
+from training.epoch import Split, accuracy, image_order, split_on, train_epoch
 from training.events import EventLog
 from training.model import LeNet, initialise, model_for
 from training.peers import Peers, local_rank, peers_on
 from training.pictures import save_pictures
 from training.process import StopRequest, StopRequestedError
-from training.recipes import RECIPES, Recipe
+from training.recipes import Recipe
 from training.record import (
     EpochMetrics,
     RunRecord,
@@ -61,8 +61,6 @@ class Workplace:
     stop: StopRequest
     peers: Peers
     validation: Split | None = None
-    teacher_logits: Tensor | None = None  # (2, N, 10): of the training images as they are, and mirrored
-    is_for_teacher: bool = False
 
 
 def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, started: float) -> list[RunRecord]:
@@ -116,8 +114,6 @@ def _train_seeds(
         record = _finished(workplace, seed, directory)
         if record and peers.is_first:
             print(f"seed {seed} is trained already, in {directory} (--again trains it anew)", flush=True)
-        elif config.recipe.teacher and workplace.teacher_logits is None:
-            workplace = dataclasses.replace(workplace, teacher_logits=_teacher_logits(workplace, started))
         records.append(record or train_run(workplace, seed, directory, started))
         started = time.perf_counter()
     if len(records) > 1 and peers.is_first:
@@ -175,7 +171,7 @@ def _check_last_batch(model: LeNet, record: RunRecord) -> None:
 def _steps(workplace: Workplace, model: LeNet, record: RunRecord, directory: Path) -> Steps:
     """The run's steps, going on where it stopped."""
     recipe, peers, precision = record.recipe, workplace.peers, workplace.config.precision
-    steps = Steps(model, recipe, workplace.train, workplace.teacher_logits, precision=precision, peers=peers)
+    steps = Steps(model, recipe, workplace.train, precision=precision, peers=peers)
     if recipe.memory and record.completed_epochs and not record.is_complete:
         state = load_training_state(directory) if peers.is_first else {}
         steps.restore(peers.tell_tensors(state, workplace.device))
@@ -193,8 +189,7 @@ def _run_epoch(
         result = train_epoch(steps, order, record.seed, epoch, title=title, before_step=workplace.stop.check)
     except StopRequestedError as signal:
         what = f"{signal} in {title}; {directory} has {record.completed_epochs} of {recipe.num_epochs} epochs"
-        command = "the same command" if workplace.is_for_teacher else resume_command(workplace.config)
-        cure = f"{command} goes on from there"
+        cure = f"{resume_command(workplace.config)} goes on from there"
         if not record.completed_epochs:
             what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
         raise InterruptedRunError("INTERRUPTED", what, cure) from None
@@ -211,32 +206,6 @@ def _run_epoch(
         seconds=time.perf_counter() - started,
     )
     return metrics, result.step_losses
-
-
-def _teacher_logits(workplace: Workplace, started: float) -> Tensor:
-    """(2, N, 10): the teacher's answers to the training images as they are, and mirrored. It is trained if need be.
-
-    One teacher, of seed 0, is there for all seeds: the same seed makes the same model, whatever is trained beside it.
-    """
-    wanted = workplace.config.recipe
-    recipe = dataclasses.replace(
-        RECIPES[wanted.teacher],
-        num_epochs=wanted.teacher_epochs,
-        num_validation_images=wanted.num_validation_images,
-    )
-    directory = workplace.config.checkpoint_dir / wanted.teacher
-    config = dataclasses.replace(
-        workplace.config, recipe=recipe, seed=0, num_seeds=1, resume=not workplace.config.again
-    )
-    workplace, peers = dataclasses.replace(workplace, config=config, is_for_teacher=True), workplace.peers
-    if not _finished(workplace, 0, directory):
-        if peers.is_first:
-            print(f"first the teacher, recipe {recipe.name!r}, into {directory}", flush=True)
-        train_run(workplace, 0, directory, started)
-    teacher = load_model(directory)[0] if peers.is_first else model_for(recipe)
-    teacher.load_state_dict(peers.tell_tensors(teacher.state_dict(), workplace.device))
-    images = workplace.train.images
-    return torch.stack([all_logits(teacher.to(images.device), view) for view in (images, images.flip(3))])
 
 
 # --- Where a run begins --------------------------------------------------------------------------------------------
@@ -271,7 +240,7 @@ def _begin_alone(workplace: Workplace, seed: int, directory: Path) -> tuple[LeNe
     if record is None:
         return _new_model(config.recipe, seed), _new_record(workplace, seed)
     found = _contradictions(workplace, record, seed)
-    # What a further seed's directory, or the teacher's, holds of another run nobody has asked to resume.
+    # What a further seed's directory holds of another run nobody has asked to resume.
     if found and config.resume and directory == config.checkpoint_dir:
         raise _mismatch(workplace, record, found)
     done = f"{directory} has {record.completed_epochs} of {record.recipe.num_epochs} epochs"

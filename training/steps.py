@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from training.augmentation import Changes, augment, draw_changes
 from training.blocks import LeNet5InBlocks
 from training.model import LeNet, LeNet5
-from training.optimisation import average_decay, distillation_loss, learning_rate, optimizer_for
+from training.optimisation import average_decay, learning_rate, optimizer_for
 from training.peers import ALONE, Peers
 from training.recipes import Recipe
 from training.shared_norm import share_statistics
@@ -31,8 +31,8 @@ from training.step_graphs import captured
 class Steps:
     """The steps of a run, by its recipe; `averaged` is the model to evaluate and to save.
 
-    `teacher_logits` (2, N, 10): of the training images as they are, and mirrored. With `precision` bf16 the forward
-    pass is in it where torch finds that safe; weights, losses and statistics are float32.
+    With `precision` bf16 the forward pass is in it where torch finds that safe; weights, losses and statistics are
+    float32.
     """
 
     def __init__(
@@ -40,13 +40,12 @@ class Steps:
         model: LeNet,
         recipe: Recipe,
         split: Split,
-        teacher_logits: Tensor | None = None,
         *,
         precision: str = "fp32",
         peers: Peers = ALONE,
     ) -> None:
         device, num_images = split.images.device, len(split.images)
-        self.model, self.recipe, self.split, self.teacher_logits = model, recipe, split, teacher_logits
+        self.model, self.recipe, self.split = model, recipe, split
         self.precision, self.peers = precision, peers
         self.sizes = [len(batch) for batch in torch.split(torch.empty(num_images), recipe.batch_size)]  # S of them
         self.is_captured = device.type == "cuda" and peers.size == 1
@@ -79,7 +78,7 @@ class Steps:
         """An epoch, counting from 1, in this order, (N,) int64; what is random in it depends on (seed, epoch) alone."""
         self._order.view(-1)[: len(order)].copy_(order)
         if self.recipe.changes_images:
-            self._changes.copy_(draw_changes(self.recipe, seed, epoch, self.sizes, self.split.images.shape[-1]))
+            self._changes.copy_(draw_changes(self.recipe, seed, epoch, self.sizes))
         self._step.zero_()
         self._losses.zero_()
         self._num_correct.zero_()
@@ -119,11 +118,11 @@ class Steps:
 
     def _run(self, size: int) -> None:
         """Everything in it happens on the device."""
-        images, labels, target = self._batch(size)  # from here on B of this process
+        images, labels = self._batch(size)  # from here on B of this process
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             logits = self._forward(images)  # (B, 10)
         logits = logits.to(self._nearer.dtype)  # of the weights
-        loss = self._loss(logits, labels, target, size)  # () this process's share of the batch's mean
+        loss = self._loss(logits, labels, size)  # () this process's share of the batch's mean
         # The peers' gradients are averaged.
         (loss if self.peers.size == 1 else loss * self.peers.size).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -134,30 +133,24 @@ class Steps:
         self._num_correct += (logits.argmax(dim=1) == labels).sum()
         self._step += 1
 
-    def _batch(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images (B, 1, 28, 28) as they are shown, labels (B,), and the teacher's answers (B, 10), if any.
+    def _batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 1, 28, 28) as they are shown, and labels (B,).
 
         This process's part of the step's `size` images.
         """
         indices = self._order[self._step][0, :size][self.peers.share]  # (B,)
         images, labels = self.split.images[indices], self.split.labels[indices]
-        if not self.recipe.changes_images and self.teacher_logits is None:
-            return images, labels, None
+        if not self.recipe.changes_images:
+            return images, labels
         places = self._step * self.recipe.batch_size + self._places[:size]  # (size,) in the epoch's order
-        changes = self._changes.at(places[self.peers.share])
-        target = None if self.teacher_logits is None else self.teacher_logits[changes.is_flipped.long(), indices]
-        return augment(images, self.recipe, changes), labels, target
+        return augment(images, self.recipe, self._changes.at(places[self.peers.share])), labels
 
-    def _loss(self, logits: Tensor, labels: Tensor, target: Tensor | None, size: int) -> Tensor:
-        recipe, smoothing = self.recipe, self.recipe.label_smoothing
+    def _loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
+        smoothing = self.recipe.label_smoothing
         if self.peers.size == 1:
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
-        else:  # shares may differ by an image
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") / size
-        if target is None:
-            return loss
-        other = distillation_loss(logits, target, recipe.distillation_temperature, size)
-        return (1 - recipe.distillation_weight) * loss + recipe.distillation_weight * other
+            return cross_entropy(logits, labels, label_smoothing=smoothing)
+        # Shares may differ by an image.
+        return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") / size
 
     @torch.no_grad()
     def _average(self) -> None:

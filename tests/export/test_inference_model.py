@@ -39,9 +39,8 @@ def test_normalisation_that_cannot_be_folded_is_an_error() -> None:
         inference_model(model)
 
 
-@pytest.mark.parametrize("recipe", ["modern", "teacher"])
-def test_normalisation_is_folded_away_and_the_answers_stay(recipe: str) -> None:
-    model = model_for(RECIPES[recipe]).double()
+def test_normalisation_is_folded_away_and_the_answers_stay() -> None:
+    model = model_for(RECIPES["modern"]).double()
     initialise(model, seed=0)
     model.train()(IMAGES)  # so that the statistics are not 0 and 1
     for layer in model.modules():

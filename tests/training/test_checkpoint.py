@@ -251,6 +251,24 @@ def test_record_that_is_not_one_of_ours_is_refused(trained_dir: Path, edit: Call
         load_checkpoint(trained_dir)
 
 
+NEUTRAL = {"optimizer": "sgd", "cutout": 0, "teacher": "", "teacher_epochs": 0, "distillation_weight": 0.0}
+
+
+def test_record_with_fields_that_recipes_once_had_is_read_if_they_did_nothing(trained_dir: Path) -> None:
+    before = load_record(trained_dir)
+    edit_record(trained_dir, lambda document: document["recipe"].update(NEUTRAL, distillation_temperature=3.0))
+    assert load_record(trained_dir) == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("optimizer", "adamw"), ("cutout", 8), ("teacher", "teacher")])
+def test_record_of_a_run_with_a_removed_feature_is_refused_by_its_name(
+    trained_dir: Path, field: str, value: object
+) -> None:
+    edit_record(trained_dir, lambda document: document["recipe"].update(NEUTRAL | {field: value}))
+    with pytest.raises(BadDataError, match=rf"BAD_CHECKPOINT: .* is of a run with {field} {value}, which this version"):
+        load_checkpoint(trained_dir)
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}'])
 def test_record_that_is_not_json_of_ours_is_refused(trained_dir: Path, data: bytes) -> None:
     (trained_dir / RECORD_NAME).write_bytes(data)

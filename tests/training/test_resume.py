@@ -121,21 +121,6 @@ def test_command_printed_outside_the_project_needs_no_makefile(
     assert load_record(tmp_path / "artifacts" / "checkpoint")[0].completed_epochs == 3
 
 
-def test_ctrl_c_while_the_teacher_is_trained_loses_none_of_its_epochs(
-    data_dir: Path, tmp_path: Path, ctrl_c: Callable[[int], None], capsys: Capture
-) -> None:
-    taught = ["--recipe", "modern", "--epochs", "2", "--validation-images", "100", "--set", "teacher=teacher"]
-    taught += ["--set", "teacher_epochs=2", "--set", "distillation_weight=0.5"]
-    options = [*taught, *HERE, "--data-dir", str(data_dir), "--checkpoint-dir", str(tmp_path / "run")]
-    ctrl_c(1)
-    assert run_program(main, options) == os.EX_TEMPFAIL
-    captured = capsys.readouterr()
-    assert "(the same command goes on from there)" in captured.err
-    ctrl_c(1000)
-    assert run_program(main, options) == 0
-    assert f"resuming: {tmp_path / 'run' / 'teacher'} has 1 of 2 epochs" in capsys.readouterr().out
-
-
 def test_resume_alone_takes_recipe_seed_and_precision_from_the_checkpoint(
     data_dir: Path, run_dir: Path, ctrl_c: Callable[[int], None]
 ) -> None:
@@ -269,7 +254,6 @@ def test_interrupted_run_with_momentum_is_lengthened_to_the_weights_of_an_unbrok
         (["--set", "schedule=steps"], "schedule steps spreads its step sizes over all epochs"),
         (["--set", "momentum=0.5"], "what momentum 0.5 remembers is not kept when a run ends"),
         (["--set", "average_decay=0.9"], "what average_decay 0.9 remembers is not kept when a run ends"),
-        (["--set", "optimizer=adamw"], "what optimizer adamw remembers is not kept when a run ends"),
     ],
 )
 def test_finished_run_whose_weights_depend_on_its_length_is_not_lengthened(
