@@ -7,7 +7,7 @@ from pathlib import Path
 from atelier.errors import UsageError
 from export.precision import PRECISIONS
 from export.tensorrt_engine import HARDWARE_LEVELS, TIMING_CACHE, WANTED, EngineOptions
-from training.record import CHECKPOINT_DIR
+from training.run_record import CHECKPOINT_DIR
 
 REPOSITORY_DIR = Path("artifacts/models")
 MADE_WITH = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")  # packages to record

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from atelier.errors import BadDataError
 from atelier.files import TEMPORARY_FILES, write_atomically
-from training.model import LeNet, model_for
-from training.record import (
+from training.models import LeNet, model_for
+from training.run_record import (
     RECORD_NAME,
     RunRecord,
     bad_checkpoint,

@@ -10,7 +10,7 @@ from typing import Any
 from atelier.errors import UsageError
 from training.commands import train_command
 from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS, RECIPES, Recipe
-from training.record import CHECKPOINT_DIR, RunRecord, find_record, options_for
+from training.run_record import CHECKPOINT_DIR, RunRecord, find_record, options_for
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atelier.files import write_atomically
-from training.record import EpochMetrics, RunRecord
+from training.run_record import EpochMetrics, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

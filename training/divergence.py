@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from atelier.errors import BadDataError
-from training.record import EpochMetrics, RunRecord
+from training.run_record import EpochMetrics, RunRecord
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from atelier.errors import BadDataError, PermissionRefusedError, StorageError
-from training.data_files import DataFile, dangling_link, data_missing, not_in_any_place, read_verified
+from training.idx_files import DataFile, dangling_link, data_missing, not_in_any_place, read_verified
 
 TIMEOUT_S = 15  # for each answer of a mirror; a slow download that moves on is not cut off
 APT_TIMEOUT_S = 600

@@ -9,15 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.split import Split
 from training.steps import Steps
-
-__all__ = ["Split", "TrainResult", "accuracy", "all_logits", "image_order", "split_on", "train_epoch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +25,6 @@ class TrainResult:
     loss: float  # mean over all images
     acc: float  # fraction of all images
     seconds: float  # of the steps alone
-
-
-def split_on(device: torch.device, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> Split:
-    """Copies (N, 1, 28, 28) images and (N,) labels to `device`."""
-    return Split(
-        images=torch.tensor(images, device=device),  # (N, 1, 28, 28) uint8
-        labels=torch.tensor(labels, device=device, dtype=torch.int64),  # (N,)
-    )
 
 
 def image_order(seed: int, epoch: int, num_images: int) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.curves import warn_not_written
-from training.record import EpochMetrics, RunRecord
+from training.run_record import EpochMetrics, RunRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

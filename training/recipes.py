@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from atelier.errors import ConfigurationError
 
-# Keys of the tables of the same names in training/model.py, known here without torch.
+# The keys of the tables in training/models/, known here without torch.
 ARCHITECTURES = ("tutorial", "classic", "modern")
 ACTIVATIONS = ("sigmoid", "tanh", "scaled_tanh", "relu", "gelu")
 POOLINGS = ("avg", "max")
@@ -26,10 +26,10 @@ class Recipe:
     """What `--recipe` calls it."""
 
     architecture: str
-    """A key of `training.model.ARCHITECTURES`."""
+    """A network of training/models/: `tutorial`, `classic` or `modern`."""
 
     activation: str = "sigmoid"
-    """A key of `training.model.ACTIVATIONS`."""
+    """`sigmoid`, `tanh`, `scaled_tanh`, `relu` or `gelu`."""
 
     pooling: str = "avg"
     """`avg` or `max`, over 2x2 pixels."""

@@ -27,14 +27,15 @@ from training.device import (
     set_precision,
 )
 from training.divergence import check_epochs, check_steps, warn_if_near_dead
-from training.epoch import Split, accuracy, image_order, split_on, train_epoch
+from training.epoch import accuracy, image_order, train_epoch
 from training.events import EventLog
-from training.model import LeNet, initialise, model_for
+from training.figures import save_pictures
+from training.models import LeNet, initialise, model_for
 from training.peers import Peers, local_rank, peers_on
-from training.pictures import save_pictures
 from training.process import StopRequest, StopRequestedError
 from training.recipes import Recipe
-from training.record import (
+from training.results import SEEDS_NAME, epoch_line, seeds_json
+from training.run_record import (
     EpochMetrics,
     RunRecord,
     differences,
@@ -44,9 +45,8 @@ from training.record import (
     record_from_bytes,
     why_length_is_fixed,
 )
-from training.report import SEEDS_NAME, epoch_line, seeds_json
+from training.split import Split, put_aside, split_on
 from training.steps import Steps
-from training.validation import put_aside
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

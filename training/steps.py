@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from training.augmentation import Changes, augment, draw_changes
-from training.blocks import LeNet5InBlocks
-from training.model import LeNet, LeNet5
+from training.cuda_graph import captured
+from training.models import LeNet, LeNet5
+from training.models.fast_cpu import LeNet5InBlocks
 from training.optimisation import average_decay, learning_rate, optimizer_for
 from training.peers import ALONE, Peers
 from training.recipes import Recipe
 from training.shared_norm import share_statistics
 from training.split import Split
-from training.step_graphs import captured
 
 
 class Steps:

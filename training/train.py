@@ -1,6 +1,6 @@
 """Train LeNet-5 as the tutorial does: `python -m training`, or `make train`.
 
-Read on in run.py (a run, epoch by epoch), epoch.py (its steps) and model.py (the layers).
+Read on in run.py (a run, epoch by epoch), epoch.py (its steps) and models/lenet.py (the layers).
 """
 
 import contextlib
@@ -10,12 +10,12 @@ import time
 from importlib.util import find_spec
 
 from training.config import TrainConfig, config_from
-from training.data_files import FILES
 from training.dataset import load_dataset
 from training.divergence import check_epochs
+from training.idx_files import FILES
 from training.process import StopRequest, lock_directory
-from training.record import RunRecord, find_finished
-from training.report import result_lines, seeds_table
+from training.results import result_lines, seeds_table
+from training.run_record import RunRecord, find_finished
 
 
 def main(arguments: list[str]) -> int:
@@ -82,7 +82,7 @@ def find_all_finished(config: TrainConfig) -> list[RunRecord]:
 
 def print_summary(config: TrainConfig) -> None:
     """The layers of the recipe's model."""
-    from training.model import model_for
-    from training.summary import summarize, table_from
+    from training.model_cost import summarize, table_from
+    from training.models import model_for
 
     print(table_from(summarize(model_for(config.recipe))))

@@ -8,8 +8,8 @@ from torch import nn
 
 from export.inference_model import inference_model
 from tests.export.small_model import noise_images, seeded_model
-from training.model import initialise, model_for
-from training.partial_convolution import PartialConv2d
+from training.models import initialise, model_for
+from training.models.partial_convolution import PartialConv2d
 from training.recipes import RECIPES
 
 IMAGES = torch.tensor(noise_images(8))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from training.epoch import TrainResult, image_order, train_epoch
-from training.model import initialise, model_for
+from training.models import initialise, model_for
 from training.peers import ALONE, Peers, peers_on
 from training.recipes import RECIPES, Recipe
 from training.split import Split

@@ -19,8 +19,8 @@ from atelier.errors import BadDataError, MissingInputError
 from atelier.files import write_atomically
 from atelier.program import run_program
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from training.model import LeNet5, initialise
-from training.record import RECORD_NAME, RunRecord, find_finished, load_record, weights_name
+from training.models import LeNet5, initialise
+from training.run_record import RECORD_NAME, RunRecord, find_finished, load_record, weights_name
 
 State = dict[str, Tensor]
 

@@ -10,11 +10,12 @@ from torch import nn
 
 from training.dataset import load_dataset
 from training.device import make_deterministic
-from training.epoch import Split, accuracy, image_order, split_on, train_epoch
-from training.model import LeNet5, initialise
+from training.epoch import accuracy, image_order, train_epoch
+from training.model_cost import summarize, table_from
+from training.models import LeNet5, initialise
 from training.recipes import RECIPES
+from training.split import Split, split_on
 from training.steps import Steps
-from training.summary import summarize, table_from
 
 CPU = torch.device("cpu")
 SEED, EPOCH = 3, 1

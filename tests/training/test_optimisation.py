@@ -17,13 +17,13 @@ from tests.training.conftest import call_trainer, torchrun, train_in_two_process
 from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state
 from training.dataset import load_dataset
-from training.epoch import Split, accuracy, image_order, split_on, train_epoch
-from training.model import LeNet, initialise, model_for
+from training.epoch import accuracy, image_order, train_epoch
+from training.models import LeNet, initialise, model_for
 from training.optimisation import learning_rate_share
 from training.recipes import RECIPES, Recipe
-from training.record import RECORD_NAME, load_record
+from training.run_record import RECORD_NAME, load_record
+from training.split import Split, put_aside, split_on
 from training.steps import Steps
-from training.validation import put_aside
 
 CPU = torch.device("cpu")
 PLAIN = RECIPES["tutorial"]

@@ -14,9 +14,9 @@ import pytest
 
 from atelier.program import run_program
 from tests.training.conftest import ROOT, call_trainer
-from training import epoch, report
+from training import epoch, results
 from training import run as run_module
-from training.record import RunRecord, load_record
+from training.run_record import RunRecord, load_record
 from training.train import main
 
 Train = Callable[..., int]
@@ -34,7 +34,7 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         def line(record: RunRecord) -> str:
             if next(lines) == num_epochs:
                 signal.raise_signal(signal.SIGINT)
-            return report.epoch_line(record)
+            return results.epoch_line(record)
 
         monkeypatch.setattr(run_module, "epoch_line", line)
 

@@ -13,16 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.training.conftest import Train, train_in_two_processes
-from training import step_graphs
+from training import cuda_graph
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import load_dataset
 from training.device import make_deterministic
-from training.epoch import image_order, split_on, train_epoch
-from training.model import LeNet, initialise, model_for
+from training.epoch import image_order, train_epoch
+from training.models import LeNet, initialise, model_for
 from training.optimisation import optimizer_for
 from training.recipes import RECIPES, Recipe
-from training.record import load_record
-from training.split import Split
+from training.run_record import load_record
+from training.split import Split, split_on
 from training.steps import Steps
 
 TUTORIAL = dataclasses.replace(RECIPES["tutorial"], num_epochs=2, learning_rate=0.1)
@@ -79,7 +79,7 @@ def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(
         runs.append(run)
         return run
 
-    monkeypatch.setattr(step_graphs, "_graph_of", graph_of)
+    monkeypatch.setattr(cuda_graph, "_graph_of", graph_of)
     eager, captured = (with_steps_for_a_graph(steps_of(recipe, split)) for _ in range(2))
     captured.is_captured = True
     assert train_two_epochs(captured) == train_two_epochs(eager)

@@ -66,7 +66,7 @@ class RunRecord:
 
     @property
     def architecture(self) -> str:
-        """A key of `training.model.ARCHITECTURES`."""
+        """A key of `training.models.MODELS`."""
         return self.recipe.architecture
 
     @property

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.record import EpochMetrics, RunRecord
+from training.run_record import EpochMetrics, RunRecord
 
 SEEDS_NAME = "seeds.json"
 # Dive into Deep Learning, section 7.6: one run, on a GPU.

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from atelier.files import write_atomically
 from training.curves import png_from, warn_not_written
 from training.dataset import CLASSES
-from training.epoch import Split, all_logits
-from training.model import LeNet
+from training.epoch import all_logits
+from training.models import LeNet
+from training.split import Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
-from training.model import LeNet5
+from training.models import LeNet5
 
 FIRST_DENSE = 5  # of the layers: the index of `flatten`
 
