@@ -20,6 +20,7 @@ CHECKPOINT_DIR = Path("artifacts/checkpoint")
 RECORD_NAME = "checkpoint.json"
 FORMAT = 1
 STATE_KEY = "state_sha256"
+DIGEST = r"[0-9a-f]{64}"
 # Fields that recipes once had, and the value at which each did nothing; None: at any value, beside the others' ones.
 REMOVED_FIELDS = {"optimizer": "sgd", "cutout": 0, "teacher": "", "teacher_epochs": 0, "distillation_weight": 0.0}
 REMOVED_FIELDS |= {"distillation_temperature": None}
@@ -93,37 +94,39 @@ def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
 
 
 def load_record(directory: Path) -> tuple[RunRecord, str]:
-    """The record of `directory`'s checkpoint and its weights' SHA-256; the weights themselves are not looked at.
+    """Returns the record of `directory`'s checkpoint and its weights' SHA-256; the weights are not looked at.
 
-    Raises MissingInputError NO_CHECKPOINT where there is none, BadDataError BAD_CHECKPOINT where it is malformed.
+    Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if it is malformed.
     """
+    record, sha256, _ = _read(directory)
+    return record, sha256
+
+
+def load_state_digest(directory: Path) -> str:
+    """Returns the SHA-256 of the checkpoint's training state; "" if it has none. Raises as `load_record`."""
+    return _read(directory)[2]
+
+
+def _read(directory: Path) -> tuple[RunRecord, str, str]:
     path = directory / RECORD_NAME
     try:
         document = json.loads(path.read_bytes())
         if document.pop("format") != FORMAT:
             raise ValueError(f"this program reads format {FORMAT}")
-        document.pop(STATE_KEY, None)
-        name, sha256 = document.pop("weights"), document.pop("sha256")
+        name, sha256, state_sha256 = document.pop("weights"), document.pop("sha256"), document.pop(STATE_KEY, "")
         # A name that could lead elsewhere (`../`) is never joined to a path.
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256) or name != weights_name(sha256):
+        if not re.fullmatch(DIGEST, sha256) or name != weights_name(sha256):
             raise ValueError(f"weights {name!r} and sha256 {sha256!r} do not belong together")
+        if state_sha256 and not re.fullmatch(DIGEST, state_sha256):
+            raise ValueError(f"{STATE_KEY} is {state_sha256!r}")
         if removed := _removed_feature(document["recipe"]):
             raise bad_checkpoint(path, f"is of a run with {removed}, which this version cannot do")
-        return _record_from(document), sha256
+        return record_from(document), sha256, state_sha256
     except (FileNotFoundError, NotADirectoryError):
         cure = f"{train_command(*options_for(directory))} makes one"
         raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", cure) from None
     except (AttributeError, KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise bad_checkpoint(path, f"is malformed: {error!r}") from None
-
-
-def load_state_digest(directory: Path) -> str:
-    """Of the training state that was saved with the checkpoint; "" where there is none. Raises as `load_record`."""
-    load_record(directory)
-    sha256 = json.loads((directory / RECORD_NAME).read_bytes()).get(STATE_KEY, "")
-    if sha256 and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)):
-        raise bad_checkpoint(directory / RECORD_NAME, f"is malformed: {STATE_KEY} is {sha256!r}")
-    return str(sha256)
 
 
 def read_weights(path: Path, sha256: str) -> bytes:
@@ -149,34 +152,13 @@ def find_record(directory: Path) -> RunRecord | None:
         return None
 
 
-def find_finished(
-    directory: Path, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
-) -> RunRecord | None:
-    """The record of this very run, trained to its end with its weights unharmed; None where it is yet to be trained.
-
-    Raises BadDataError BAD_CHECKPOINT where a finished run's weights are not those it ended with.
-    """
-    try:
-        record, sha256 = load_record(directory)
-    except MissingInputError:
-        return None
-    if not record.is_complete or differences(record, recipe, seed, dataset_digests, precision):
-        return None
-    read_weights(directory / weights_name(sha256), sha256)
-    return record
-
-
 def differences(
     record: RunRecord, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
 ) -> list[str]:
     """Where the wanted run (its recipe, seed and data) is not the recorded one, as `field wanted != recorded`."""
     wanted = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, **dataset_digests}
-    recorded = {
-        **dataclasses.asdict(record.recipe),
-        "seed": record.seed,
-        "precision": record.precision,
-        **record.dataset_digests,
-    }
+    run = {"seed": record.seed, "precision": record.precision, **record.dataset_digests}
+    recorded = {**dataclasses.asdict(record.recipe), **run}
     return [f"{name} {value} != {recorded.get(name)}" for name, value in wanted.items() if value != recorded.get(name)]
 
 
@@ -192,17 +174,8 @@ def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
     return ""
 
 
-def record_bytes(record: RunRecord | None) -> bytes:
-    """For other processes; nothing for none."""
-    return json.dumps(dataclasses.asdict(record)).encode() if record else b""
-
-
-def record_from_bytes(data: bytes) -> RunRecord | None:
-    """What `record_bytes` made."""
-    return _record_from(json.loads(data)) if data else None
-
-
-def _record_from(document: dict[str, Any]) -> RunRecord:
+def record_from(document: dict[str, Any]) -> RunRecord:
+    """Returns the record whose `dataclasses.asdict` has gone through JSON."""
     fields = dict(document)
     known = {name: value for name, value in fields["recipe"].items() if name not in REMOVED_FIELDS}
     fields["recipe"] = Recipe(**known)

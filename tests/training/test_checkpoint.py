@@ -19,8 +19,10 @@ from atelier.errors import BadDataError, MissingInputError
 from atelier.files import write_atomically
 from atelier.program import run_program
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from training.config import TrainConfig
 from training.models import LeNet5, initialise
-from training.run_record import RECORD_NAME, RunRecord, find_finished, load_record, weights_name
+from training.run_record import RECORD_NAME, RunRecord, load_record, weights_name
+from training.session import start_of
 
 State = dict[str, Tensor]
 
@@ -164,7 +166,8 @@ def test_missing_weights_are_named(trained_dir: Path) -> None:
     with pytest.raises(BadDataError, match=rf"{weights_name(sha256)} does not exist, but checkpoint\.json names it"):
         load_checkpoint(trained_dir)
     with pytest.raises(BadDataError, match="BAD_CHECKPOINT"):  # and is not taken for a finished run either
-        find_finished(trained_dir, record.recipe, record.seed, record.dataset_digests)
+        config = TrainConfig(recipe=record.recipe, seed=record.seed, checkpoint_dir=trained_dir)
+        start_of(config, record.seed, trained_dir, record.dataset_digests)
 
 
 class Canary:

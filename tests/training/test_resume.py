@@ -14,7 +14,7 @@ import pytest
 
 from atelier.program import run_program
 from tests.training.conftest import ROOT, call_trainer
-from training import epoch, results
+from training import epoch, results, run_log
 from training import run as run_module
 from training.run_record import RunRecord, load_record
 from training.train import main
@@ -36,7 +36,7 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 signal.raise_signal(signal.SIGINT)
             return results.epoch_line(record)
 
-        monkeypatch.setattr(run_module, "epoch_line", line)
+        monkeypatch.setattr(run_log, "epoch_line", line)
 
     return after
 

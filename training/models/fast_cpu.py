@@ -13,9 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
-from training.models import LeNet5
+from training.models.lenet import LeNet, LeNet5
 
 FIRST_DENSE = 5  # of the layers: the index of `flatten`
+
+
+def fast_on_cpu(model: LeNet) -> nn.Module:
+    """Returns what computes `model` fastest on a CPU: its form in blocks, if it has one, or else the model itself.
+
+    Convolutions with few channels are up to twice as fast with the channels of a pixel side by side in memory.
+    """
+    if LeNet5InBlocks.can_compute(model):
+        return LeNet5InBlocks(cast(LeNet5, model))
+    return model.to(memory_format=torch.channels_last)
 
 
 class LeNet5InBlocks(nn.Module):
