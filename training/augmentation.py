@@ -23,12 +23,12 @@ class Changes:
 
     @classmethod
     def none(cls, num_images: int, device: torch.device) -> "Changes":
-        """Zeros."""
+        """Makes zeros."""
         shifts = torch.zeros(2, num_images, dtype=torch.int64, device=device)
         return cls(is_flipped=shifts[0].bool(), shifts=shifts)
 
     def at(self, places: Tensor) -> "Changes":
-        """Those of the images at (B,) places."""
+        """Picks those of the images at (B,) places."""
         return Changes(is_flipped=self.is_flipped[places], shifts=self.shifts[:, places])
 
     def copy_(self, other: "Changes") -> None:
@@ -54,12 +54,12 @@ def draw_changes(recipe: Recipe, seed: int, epoch: int, sizes: list[int]) -> Cha
 
 
 def _generator_seed(seed: int, epoch: int) -> int:
-    """From (seed, epoch) alone, and not the one of the epoch's order."""
+    """Derives a seed from (seed, epoch) alone, and not the one of the epoch's order."""
     return int(np.random.SeedSequence((seed, epoch, 1)).generate_state(1)[0])
 
 
 def augment(images: Tensor, recipe: Recipe, changes: Changes) -> Tensor:
-    """(B, 1, H, W) uint8 -> the changed images, the same shape."""
+    """Changes images, (B, 1, H, W) uint8; the same shape."""
     size, device = images.shape[-1], images.device
     pixels = torch.arange(size, device=device)
     down, right = changes.shifts[:, :, None]  # (B, 1) each

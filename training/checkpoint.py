@@ -45,7 +45,7 @@ def save_checkpoint(
 
     `training_state` is what a run needs beside the weights to go on; a finished one needs nothing.
 
-    Raises BadDataError NON_FINITE for weights that are not finite, and OSError where the disk fails; the previous
+    Raises BadDataError NON_FINITE for weights that are not finite, and OSError if the disk fails; the previous
     checkpoint is then still there, whole.
     """
     check_finite(state_dict, "the weights to save")
@@ -79,9 +79,9 @@ def check_finite(state_dict: dict[str, Tensor], where: str) -> None:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint of `directory`, its weights checked against their digest.
+    """Reads the checkpoint of `directory`, its weights checked against their digest.
 
-    Raises MissingInputError NO_CHECKPOINT where there is none, BadDataError BAD_CHECKPOINT where a file is missing,
+    Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if a file is missing,
     truncated, changed or not of this format, and NON_FINITE where a weight is no number.
     """
     record, sha256 = load_record(directory)
@@ -100,7 +100,7 @@ def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def load_training_state(directory: Path) -> dict[str, Tensor]:
-    """What was saved as `training_state` with the checkpoint. Raises as `load_checkpoint` does."""
+    """Reads what was saved as `training_state` with the checkpoint. Raises as `load_checkpoint` does."""
     sha256 = load_state_digest(directory)
     if not sha256:
         raise bad_checkpoint(directory / RECORD_NAME, "names no training state to resume from")
@@ -108,9 +108,9 @@ def load_training_state(directory: Path) -> dict[str, Tensor]:
 
 
 def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:
-    """The trained model, on the CPU and in eval mode, and the checkpoint that it came from.
+    """Returns the trained model, on the CPU and in eval mode, and the checkpoint that it came from.
 
-    Raises as `load_checkpoint` does, and BadDataError BAD_CHECKPOINT listing the tensors where the weights are not
+    Raises as `load_checkpoint` does, and BadDataError BAD_CHECKPOINT listing the tensors if the weights are not
     those of the architecture that the checkpoint names.
     """
     checkpoint = load_checkpoint(directory)

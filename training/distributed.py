@@ -126,7 +126,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         self._buffers.update(norm._buffers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape and dtype; computed in the weights' dtype. N may be 0: fewer images than processes."""
+        """Keeps shape and dtype; computed in the weights' dtype. N may be 0: fewer images than processes."""
         if not self.training:
             return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         values, shape = x.to(self.weight.dtype), (1, -1, *(1,) * (x.dim() - 2))

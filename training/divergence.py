@@ -72,7 +72,7 @@ def _why_near_dead(metrics: EpochMetrics, record: RunRecord) -> str:
 
 
 def _patience(record: RunRecord) -> int:
-    """A run that has exploded does not come back; one that never did may only be slow."""
+    """Returns how many such epochs are borne: what has exploded does not come back, what has not may be slow."""
     return PATIENCE_EXPLODED if _has_exploded(record) else PATIENCE
 
 

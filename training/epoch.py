@@ -28,14 +28,14 @@ class TrainResult:
 
 
 def image_order(seed: int, epoch: int, num_images: int) -> Tensor:
-    """(num_images,) int64: the epoch's permutation, from (seed, epoch) alone: resuming needs no generator state."""
+    """Permutes (num_images,) int64 from (seed, epoch) alone: resuming needs no generator state."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num_images))
 
 
 def train_epoch(
     steps: Steps, order: Tensor, seed: int, epoch: int, *, title: str, before_step: Callable[[], None]
 ) -> TrainResult:
-    """Epoch number `epoch`, from 1, of the run that `steps` are of, over the images in the given order, (N,) int64.
+    """Makes the steps of epoch number `epoch`, from 1, over the images in the given order, (N,) int64.
 
     `before_step` may raise to stop it. The loss is the one that is minimised.
     """
@@ -55,7 +55,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, split: Split, batch_size: int) -> float:
-    """The fraction of all the split's images whose largest logit is the label's."""
+    """Returns the fraction of all the split's images whose largest logit is the label's."""
     model.eval()
     if split.images.is_cuda:
         batch_size = max(
@@ -70,5 +70,5 @@ def accuracy(model: nn.Module, split: Split, batch_size: int) -> float:
 
 @torch.inference_mode()
 def all_logits(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """(N, 1, 28, 28) uint8 -> (N, 10), on the device of the images."""
+    """Maps (N, 1, 28, 28) uint8 to (N, 10), on the device of the images."""
     return torch.cat([model.eval()(batch) for batch in torch.split(images, batch_size)])

@@ -75,21 +75,21 @@ def _curves_png_from(record: RunRecord) -> bytes:
 
 
 def title_of(record: RunRecord) -> str:
-    """`recipe tutorial, seed 0`; with the architecture where it is not the recipe's namesake."""
+    """Returns `recipe tutorial, seed 0`; with the architecture if it is not the recipe's namesake."""
     recipe = record.recipe
     architecture = f" ({recipe.architecture})" if recipe.architecture != recipe.name else ""
     return f"recipe {recipe.name}{architecture}, seed {record.seed}"
 
 
 def png_from(figure: "Figure") -> bytes:
-    """The figure as a file's bytes, 120 pixels an inch."""
+    """Returns the figure as a file's bytes, 120 pixels an inch."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     return png.getvalue()
 
 
 def confusion_matrix(found: Tensor, labels: Tensor) -> Tensor:
-    """(N,), (N,) -> (10, 10) int64: how many images of the row's class were given the column's."""
+    """Counts how many images of the row's class were given the column's: (N,), (N,) -> (10, 10) int64."""
     num_classes = len(CLASSES)
     return torch.bincount(labels * num_classes + found, minlength=num_classes**2).view(num_classes, num_classes)
 
@@ -128,7 +128,7 @@ def _confusion_figure(counts: Tensor, title: str) -> "Figure":
 
 
 def _mistakes_figure(images: Tensor, probabilities: Tensor, labels: Tensor, title: str) -> "Figure":
-    """The wrong answers with the highest probability first."""
+    """Shows the wrong answers, the most probable first."""
     confidence, found = probabilities.max(1)  # (N,), (N,)
     wrong = (found != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES]
@@ -141,7 +141,7 @@ def _mistakes_figure(images: Tensor, probabilities: Tensor, labels: Tensor, titl
 
 
 def _kernels_figure(model: LeNet, title: str) -> "Figure":
-    """Blue pixels speak for a map's activation, red ones against it; one scale for all kernels."""
+    """Shows what speaks for a map's activation in blue, what against it in red; one scale for all kernels."""
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     kernels = first.weight.detach().cpu()[:, 0]  # (C, k, k)
     captions = [str(number) for number in range(len(kernels))]
@@ -153,27 +153,25 @@ def _kernels_figure(model: LeNet, title: str) -> "Figure":
 def _sheet(
     cells: Tensor, captions: list[str], title: str, *, num_columns: int, cell_inches: float, colors: str
 ) -> "Figure":
-    """(C, H, W) pictures in rows, a caption above each. All on one pair of axes: 24 would take a second to draw."""
+    """Lays (C, H, W) pictures in rows, a caption above each; all in one image: 24 would take a second to draw."""
     from matplotlib.figure import Figure
 
     size = cells.shape[-1]
-    gap = 0.25 * size  # for a caption of two lines
+    pitch = size + size // 4  # the gap is for a caption of two lines
     num_rows = max(1, -(-len(cells) // num_columns))
-    inches = cell_inches / size
-    width, height = num_columns * (size + gap), num_rows * (size + gap) + gap
-    figure = Figure(figsize=(width * inches, height * inches + 0.4))
-    axes = figure.add_axes((0.0, 0.0, 1.0, height * inches / (height * inches + 0.4)))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    canvas = torch.full((num_rows * pitch, num_columns * pitch), torch.nan)
+    figure = Figure(
+        figsize=(num_columns * cell_inches * 1.25, num_rows * cell_inches * 1.25 + 0.6), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
+        top, left = (number // num_columns + 1) * pitch - size, number % num_columns * pitch + size // 8
+        canvas[top : top + size, left : left + size] = cell
+        axes.text(left + size / 2 - 0.5, top - 0.02 * size - 0.5, caption, ha="center", va="bottom", fontsize=7)
     # Grey values have a scale of their own; kernels are shown around 0.
     limit = float(cells.abs().max()) if len(cells) else 1.0
     low, high = (0.0, 255.0) if colors == "gray" else (-limit, limit)
-    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
-        left = (number % num_columns) * (size + gap) + gap / 2
-        top = (number // num_columns) * (size + gap) + gap
-        extent = (left, left + size, top + size, top)
-        axes.imshow(cell.numpy(), cmap=colors, vmin=low, vmax=high, extent=extent, aspect="auto")
-        axes.text(left + size / 2, top - 0.02 * size, caption, ha="center", va="bottom", fontsize=7)
-    axes.set(xlim=(0, width), ylim=(height, 0))  # which imshow changes
+    axes.imshow(canvas.numpy(), cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_axis_off()
+    figure.suptitle(title, fontsize=10)
     return figure

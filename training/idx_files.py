@@ -23,7 +23,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 0x08  # the only type of element that MNIST and Fashion-MNIST use
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DataFile:
     """One of the four files, as Zalando Research published it."""
 
@@ -39,25 +39,13 @@ class DataFile:
 
 FILES = (
     DataFile(
-        name="train-images-idx3-ubyte",
-        shape=(60_000, 28, 28),
-        sha256="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-images-idx3-ubyte", (60_000, 28, 28), "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
     ),
+    DataFile("train-labels-idx1-ubyte", (60_000,), "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
     DataFile(
-        name="train-labels-idx1-ubyte",
-        shape=(60_000,),
-        sha256="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte", (10_000, 28, 28), "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
     ),
-    DataFile(
-        name="t10k-images-idx3-ubyte",
-        shape=(10_000, 28, 28),
-        sha256="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    ),
-    DataFile(
-        name="t10k-labels-idx1-ubyte",
-        shape=(10_000,),
-        sha256="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
+    DataFile("t10k-labels-idx1-ubyte", (10_000,), "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
 
 PLACES = (
@@ -68,7 +56,7 @@ PLACES = (
 
 
 def find_dataset(data_dir: Path | None = None) -> Path | None:
-    """The first directory that has all four files, or None; raises DATA_MISSING where the chosen one lacks any."""
+    """Returns the first directory with all four files, or None; raises DATA_MISSING if the chosen one lacks any."""
     chosen = data_dir or os.environ.get("FASHION_MNIST_DIR")
     if chosen:
         if not _has_all_files(Path(chosen)):
@@ -82,17 +70,17 @@ def find_dataset(data_dir: Path | None = None) -> Path | None:
 
 
 def path_of(file: DataFile, directory: Path) -> Path | None:
-    """Where `directory` has the file, gzipped or not; None where it does not."""
+    """Returns where `directory` has the file, gzipped or not; None if it has not."""
     return next((path for path in (directory / file.name, directory / f"{file.name}.gz") if path.is_file()), None)
 
 
 def _has_all_files(directory: Path) -> bool:
-    """Whether the four are there; what is in them is another matter."""
+    """Returns whether the four are there; what is in them is another matter."""
     return all(path_of(file, directory) for file in FILES)
 
 
 def _missing_from(directory: Path) -> str:
-    """The directory and, in brackets, what it lacks."""
+    """Names the directory and, in brackets, what it lacks."""
     if not directory.is_dir():
         return (
             f"{directory} ({dangling_link(directory) or ('no directory' if directory.exists() else 'does not exist')})"
@@ -102,18 +90,18 @@ def _missing_from(directory: Path) -> str:
 
 
 def _missing(file: DataFile, directory: Path) -> str:
-    """The file's name, and what became of the link that has it, if there is one."""
+    """Names the file, and what became of the link that has its name, if there is one."""
     links = filter(None, (dangling_link(directory / name) for name in (file.name, f"{file.name}.gz")))
     return " as ".join([file.name, *links])
 
 
 def dangling_link(path: Path) -> str:
-    """Where `path` leads, if it is a link to nothing; else ""."""
+    """Says where `path` leads, if it is a link to nothing; else ""."""
     return f"a dangling link to {path.readlink()}" if path.is_symlink() and not path.exists() else ""
 
 
 def read_verified(path: Path, file: DataFile) -> bytes:
-    """The uncompressed bytes of `path` once they are known to be `file`'s; raises BadDataError BAD_DATASET."""
+    """Returns the uncompressed bytes of `path` if they are `file`'s; raises BadDataError BAD_DATASET."""
     data = read_idx_bytes(path, file.num_bytes)
     if len(data) != file.num_bytes:
         raise bad_dataset(path, f"expected {file.num_bytes} bytes, found {len(data)}")
@@ -124,12 +112,12 @@ def read_verified(path: Path, file: DataFile) -> bytes:
 
 
 def not_in_any_place() -> str:
-    """The places looked at, and what each lacks."""
+    """Names the places looked at, and what each lacks."""
     return f"it is not in {', '.join(_missing_from(place) for place in PLACES)}"
 
 
 def data_missing(what: str) -> MissingInputError:
-    """`DATA_MISSING: <what>`, and every way to get the data."""
+    """Returns `DATA_MISSING: <what>`, and every way to get the data."""
     cure = (
         f"put {', '.join(file.name for file in FILES)}, gzipped or not, into {PLACES[0]}/ or name their directory with "
         "--data-dir or FASHION_MNIST_DIR, or install the Debian package dataset-fashion-mnist, or run make data online"
@@ -141,15 +129,15 @@ def data_missing(what: str) -> MissingInputError:
 
 
 def num_bytes(shape: tuple[int, ...]) -> int:
-    """Length of the uncompressed file: magic and one size per dimension, 4 bytes each, then a byte per element."""
+    """Returns the uncompressed file's length: magic and a size per dimension, 4 bytes each, then a byte per element."""
     return 4 + 4 * len(shape) + math.prod(shape)
 
 
 def read_idx_bytes(path: Path, max_bytes: int) -> bytes:
-    """The file's bytes, uncompressed; gzip is known by its magic, not by the name.
+    """Reads the file's bytes, uncompressed; gzip is known by its magic, not by the name.
 
-    Raises BadDataError BAD_DATASET where there are more than `max_bytes` (found after reading one byte too many, so a
-    gzip bomb costs nothing) or where the gzip stream is cut short or corrupt.
+    Raises BadDataError BAD_DATASET if there are more than `max_bytes` (found after reading one byte too many, so a
+    gzip bomb costs nothing) or if the gzip stream is cut short or corrupt.
     """
     with path.open("rb") as file:
         is_gzip = file.peek(2)[:2] == GZIP_MAGIC
@@ -164,7 +152,7 @@ def read_idx_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def array_from_idx(data: bytes, item_shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
-    """The (N, *item_shape) uint8 array that `data` describes, N >= 1; read-only, it shares the bytes.
+    """Returns the (N, *item_shape) uint8 array that `data` describes, N >= 1; read-only, it shares the bytes.
 
     Raises BadDataError BAD_DATASET naming `path` and the field that is wrong.
     """
@@ -183,5 +171,5 @@ def array_from_idx(data: bytes, item_shape: tuple[int, ...], path: Path) -> npt.
 
 
 def bad_dataset(path: Path, what: str) -> BadDataError:
-    """`BAD_DATASET: <path>: <what>`, and how to get a good one."""
+    """Returns `BAD_DATASET: <path>: <what>`, and how to get a good one."""
     return BadDataError("BAD_DATASET", f"{path}: {what}", f"delete {path} and run make data")

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program
+from atelier.tables import aligned
 from training.device import choose_device, hardware_of, make_deterministic, set_precision
 from training.models import LeNet, initialise, model_for
 from training.models.partial_convolution import PartialConv2d
@@ -47,7 +48,7 @@ class LayerSummary:
 
 
 def summarize(model: nn.Module) -> list[LayerSummary]:
-    """The layers of `model` that hold no other layers, in the order in which they run."""
+    """Lists the layers of `model` that hold no other layers, in the order in which they run."""
     layers: list[LayerSummary] = []
 
     def note(name: str, layer: nn.Module, images: Tensor, output: Tensor) -> None:
@@ -75,7 +76,7 @@ def summarize(model: nn.Module) -> list[LayerSummary]:
 
 
 def _formula(layer: nn.Module, images: Tensor, output: Tensor) -> str:
-    """floor((in + 2p - k)/s) + 1 with the layer's numbers; images are square, and so are windows."""
+    """Returns floor((in + 2p - k)/s) + 1 with the layer's numbers; images are square, and so are windows."""
     if isinstance(layer, WINDOWED):
         padding, kernel_size, stride = map(_first, (layer.padding, layer.kernel_size, layer.stride))
     elif isinstance(layer, PartialConv2d):
@@ -91,7 +92,7 @@ def _formula(layer: nn.Module, images: Tensor, output: Tensor) -> str:
 
 
 def _first(sizes: Any) -> int:
-    """Of a height and a width that are the same, or a single number for both."""
+    """Returns the one number of a height and a width that are the same."""
     return int(sizes[0] if isinstance(sizes, tuple) else sizes)
 
 
@@ -107,16 +108,14 @@ def _num_multiply_adds(layer: nn.Module, output: Tensor) -> int:
 
 
 def table_from(layers: list[LayerSummary]) -> str:
-    """One line per layer, and one of totals."""
-    head = f"{'layer':<18} {'type':<13} {'output shape':<16} {'floor((in + 2p - k)/s) + 1':<32}"
-    lines = [f"{head} {'parameters':>10} {'multiply-adds':>13}"]
+    """Renders one line per layer, and one of totals."""
+    rows = [("layer", "type", "output shape", "floor((in + 2p - k)/s) + 1", "parameters", "multiply-adds")]
     for layer in layers:
-        cost = f"{layer.num_parameters:>10,} {layer.num_multiply_adds:>13,}"
-        lines.append(f"{layer.name:<18} {layer.kind:<13} {layer.output_shape!s:<16} {layer.formula:<32} {cost}")
+        cost = (f"{layer.num_parameters:,}", f"{layer.num_multiply_adds:,}")
+        rows.append((layer.name, layer.kind, str(layer.output_shape), layer.formula, *cost))
     num_parameters = sum(layer.num_parameters for layer in layers)
     num_multiply_adds = sum(layer.num_multiply_adds for layer in layers)
-    lines.append(f"{'total':<18} {'':<13} {'':<16} {'':<32} {num_parameters:>10,} {num_multiply_adds:>13,}")
-    return "\n".join(lines)
+    return aligned([*rows, ("total", "", "", "", f"{num_parameters:,}", f"{num_multiply_adds:,}")])
 
 
 # --- The floor of a step ----------------------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ def main(arguments: list[str]) -> int:
 
 
 def launches_of_a_step(model: LeNet, recipe: Recipe, device: torch.device) -> int:
-    """Kernels, copies and fills on a GPU; on a CPU, the operators that are called."""
+    """Counts kernels, copies and fills on a GPU; on a CPU, the operators that are called."""
     batch_size = recipe.batch_size
     images = torch.zeros(batch_size, 1, 28, 28, dtype=torch.uint8, device=device)
     split = Split(images=images, labels=torch.zeros(batch_size, dtype=torch.int64, device=device))
@@ -178,7 +177,7 @@ def launches_of_a_step(model: LeNet, recipe: Recipe, device: torch.device) -> in
 
 
 def seconds_of_empty_graph(num_kernels: int, device: torch.device) -> float:
-    """A replay of a graph of so many kernels that each add 1 to one number, one after the other."""
+    """Times a replay of a graph of so many kernels that each add 1 to one number, one after the other."""
     number = torch.zeros(1, device=device)
     number += 1  # loads the kernel
     graph = torch.cuda.CUDAGraph()

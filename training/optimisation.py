@@ -14,7 +14,7 @@ AVERAGE_WARMUP = 10  # steps in which the average forgets faster: it begins with
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> torch.optim.Optimizer:
-    """The recipe's optimiser. Only kernels and matrices decay: biases and normalisations have one dimension.
+    """Makes the recipe's optimiser. Only kernels and matrices decay: biases and normalisations have one dimension.
 
     For steps that are captured as a CUDA graph the step size is a tensor on the device, which PyTorch's fused kernels
     read there; the others ask the host for it, or take a number, and a graph would keep the one that it was captured
@@ -35,12 +35,12 @@ def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> tor
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """The step size of step number `step` (from 0) of the whole run's `num_steps`."""
+    """Returns the step size of step number `step` (from 0) of the whole run's `num_steps`."""
     return recipe.learning_rate * learning_rate_share(recipe, step, num_steps)
 
 
 def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Of the recipe's step size, for step number `step` (from 0) of the whole run's `num_steps`."""
+    """Returns the share of the recipe's step size, for step number `step` (from 0) of the whole run's `num_steps`."""
     done = step / num_steps
     if recipe.schedule == "constant":
         return 1.0
@@ -52,5 +52,5 @@ def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:
 
 
 def average_decay(recipe: Recipe, step: int) -> float:
-    """What the moving average keeps of itself in step number `step` (from 0)."""
+    """Returns what the moving average keeps of itself in step number `step` (from 0)."""
     return min(recipe.average_decay, (1 + step) / (AVERAGE_WARMUP + step))

@@ -96,7 +96,7 @@ class Recipe:
 
     @property
     def memory(self) -> str:
-        """The field that makes steps remember more than the weights that are saved, and its value; "" if none does."""
+        """Names the field, and its value, that makes steps remember more than the saved weights; "" if none does."""
         remembers = {
             "momentum": self.momentum > 0,
             "average_decay": self.average_decay > 0,
@@ -105,7 +105,7 @@ class Recipe:
 
     @property
     def changes_images(self) -> bool:
-        """Whether images are shown otherwise than they are."""
+        """Tells whether images are shown otherwise than they are."""
         return self.flip or self.max_shift > 0
 
     def _check_choice(self, field: str, choices: tuple[str, ...]) -> None:

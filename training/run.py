@@ -59,7 +59,7 @@ def train_seeds(config: TrainConfig, dataset: FashionMNIST, stop: StopRequest, s
     InterruptedRunError INTERRUPTED, and OSError if the disk fails.
     """
     device = choose_device(config.device, distributed.local_rank())
-    make_deterministic(config.num_threads)
+    make_deterministic(config.threads)
     keep_memory()
     records = []
     with distributed.joined(device):

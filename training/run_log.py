@@ -110,7 +110,7 @@ class RunLog:
 
 
 def _csv_from(metrics: Sequence[EpochMetrics]) -> bytes:
-    """One line per epoch; an accuracy that is None is written as nothing."""
+    """Writes one line per epoch; an accuracy that is None is written as nothing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ["epoch", "train_loss", "train_acc", "val_acc", "test_acc"]

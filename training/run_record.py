@@ -76,17 +76,17 @@ class RunRecord:
 
 
 def weights_name(sha256: str) -> str:
-    """The name holds the digest, so new weights never overwrite old ones."""
+    """Puts the digest into the name, so that new weights never overwrite old ones."""
     return f"weights-{sha256[:12]}.safetensors"
 
 
 def state_name(sha256: str) -> str:
-    """Of what an unfinished run needs beside its weights."""
+    """Names what an unfinished run needs beside its weights."""
     return f"state-{sha256[:12]}.safetensors"
 
 
 def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
-    """`checkpoint.json`, for weights, and perhaps a training state, of these digests."""
+    """Returns `checkpoint.json`, for weights, and perhaps a training state, of these digests."""
     document = {"format": FORMAT, "weights": weights_name(sha256), "sha256": sha256, **dataclasses.asdict(record)}
     if state_sha256:
         document[STATE_KEY] = state_sha256
@@ -130,9 +130,9 @@ def _read(directory: Path) -> tuple[RunRecord, str, str]:
 
 
 def read_weights(path: Path, sha256: str) -> bytes:
-    """The weights file's bytes, once their digest is known to be the recorded one.
+    """Reads the weights file's bytes, and checks that their digest is the recorded one.
 
-    Raises BadDataError BAD_CHECKPOINT where the file is missing, truncated or changed.
+    Raises BadDataError BAD_CHECKPOINT if the file is missing, truncated or changed.
     """
     try:
         data = path.read_bytes()
@@ -145,7 +145,7 @@ def read_weights(path: Path, sha256: str) -> bytes:
 
 
 def find_record(directory: Path) -> RunRecord | None:
-    """As `load_record`, but None where there is no checkpoint."""
+    """Returns what `load_record` does, or None if there is no checkpoint."""
     try:
         return load_record(directory)[0]
     except MissingInputError:
@@ -155,7 +155,7 @@ def find_record(directory: Path) -> RunRecord | None:
 def differences(
     record: RunRecord, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
 ) -> list[str]:
-    """Where the wanted run (its recipe, seed and data) is not the recorded one, as `field wanted != recorded`."""
+    """Lists where the wanted run is not the recorded one, as `field wanted != recorded`."""
     wanted = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, **dataset_digests}
     run = {"seed": record.seed, "precision": record.precision, **record.dataset_digests}
     recorded = {**dataclasses.asdict(record.recipe), **run}
@@ -163,7 +163,7 @@ def differences(
 
 
 def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
-    """Why the run cannot go on to `num_epochs` in all and end with an unbroken run's weights; "" if it can."""
+    """Says why the run cannot go on to `num_epochs` in all and end with an unbroken run's weights; "" if it can."""
     recipe = record.recipe
     if num_epochs <= record.completed_epochs:
         return f"{record.completed_epochs} epochs are done already"
@@ -190,12 +190,12 @@ def _removed_feature(recipe: dict[str, Any]) -> str:
 
 
 def options_for(directory: Path) -> list[object]:
-    """What a command line must say of a checkpoint directory: nothing of the usual one."""
+    """Returns what a command line must say of a checkpoint directory: nothing of the usual one."""
     return [] if directory == CHECKPOINT_DIR else ["--checkpoint-dir", directory]
 
 
 def bad_checkpoint(path: Path, what: str) -> BadDataError:
-    """`BAD_CHECKPOINT: <path> <what>`, and how to get a good one."""
+    """Returns `BAD_CHECKPOINT: <path> <what>`, and how to get a good one."""
     directory = path if path.is_dir() else path.parent
     cure = f"{train_command('--again', *options_for(directory))} trains a new one"
     return BadDataError("BAD_CHECKPOINT", f"{path} {what}", cure)

@@ -62,7 +62,7 @@ def finished_runs(config: TrainConfig) -> list[RunRecord]:
 
     A data directory or a GPU that was asked for is looked at even so: what is missing is an error.
     """
-    if config.again or not config.verify_data or config.data_dir or os.environ.get("FASHION_MNIST_DIR"):
+    if config.again or config.unverified_data or config.data_dir or os.environ.get("FASHION_MNIST_DIR"):
         return []
     if config.device.startswith("cuda") or "RANK" in os.environ:
         return []
@@ -83,7 +83,7 @@ def _contradictions(record: RunRecord, num_epochs: int, found: list[str]) -> lis
 
 
 def _mismatch(config: TrainConfig, record: RunRecord, digests: dict[str, str], found: list[str]) -> ConfigurationError:
-    """CONFIG_MISMATCH, with the command that would go on."""
+    """Returns CONFIG_MISMATCH, with the command that would go on."""
     what = f"cannot resume the run in {config.checkpoint_dir}: {'; '.join(found)}"
     cure = f"{resume_command(dataclasses.replace(config, recipe=record.recipe))} takes these from the checkpoint"
     if record.dataset_digests != digests:

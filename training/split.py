@@ -29,9 +29,9 @@ def split_on(device: torch.device, images: npt.NDArray[np.uint8], labels: npt.ND
 
 
 def put_aside(split: Split, num_images: int) -> tuple[Split, Split | None]:
-    """What is left to train on, and `num_images` of the images, taken at random; None for 0 images.
+    """Returns what is left to train on, and `num_images` of the images, taken at random; None for 0 images.
 
-    Raises ConfigurationError BAD_RECIPE where fewer than one would be left.
+    Raises ConfigurationError BAD_RECIPE if fewer than one would be left.
     """
     if num_images == 0:
         return split, None

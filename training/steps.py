@@ -100,7 +100,7 @@ class Steps:
     # --- A step ------------------------------------------------------------------------------------------------------
 
     def _run(self, size: int) -> None:
-        """Everything in it happens on the device. B of the step's `size` images are this process's."""
+        """Makes a step, all of it on the device. B of its `size` images are this process's."""
         images, labels = self._batch(size)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             logits = self._forward(images)  # (B, 10)
@@ -145,7 +145,7 @@ class Steps:
     # --- What is kept ------------------------------------------------------------------------------------------------
 
     def _changing(self) -> list[Tensor]:
-        """All that a step changes."""
+        """Lists all that a step changes."""
         remembered = [value for state in self.optimizer.state.values() for value in state.values()]
         averages = self.averaged.state_dict(keep_vars=True).values() if self.averaged is not self.model else ()
         counted = (self._step, self._losses, self._num_correct)

@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> list[RunRecord]:
         raise ModuleNotFoundError("torch is not installed", name="torch")
     with lock_directory(config.checkpoint_dir) if is_first() else contextlib.nullcontext():
         started = time.perf_counter()
-        dataset = load_dataset(config.data_dir, verify=config.verify_data)
+        dataset = load_dataset(config.data_dir, verify=not config.unverified_data)
         if not dataset.verified:
             what = f"{dataset.source} may hold anything; the checkpoint says so"
             print(f"warning: UNVERIFIED_DATA: {what}", file=sys.stderr)
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> list[RunRecord]:
 
 
 def print_summary(config: TrainConfig) -> None:
-    """The layers of the recipe's model."""
+    """Prints the layers of the recipe's model."""
     from training.model_cost import summarize, table_from
     from training.models import model_for
 

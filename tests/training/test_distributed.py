@@ -1,6 +1,7 @@
 """Batch normalisation of a shared batch, where one process has all of it. Two processes: see test_optimisation.py."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +41,10 @@ def test_rounded_values_are_normalised_in_float32_and_stay_rounded() -> None:
     output = norm(x)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output, nn.BatchNorm1d(2)(x.float()).bfloat16())
+
+
+def test_no_other_module_asks_how_many_processes_there_are() -> None:
+    folder = Path(__file__).parents[2] / "training"
+    sources = {path.name: path.read_text() for path in folder.rglob("*.py")}
+    assert [name for name, text in sources.items() if "import torch.distributed" in text] == ["distributed.py"]
+    assert not [name for name, text in sources.items() if "peers" in text or "from torch import distributed" in text]

@@ -140,7 +140,7 @@ def test_several_seeds_report_their_spread_and_keep_the_first_as_the_result(
     assert document["mean"]["train_loss"] == pytest.approx(sum(losses) / 2)
     assert document["standard_deviation"]["train_loss"] == pytest.approx(statistics.stdev(losses))
     lines = capsys.readouterr().out.splitlines()
-    table = [line.split() for line in lines[-9:-3]]
+    table = [line.replace("|", " ").split() for line in (lines[-10], *lines[-8:-3])]
     assert [row[0] for row in table] == ["seed", "0", "1", "mean", "95", "tutorial"]
     assert table[-1][1:] == ["0.347", "0.872", "0.852"]
     assert f"{sum(losses) / 2:.4f} ± {statistics.stdev(losses):.4f}" in lines[-6]
@@ -249,7 +249,7 @@ def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Pa
 def test_run_that_diverges_names_the_step_and_keeps_the_last_good_checkpoint(trained_dir: Path, data_dir: Path) -> None:
     before = {path.name: path.read_bytes() for path in trained_dir.iterdir() if path.is_file()}
     recipe = dataclasses.replace(RECIPES["tutorial"], learning_rate=1e38)
-    config = TrainConfig(recipe=recipe, device="cpu", num_threads=1, again=True, checkpoint_dir=trained_dir)
+    config = TrainConfig(recipe=recipe, device="cpu", threads=1, again=True, checkpoint_dir=trained_dir)
     complaint = r"DIVERGED: seed 0, epoch 1/10, step \d of 3: .* at learning rate 1e\+38"
     with StopRequest() as stop, pytest.raises(BadDataError, match=complaint):
         train_seeds(config, load_dataset(data_dir, verify=False), stop, started=0.0)
@@ -289,8 +289,8 @@ def test_bad_data_end_the_command_with_exit_code_65_before_any_training(
         {"device": "gpu"},
         {"device": "cuda:-1"},
         {"seed": -1},
-        {"num_seeds": 0},
-        {"num_threads": -1},
+        {"seeds": 0},
+        {"threads": -1},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:

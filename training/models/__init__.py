@@ -19,12 +19,12 @@ MODELS: dict[str, Callable[[str, str, PaddingMode], LeNet]] = {
 
 
 def model_for(recipe: Recipe) -> LeNet:
-    """The recipe's model, with weights that are yet to be initialised."""
+    """Returns the recipe's model; its weights are yet to be initialised."""
     return MODELS[recipe.architecture](recipe.activation, recipe.pooling, recipe.padding_mode)
 
 
 def initialise(model: LeNet, seed: int) -> None:
-    """The architecture's own initial weights, from `seed` alone."""
+    """Sets the architecture's own initial weights, from `seed` alone."""
     torch.manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, WeightedLayer):

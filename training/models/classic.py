@@ -49,7 +49,7 @@ class ClassicLeNet5(LeNet):
 
     @staticmethod
     def initialise_layer(layer: WeightedLayer) -> None:
-        """Uniform with standard deviation 1 / sqrt(F), F being the number of inputs of a unit; biases 0.
+        """Draws uniform weights with standard deviation 1 / sqrt(F), F being the number of inputs of a unit; biases 0.
 
         LeCun, Bottou, Orr, Mueller: Efficient BackProp (1998), section 4.6. The paper on LeNet-5 has the bound 2.4 / F,
         so small that it needs the paper's second-order step sizes. S2 and S4 begin as plain pooling.
@@ -74,7 +74,7 @@ class Rescale(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; element by element."""
+        """Maps any shape, element by element."""
         return x * (self.high - self.low) + self.low
 
 

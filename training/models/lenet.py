@@ -20,7 +20,7 @@ class ScaledTanh(nn.Module):
     """1.7159 tanh(2/3 x): maps 1 to 1 and -1 to -1, where it bends most (LeCun, 1998, appendix A)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; element by element."""
+        """Maps any shape, element by element."""
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
@@ -41,7 +41,7 @@ class LeNet(nn.Module):
     layers: nn.Sequential  # (N, 1, 28, 28) in [0, 1] -> (N, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) uint8 -> (N, 10) logits."""
+        """Maps (N, 1, 28, 28) uint8 to (N, 10) logits."""
         dtype = next(self.parameters()).dtype  # float32, or float64 for the ground truth
         scaled: Tensor = images.to(dtype) / 255  # (N, 1, 28, 28) in [0, 1]
         logits: Tensor = self.layers(scaled)  # (N, 10)
@@ -49,7 +49,7 @@ class LeNet(nn.Module):
 
     @staticmethod
     def initialise_layer(layer: WeightedLayer) -> None:
-        """Xavier-uniform weights (Glorot & Bengio, 2010), PyTorch's own biases."""
+        """Draws Xavier-uniform weights (Glorot & Bengio, 2010), PyTorch's own biases."""
         layer.reset_parameters()
         nn.init.xavier_uniform_(layer.weight)
 

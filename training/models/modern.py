@@ -52,11 +52,11 @@ class ModernLeNet5(LeNet):
 
     @staticmethod
     def initialise_layer(layer: WeightedLayer) -> None:
-        """PyTorch's own: uniform within 1 / sqrt(F), F being the number of inputs of a unit."""
+        """Draws PyTorch's own weights: uniform within 1 / sqrt(F), F being the number of inputs of a unit."""
         layer.reset_parameters()
 
 
 def shifted(normalisation: NormT) -> NormT:
-    """The normalisation, whose scale stays 1: so it can be folded into what is before a pooling of maxima, too."""
+    """Keeps the scale at 1: so the normalisation can be folded into what is before a pooling of maxima, too."""
     normalisation.weight.requires_grad_(False)
     return normalisation
