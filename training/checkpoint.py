@@ -23,7 +23,6 @@ from training.run_record import (
     bad_checkpoint,
     json_from,
     load_record,
-    load_state_digest,
     read_weights,
     state_name,
     weights_name,
@@ -84,7 +83,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if a file is missing,
     truncated, changed or not of this format, and NON_FINITE where a weight is no number.
     """
-    record, sha256 = load_record(directory)
+    record, sha256, _ = load_record(directory)
     state_dict = _load_tensors(directory / weights_name(sha256), sha256)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
@@ -101,7 +100,7 @@ def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 
 def load_training_state(directory: Path) -> dict[str, Tensor]:
     """Reads what was saved as `training_state` with the checkpoint. Raises as `load_checkpoint` does."""
-    sha256 = load_state_digest(directory)
+    sha256 = load_record(directory).state_sha256
     if not sha256:
         raise bad_checkpoint(directory / RECORD_NAME, "names no training state to resume from")
     return _load_tensors(directory / state_name(sha256), sha256)

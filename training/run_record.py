@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atelier.errors import BadDataError, ConfigurationError, MissingInputError
 from training.commands import train_command
@@ -93,21 +93,19 @@ def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def load_record(directory: Path) -> tuple[RunRecord, str]:
-    """Returns the record of `directory`'s checkpoint and its weights' SHA-256; the weights are not looked at.
+class Saved(NamedTuple):
+    """What `checkpoint.json` says."""
+
+    record: RunRecord
+    sha256: str  # of the weights file
+    state_sha256: str  # of the training state; "" if there is none
+
+
+def load_record(directory: Path) -> Saved:
+    """Reads the record of `directory`'s checkpoint; the weights are not looked at.
 
     Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if it is malformed.
     """
-    record, sha256, _ = _read(directory)
-    return record, sha256
-
-
-def load_state_digest(directory: Path) -> str:
-    """Returns the SHA-256 of the checkpoint's training state; "" if it has none. Raises as `load_record`."""
-    return _read(directory)[2]
-
-
-def _read(directory: Path) -> tuple[RunRecord, str, str]:
     path = directory / RECORD_NAME
     try:
         document = json.loads(path.read_bytes())
@@ -121,7 +119,7 @@ def _read(directory: Path) -> tuple[RunRecord, str, str]:
             raise ValueError(f"{STATE_KEY} is {state_sha256!r}")
         if removed := _removed_feature(document["recipe"]):
             raise bad_checkpoint(path, f"is of a run with {removed}, which this version cannot do")
-        return record_from(document), sha256, state_sha256
+        return Saved(record_from(document), sha256, state_sha256)
     except (FileNotFoundError, NotADirectoryError):
         cure = f"{train_command(*options_for(directory))} makes one"
         raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", cure) from None
@@ -147,7 +145,7 @@ def read_weights(path: Path, sha256: str) -> bytes:
 def find_record(directory: Path) -> RunRecord | None:
     """Returns what `load_record` does, or None if there is no checkpoint."""
     try:
-        return load_record(directory)[0]
+        return load_record(directory).record
     except MissingInputError:
         return None
 

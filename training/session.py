@@ -39,7 +39,7 @@ def start_of(config: TrainConfig, seed: int, directory: Path, digests: dict[str,
     if config.again:
         return Start()
     try:
-        record, sha256 = load_record(directory)
+        record, sha256, _ = load_record(directory)
     except MissingInputError:
         return Start()
     found = differences(record, config.recipe, seed, digests, config.precision)

@@ -72,7 +72,7 @@ def test_saved_weights_and_record_come_back_exactly(tmp_path: Path, record: RunR
     save_checkpoint(tmp_path, weights, record)
     checkpoint = load_checkpoint(tmp_path)
     assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in weights.items())
-    assert load_record(tmp_path) == (record, checkpoint.sha256)
+    assert load_record(tmp_path) == (record, checkpoint.sha256, "")
     assert checkpoint.metrics == record.metrics
     assert checkpoint.architecture == "tutorial"
 
@@ -142,7 +142,7 @@ def test_no_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:
-    _, sha256 = load_record(trained_dir)
+    sha256 = load_record(trained_dir).sha256
     path = trained_dir / weights_name(sha256)
     good = path.read_bytes()
     for position in random.Random(0).sample(range(8 * len(good)), 100):
@@ -161,7 +161,7 @@ def test_truncated_weights_are_refused_even_with_their_own_digest(trained_dir: P
 
 
 def test_missing_weights_are_named(trained_dir: Path) -> None:
-    record, sha256 = load_record(trained_dir)
+    record, sha256, _ = load_record(trained_dir)
     (trained_dir / weights_name(sha256)).unlink()
     with pytest.raises(BadDataError, match=rf"{weights_name(sha256)} does not exist, but checkpoint\.json names it"):
         load_checkpoint(trained_dir)

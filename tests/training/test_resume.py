@@ -228,8 +228,8 @@ def test_finished_run_is_lengthened_to_the_weights_of_an_unbroken_one(
     assert call_trainer(data_dir, run_dir, "--epochs", "4", "--resume") == 0
     assert "resuming: " in capsys.readouterr().out
     assert call_trainer(data_dir, tmp_path / "unbroken", *options, "--epochs", "4") == 0
-    record, digest = load_record(run_dir)
-    unbroken, wanted = load_record(tmp_path / "unbroken")
+    record, digest, _ = load_record(run_dir)
+    unbroken, wanted, _ = load_record(tmp_path / "unbroken")
     assert (digest, record.recipe) == (wanted, unbroken.recipe)
     losses = [[metrics.train_loss for metrics in each.metrics] for each in (record, unbroken)]
     assert losses[0] == losses[1] and len(losses[0]) == 4

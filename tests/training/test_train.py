@@ -90,7 +90,7 @@ def test_run_is_one_epoch_after_another_each_in_its_own_order(finished_run: Path
 
 
 def test_record_says_what_was_trained_on_what(finished_run: Path, data_dir: Path) -> None:
-    record, _ = load_record(finished_run)
+    record = load_record(finished_run).record
     assert record.recipe == dataclasses.replace(RECIPES["tutorial"], num_epochs=2)
     assert (record.seed, record.device, record.num_threads, record.num_train_images) == (0, "cpu", 1, 600)
     assert record.dataset_digests == load_dataset(data_dir, verify=False).digests and not record.dataset_verified
@@ -237,7 +237,7 @@ def test_no_field_of_the_recipe_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize(("field", "value"), OTHER_VALUES.items())
 def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Path, field: str, value: object) -> None:
-    record, _ = load_record(finished_run)
+    record = load_record(finished_run).record
     changed = dataclasses.replace(record.recipe, **{field: value})  # type: ignore[arg-type] # of several types
     found = differences(record, changed, record.seed, record.dataset_digests)
     assert found == [f"{field} {value} != {getattr(record.recipe, field)}"]
