@@ -1,4 +1,4 @@
-"""One pass over the training images, and one test: all that happens to images and weights.
+"""One epoch: a pass over the training images, and what it came to.
 
 The images of a split live on the device as one uint8 tensor, and a batch is gathered there by its indices. Within an
 epoch nothing waits for the device: what is counted is counted in device tensors and read once, at the end.
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from training.divergence import check_steps
+from training.run_record import EpochMetrics, RunRecord
 from training.split import Split
 from training.steps import Steps
 
@@ -25,6 +27,36 @@ class TrainResult:
     loss: float  # mean over all images
     acc: float  # fraction of all images
     seconds: float  # of the steps alone
+
+
+def run_epoch(
+    record: RunRecord, steps: Steps, validation: Split | None, test: Split, before_step: Callable[[], None]
+) -> tuple[EpochMetrics, list[float]]:
+    """Trains the run's next epoch and tests it; returns its metrics, and the loss of each of its steps.
+
+    Raises BadDataError DIVERGED if a loss or a weight is no number any more, and what `before_step` raises.
+    """
+    recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
+    title, order = title_of_next(record), image_order(record.seed, epoch, record.num_train_images)  # (N,)
+    result = train_epoch(steps, order, record.seed, epoch, title=title, before_step=before_step)
+    model = steps.averaged
+    check_steps(result.step_losses, model, title, recipe.learning_rate)
+    is_tested = validation is None or epoch == recipe.num_epochs
+    metrics = EpochMetrics(
+        epoch=epoch,
+        train_loss=result.loss,
+        train_acc=result.acc,
+        test_acc=accuracy(model, test, recipe.batch_size) if is_tested else None,
+        val_acc=accuracy(model, validation, recipe.batch_size) if validation else None,
+        step_seconds=result.seconds,
+        seconds=time.perf_counter() - started,
+    )
+    return metrics, result.step_losses
+
+
+def title_of_next(record: RunRecord) -> str:
+    """Names the epoch to come: `seed 0, epoch 3/10`."""
+    return f"seed {record.seed}, epoch {record.completed_epochs + 1}/{record.recipe.num_epochs}"
 
 
 def image_order(seed: int, epoch: int, num_images: int) -> Tensor:

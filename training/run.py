@@ -26,14 +26,14 @@ from training.device import (
     peak_memory,
     set_precision,
 )
-from training.divergence import check_epochs, check_steps
-from training.epoch import TrainResult, accuracy, image_order, train_epoch
+from training.divergence import check_epochs
+from training.epoch import run_epoch, title_of_next
 from training.models import LeNet, initialise, model_for
 from training.process import StopRequest, StopRequestedError, is_first
 from training.recipes import Recipe
 from training.results import SEEDS_NAME, seeds_json
 from training.run_log import RunLog
-from training.run_record import EpochMetrics, RunRecord, record_from
+from training.run_record import RunRecord, record_from
 from training.session import Start, start_of
 from training.split import Split, put_aside, split_on
 from training.steps import Steps
@@ -104,7 +104,12 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     with RunLog(directory, record) as log:
         while not record.is_complete:
             check_epochs(record)
-            metrics, step_losses = _run_epoch(workplace, steps, record)
+            try:
+                metrics, step_losses = run_epoch(
+                    record, steps, workplace.validation, workplace.test, workplace.stop.check
+                )
+            except StopRequestedError as signal:
+                raise _interrupted(workplace.config, record, signal) from None
             record = dataclasses.replace(
                 record,
                 completed_epochs=metrics.epoch,
@@ -183,40 +188,10 @@ def _check_last_batch(model: LeNet, record: RunRecord) -> None:
         raise ConfigurationError("BAD_RECIPE", what, "change --set batch_size or --validation-images")
 
 
-# --- An epoch ------------------------------------------------------------------------------------------------------
-
-
-def _run_epoch(workplace: Workplace, steps: Steps, record: RunRecord) -> tuple[EpochMetrics, list[float]]:
-    """Returns the epoch's metrics, and the loss of each of its steps."""
-    recipe, epoch, started = record.recipe, record.completed_epochs + 1, time.perf_counter()
-    result = _train_epoch(workplace, steps, record, epoch)
-    model, validation = steps.averaged, workplace.validation
-    is_tested = validation is None or epoch == recipe.num_epochs
-    metrics = EpochMetrics(
-        epoch=epoch,
-        train_loss=result.loss,
-        train_acc=result.acc,
-        test_acc=accuracy(model, workplace.test, recipe.batch_size) if is_tested else None,
-        val_acc=accuracy(model, validation, recipe.batch_size) if validation else None,
-        step_seconds=result.seconds,
-        seconds=time.perf_counter() - started,
-    )
-    return metrics, result.step_losses
-
-
-def _train_epoch(workplace: Workplace, steps: Steps, record: RunRecord, epoch: int) -> TrainResult:
-    """Makes the epoch's steps. Raises InterruptedRunError INTERRUPTED if asked to stop, BadDataError DIVERGED."""
-    recipe, config = record.recipe, workplace.config
-    order = image_order(record.seed, epoch, record.num_train_images)  # (N,)
-    title = f"seed {record.seed}, epoch {epoch}/{recipe.num_epochs}"
-    try:
-        result = train_epoch(steps, order, record.seed, epoch, title=title, before_step=workplace.stop.check)
-    except StopRequestedError as signal:
-        directory, done = config.run_dirs[record.seed], record.completed_epochs
-        what = f"{signal} in {title}; {directory} has {done} of {recipe.num_epochs} epochs"
-        cure = f"{resume_command(config)} goes on from there"
-        if not done:
-            what, cure = f"{signal} in {title}, before anything was saved", "the same command starts again"
-        raise InterruptedRunError("INTERRUPTED", what, cure) from None
-    check_steps(result.step_losses, steps.averaged, title, recipe.learning_rate)
-    return result
+def _interrupted(config: TrainConfig, record: RunRecord, signal: StopRequestedError) -> InterruptedRunError:
+    """Returns INTERRUPTED, with what was saved and the command that goes on."""
+    what, directory = f"{signal} in {title_of_next(record)}", config.run_dirs[record.seed]
+    if not record.completed_epochs:
+        return InterruptedRunError("INTERRUPTED", f"{what}, before anything was saved", "the same command starts again")
+    done = f"{directory} has {record.completed_epochs} of {record.recipe.num_epochs} epochs"
+    return InterruptedRunError("INTERRUPTED", f"{what}; {done}", f"{resume_command(config)} goes on from there")

@@ -15,7 +15,6 @@ import pytest
 from atelier.program import run_program
 from tests.training.conftest import ROOT, call_trainer
 from training import epoch, results, run_log
-from training import run as run_module
 from training.run_record import RunRecord, load_record
 from training.train import main
 
@@ -272,12 +271,14 @@ def test_ctrl_c_while_a_run_is_lengthened_prints_its_new_length(
 ) -> None:
     """Until its first new epoch is done the checkpoint has the old one."""
 
+    train_epoch = epoch.train_epoch
+
     def interrupted(*arguments: object, **named: object) -> object:
         signal.raise_signal(signal.SIGINT)
-        return epoch.train_epoch(*arguments, **named)  # type: ignore[arg-type]
+        return train_epoch(*arguments, **named)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "train_epoch", interrupted)
+        patch.setattr(epoch, "train_epoch", interrupted)
         assert call_trainer(data_dir, trained_dir, "--epochs", "3", "--resume") == os.EX_TEMPFAIL
     assert run_program(main, arguments_of(printed_command(capsys.readouterr().err))) == 0
     assert call_trainer(data_dir, tmp_path / "unbroken", "--epochs", "3") == 0
