@@ -8,6 +8,7 @@ import itertools
 import textwrap
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
@@ -20,13 +21,19 @@ def parse_settings(
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    hints, helps = typing.get_type_hints(kind), _field_docstrings(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        _add_flag(parser, field, hints[field.name], helps[field.name])
+    add_flags(parser, kind)
     parser.add_argument("--debug", action="store_true", help="log every step, and show tracebacks")
     settings = vars(parser.parse_args(arguments))
     settings.pop("debug")
     return kind(**settings)
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type, *, without: Collection[str] = ()) -> None:
+    """Adds a flag for every field of the dataclass `kind`, but for those named."""
+    hints, helps = typing.get_type_hints(kind), field_docstrings(kind)
+    for field in dataclasses.fields(kind):
+        if field.name not in without:
+            _add_flag(parser, field, hints[field.name], helps[field.name])
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any, meaning: str) -> None:
@@ -39,7 +46,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", 
     parser.add_argument(flag, type=kinds[0], default=field.default, help=(meaning + shown).replace("%", "%%"))
 
 
-def _field_docstrings(kind: type) -> dict[str, str]:
+def field_docstrings(kind: type) -> dict[str, str]:
     """Maps each annotated field to the string literal under it, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     docstrings = {}

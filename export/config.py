@@ -7,7 +7,7 @@ from pathlib import Path
 from atelier.errors import UsageError
 from export.engine_options import HARDWARE_LEVELS, TIMING_CACHE, WANTED, EngineOptions
 from export.precision import PRECISIONS
-from training.record import CHECKPOINT_DIR
+from training.run_record import CHECKPOINT_DIR
 
 REPOSITORY_DIR = Path("artifacts/models")
 MADE_WITH = (  # packages to record

@@ -49,7 +49,7 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
             recipe=checkpoint.recipe,
             checkpoint_dir=config.checkpoint_dir,
             data_dir=config.data_dir,
-            verify_data=checkpoint.dataset_verified,
+            unverified_data=not checkpoint.dataset_verified,
         )
         cure = f"{resume_command(training)} finishes it; --incomplete exports it as it is"
         raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)

@@ -5,8 +5,8 @@ import copy
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from training.model import LeNet
-from training.partial_convolution import PartialConv2d
+from training.models import LeNet
+from training.models.partial_convolution import PartialConv2d
 
 
 def inference_model(model: LeNet) -> LeNet:

@@ -36,7 +36,7 @@ from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from training.checkpoint import load_model
 from training.dataset import CLASSES, FashionMNIST, load_dataset
 from training.device import hardware_of
-from training.record import CHECKPOINT_DIR
+from training.run_record import CHECKPOINT_DIR
 
 MAX_BATCH_SIZE = 256
 NUM_REPEATS = 7

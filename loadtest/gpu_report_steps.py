@@ -45,7 +45,7 @@ def look_at_host(plan: Plan) -> dict[str, Any]:
 
 def training_floor(plan: Plan) -> dict[str, Any]:
     """What a step is counted to need."""
-    return json_of(plan, "training.floor", "--device", plan.device)
+    return json_of(plan, "training.model_cost", "--device", plan.device)
 
 
 def train(plan: Plan, precision: str, recipe: str = "tutorial") -> dict[str, Any]:

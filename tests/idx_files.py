@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from training.data_files import FILES
+from training.idx_files import FILES
 
 Array = npt.NDArray[np.uint8]
 

@@ -17,10 +17,10 @@ from loadtest.server_process import server_process
 from serving.manifest import ONNX_NAME, load_manifest
 from tests.idx_files import idx_bytes
 from training.checkpoint import load_model
-from training.data_files import FILES
 from training.dataset import FashionMNIST, load_dataset
+from training.idx_files import FILES
 from training.recipes import ACTIVATIONS, PADDING_MODES, POOLINGS
-from training.record import load_record
+from training.run_record import load_record
 from training.train import main as train_main
 
 pytestmark = pytest.mark.slow

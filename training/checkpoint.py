@@ -16,14 +16,13 @@ from torch import Tensor
 
 from atelier.errors import BadDataError
 from atelier.files import TEMPORARY_FILES, write_atomically
-from training.model import LeNet, model_for
-from training.record import (
+from training.models import LeNet, model_for
+from training.run_record import (
     RECORD_NAME,
     RunRecord,
     bad_checkpoint,
     json_from,
     load_record,
-    load_state_digest,
     read_weights,
     state_name,
     weights_name,
@@ -45,7 +44,7 @@ def save_checkpoint(
 
     `training_state` is what a run needs beside the weights to go on; a finished one needs nothing.
 
-    Raises BadDataError NON_FINITE for weights that are not finite, and OSError where the disk fails; the previous
+    Raises BadDataError NON_FINITE for weights that are not finite, and OSError if the disk fails; the previous
     checkpoint is then still there, whole.
     """
     check_finite(state_dict, "the weights to save")
@@ -79,12 +78,12 @@ def check_finite(state_dict: dict[str, Tensor], where: str) -> None:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint of `directory`, its weights checked against their digest.
+    """Reads the checkpoint of `directory`, its weights checked against their digest.
 
-    Raises MissingInputError NO_CHECKPOINT where there is none, BadDataError BAD_CHECKPOINT where a file is missing,
+    Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if a file is missing,
     truncated, changed or not of this format, and NON_FINITE where a weight is no number.
     """
-    record, sha256 = load_record(directory)
+    record, sha256, _ = load_record(directory)
     state_dict = _load_tensors(directory / weights_name(sha256), sha256)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
@@ -100,17 +99,17 @@ def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def load_training_state(directory: Path) -> dict[str, Tensor]:
-    """What was saved as `training_state` with the checkpoint. Raises as `load_checkpoint` does."""
-    sha256 = load_state_digest(directory)
+    """Reads what was saved as `training_state` with the checkpoint. Raises as `load_checkpoint` does."""
+    sha256 = load_record(directory).state_sha256
     if not sha256:
         raise bad_checkpoint(directory / RECORD_NAME, "names no training state to resume from")
     return _load_tensors(directory / state_name(sha256), sha256)
 
 
 def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:
-    """The trained model, on the CPU and in eval mode, and the checkpoint that it came from.
+    """Returns the trained model, on the CPU and in eval mode, and the checkpoint that it came from.
 
-    Raises as `load_checkpoint` does, and BadDataError BAD_CHECKPOINT listing the tensors where the weights are not
+    Raises as `load_checkpoint` does, and BadDataError BAD_CHECKPOINT listing the tensors if the weights are not
     those of the architecture that the checkpoint names.
     """
     checkpoint = load_checkpoint(directory)

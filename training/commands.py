@@ -18,19 +18,19 @@ def train_command(*options: object) -> str:
 
 
 def _is_in_project() -> bool:
-    """Whether `make train`, typed here, would run this very Python."""
+    """Returns whether `make train`, typed here, would run this very Python."""
     venv = Path(".venv")
     return Path("Makefile").is_file() and venv.exists() and venv.samefile(sys.prefix)
 
 
 def _python() -> str:
-    """The interpreter, as short as it can be said from here."""
+    """Names the interpreter, as short as it can be said from here."""
     path, here = Path(sys.executable), Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _torchrun() -> str:
-    """The launcher, if all processes are on this machine: how several find each other is known to their user alone."""
+    """Names the launcher, if all processes are on this machine: only the user knows how several find each other."""
     on_this_machine, everywhere = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if on_this_machine != everywhere:
         return "on every machine the same torchrun ..."

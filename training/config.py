@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from atelier.errors import UsageError
+from atelier.settings import add_flags, field_docstrings
 from training.commands import train_command
-from training.recipes import ACTIVATIONS, ARCHITECTURES, PADDING_MODES, POOLINGS, RECIPES, Recipe
-from training.record import CHECKPOINT_DIR, RunRecord, find_record, options_for
+from training.recipes import RECIPES, Recipe
+from training.run_record import CHECKPOINT_DIR, find_record, options_for
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+# Fields of the recipe with a flag of their own: `--epochs 3` is `--set num_epochs=3`.
+SHORTCUTS: tuple[str, ...] = ("architecture", "activation", "pooling", "padding_mode", "learning_rate", "num_epochs")
+SHORTCUTS += ("num_validation_images",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,37 +27,37 @@ class TrainConfig:
     """How to train."""
 
     seed: int = 0
-    """The first (or only) seed: of the initial weights and of the order of the images."""
+    """Of the initial weights and of the order of the images; with --resume the run's."""
 
-    num_seeds: int = 1
-    """Runs to make, with the seeds `seed`, `seed + 1`, ..."""
+    seeds: int = 1
+    """Train so many seeds, from --seed on, and report the spread."""
 
     device: str = "auto"
-    """`auto` (the first GPU, or else the CPU), `cpu`, `cuda` or `cuda:<index>`."""
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<index>`."""
 
-    num_threads: int = 0
+    threads: int = 0
     """Threads on the CPU; 0 leaves the choice to torch."""
-
-    data_dir: Path | None = None
-    """Where the four files are; None looks in the usual places and fetches them if need be."""
-
-    verify_data: bool = True
-    """Whether the data must be Fashion-MNIST, byte for byte."""
-
-    checkpoint_dir: Path = CHECKPOINT_DIR
-    """Holds the first seed's checkpoint; those of further seeds are in its subdirectories `seed-<seed>`."""
-
-    resume: bool = False
-    """Go on from the checkpoint if there is one."""
-
-    again: bool = False
-    """Train even where the same run is finished already."""
 
     precision: str = "fp32"
     """What the steps compute in: fp32, tf32 (GPUs only) or bf16 (weights stay float32); recorded."""
 
+    data_dir: Path | None = None
+    """Where the four files are; without it they are looked for in the usual places, and fetched if need be."""
+
+    unverified_data: bool = False
+    """For tests: take any IDX files for Fashion-MNIST."""
+
+    checkpoint_dir: Path = CHECKPOINT_DIR
+    """Where the first seed's checkpoint goes; those of further seeds go into its subdirectories `seed-<seed>`."""
+
+    resume: bool = False
+    """Go on with the checkpoint's run, if there is one."""
+
+    again: bool = False
+    """Train anew what is there already."""
+
     summary: bool = False
-    """Print the layers and do nothing else."""
+    """Print the layers of the recipe's model, and do nothing else."""
 
     def __post_init__(self) -> None:
         if self.resume and self.again:
@@ -61,26 +65,22 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise UsageError("BAD_OPTIONS", f"--precision is {self.precision!r}", f"one of {', '.join(PRECISIONS)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UsageError(
-                "BAD_OPTIONS", f"--device is {self.device!r}", "it must be auto, cpu, cuda or cuda:<index>"
-            )
-        for option, value, least in (
-            ("--seed", self.seed, 0),
-            ("--seeds", self.num_seeds, 1),
-            ("--threads", self.num_threads, 0),
-        ):
-            if value < least:
-                raise UsageError("BAD_OPTIONS", f"{option} is {value}", f"it must be at least {least}")
+            cure = "it must be auto, cpu, cuda or cuda:<index>"
+            raise UsageError("BAD_OPTIONS", f"--device is {self.device!r}", cure)
+        for name, least in (("seed", 0), ("seeds", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                what = f"--{name} is {getattr(self, name)}"
+                raise UsageError("BAD_OPTIONS", what, f"it must be at least {least}")
 
     @property
     def run_dirs(self) -> dict[int, Path]:
         """Each seed's checkpoint directory. The first seed's is the one to export: no picking by test accuracy."""
-        further = range(self.seed + 1, self.seed + self.num_seeds)
+        further = range(self.seed + 1, self.seed + self.seeds)
         return {self.seed: self.checkpoint_dir} | {seed: self.checkpoint_dir / f"seed-{seed}" for seed in further}
 
 
 def resume_command(config: TrainConfig) -> str:
-    """The command that goes on with the run of `config`, whose checkpoint knows its recipe, seed and precision.
+    """Returns the command that goes on with the run of `config`, whose checkpoint knows its recipe, seed and precision.
 
     It says the rest: where the run lies, where it happens, on which data, and a length that is not saved yet.
     """
@@ -89,13 +89,13 @@ def resume_command(config: TrainConfig) -> str:
     options: list[object] = ["--resume", *options_for(config.checkpoint_dir)]
     for option, value, usual in (
         ("--epochs", num_epochs, saved.recipe.num_epochs if saved else num_epochs),
-        ("--seeds", config.num_seeds, 1),
+        ("--seeds", config.seeds, 1),
         ("--device", config.device, "auto"),
-        ("--threads", config.num_threads, 0),
+        ("--threads", config.threads, 0),
         ("--data-dir", config.data_dir, None),
     ):
         options += [] if value == usual else [option, value]
-    return train_command(*options, *([] if config.verify_data else ["--unverified-data"]))
+    return train_command(*options, *(["--unverified-data"] if config.unverified_data else []))
 
 
 EPILOG = """
@@ -114,8 +114,47 @@ Ctrl-C stops after the running step; the checkpoint of the last whole epoch stay
 """
 
 
+def config_from(arguments: list[str]) -> TrainConfig:
+    """Reads the command line; `--help` explains it."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    begun = find_record(options.checkpoint_dir) if options.resume else None
+    if begun:
+        parser.set_defaults(seed=begun.seed, precision=begun.precision)
+        options = parser.parse_args(arguments)
+    if begun and options.recipe in (None, begun.recipe.name):
+        recipe = begun.recipe
+    else:
+        recipe = RECIPES[options.recipe or "tutorial"]
+    changes: dict[str, Any] = dict(_setting_from(each, recipe) for each in options.set)
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "recipe"]
+    return TrainConfig(
+        recipe=dataclasses.replace(recipe, **changes), **{name: getattr(options, name) for name in names}
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train LeNet-5 on Fashion-MNIST.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known = "A recipe of training/recipes.py (tutorial, or with --resume the run's)."
+    parser.add_argument("--recipe", choices=RECIPES, help=known)
+    fields = "Change any field of the recipe (training/recipes.py); recorded. For some there are flags:"
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=fields)
+    meanings = field_docstrings(Recipe)
+    for name in SHORTCUTS:
+        flag, assign = f"--{name.removeprefix('num_').replace('_', '-')}", f"{name}={{}}".format
+        parser.add_argument(flag, dest="set", action="append", type=assign, metavar="X", help=meanings[name])
+    add_flags(parser, TrainConfig, without=("recipe",))
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    return parser
+
+
 def _setting_from(assignment: str, recipe: Recipe) -> tuple[str, bool | int | float | str]:
-    """`cutout=8` -> ("cutout", 8), in the type that the field has. Raises UsageError for what is no field or value."""
+    """Turns `flip=true` into ("flip", True), in the field's type. Raises UsageError for what is no field or value."""
     name, _, text = assignment.partition("=")
     fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
     if name not in fields:
@@ -128,87 +167,3 @@ def _setting_from(assignment: str, recipe: Recipe) -> tuple[str, bool | int | fl
         raise UsageError(
             "BAD_OPTIONS", f"--set {assignment}: {text!r} is no value of {name}", f"give {wanted}"
         ) from None
-
-
-def config_from(arguments: list[str]) -> TrainConfig:
-    """Reads the command line; `--help` explains it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="Train LeNet-5 on Fashion-MNIST.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what, how, run = (parser.add_argument_group(title) for title in ("what to train", "on what", "beginning and end"))
-    what.add_argument(
-        "--recipe", choices=RECIPES, help="a recipe of training/recipes.py (tutorial, or with --resume the run's)"
-    )
-    what.add_argument("--architecture", choices=ARCHITECTURES, help="instead of the recipe's; recorded, as these are:")
-    what.add_argument("--activation", choices=ACTIVATIONS, help="instead of the recipe's")
-    what.add_argument("--pooling", choices=POOLINGS, help="average or maximum of 2x2 pixels, instead of the recipe's")
-    what.add_argument("--padding-mode", choices=PADDING_MODES, help="beyond the border: zeros, or its own pixels")
-    what.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="any field of the recipe (training/recipes.py)",
-    )
-    what.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's; recorded")
-    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
-    what.add_argument(
-        "--validation-images",
-        type=int,
-        metavar="N",
-        help="put N training images aside to judge by, not the test images",
-    )
-    what.add_argument("--seed", type=int, metavar="N", help="of weights and order of the images (0, or the run's)")
-    what.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="train N seeds from --seed on; report the spread"
-    )
-    what.add_argument("--summary", action="store_true", help="print the layers of the recipe's model, and stop")
-    how.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:<index>")
-    how.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (torch's choice)")
-    how.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them"
-    )
-    how.add_argument("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
-    how.add_argument("--precision", choices=PRECISIONS, help="of the steps (fp32, or the run's); recorded")
-    run.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help=f"({CHECKPOINT_DIR})")
-    run.add_argument("--resume", action="store_true", help="go on with the checkpoint's run, if there is one")
-    run.add_argument("--again", action="store_true", help="train anew what is there already")
-    run.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(arguments)
-    begun = find_record(options.checkpoint_dir) if options.resume else None
-    return TrainConfig(
-        recipe=_recipe_from(options, begun),
-        seed=_first_given(options.seed, begun.seed if begun else 0),
-        num_seeds=options.seeds,
-        device=options.device,
-        num_threads=options.threads,
-        data_dir=options.data_dir,
-        verify_data=not options.unverified_data,
-        checkpoint_dir=options.checkpoint_dir,
-        precision=_first_given(options.precision, begun.precision if begun else "fp32"),
-        resume=options.resume,
-        again=options.again,
-        summary=options.summary,
-    )
-
-
-def _first_given(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
-
-
-def _recipe_from(options: argparse.Namespace, begun: RunRecord | None) -> Recipe:
-    """The recipe named, or else that of the run to go on with, and on top of it what other options ask for."""
-    recipe = RECIPES[options.recipe or "tutorial"]
-    if begun and options.recipe in (None, begun.recipe.name):
-        recipe = begun.recipe
-    changeable = ("architecture", "activation", "pooling", "padding_mode", "learning_rate")
-    changes = {field: value for field in changeable if (value := getattr(options, field)) is not None}
-    if options.epochs is not None:
-        changes["num_epochs"] = options.epochs
-    changes |= dict(_setting_from(assignment, recipe) for assignment in options.set)
-    if options.validation_images is not None:
-        changes["num_validation_images"] = options.validation_images
-    return dataclasses.replace(recipe, **changes)

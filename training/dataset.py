@@ -16,9 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from atelier.program import run_program
-from training.data_files import FILES, PLACES, data_missing, find_dataset, not_in_any_place, path_of, read_verified
 from training.download import fetch_dataset
-from training.idx import array_from_idx, bad_dataset, read_idx_bytes
+from training.idx_files import (
+    FILES,
+    PLACES,
+    array_from_idx,
+    bad_dataset,
+    data_missing,
+    find_dataset,
+    not_in_any_place,
+    path_of,
+    read_idx_bytes,
+    read_verified,
+)
 
 CLASSES = (
     "T-shirt/top",

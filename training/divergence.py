@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from atelier.errors import BadDataError
-from training.record import EpochMetrics, RunRecord
+from training.run_record import EpochMetrics, RunRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ def _why_near_dead(metrics: EpochMetrics, record: RunRecord) -> str:
 
 
 def _patience(record: RunRecord) -> int:
-    """A run that has exploded does not come back; one that never did may only be slow."""
+    """Returns how many such epochs are borne: what has exploded does not come back, what has not may be slow."""
     return PATIENCE_EXPLODED if _has_exploded(record) else PATIENCE
 
 

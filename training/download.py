@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from atelier.errors import BadDataError, PermissionRefusedError, StorageError
-from training.data_files import DataFile, dangling_link, data_missing, not_in_any_place, read_verified
+from training.idx_files import DataFile, dangling_link, data_missing, not_in_any_place, read_verified
 
 TIMEOUT_S = 15  # for each answer of a mirror; a slow download that moves on is not cut off
 APT_TIMEOUT_S = 600
@@ -32,7 +32,7 @@ def fetch_dataset(directory: Path, files: Sequence[DataFile]) -> Path:
     """Puts `files`, gzipped and checked, into `directory`, and returns it.
 
     Raises MissingInputError DATA_MISSING saying what was tried, PermissionRefusedError or StorageError DATA_UNWRITABLE
-    where `directory` cannot be made or written.
+    if `directory` cannot be made or written.
     """
     if dangling_link(directory):  # a disk that is not mounted, say, for which nothing is put elsewhere
         raise data_missing(not_in_any_place())
@@ -52,7 +52,7 @@ def fetch_dataset(directory: Path, files: Sequence[DataFile]) -> Path:
 
 @contextmanager
 def _workspace_in(directory: Path) -> Iterator[Path]:
-    """A temporary directory inside `directory`, so that a rename moves files out of it."""
+    """Makes a temporary directory inside `directory`, so that a rename moves files out of it."""
     cure = "make it writable, or put the data elsewhere and name the place with --data-dir"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def fetch_from_debian(files: Sequence[DataFile], workspace: Path) -> list[Path]:
     outside. Raises FetchFailedError.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise FetchFailedError(f"without apt-get and dpkg-deb the Debian package {DEBIAN_PACKAGE} cannot be had either")
+        raise FetchFailedError(f"without apt-get and dpkg-deb the Debian package {DEBIAN_PACKAGE} is unavailable too")
     print(f"no mirror has it: getting the Debian package {DEBIAN_PACKAGE} (31 MB)", flush=True)
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (workspace / folder).mkdir(parents=True)

@@ -1,11 +1,10 @@
-"""How weights move: optimiser, schedule of the step sizes, average; and the loss beside a teacher's answers."""
+"""How weights move: optimiser, schedule of the step sizes, average."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, softmax
 
 from training.recipes import Recipe
 
@@ -15,7 +14,7 @@ AVERAGE_WARMUP = 10  # steps in which the average forgets faster: it begins with
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> torch.optim.Optimizer:
-    """The recipe's optimiser. Only kernels and matrices decay: biases and normalisations have one dimension.
+    """Makes the recipe's optimiser. Only kernels and matrices decay: biases and normalisations have one dimension.
 
     For steps that are captured as a CUDA graph the step size is a tensor on the device, which PyTorch's fused kernels
     read there; the others ask the host for it, or take a number, and a graph would keep the one that it was captured
@@ -32,18 +31,16 @@ def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> tor
     for group in groups if is_captured else ():
         group["lr"] = torch.tensor(rate, device=trained[0].device)
     fused = True if is_captured else None
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=fused, capturable=is_captured)
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """The step size of step number `step` (from 0) of the whole run's `num_steps`."""
+    """Returns the step size of step number `step` (from 0) of the whole run's `num_steps`."""
     return recipe.learning_rate * learning_rate_share(recipe, step, num_steps)
 
 
 def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Of the recipe's step size, for step number `step` (from 0) of the whole run's `num_steps`."""
+    """Returns the share of the recipe's step size, for step number `step` (from 0) of the whole run's `num_steps`."""
     done = step / num_steps
     if recipe.schedule == "constant":
         return 1.0
@@ -55,14 +52,5 @@ def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:
 
 
 def average_decay(recipe: Recipe, step: int) -> float:
-    """What the moving average keeps of itself in step number `step` (from 0)."""
+    """Returns what the moving average keeps of itself in step number `step` (from 0)."""
     return min(recipe.average_decay, (1 + step) / (AVERAGE_WARMUP + step))
-
-
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float, num_images: int) -> Tensor:
-    """(B, 10), (B, 10) -> (): how far the answers are apart, in the scale of a cross entropy (Hinton et al., 2015).
-
-    The sum over these B, divided by `num_images`: those of the batch that they are a part of.
-    """
-    ours, theirs = log_softmax(logits / temperature, dim=1), softmax(teacher_logits / temperature, dim=1)
-    return temperature**2 * kl_div(ours, theirs, reduction="sum") / num_images

@@ -1,4 +1,4 @@
-"""A trainer among other processes: one at a time in a directory, and a clean stop when it is told to."""
+"""A trainer among other processes: who speaks, one run at a time in a directory, and a clean stop when told to."""
 
 import fcntl
 import os
@@ -11,6 +11,11 @@ from types import FrameType
 from atelier.errors import ResourceUnavailableError, StorageError
 
 LOCK_NAME = ".lock"
+
+
+def is_first() -> bool:
+    """Returns whether this process speaks and writes: of several that `torchrun` started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from typing import Literal, get_args
 
 from atelier.errors import ConfigurationError
 
-# Keys of the tables of the same names in training/model.py, known here without torch.
-ARCHITECTURES = ("tutorial", "classic", "modern", "teacher")
+# The keys of the tables in training/models/, known here without torch.
+ARCHITECTURES = ("tutorial", "classic", "modern")
 ACTIVATIONS = ("sigmoid", "tanh", "scaled_tanh", "relu", "gelu")
 POOLINGS = ("avg", "max")
 PaddingMode = Literal["zeros", "replicate"]
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
-OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "steps", "cosine")
 
 
@@ -27,10 +26,10 @@ class Recipe:
     """What `--recipe` calls it."""
 
     architecture: str
-    """A key of `training.model.ARCHITECTURES`."""
+    """A network of training/models/: `tutorial`, `classic` or `modern`."""
 
     activation: str = "sigmoid"
-    """A key of `training.model.ACTIVATIONS`."""
+    """`sigmoid`, `tanh`, `scaled_tanh`, `relu` or `gelu`."""
 
     pooling: str = "avg"
     """`avg` or `max`, over 2x2 pixels."""
@@ -47,11 +46,8 @@ class Recipe:
     learning_rate: float
     """Step size of the optimizer, before the schedule."""
 
-    optimizer: str = "sgd"
-    """`sgd` (with Nesterov's momentum where `momentum` is not 0) or `adamw`."""
-
     momentum: float = 0.0
-    """Of SGD; 0 is plain SGD."""
+    """Nesterov's, of SGD; 0 is plain SGD."""
 
     weight_decay: float = 0.0
     """Share of kernels and matrices (not of biases and normalisations) taken away per step, times the step size."""
@@ -74,23 +70,8 @@ class Recipe:
     max_shift: int = 0
     """Move each image by up to so many pixels, up or down and to a side; what comes in is background."""
 
-    cutout: int = 0
-    """Side of a square of background put somewhere on each image (DeVries & Taylor, 2017); 0 puts none."""
-
     average_decay: float = 0.0
     """Per step, of the moving average of the weights, which is then what is saved; 0 averages nothing."""
-
-    teacher: str = ""
-    """The recipe of the model whose answers are learnt beside the labels (Hinton et al., 2015); "" is none."""
-
-    teacher_epochs: int = 0
-    """Passes that the teacher is trained for."""
-
-    distillation_weight: float = 0.0
-    """Share of the teacher's answers in the loss; the labels have the rest."""
-
-    distillation_temperature: float = 1.0
-    """Divides the logits of both before they are compared."""
 
     num_validation_images: int = 0
     """Training images put aside to follow the run by; the test images are then used once, at its end."""
@@ -102,27 +83,21 @@ class Recipe:
         self._check_choice("padding_mode", PADDING_MODES)
         self._check("num_epochs", isinstance(self.num_epochs, int) and self.num_epochs >= 1, "a whole number >= 1")
         self._check("batch_size", isinstance(self.batch_size, int) and self.batch_size >= 1, "a whole number >= 1")
-        self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("schedule", SCHEDULES)
-        self._check_choice("teacher", ("", "teacher"))
-        for field in ("learning_rate", "distillation_temperature"):
-            self._check(field, _is_number(getattr(self, field), 0) and getattr(self, field) > 0, "a finite number > 0")
-        for field in ("momentum", "warmup", "label_smoothing", "average_decay", "distillation_weight"):
+        is_positive = _is_number(self.learning_rate, 0) and self.learning_rate > 0
+        self._check("learning_rate", is_positive, "a finite number > 0")
+        for field in ("momentum", "warmup", "label_smoothing", "average_decay"):
             self._check(field, _is_number(getattr(self, field), 0) and getattr(self, field) < 1, "at least 0, below 1")
         self._check("weight_decay", _is_number(self.weight_decay, 0), "a finite number >= 0")
         self._check("flip", isinstance(self.flip, bool), "true or false")
-        limits = (("max_shift", 27), ("cutout", 28), ("teacher_epochs", 1000), ("num_validation_images", 50_000))
-        for field, most in limits:
+        for field, most in (("max_shift", 27), ("num_validation_images", 50_000)):
             value = getattr(self, field)
             self._check(field, isinstance(value, int) and 0 <= value <= most, f"a whole number from 0 to {most}")
-        for field in ("teacher_epochs", "distillation_weight"):
-            self._check(field, bool(self.teacher) == (getattr(self, field) > 0), "above 0 with a teacher, 0 without")
 
     @property
     def memory(self) -> str:
-        """The field that makes steps remember more than the weights that are saved, and its value; "" if none does."""
+        """Names the field, and its value, that makes steps remember more than the saved weights; "" if none does."""
         remembers = {
-            "optimizer": self.optimizer != "sgd",
             "momentum": self.momentum > 0,
             "average_decay": self.average_decay > 0,
         }
@@ -130,8 +105,8 @@ class Recipe:
 
     @property
     def changes_images(self) -> bool:
-        """Whether images are shown otherwise than they are."""
-        return self.flip or self.max_shift > 0 or self.cutout > 0
+        """Tells whether images are shown otherwise than they are."""
+        return self.flip or self.max_shift > 0
 
     def _check_choice(self, field: str, choices: tuple[str, ...]) -> None:
         self._check(field, getattr(self, field) in choices, f"one of {', '.join(choices)}")
@@ -161,8 +136,7 @@ RECIPES = {
         learning_rate=0.05,
         schedule="steps",
     ),
-    # What validation images spoke for: reports/modern-search.md tells what was tried. A teacher is not among it, and
-    # can be had: --set teacher=teacher --set teacher_epochs=10 --set distillation_weight=0.5
+    # Chosen by validation images; reports/modern-search.md reports what was tried, a teacher and AdamW too.
     "modern": Recipe(
         name="modern",
         architecture="modern",
@@ -178,27 +152,6 @@ RECIPES = {
         label_smoothing=0.1,
         flip=True,
         max_shift=2,
-        average_decay=0.998,
-        distillation_temperature=3.0,
-        num_validation_images=5000,
-    ),
-    # Whom another recipe may learn from; too large to be a LeNet.
-    "teacher": Recipe(
-        name="teacher",
-        architecture="teacher",
-        activation="relu",
-        pooling="max",
-        num_epochs=10,
-        batch_size=256,
-        learning_rate=0.1,
-        momentum=0.9,
-        weight_decay=1e-3,
-        schedule="cosine",
-        warmup=0.2,
-        label_smoothing=0.1,
-        flip=True,
-        max_shift=2,
-        cutout=8,
         average_decay=0.998,
         num_validation_images=5000,
     ),

@@ -11,55 +11,37 @@ goes on to the same weights.
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from training import distributed
 from training.augmentation import Changes, augment, draw_changes
-from training.blocks import LeNet5InBlocks
-from training.model import LeNet, LeNet5
-from training.optimisation import average_decay, distillation_loss, learning_rate, optimizer_for
-from training.peers import ALONE, Peers
+from training.cuda_graph import captured
+from training.models import LeNet
+from training.models.fast_cpu import fast_on_cpu
+from training.optimisation import average_decay, learning_rate, optimizer_for
 from training.recipes import Recipe
-from training.shared_norm import share_statistics
 from training.split import Split
-from training.step_graphs import captured
 
 
 class Steps:
     """The steps of a run, by its recipe; `averaged` is the model to evaluate and to save.
 
-    `teacher_logits` (2, N, 10): of the training images as they are, and mirrored. With `precision` bf16 the forward
-    pass is in it where torch finds that safe; weights, losses and statistics are float32.
+    With `precision` bf16 the forward pass is in it where torch finds that safe; weights, losses and statistics are
+    float32.
     """
 
-    def __init__(
-        self,
-        model: LeNet,
-        recipe: Recipe,
-        split: Split,
-        teacher_logits: Tensor | None = None,
-        *,
-        precision: str = "fp32",
-        peers: Peers = ALONE,
-    ) -> None:
+    def __init__(self, model: LeNet, recipe: Recipe, split: Split, *, precision: str = "fp32") -> None:
         device, num_images = split.images.device, len(split.images)
-        self.model, self.recipe, self.split, self.teacher_logits = model, recipe, split, teacher_logits
-        self.precision, self.peers = precision, peers
+        self.model, self.recipe, self.split, self.precision = model, recipe, split, precision
         self.sizes = [len(batch) for batch in torch.split(torch.empty(num_images), recipe.batch_size)]  # S of them
-        self.is_captured = device.type == "cuda" and peers.size == 1
-        in_blocks = device.type == "cpu" and LeNet5InBlocks.can_compute(model)
-        if device.type == "cpu" and not in_blocks:
-            # Convolutions with few channels are up to twice as fast in this order of memory. Neither this nor blocks
-            # has been measured on a GPU, which keeps the model as it is.
-            model.to(memory_format=torch.channels_last)
+        self.is_captured = device.type == "cuda" and distributed.size() == 1
+        self._forward = fast_on_cpu(model) if device.type == "cpu" else model
         self.averaged = copy.deepcopy(model) if recipe.average_decay else model
         self.optimizer = optimizer_for(model, recipe, is_captured=self.is_captured)
-        if peers.size > 1:
-            share_statistics(model, peers)
-        self._forward = peers.shared(LeNet5InBlocks(cast(LeNet5, model)) if in_blocks else model)
+        distributed.share_statistics(model)
         # (S, B): which images each step is on; a row for each, for one look-up instead of three operators.
         self._order = torch.zeros(len(self.sizes), max(self.sizes), dtype=torch.int64, device=device)
         self._changes = Changes.none(num_images, device)
@@ -76,17 +58,17 @@ class Steps:
     # --- An epoch ----------------------------------------------------------------------------------------------------
 
     def begin(self, order: Tensor, seed: int, epoch: int) -> None:
-        """An epoch, counting from 1, in this order, (N,) int64; what is random in it depends on (seed, epoch) alone."""
+        """Begins an epoch, counting from 1, in this order, (N,) int64; its chances depend on (seed, epoch) alone."""
         self._order.view(-1)[: len(order)].copy_(order)
         if self.recipe.changes_images:
-            self._changes.copy_(draw_changes(self.recipe, seed, epoch, self.sizes, self.split.images.shape[-1]))
+            self._changes.copy_(draw_changes(self.recipe, seed, epoch, self.sizes))
         self._step.zero_()
         self._losses.zero_()
         self._num_correct.zero_()
         self._num_done = (epoch - 1) * len(self.sizes)
 
     def take(self, size: int) -> None:
-        """The next step, on the next `size` images; on a GPU it is only launched."""
+        """Takes the next step, on the next `size` images; on a GPU it is only launched."""
         self._set_pace()
         self._num_done += 1
         if not self.is_captured:
@@ -97,13 +79,13 @@ class Steps:
         self._replays[size]()
 
     def results(self) -> tuple[list[float], int]:
-        """Each step's loss and how many images were right; waits for the device, and for the peers."""
-        self.peers.add_up(self._losses)
-        self.peers.add_up(self._num_correct)
+        """Returns each step's loss and how many images were right; waits for the device, and for other processes."""
+        distributed.add_up(self._losses)
+        distributed.add_up(self._num_correct)
         return self._losses.tolist(), int(self._num_correct)
 
     def _set_pace(self) -> None:
-        """The next step's size, and how far the average goes; into tensors, where a graph is to read them."""
+        """Sets the next step's size, and how far the average goes; in tensors, if a graph is to read them."""
         rate = learning_rate(self.recipe, self._num_done, self.recipe.num_epochs * len(self.sizes))
         if rate != self._rate:
             self._rate = rate
@@ -118,14 +100,14 @@ class Steps:
     # --- A step ------------------------------------------------------------------------------------------------------
 
     def _run(self, size: int) -> None:
-        """Everything in it happens on the device."""
-        images, labels, target = self._batch(size)  # from here on B of this process
+        """Makes a step, all of it on the device. B of its `size` images are this process's."""
+        images, labels = self._batch(size)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             logits = self._forward(images)  # (B, 10)
         logits = logits.to(self._nearer.dtype)  # of the weights
-        loss = self._loss(logits, labels, target, size)  # () this process's share of the batch's mean
-        # The peers' gradients are averaged.
-        (loss if self.peers.size == 1 else loss * self.peers.size).backward()  # type: ignore[no-untyped-call]
+        loss = self._loss(logits, labels, size)  # () this process's share of the batch's mean
+        loss.backward()  # type: ignore[no-untyped-call]
+        distributed.add_up_gradients(self.model)
         self.optimizer.step()
         self.optimizer.zero_grad()  # here and not before: in a capture, gradients are then all the graph's own
         self._average()
@@ -134,30 +116,21 @@ class Steps:
         self._num_correct += (logits.argmax(dim=1) == labels).sum()
         self._step += 1
 
-    def _batch(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images (B, 1, 28, 28) as they are shown, labels (B,), and the teacher's answers (B, 10), if any.
-
-        This process's part of the step's `size` images.
-        """
-        indices = self._order[self._step][0, :size][self.peers.share]  # (B,)
+    def _batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 1, 28, 28) as they are shown, and labels (B,)."""
+        share = distributed.share()
+        indices = self._order[self._step][0, :size][share]  # (B,)
         images, labels = self.split.images[indices], self.split.labels[indices]
-        if not self.recipe.changes_images and self.teacher_logits is None:
-            return images, labels, None
+        if not self.recipe.changes_images:
+            return images, labels
         places = self._step * self.recipe.batch_size + self._places[:size]  # (size,) in the epoch's order
-        changes = self._changes.at(places[self.peers.share])
-        target = None if self.teacher_logits is None else self.teacher_logits[changes.is_flipped.long(), indices]
-        return augment(images, self.recipe, changes), labels, target
+        return augment(images, self.recipe, self._changes.at(places[share])), labels
 
-    def _loss(self, logits: Tensor, labels: Tensor, target: Tensor | None, size: int) -> Tensor:
-        recipe, smoothing = self.recipe, self.recipe.label_smoothing
-        if self.peers.size == 1:
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
-        else:  # shares may differ by an image
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") / size
-        if target is None:
-            return loss
-        other = distillation_loss(logits, target, recipe.distillation_temperature, size)
-        return (1 - recipe.distillation_weight) * loss + recipe.distillation_weight * other
+    def _loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        if len(labels) == size:
+            return cross_entropy(logits, labels, label_smoothing=smoothing)
+        return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") / size
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -172,7 +145,7 @@ class Steps:
     # --- What is kept ------------------------------------------------------------------------------------------------
 
     def _changing(self) -> list[Tensor]:
-        """All that a step changes."""
+        """Lists all that a step changes."""
         remembered = [value for state in self.optimizer.state.values() for value in state.values()]
         averages = self.averaged.state_dict(keep_vars=True).values() if self.averaged is not self.model else ()
         counted = (self._step, self._losses, self._num_correct)
@@ -180,7 +153,7 @@ class Steps:
         return [*weights, *averages, *(value for value in remembered if torch.is_tensor(value)), *counted]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, beside the weights of `averaged`, that the next epoch depends on."""
+        """Returns all, beside the weights of `averaged`, that the next epoch depends on."""
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         state = self.optimizer.state_dict()["state"]
         remembered = {
@@ -189,7 +162,7 @@ class Steps:
         return weights | {name: value for name, value in remembered.items() if value is not None}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes on where `state` was taken. Raises KeyError, RuntimeError or ValueError where it is of another run."""
+        """Goes on where `state` was taken. Raises KeyError, RuntimeError or ValueError if it is of another run."""
         weights = {name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")}
         self.model.load_state_dict(weights)
         entries: dict[int, dict[str, Tensor]] = {}

@@ -16,7 +16,7 @@ from export.parity_inputs import ParityInputs, Truth
 from export.torch_program import program_bytes, program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, Probes
 from training.dataset import CLASSES
-from training.model import LeNet, LeNet5, initialise, model_for
+from training.models import LeNet, LeNet5, initialise, model_for
 from training.recipes import RECIPES
 
 MAX_BATCH_SIZE = 16

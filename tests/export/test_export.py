@@ -39,7 +39,7 @@ from tests.tensorrt.bindings import rtx_bindings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import CLASSES
 from training.recipes import RECIPES
-from training.record import EpochMetrics, RunRecord
+from training.run_record import EpochMetrics, RunRecord
 
 HAS_TENSORRT = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
 RECORD = RunRecord(

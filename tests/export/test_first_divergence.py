@@ -19,7 +19,7 @@ from tests.export.small_model import (
     truth,
     weights_of,
 )
-from training.model import initialise, model_for
+from training.models import initialise, model_for
 from training.recipes import RECIPES
 
 FP32 = TOLERANCES["fp32"]

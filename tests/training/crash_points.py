@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.model import LeNet5, initialise
-from training.record import RunRecord, load_record
+from training.models import LeNet5, initialise
+from training.run_record import RunRecord, load_record
 
 CALLS = ("open", "write", "flush", "fsync", "replace", "rename", "close", "unlink")
 DIED, FINISHED = 9, 0

@@ -19,8 +19,10 @@ from atelier.errors import BadDataError, MissingInputError
 from atelier.files import write_atomically
 from atelier.program import run_program
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from training.model import LeNet5, initialise
-from training.record import RECORD_NAME, RunRecord, find_finished, load_record, weights_name
+from training.config import TrainConfig
+from training.models import LeNet5, initialise
+from training.run_record import RECORD_NAME, RunRecord, load_record, weights_name
+from training.session import start_of
 
 State = dict[str, Tensor]
 
@@ -70,7 +72,7 @@ def test_saved_weights_and_record_come_back_exactly(tmp_path: Path, record: RunR
     save_checkpoint(tmp_path, weights, record)
     checkpoint = load_checkpoint(tmp_path)
     assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in weights.items())
-    assert load_record(tmp_path) == (record, checkpoint.sha256)
+    assert load_record(tmp_path) == (record, checkpoint.sha256, "")
     assert checkpoint.metrics == record.metrics
     assert checkpoint.architecture == "tutorial"
 
@@ -140,7 +142,7 @@ def test_no_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:
-    _, sha256 = load_record(trained_dir)
+    sha256 = load_record(trained_dir).sha256
     path = trained_dir / weights_name(sha256)
     good = path.read_bytes()
     for position in random.Random(0).sample(range(8 * len(good)), 100):
@@ -159,12 +161,13 @@ def test_truncated_weights_are_refused_even_with_their_own_digest(trained_dir: P
 
 
 def test_missing_weights_are_named(trained_dir: Path) -> None:
-    record, sha256 = load_record(trained_dir)
+    record, sha256, _ = load_record(trained_dir)
     (trained_dir / weights_name(sha256)).unlink()
     with pytest.raises(BadDataError, match=rf"{weights_name(sha256)} does not exist, but checkpoint\.json names it"):
         load_checkpoint(trained_dir)
     with pytest.raises(BadDataError, match="BAD_CHECKPOINT"):  # and is not taken for a finished run either
-        find_finished(trained_dir, record.recipe, record.seed, record.dataset_digests)
+        config = TrainConfig(recipe=record.recipe, seed=record.seed, checkpoint_dir=trained_dir)
+        start_of(config, record.seed, trained_dir, record.dataset_digests)
 
 
 class Canary:
@@ -248,6 +251,24 @@ def test_weights_that_are_no_numbers_are_neither_loaded_nor_saved(
 def test_record_that_is_not_one_of_ours_is_refused(trained_dir: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     edit_record(trained_dir, edit)
     with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*checkpoint\.json is malformed"):
+        load_checkpoint(trained_dir)
+
+
+NEUTRAL = {"optimizer": "sgd", "cutout": 0, "teacher": "", "teacher_epochs": 0, "distillation_weight": 0.0}
+
+
+def test_record_with_fields_that_recipes_once_had_is_read_if_they_did_nothing(trained_dir: Path) -> None:
+    before = load_record(trained_dir)
+    edit_record(trained_dir, lambda document: document["recipe"].update(NEUTRAL, distillation_temperature=3.0))
+    assert load_record(trained_dir) == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("optimizer", "adamw"), ("cutout", 8), ("teacher", "teacher")])
+def test_record_of_a_run_with_a_removed_feature_is_refused_by_its_name(
+    trained_dir: Path, field: str, value: object
+) -> None:
+    edit_record(trained_dir, lambda document: document["recipe"].update(NEUTRAL | {field: value}))
+    with pytest.raises(BadDataError, match=rf"BAD_CHECKPOINT: .* is of a run with {field} {value}, which this version"):
         load_checkpoint(trained_dir)
 
 

@@ -14,8 +14,8 @@ from atelier.errors import BadDataError, MissingInputError
 from atelier.program import run_program
 from tests.idx_files import idx_bytes, write_idx_files
 from training import dataset
-from training.data_files import FILES, PLACES, DataFile, find_dataset, read_verified
 from training.dataset import CLASSES, load_dataset
+from training.idx_files import FILES, PLACES, DataFile, find_dataset, read_verified
 
 SYSTEM_PLACE = Path("/usr/share/datasets/fashion-mnist")
 

@@ -12,7 +12,7 @@ from tests.training.conftest import Train
 from training.dataset import FashionMNIST
 from training.divergence import CHANCE, check_epochs, warn_if_near_dead
 from training.recipes import RECIPES
-from training.record import EpochMetrics, RunRecord, load_record
+from training.run_record import EpochMetrics, RunRecord, load_record
 from training.train import main
 
 Capture = pytest.CaptureFixture[str]

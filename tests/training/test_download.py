@@ -14,8 +14,8 @@ import pytest
 
 from atelier.errors import MissingInputError, StorageError
 from tests.idx_files import write_idx_files
-from training.data_files import FILES, DataFile
 from training.download import FetchFailedError, fetch_dataset, fetch_from_debian, fetch_from_mirrors
+from training.idx_files import FILES, DataFile
 
 NO_MIRROR = "http://127.0.0.1:9/"  # the discard port: nobody listens
 

@@ -12,23 +12,23 @@ from torch.nn.functional import conv2d
 
 from atelier.errors import ConfigurationError
 from tests.training.conftest import call_trainer
-from training import model as models
 from training import recipes
 from training.checkpoint import load_model
-from training.model import ScaledTanh, initialise, model_for
-from training.partial_convolution import C3_TABLE, PartialConv2d
+from training.model_cost import summarize, table_from
+from training.models import MODELS, initialise, model_for
+from training.models.lenet import ACTIVATION_LAYERS, PADDING_LAYERS, POOLING_LAYERS, ScaledTanh
+from training.models.partial_convolution import C3_TABLE, PartialConv2d
 from training.recipes import RECIPES
-from training.summary import summarize, table_from
 
 CLASSIC = dataclasses.replace(RECIPES["tutorial"], architecture="classic", activation="scaled_tanh")
 IMAGES = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_names_that_are_known_without_torch_are_those_of_the_models() -> None:
-    assert tuple(models.ARCHITECTURES) == recipes.ARCHITECTURES
-    assert tuple(models.ACTIVATIONS) == recipes.ACTIVATIONS
-    assert tuple(models.POOLINGS) == recipes.POOLINGS
-    assert tuple(models.PADDINGS) == recipes.PADDING_MODES
+    assert tuple(MODELS) == recipes.ARCHITECTURES
+    assert tuple(ACTIVATION_LAYERS) == recipes.ACTIVATIONS
+    assert tuple(POOLING_LAYERS) == recipes.POOLINGS
+    assert tuple(PADDING_LAYERS) == recipes.PADDING_MODES
 
 
 def test_table_of_partial_connections_is_the_papers() -> None:

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.record import EpochMetrics, RunRecord
+from atelier.tables import aligned
+from training.run_record import EpochMetrics, RunRecord
 
 SEEDS_NAME = "seeds.json"
 # Dive into Deep Learning, section 7.6: one run, on a GPU.
@@ -15,7 +16,7 @@ TUTORIAL = {"train_loss": 0.347, "train_acc": 0.872, "test_acc": 0.852}
 
 
 def epoch_line(record: RunRecord) -> str:
-    """The last completed epoch's results."""
+    """Renders the last completed epoch's results."""
     last = record.metrics[-1]
     return f"epoch {last.epoch:>2}/{record.recipe.num_epochs}: {_results(last)} ({last.seconds:.1f} s)"
 
@@ -28,7 +29,7 @@ def _results(metrics: EpochMetrics) -> str:
 
 
 def result_lines(record: RunRecord) -> list[str]:
-    """The tutorial's two lines, the second of them for both ways to count seconds."""
+    """Returns the tutorial's two lines, the second of them for both ways to count seconds."""
     last = record.metrics[-1]
     num_examples = record.num_train_images * record.completed_epochs
     step_seconds = sum(metrics.step_seconds for metrics in record.metrics)
@@ -62,7 +63,7 @@ class Spread:
 
 
 def spread(records: Sequence[RunRecord]) -> dict[str, Spread]:
-    """Of each result that the tutorial names."""
+    """Returns mean, standard deviation and 95 % interval of each result that the tutorial names."""
     return {name: _spread([getattr(record.metrics[-1], name) for record in records]) for name in TUTORIAL}
 
 
@@ -75,22 +76,19 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def seeds_table(records: Sequence[RunRecord]) -> str:
-    """One line per seed, then their spread, then the tutorial's figures."""
-    lines = [f"{'seed':<10}" + "".join(f"{name.replace('_', ' '):>18}" for name in TUTORIAL)]
-    for record in records:
-        results = "".join(f"{getattr(record.metrics[-1], name):>18.4f}" for name in TUTORIAL)
-        lines.append(f"{record.seed:<10}{results}")
+    """Renders one line per seed, then their spread, then the tutorial's figures."""
+    rows = [["seed", *(name.replace("_", " ") for name in TUTORIAL)]]
+    rows += [[str(each.seed), *(f"{getattr(each.metrics[-1], name):.4f}" for name in TUTORIAL)] for each in records]
     spreads = spread(records).values()
-    lines.append(f"{'mean ± sd':<10}" + "".join(f"{f'{s.mean:.4f} ± {s.sd:.4f}':>18}" for s in spreads))
-    intervals = (f"{low:.4f} to {high:.4f}" for low, high in (s.interval for s in spreads))
-    lines.append(f"{'95 %':<10}" + "".join(f"{interval:>18}" for interval in intervals))
+    rows.append(["mean ± sd", *(f"{each.mean:.4f} ± {each.sd:.4f}" for each in spreads)])
+    rows.append(["95 %", *("{:.4f} to {:.4f}".format(*each.interval) for each in spreads)])
     if records[0].recipe.name == "tutorial":
-        lines.append(f"{'tutorial':<10}" + "".join(f"{value:>18.3f}" for value in TUTORIAL.values()))
-    return "\n".join(lines)
+        rows.append(["tutorial", *(f"{value:.3f}" for value in TUTORIAL.values())])
+    return aligned(rows)
 
 
 def seeds_json(records: Sequence[RunRecord]) -> bytes:
-    """The same as JSON, with what is needed to judge it."""
+    """Returns the same as JSON, with what is needed to judge it."""
     first, spreads = records[0], spread(records)
     document = {
         "seeds": [{"seed": record.seed, **dataclasses.asdict(record.metrics[-1])} for record in records],

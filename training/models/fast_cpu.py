@@ -13,9 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
-from training.model import LeNet5
+from training.models.lenet import LeNet, LeNet5
 
 FIRST_DENSE = 5  # of the layers: the index of `flatten`
+
+
+def fast_on_cpu(model: LeNet) -> nn.Module:
+    """Returns what computes `model` fastest on a CPU: its form in blocks, if it has one, or else the model itself.
+
+    Convolutions with few channels are up to twice as fast with the channels of a pixel side by side in memory.
+    """
+    if LeNet5InBlocks.can_compute(model):
+        return LeNet5InBlocks(cast(LeNet5, model))
+    return model.to(memory_format=torch.channels_last)
 
 
 class LeNet5InBlocks(nn.Module):
@@ -27,13 +37,13 @@ class LeNet5InBlocks(nn.Module):
 
     @staticmethod
     def can_compute(model: nn.Module) -> bool:
-        """Whether this is a LeNet-5 with averages and a border of zeros, whatever its activation."""
+        """Returns whether this is a LeNet-5 with averages and a border of zeros, whatever its activation."""
         if not isinstance(model, LeNet5):
             return False
         return isinstance(model.layers.pool1, nn.AvgPool2d) and _conv(model, "conv1").padding_mode == "zeros"
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 28, 28) uint8 -> (N, 10) logits, as the model's own but for the last bits."""
+        """Maps (N, 1, 28, 28) uint8 to (N, 10) logits, as the model's own but for the last bits."""
         conv1, conv2 = _conv(self.model, "conv1"), _conv(self.model, "conv2")
         scaled = _channels_last(images.to(conv1.weight.dtype) / 255)  # (N, 1, 28, 28) in [0, 1]
         kernels = _channels_last(torch.cat(_corners(conv1.weight)))  # (4 * 6, 1, 6, 6)
@@ -53,10 +63,10 @@ def _conv(model: LeNet5, name: str) -> nn.Conv2d:
 
 
 def _corners(kernel: Tensor) -> list[Tensor]:
-    """(O, I, 5, 5) -> four times (O, I, 6, 6): for a block's upper left, upper right, lower left, lower right."""
+    """Pads (O, I, 5, 5) to four times (O, I, 6, 6): for a block's upper left, upper right, lower left, lower right."""
     return [pad(kernel, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """In the order of memory in which a CPU has the channels of a pixel side by side."""
+    """Returns `x` with the channels of a pixel side by side in memory."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import pytest
 
 from atelier.errors import BadDataError
 from tests.idx_files import idx_bytes
-from training.idx import array_from_idx, read_idx_bytes
+from training.idx_files import array_from_idx, read_idx_bytes
 
 PATH = Path("images")
 

@@ -17,9 +17,9 @@ WARM_UP_STEPS = (
 
 
 def captured(run: Callable[[], None], counter: Tensor, changing: Callable[[], list[Tensor]]) -> Callable[[], None]:
-    """What replays `run`, which makes step number `counter`, (1,) int64; `changing` tells the tensors that it changes.
+    """Returns what replays `run`, which makes step number `counter`, (1,) int64.
 
-    They are then what they were before.
+    `changing` lists the tensors that it changes; they are then what they were before.
     """
     before = {id(tensor): tensor.detach().clone() for tensor in changing()}
     with _side_stream(counter.device):

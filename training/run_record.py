@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atelier.errors import BadDataError, ConfigurationError, MissingInputError
 from training.commands import train_command
@@ -20,6 +20,10 @@ CHECKPOINT_DIR = Path("artifacts/checkpoint")
 RECORD_NAME = "checkpoint.json"
 FORMAT = 1
 STATE_KEY = "state_sha256"
+DIGEST = r"[0-9a-f]{64}"
+# Fields that recipes once had, and the value at which each did nothing; None: at any value, beside the others' ones.
+REMOVED_FIELDS = {"optimizer": "sgd", "cutout": 0, "teacher": "", "teacher_epochs": 0, "distillation_weight": 0.0}
+REMOVED_FIELDS |= {"distillation_temperature": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ class RunRecord:
 
     @property
     def architecture(self) -> str:
-        """A key of `training.model.ARCHITECTURES`."""
+        """A key of `training.models.MODELS`."""
         return self.recipe.architecture
 
     @property
@@ -72,39 +76,50 @@ class RunRecord:
 
 
 def weights_name(sha256: str) -> str:
-    """The name holds the digest, so new weights never overwrite old ones."""
+    """Puts the digest into the name, so that new weights never overwrite old ones."""
     return f"weights-{sha256[:12]}.safetensors"
 
 
 def state_name(sha256: str) -> str:
-    """Of what an unfinished run needs beside its weights."""
+    """Names what an unfinished run needs beside its weights."""
     return f"state-{sha256[:12]}.safetensors"
 
 
 def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
-    """`checkpoint.json`, for weights, and perhaps a training state, of these digests."""
+    """Returns `checkpoint.json`, for weights, and perhaps a training state, of these digests."""
     document = {"format": FORMAT, "weights": weights_name(sha256), "sha256": sha256, **dataclasses.asdict(record)}
     if state_sha256:
         document[STATE_KEY] = state_sha256
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def load_record(directory: Path) -> tuple[RunRecord, str]:
-    """The record of `directory`'s checkpoint and its weights' SHA-256; the weights themselves are not looked at.
+class Saved(NamedTuple):
+    """What `checkpoint.json` says."""
 
-    Raises MissingInputError NO_CHECKPOINT where there is none, BadDataError BAD_CHECKPOINT where it is malformed.
+    record: RunRecord
+    sha256: str  # of the weights file
+    state_sha256: str  # of the training state; "" if there is none
+
+
+def load_record(directory: Path) -> Saved:
+    """Reads the record of `directory`'s checkpoint; the weights are not looked at.
+
+    Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if it is malformed.
     """
     path = directory / RECORD_NAME
     try:
         document = json.loads(path.read_bytes())
         if document.pop("format") != FORMAT:
             raise ValueError(f"this program reads format {FORMAT}")
-        document.pop(STATE_KEY, None)
-        name, sha256 = document.pop("weights"), document.pop("sha256")
+        name, sha256, state_sha256 = document.pop("weights"), document.pop("sha256"), document.pop(STATE_KEY, "")
         # A name that could lead elsewhere (`../`) is never joined to a path.
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256) or name != weights_name(sha256):
+        if not re.fullmatch(DIGEST, sha256) or name != weights_name(sha256):
             raise ValueError(f"weights {name!r} and sha256 {sha256!r} do not belong together")
-        return _record_from(document), sha256
+        if state_sha256 and not re.fullmatch(DIGEST, state_sha256):
+            raise ValueError(f"{STATE_KEY} is {state_sha256!r}")
+        if removed := _removed_feature(document["recipe"]):
+            raise bad_checkpoint(path, f"is of a run with {removed}, which this version cannot do")
+        return Saved(record_from(document), sha256, state_sha256)
     except (FileNotFoundError, NotADirectoryError):
         cure = f"{train_command(*options_for(directory))} makes one"
         raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", cure) from None
@@ -112,19 +127,10 @@ def load_record(directory: Path) -> tuple[RunRecord, str]:
         raise bad_checkpoint(path, f"is malformed: {error!r}") from None
 
 
-def load_state_digest(directory: Path) -> str:
-    """Of the training state that was saved with the checkpoint; "" where there is none. Raises as `load_record`."""
-    load_record(directory)
-    sha256 = json.loads((directory / RECORD_NAME).read_bytes()).get(STATE_KEY, "")
-    if sha256 and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)):
-        raise bad_checkpoint(directory / RECORD_NAME, f"is malformed: {STATE_KEY} is {sha256!r}")
-    return str(sha256)
-
-
 def read_weights(path: Path, sha256: str) -> bytes:
-    """The weights file's bytes, once their digest is known to be the recorded one.
+    """Reads the weights file's bytes, and checks that their digest is the recorded one.
 
-    Raises BadDataError BAD_CHECKPOINT where the file is missing, truncated or changed.
+    Raises BadDataError BAD_CHECKPOINT if the file is missing, truncated or changed.
     """
     try:
         data = path.read_bytes()
@@ -137,46 +143,25 @@ def read_weights(path: Path, sha256: str) -> bytes:
 
 
 def find_record(directory: Path) -> RunRecord | None:
-    """As `load_record`, but None where there is no checkpoint."""
+    """Returns what `load_record` does, or None if there is no checkpoint."""
     try:
-        return load_record(directory)[0]
+        return load_record(directory).record
     except MissingInputError:
         return None
-
-
-def find_finished(
-    directory: Path, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
-) -> RunRecord | None:
-    """The record of this very run, trained to its end with its weights unharmed; None where it is yet to be trained.
-
-    Raises BadDataError BAD_CHECKPOINT where a finished run's weights are not those it ended with.
-    """
-    try:
-        record, sha256 = load_record(directory)
-    except MissingInputError:
-        return None
-    if not record.is_complete or differences(record, recipe, seed, dataset_digests, precision):
-        return None
-    read_weights(directory / weights_name(sha256), sha256)
-    return record
 
 
 def differences(
     record: RunRecord, recipe: Recipe, seed: int, dataset_digests: dict[str, str], precision: str = "fp32"
 ) -> list[str]:
-    """Where the wanted run (its recipe, seed and data) is not the recorded one, as `field wanted != recorded`."""
+    """Lists where the wanted run is not the recorded one, as `field wanted != recorded`."""
     wanted = {**dataclasses.asdict(recipe), "seed": seed, "precision": precision, **dataset_digests}
-    recorded = {
-        **dataclasses.asdict(record.recipe),
-        "seed": record.seed,
-        "precision": record.precision,
-        **record.dataset_digests,
-    }
+    run = {"seed": record.seed, "precision": record.precision, **record.dataset_digests}
+    recorded = {**dataclasses.asdict(record.recipe), **run}
     return [f"{name} {value} != {recorded.get(name)}" for name, value in wanted.items() if value != recorded.get(name)]
 
 
 def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
-    """Why the run cannot go on to `num_epochs` in all and end with an unbroken run's weights; "" if it can."""
+    """Says why the run cannot go on to `num_epochs` in all and end with an unbroken run's weights; "" if it can."""
     recipe = record.recipe
     if num_epochs <= record.completed_epochs:
         return f"{record.completed_epochs} epochs are done already"
@@ -187,30 +172,28 @@ def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
     return ""
 
 
-def record_bytes(record: RunRecord | None) -> bytes:
-    """For other processes; nothing for none."""
-    return json.dumps(dataclasses.asdict(record)).encode() if record else b""
-
-
-def record_from_bytes(data: bytes) -> RunRecord | None:
-    """What `record_bytes` made."""
-    return _record_from(json.loads(data)) if data else None
-
-
-def _record_from(document: dict[str, Any]) -> RunRecord:
+def record_from(document: dict[str, Any]) -> RunRecord:
+    """Returns the record whose `dataclasses.asdict` has gone through JSON."""
     fields = dict(document)
-    fields["recipe"] = Recipe(**fields["recipe"])
+    known = {name: value for name, value in fields["recipe"].items() if name not in REMOVED_FIELDS}
+    fields["recipe"] = Recipe(**known)
     fields["metrics"] = tuple(EpochMetrics(**metrics) for metrics in fields["metrics"])
     return RunRecord(**fields)
 
 
+def _removed_feature(recipe: dict[str, Any]) -> str:
+    """Names the field, with its value, that had an effect and that recipes no longer have; "" if there is none."""
+    used = (name for name, neutral in REMOVED_FIELDS.items() if neutral not in (None, recipe.get(name, neutral)))
+    return next((f"{name} {recipe[name]}" for name in used), "")
+
+
 def options_for(directory: Path) -> list[object]:
-    """What a command line must say of a checkpoint directory: nothing of the usual one."""
+    """Returns what a command line must say of a checkpoint directory: nothing of the usual one."""
     return [] if directory == CHECKPOINT_DIR else ["--checkpoint-dir", directory]
 
 
 def bad_checkpoint(path: Path, what: str) -> BadDataError:
-    """`BAD_CHECKPOINT: <path> <what>`, and how to get a good one."""
+    """Returns `BAD_CHECKPOINT: <path> <what>`, and how to get a good one."""
     directory = path if path.is_dir() else path.parent
     cure = f"{train_command('--again', *options_for(directory))} trains a new one"
     return BadDataError("BAD_CHECKPOINT", f"{path} {what}", cure)

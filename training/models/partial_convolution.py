@@ -41,7 +41,7 @@ class PartialConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform with standard deviation 1 / sqrt(F), F being the number of inputs of a unit; biases 0."""
+        """Draws uniform weights with standard deviation 1 / sqrt(F), F being a unit's number of inputs; biases 0."""
         num_inputs = torch.tensor(self.num_inputs)
         bounds = (3 / (num_inputs * self.kernel_size**2)).sqrt()  # (O,)
         bounds = bounds.repeat_interleave(num_inputs)[:, None, None]  # (K, 1, 1)
@@ -51,18 +51,18 @@ class PartialConv2d(nn.Module):
             self.weight.mul_(bounds)
 
     def dense_weight(self) -> Tensor:
-        """(out_channels, in_channels, kernel_size, kernel_size), with zeros for what is absent."""
+        """Returns (out_channels, in_channels, kernel_size, kernel_size), with zeros for what is absent."""
         size = self.kernel_size
         kernels = torch.cat([self.weight, self.weight.new_zeros(1, size, size)])  # (K + 1, size, size)
         return kernels.index_select(0, self.lookup).view(self.out_channels, self.in_channels, size, size)
 
     def dense(self) -> nn.Conv2d:
-        """The same function as an ordinary convolution, for inference: its zeros would not stay zeros in training."""
+        """Returns the same function as an ordinary convolution, for inference: in training its zeros would not stay."""
         convolution = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, dtype=self.weight.dtype)
         convolution.weight = nn.Parameter(self.dense_weight().detach())
         convolution.bias = self.bias
         return convolution
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H - kernel_size + 1, W - kernel_size + 1)."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, H - kernel_size + 1, W - kernel_size + 1)."""
         return conv2d(maps, self.dense_weight(), self.bias)

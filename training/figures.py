@@ -1,56 +1,95 @@
-"""What a trained model is like, as pictures beside its checkpoint: what it mixes up, where it is surest and wrong, and
-what its first layer looks for. And `classes.csv`: its accuracy on each class.
-
-Like the curves, none of them is worth a run: where one cannot be written, a warning is all that happens.
+"""Draws what a run and its model are like: the curves, what the model mixes up, where it is surest and wrong, and what
+its first layer looks for. And `classes.csv`: its accuracy in each class.
 """
 
 import csv
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from atelier.files import write_atomically
-from training.curves import png_from, warn_not_written
 from training.dataset import CLASSES
-from training.epoch import Split, all_logits
-from training.model import LeNet
+from training.epoch import all_logits
+from training.models import LeNet
+from training.run_record import RunRecord
+from training.split import Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
 MISTAKES_NAME = "mistakes.png"
 KERNELS_NAME = "kernels.png"
 CLASSES_NAME = "classes.csv"
 NUM_MISTAKES = 24
+LINES = (
+    ("train_loss", "-", "tab:blue"),
+    ("train_acc", "--", "tab:purple"),
+    ("val_acc", ":", "tab:orange"),
+    ("test_acc", "-.", "tab:green"),
+)
 
 
-def save_pictures(directory: Path, model: LeNet, test: Split, title: str) -> str:
-    """Writes them all, from the answers to the test images; returns a line on the accuracy per class."""
+def files_of(record: RunRecord, model: LeNet, test: Split) -> tuple[dict[str, Callable[[], bytes]], str]:
+    """Returns what makes each file, by its name, from the answers to the test images; and the accuracies in a line."""
+    title = title_of(record)
     probabilities = all_logits(model, test.images).softmax(1).cpu()  # (N, 10)
     labels = test.labels.cpu()  # (N,)
     counts = confusion_matrix(probabilities.argmax(1), labels)  # (10, 10)
-    makers: dict[str, Callable[[], bytes]] = {
+    rates = [f"{name} {rate:.3f}" for name, rate in zip(CLASSES, _class_accuracies(counts), strict=True)]
+    files: dict[str, Callable[[], bytes]] = {
         CLASSES_NAME: lambda: _csv_from(counts),
         CONFUSION_NAME: lambda: png_from(_confusion_figure(counts, title)),
         MISTAKES_NAME: lambda: png_from(_mistakes_figure(test.images.cpu(), probabilities, labels, title)),
         KERNELS_NAME: lambda: png_from(_kernels_figure(model, title)),
+        CURVES_NAME: lambda: _curves_png_from(record),
     }
-    for name, make in makers.items():
-        try:
-            write_atomically(directory / name, make())
-        except Exception as error:  # whatever a drawing library may raise, the checkpoint is what counts
-            warn_not_written(directory / name, error)
-    rates = [f"{name} {rate:.3f}" for name, rate in zip(CLASSES, _class_accuracies(counts), strict=True)]
-    return f"test acc per class: {', '.join(rates)}"
+    return files, f"test acc per class: {', '.join(rates)}"
+
+
+def _curves_png_from(record: RunRecord) -> bytes:
+    """Draws the tutorial's three lines, and the validation images'."""
+    from matplotlib.figure import Figure  # only when there is something to draw: it takes a while to import
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")  # inches; no pyplot, so no display and no global state
+    axes = figure.add_subplot()
+    for name, style, color in LINES:
+        points = {metrics.epoch: getattr(metrics, name) for metrics in record.metrics}
+        points = {epoch: value for epoch, value in points.items() if value is not None}
+        if not points:
+            continue
+        epochs, values = list(points), list(points.values())
+        label = f"{name.replace('_', ' ')}: {values[-1]:.3f}"
+        axes.plot(epochs, values, style, marker="o", markersize=3, color=color, label=label)
+    axes.set(xlabel="epoch", ylabel="loss, accuracy")
+    axes.set_title(f"LeNet-5 on Fashion-MNIST, {title_of(record)}")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(title=f"after epoch {record.completed_epochs}")
+    return png_from(figure)
+
+
+def title_of(record: RunRecord) -> str:
+    """Returns `recipe tutorial, seed 0`; with the architecture if it is not the recipe's namesake."""
+    recipe = record.recipe
+    architecture = f" ({recipe.architecture})" if recipe.architecture != recipe.name else ""
+    return f"recipe {recipe.name}{architecture}, seed {record.seed}"
+
+
+def png_from(figure: "Figure") -> bytes:
+    """Returns the figure as a file's bytes, 120 pixels an inch."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    return png.getvalue()
 
 
 def confusion_matrix(found: Tensor, labels: Tensor) -> Tensor:
-    """(N,), (N,) -> (10, 10) int64: how many images of the row's class were given the column's."""
+    """Counts how many images of the row's class were given the column's: (N,), (N,) -> (10, 10) int64."""
     num_classes = len(CLASSES)
     return torch.bincount(labels * num_classes + found, minlength=num_classes**2).view(num_classes, num_classes)
 
@@ -89,7 +128,7 @@ def _confusion_figure(counts: Tensor, title: str) -> "Figure":
 
 
 def _mistakes_figure(images: Tensor, probabilities: Tensor, labels: Tensor, title: str) -> "Figure":
-    """The wrong answers with the highest probability first."""
+    """Shows the wrong answers, the most probable first."""
     confidence, found = probabilities.max(1)  # (N,), (N,)
     wrong = (found != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:NUM_MISTAKES]
@@ -102,7 +141,7 @@ def _mistakes_figure(images: Tensor, probabilities: Tensor, labels: Tensor, titl
 
 
 def _kernels_figure(model: LeNet, title: str) -> "Figure":
-    """Blue pixels speak for a map's activation, red ones against it; one scale for all kernels."""
+    """Shows what speaks for a map's activation in blue, what against it in red; one scale for all kernels."""
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     kernels = first.weight.detach().cpu()[:, 0]  # (C, k, k)
     captions = [str(number) for number in range(len(kernels))]
@@ -114,27 +153,25 @@ def _kernels_figure(model: LeNet, title: str) -> "Figure":
 def _sheet(
     cells: Tensor, captions: list[str], title: str, *, num_columns: int, cell_inches: float, colors: str
 ) -> "Figure":
-    """(C, H, W) pictures in rows, a caption above each. All on one pair of axes: 24 would take a second to draw."""
+    """Lays (C, H, W) pictures in rows, a caption above each; all in one image: 24 would take a second to draw."""
     from matplotlib.figure import Figure
 
     size = cells.shape[-1]
-    gap = 0.25 * size  # for a caption of two lines
+    pitch = size + size // 4  # the gap is for a caption of two lines
     num_rows = max(1, -(-len(cells) // num_columns))
-    inches = cell_inches / size
-    width, height = num_columns * (size + gap), num_rows * (size + gap) + gap
-    figure = Figure(figsize=(width * inches, height * inches + 0.4))
-    axes = figure.add_axes((0.0, 0.0, 1.0, height * inches / (height * inches + 0.4)))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    canvas = torch.full((num_rows * pitch, num_columns * pitch), torch.nan)
+    figure = Figure(
+        figsize=(num_columns * cell_inches * 1.25, num_rows * cell_inches * 1.25 + 0.6), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
+        top, left = (number // num_columns + 1) * pitch - size, number % num_columns * pitch + size // 8
+        canvas[top : top + size, left : left + size] = cell
+        axes.text(left + size / 2 - 0.5, top - 0.02 * size - 0.5, caption, ha="center", va="bottom", fontsize=7)
     # Grey values have a scale of their own; kernels are shown around 0.
     limit = float(cells.abs().max()) if len(cells) else 1.0
     low, high = (0.0, 255.0) if colors == "gray" else (-limit, limit)
-    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
-        left = (number % num_columns) * (size + gap) + gap / 2
-        top = (number // num_columns) * (size + gap) + gap
-        extent = (left, left + size, top + size, top)
-        axes.imshow(cell.numpy(), cmap=colors, vmin=low, vmax=high, extent=extent, aspect="auto")
-        axes.text(left + size / 2, top - 0.02 * size, caption, ha="center", va="bottom", fontsize=7)
-    axes.set(xlim=(0, width), ylim=(height, 0))  # which imshow changes
+    axes.imshow(canvas.numpy(), cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_axis_off()
+    figure.suptitle(title, fontsize=10)
     return figure

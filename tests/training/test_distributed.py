@@ -1,20 +1,18 @@
 """Batch normalisation of a shared batch, where one process has all of it. Two processes: see test_optimisation.py."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from training.peers import ALONE
-from training.shared_norm import SharedBatchNorm, share_statistics
+from training.distributed import SharedBatchNorm
 
 
 @pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm2d(5), (7, 5, 3, 4)), (nn.BatchNorm1d(5), (7, 5))])
 def test_alone_it_is_batch_normalisation(norm: nn.BatchNorm1d | nn.BatchNorm2d, shape: tuple[int, ...]) -> None:
-    ours = nn.Sequential(copy.deepcopy(norm))
-    share_statistics(ours, ALONE)
-    assert isinstance(ours[0], SharedBatchNorm)
+    ours = nn.Sequential(SharedBatchNorm(copy.deepcopy(norm)))
     torch.manual_seed(0)
     inputs = [torch.randn(shape) * 3 + 10 for _ in range(3)]
     for is_training in (True, False):
@@ -38,8 +36,15 @@ def outcome_of(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def test_rounded_values_are_normalised_in_float32_and_stay_rounded() -> None:
-    norm = SharedBatchNorm(nn.BatchNorm1d(2), ALONE)
+    norm = SharedBatchNorm(nn.BatchNorm1d(2))
     x = torch.randn(64, 2).bfloat16() + 100
     output = norm(x)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output, nn.BatchNorm1d(2)(x.float()).bfloat16())
+
+
+def test_no_other_module_asks_how_many_processes_there_are() -> None:
+    folder = Path(__file__).parents[2] / "training"
+    sources = {path.name: path.read_text() for path in folder.rglob("*.py")}
+    assert [name for name, text in sources.items() if "import torch.distributed" in text] == ["distributed.py"]
+    assert not [name for name, text in sources.items() if "peers" in text or "from torch import distributed" in text]
