@@ -10,8 +10,9 @@ from pathlib import Path
 
 from atelier.errors import ResourceUnavailableError
 
-INSTALL_TIMEOUT_S = 900
+INSTALL_TIMEOUT_S = 1800  # TensorFlow on a busy machine
 _MARKER = ".installed"
+_COMES_WITH_PYTHON = re.compile(r"(pip|setuptools|pkg_resources|_distutils_hack|distutils-precedence|__pycache__)\b")
 
 
 def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool = False) -> Path:
@@ -46,7 +47,7 @@ def node_modules_with(packages: Sequence[str], environment: Path) -> Path:
 def size_mb(environment: Path) -> float:
     """Returns what the installed packages take on disk, without pip and what a new environment has anyway."""
     [packages] = [*environment.glob("node_modules"), *environment.glob("lib/*/site-packages")]
-    folders = [path for path in packages.iterdir() if not re.match(r"pip\b|setuptools\b|_distutils_hack|__", path.name)]
+    folders = [path for path in packages.iterdir() if not _COMES_WITH_PYTHON.match(path.name)]
     files = (file for folder in folders for file in (folder.rglob("*") if folder.is_dir() else (folder,)))
     return sum(file.lstat().st_size for file in files if not file.is_dir()) / 1e6
 

@@ -48,6 +48,8 @@ def test_make_alone_prints_the_targets() -> None:
         "loadtest.attack",
         "loadtest.bench",
         "loadtest.restarts",
+        "export.runtimes",
+        "export.look",
         "training.dataset",
     ],
 )

@@ -3,10 +3,16 @@
 import dataclasses
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -186,6 +192,34 @@ def test_report_has_a_row_for_each_framework_of_the_tutorials_table(task: Task) 
 def test_unknown_runtime_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(main, ["--only", "openvino,none"]) == 2
     assert "BAD_OPTIONS: --only names none (it knows pytorch, " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_netron_shows_the_exported_graph(job: Job) -> None:
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    options = ["--repository", str(job.repository), "--port", str(port), "--no-browser"]
+    looking = subprocess.Popen([sys.executable, "-m", "export.look", *options], process_group=0, stderr=subprocess.PIPE)
+    try:
+        shown = answer_of(f"http://localhost:{port}/data/{ONNX_NAME}", looking)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(looking.pid, signal.SIGINT)
+        looking.communicate(timeout=30)
+    assert shown == (job.version_dir / ONNX_NAME).read_bytes()
+
+
+def answer_of(url: str, server: "subprocess.Popen[bytes]") -> bytes:
+    """Waits for a page; skips if its server cannot be installed here."""
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+                return bytes(answer.read())
+        except OSError:
+            time.sleep(0.2)
+    said = (server.stderr.read() if server.stderr else b"").decode()
+    assert "NO_ENVIRONMENT" in said and not os.environ.get("ATELIER_REQUIRE_RUNTIMES"), said
+    pytest.skip(f"needs the package index, once: {said}")
 
 
 @pytest.mark.slow
