@@ -76,10 +76,10 @@ def markdown_from(results: Sequence[Result], task: Task, facts: Mapping[str, str
         f"{len(task.truth):,} test images in batches of 1 and of 64. A logit passes if |found - truth| <= "
         f"{tolerance.atol:g} + {tolerance.rtol:g} * |truth|, the truth being the model in float64; the class must be "
         "the truth's except at ties.",
-        f"Speed: one thread on one core, {task.repeats} repeats of {REPEAT_S:g} s in turn with ONNX Runtime; medians, "
-        "and the ratio within a repeat (lowest to highest). What Python takes of a call is in it, as it is in ONNX "
-        "Runtime's. MB is what the packages take, converters included; ExecuTorch and PyTorch use the PyTorch of our "
-        "own environment.",
+        f"Speed: images per second of CPU time, one thread on one core, {task.repeats} repeats of {REPEAT_S:g} s in "
+        "turn with ONNX Runtime; medians, and the ratio within a repeat (lowest to highest). What Python takes of a "
+        "call is in it, as it is in ONNX Runtime's. MB is what the packages take, converters included; ExecuTorch and "
+        "PyTorch use the PyTorch of our own environment.",
         table_from(results),
         f"At least {FASTER:g} of ONNX Runtime's speed: {'; '.join(faster) or 'none'}.",
     ]
