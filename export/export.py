@@ -17,6 +17,7 @@ from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, config_from
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
+from export.litert_model import litert_from
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs
@@ -27,8 +28,9 @@ from export.tensorrt_engine import add_engine
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
+from serving.backends.select import open_litert
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
+from serving.manifest import ENGINE_NAME, LITERT_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -84,6 +86,8 @@ def open_backends(
                 backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
             except ResourceUnavailableError as error:
                 print(f"not compared on {device}: {error.why or error.what}")
+    if LITERT_NAME in files:
+        backends.append(open_litert(files[LITERT_NAME], max_batch_size))
     if engine is not None:
         backends.append(_open_engine(files, engine, max_batch_size))
     if all(backend.name == "torch" for backend in backends):
@@ -160,6 +164,8 @@ def main(arguments: list[str]) -> int:
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
+    if config.litert:
+        files[LITERT_NAME] = litert_from(fp32_onnx)
     engine, about_engine = add_engine(files, config.engine_options, config.engine)
     # The program is the reference: in another precision nobody is to serve it for what was asked for.
     kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}

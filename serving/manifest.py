@@ -22,7 +22,13 @@ FORMAT = 1
 PROGRAM_NAME = "model.pt2"  # torch.export program
 ONNX_NAME = "model.onnx"
 ENGINE_NAME = "model.plan"  # TensorRT engine
-FILE_OF_BACKEND = {"torch": PROGRAM_NAME, "onnxruntime": ONNX_NAME, "tensorrt": ENGINE_NAME}
+LITERT_NAME = "model.tflite"
+FILE_OF_BACKEND = {
+    "torch": PROGRAM_NAME,
+    "onnxruntime": ONNX_NAME,
+    "tensorrt": ENGINE_NAME,
+    "litert": LITERT_NAME,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

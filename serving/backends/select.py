@@ -10,9 +10,9 @@ from pathlib import Path
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from atelier.program import how_to_install
 from serving.backends.base import Backend
-from serving.manifest import ENGINE_NAME, FILE_OF_BACKEND, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
+from serving.manifest import ENGINE_NAME, FILE_OF_BACKEND, LITERT_NAME, ONNX_NAME, PROGRAM_NAME, Manifest, read_verified
 
-KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
+KINDS = ("auto", "torch", "onnxruntime", "tensorrt", "litert")
 # Where nothing else is asked for. On a CPU a batch takes as long as its images: larger ones only wait longer. A GPU is
 # hardly busy with 64: 256 are 0.2 GFLOP and 200 kB, each some microseconds of its time, about as many as launching and
 # waiting cost whatever the size; and a request of 1,024 images is 4 batches to hand over instead of 16.
@@ -57,6 +57,13 @@ def open_backend(
             raise MissingInputError("NO_ENGINE", f"version {manifest.version} has no TensorRT engine", cure)
         on = "cuda" if device == "auto" else device
         return _open_tensorrt(read(ENGINE_NAME), manifest, largest_on, on), f"TensorRT on {on} was asked for"
+    if kind == "litert":
+        if LITERT_NAME not in manifest.files:
+            cure = "export it with --litert, or use --backend onnxruntime"
+            raise MissingInputError("NO_LITERT_MODEL", f"version {manifest.version} has no {LITERT_NAME}", cure)
+        if device not in ("auto", "cpu"):
+            raise UsageError("BAD_DEVICE", f"{device!r} is no device of LiteRT's", "use cpu")
+        return open_litert(read(LITERT_NAME), largest_on("cpu"), num_threads), "LiteRT on cpu was asked for"
     if kind == "auto":
         return _best(device, manifest, read, largest_on, num_threads)
     raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
@@ -125,6 +132,16 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
     return OnnxRuntimeBackend(
         model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, precision=precision
     )
+
+
+def open_litert(model: bytes, max_batch_size: int, num_threads: int = 1) -> Backend:
+    """Opens a LiteRT model. Raises ResourceUnavailableError NO_LITERT if LiteRT is not installed."""
+    try:
+        from serving.backends.litert_backend import LiteRTBackend
+    except ImportError as error:
+        cure = f"{how_to_install('litert')}, or use --backend onnxruntime"
+        raise ResourceUnavailableError("NO_LITERT", "asked for litert", cure, why=str(error)) from None
+    return LiteRTBackend(model, num_threads=num_threads, max_batch_size=max_batch_size)
 
 
 def _open_tensorrt(engine: bytes, manifest: Manifest, largest_on: LargestOn, device: str) -> Backend:
