@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
     print(f"\n{table_from(results)}")
     directory = options.report_dir or (None if options.only else Path("reports"))
     if directory:
+        directory.mkdir(parents=True, exist_ok=True)
         for ending, data_from in (("md", markdown_from), ("json", json_from)):
             write_atomically(directory / f"runtimes-{date}.{ending}", data_from(results, task, facts, date))
         print(f"\nThe report is {directory / f'runtimes-{date}.md'}")

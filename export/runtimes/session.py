@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -73,8 +74,10 @@ class Session:
     def _end(self) -> str:
         code = self.process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        lines = self.stderr_path.read_text(errors="replace").strip().splitlines()
-        return f"{self.title} {how}: {lines[-1].strip()[:300] if lines else 'it said nothing'}"
+        lines = self.stderr_path.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        if lines[-1].startswith("Node.js v"):  # its traceback ends with that, and begins with the error
+            lines = [line for line in lines if re.match(r"\w*Error: ", line)][:1] or lines
+        return f"{self.title} {how}: {lines[-1].strip()[:300]}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from atelier.environments import node_modules_with, python_with, size_mb
-from atelier.errors import ResourceUnavailableError
+from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.program import run_program
 from export.runtimes import measure
 from export.runtimes.known import ABSENT, OURS, RUNTIMES, Runtime
@@ -147,6 +148,16 @@ def test_without_npm_the_row_says_so(task: Task, tmp_path: Path, monkeypatch: py
         node_modules_with(("onnxruntime-web@1.30.0",), tmp_path / "web")
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_script_that_fails_in_node_is_a_row_with_the_error(task: Task, tmp_path: Path) -> None:
+    command = ["node", str(measure.SCRIPTS / "onnxruntime_web.mjs"), str(tmp_path)]
+    with (
+        pytest.raises(ProgramError, match=r"ended with exit code 1: Error: Cannot find module 'onnxruntime-web'"),
+        opened(RUNTIMES["onnxruntime-web"], command, tmp_path, task),
+    ):
+        pass
+
+
 def test_version_without_a_program_says_so(task: Task) -> None:
     with baseline_of(task) as baseline:
         models = {ONNX_NAME: task.models[ONNX_NAME]}
@@ -229,9 +240,9 @@ def test_openvino_opencv_and_tract_give_the_served_models_answers(
     """Installed in .cache/runtimes, by the first run that has the network."""
     where = ["--repository", str(job.repository), "--checkpoint-dir", str(job.checkpoint_dir)]
     names = ("openvino", "opencv", "tract")
-    only = ["--only", ",".join(names), "--repeats", "1", "--report-dir", str(tmp_path)]
+    only = ["--only", ",".join(names), "--repeats", "1", "--report-dir", str(tmp_path / "new")]
     assert run_program(main, [*where, *only]) == 0, capsys.readouterr().err
-    [report] = tmp_path.glob("*.json")
+    [report] = (tmp_path / "new").glob("*.json")
     rows = {row["runtime"]["title"]: row for row in json.loads(report.read_bytes())["runtimes"]}
     assert rows.pop(OURS.title)["passed"]
     missing = [row["why"] for row in rows.values() if "cannot install" in row["why"]]

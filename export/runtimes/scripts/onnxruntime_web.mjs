@@ -1,9 +1,10 @@
-// onnxruntime-web in Node: WebAssembly on one thread. As harness.py, in JavaScript: node onnxruntime_web.mjs MODEL IMAGES LOGITS SCRATCH
+// onnxruntime-web in Node: WebAssembly on one thread. As harness.py, in JavaScript:
+// node onnxruntime_web.mjs NODE_MODULES MODEL IMAGES.npy LOGITS.npy SCRATCH_DIR
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import readline from "node:readline";
 
-const [model, imagesPath, logitsPath, , modules] = process.argv.slice(2);
+const [modules, model, imagesPath, logitsPath] = process.argv.slice(2);
 const require = createRequire(`${modules}/`);
 const ort = require("onnxruntime-web");
 const { version } = JSON.parse(fs.readFileSync(`${modules}/onnxruntime-web/package.json`));
