@@ -54,7 +54,7 @@ RUNTIMES = {
     "jax": Runtime(
         title="JAX",
         framework="JAX",
-        route="jaxonnxruntime",
+        route="jaxonnxruntime, jax.jit",
         script="jax_cpu.py",
         packages=("jax==0.10.2", "jaxonnxruntime==0.3.0", "onnx==1.23.2", "absl-py==2.5.1"),
     ),

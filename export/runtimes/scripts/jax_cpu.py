@@ -4,12 +4,19 @@ import jax
 import numpy as np
 import onnx
 from harness import serve
-from jaxonnxruntime.backend import Backend
+from jaxonnxruntime.call_onnx import call_onnx_model
 
 
 def open_model(path, scratch):
-    prepared = Backend.prepare(onnx.load(path))
-    return jax.__version__, lambda size: lambda images: np.asarray(prepared.run({"images": images})[0])
+    model = onnx.load(path)
+
+    def runner_for(size):
+        example = {"images": np.zeros((size, 1, 28, 28), np.uint8)}
+        function, weights = call_onnx_model(model, example)
+        compiled = jax.jit(function)
+        return lambda images: np.asarray(compiled(weights, {"images": images})[0])
+
+    return jax.__version__, runner_for
 
 
 serve(open_model)
