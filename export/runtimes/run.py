@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.runtimes",
         description="Run the served model in every framework and runtime that takes it, on all test images.",
-        epilog="Each is installed once, under .cache/runtimes: 6 GB for all of them.",
+        epilog="Each is installed once, under .cache/runtimes: 7 GB for all of them.",
     )
     add = parser.add_argument
     add("--only", default="", metavar="NAMES", help=f"some of {', '.join(RUNTIMES)}; without a report")
