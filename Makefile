@@ -26,7 +26,7 @@ CARGO := $(shell command -v cargo 2>/dev/null)
 CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test test-all check loadtest attack restarts bench ladder gpu-report clean
+.PHONY: help setup data train curves export serve classify test test-all check loadtest attack restarts bench ladder runtimes look gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -108,6 +108,12 @@ bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime
 
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
 	$(RUN) -m export.ladder $(ARGS)
+
+runtimes: $(EXPORTED) ## the served model in 13 other frameworks and runtimes: answers, speed, size; ARGS="--only openvino,tract"
+	$(RUN) -m export.runtimes $(ARGS)
+
+look: $(EXPORTED) ## look at the exported graph in Netron, in the browser
+	$(RUN) -m export.look $(ARGS)
 
 gpu-report: $(SETUP) ## measure every claim about GPUs here, in 10 minutes: reports/gpu-<name>-<date>.md; without a GPU, rehearse
 	$(RUN) -m loadtest.gpu_report $(ARGS)

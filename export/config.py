@@ -51,6 +51,9 @@ class ExportConfig:
     engine: str = "auto"
     """Whether to build engines: `no`, `yes`, or `auto`, which builds those that this machine has the libraries for."""
 
+    litert: bool = False
+    """Whether to make a LiteRT model too, which `--backend litert` serves."""
+
     opt_batch_size: int = 64
     """The batch size that the engine's kernels are timed at."""
 
@@ -69,6 +72,9 @@ class ExportConfig:
         ):
             if value not in known:
                 raise UsageError("BAD_OPTIONS", f"{option} is {value!r}", f"one of {', '.join(known)}")
+        if self.litert and self.precision != "fp32":
+            what = f"--litert makes a model in fp32, not {self.precision}"
+            raise UsageError("BAD_OPTIONS", what, "leave out one of them")
         if self.precision not in PRECISIONS:
             raise UsageError("BAD_OPTIONS", f"--precision is {self.precision!r}", f"one of {', '.join(PRECISIONS)}")
         if not 1 <= self.max_batch_size <= LARGEST_MAX_BATCH_SIZE:
@@ -126,6 +132,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
     )
     add("--precision", choices=PRECISIONS, default="fp32", help="what the layers compute in (fp32)")
     add("--engine", choices=WANTED, default="auto", help="build TensorRT engines (auto: those that can be built)")
+    add("--litert", action="store_true", help="also make a LiteRT model; fetches its converter, 2.5 GB, into .cache")
     add("--opt-batch-size", type=int, default=64, metavar="N", help="batch that the engine is timed at (64)")
     add("--version-compatible", action="store_true", help="engine for later TensorRT and the lean runtime too")
     add("--hardware-compatible", choices=HARDWARE_LEVELS, default="none", help="engine for other GPUs too (none)")
@@ -142,6 +149,7 @@ def config_from(arguments: list[str]) -> ExportConfig:
         unproven_dir=options.unproven_dir,
         precision=options.precision,
         engine=options.engine,
+        litert=options.litert,
         opt_batch_size=options.opt_batch_size,
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,

@@ -19,6 +19,7 @@ from export.emulation import EmulatedBackend
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
+from export.litert_model import litert_from
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs, probes_of
@@ -28,9 +29,9 @@ from export.repository import publish
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.backends.select import UNFIT, open_tensorrt
+from serving.backends.select import UNFIT, open_litert, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes, save_manifest
+from serving.manifest import LITERT_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes, save_manifest
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -87,6 +88,8 @@ def open_backends(
                 backends.append(open_backend(files[name], device=device, max_batch_size=max_batch_size))
             except ResourceUnavailableError as error:
                 print(f"not compared on {device}: {error.why or error.what}")
+    if LITERT_NAME in files:
+        backends.append(open_litert(files[LITERT_NAME], max_batch_size))
     for spec in engines:
         try:
             engine, onnx_sha256 = files[spec.file], _sha256(files[ONNX_NAME])
@@ -174,6 +177,8 @@ def main(arguments: list[str]) -> int:
     source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
+    if config.litert:
+        files[LITERT_NAME] = litert_from(fp32_onnx)
     engines = engines_from_onnx(files[ONNX_NAME], config.engine_options, config.engine)
     files |= engines.files
     # The program is the reference: in another precision nobody is to serve it for what was asked for.

@@ -57,7 +57,7 @@ class ServerConfig:
     """Listen where others can reach it even without TLS and tokens, as behind a proxy that has both."""
 
     backend: str = "auto"
-    """auto, onnxruntime, torch or tensorrt. auto takes the fastest there is and says which and why."""
+    """auto, onnxruntime, torch, tensorrt or litert. auto takes the fastest there is and says which and why."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>. What is asked for runs, or start-up fails."""

@@ -25,6 +25,7 @@ FORMAT = 2
 # File name of each kind of artifact, and so of what a backend loads.
 PROGRAM_NAME = "model.pt2"  # torch.export program
 ONNX_NAME = "model.onnx"
+LITERT_NAME = "model.tflite"
 ENGINE_NAME = "model.plan"  # TensorRT engine, for one GPU
 RTX_ENGINE_NAME = "model.rtx.engine"  # TensorRT for RTX engine, for every GPU of its compute capabilities
 RTX_TURING_ENGINE_NAME = "model.rtx75.engine"  # the same for compute capability 7.5, which has fewer types

@@ -21,6 +21,8 @@ MODULES = {
     "restarts": "loadtest.restarts",
     "bench": "loadtest.bench",
     "ladder": "export.ladder",
+    "runtimes": "export.runtimes",
+    "look": "export.look",
     "gpu-report": "loadtest.gpu_report",
     "classify": "loadtest.samples",
     "classify FILES": "atelier.classify",

@@ -13,7 +13,7 @@ class Backend(Protocol):
     `infer` is only ever called from one thread at a time. Everything may raise; whoever calls translates.
     """
 
-    name: str  # "torch", "onnxruntime", "tensorrt"
+    name: str  # "torch", "onnxruntime", "tensorrt", "litert"
     device: str  # "cpu", "cuda:0"
     max_batch_size: int
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from atelier.program import how_to_install
 from serving.backends.base import Backend
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, read_verified
+from serving.manifest import LITERT_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, read_verified
 
-KINDS = ("auto", "torch", "onnxruntime", "tensorrt")
+KINDS = ("auto", "torch", "onnxruntime", "tensorrt", "litert")
 # Where nothing else is asked for. On a CPU a batch takes as long as its images: larger ones only wait longer. A GPU is
 # hardly busy with 64: 256 are 0.2 GFLOP and 200 kB, each some microseconds of its time, about as many as launching and
 # waiting cost whatever the size; and a request of 1,024 images is 4 batches to hand over instead of 16.
@@ -65,6 +65,14 @@ def open_backend(
     on = "cuda" if device == "auto" else device
     if kind == "tensorrt":
         return _open_engine(manifest, read, largest_on, on, cache_dir)
+    if kind == "litert":
+        if LITERT_NAME not in manifest.files:
+            cure = "export it with --litert, or use --backend onnxruntime"
+            raise MissingInputError("NO_LITERT_MODEL", f"version {manifest.version} has no {LITERT_NAME}", cure)
+        if device not in ("auto", "cpu"):
+            raise UsageError("BAD_DEVICE", f"{device!r} is no device of LiteRT's", "use cpu")
+        backend = open_litert(read(LITERT_NAME), largest_on("cpu"), num_threads)
+        return Opened(backend, "LiteRT on cpu was asked for", LITERT_NAME)
     if kind != "auto":
         raise UsageError("BAD_BACKEND", f"{kind!r} is no backend", f"use one of {', '.join(KINDS)}")
     if device == "cpu":
@@ -84,7 +92,7 @@ def open_backend(
 def files_for(kind: str, manifest: Manifest) -> tuple[str, ...]:
     """Returns the names of the files that a backend of this kind may be opened from."""
     engines = tuple(engine.file for engine in manifest.engines)
-    files = {"torch": (PROGRAM_NAME,), "onnxruntime": (ONNX_NAME,), "tensorrt": engines}
+    files = {"torch": (PROGRAM_NAME,), "onnxruntime": (ONNX_NAME,), "tensorrt": engines, "litert": (LITERT_NAME,)}
     return files.get(kind, (ONNX_NAME, *engines))
 
 
@@ -123,6 +131,16 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
     return OnnxRuntimeBackend(
         model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, precision=precision
     )
+
+
+def open_litert(model: bytes, max_batch_size: int, num_threads: int = 1) -> Backend:
+    """Opens a LiteRT model. Raises ResourceUnavailableError NO_LITERT if LiteRT is not installed."""
+    try:
+        from serving.backends.litert_backend import LiteRTBackend
+    except ImportError as error:
+        cure = f"{how_to_install('litert')}, or use --backend onnxruntime"
+        raise ResourceUnavailableError("NO_LITERT", "asked for litert", cure, why=str(error)) from None
+    return LiteRTBackend(model, num_threads=num_threads, max_batch_size=max_batch_size)
 
 
 def _open_engine(

@@ -1,0 +1,77 @@
+"""Throw-away environments for packages that we do not depend on: installed once and kept, under .cache."""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from atelier.errors import ResourceUnavailableError
+
+INSTALL_TIMEOUT_S = 1800  # TensorFlow on a busy machine
+_MARKER = ".installed"
+_COMES_WITH_PYTHON = re.compile(r"(pip|setuptools|pkg_resources|_distutils_hack|distutils-precedence|__pycache__)\b")
+
+
+def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool = False) -> Path:
+    """Returns the Python of a virtual environment that holds these packages, pinned.
+
+    Behind its own packages it sees ours if `sees_ours`, so that PyTorch is not fetched again.
+    Raises ResourceUnavailableError NO_ENVIRONMENT if pip cannot make it.
+    """
+    python = environment / "bin" / "python"
+    if not _holds(environment, packages):
+        shutil.rmtree(environment, ignore_errors=True)
+        _run(sys.executable, "-m", "venv", str(environment))
+        _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+        (environment / _MARKER).write_text("\n".join(packages))
+    if sees_ours:  # written after the installation: pip does not see it
+        own = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        (own / "zz-atelier.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return python.absolute()
+
+
+def node_modules_with(packages: Sequence[str], environment: Path) -> Path:
+    """Returns a `node_modules` that holds these packages. Raises ResourceUnavailableError NO_ENVIRONMENT as above."""
+    if not _holds(environment, packages):
+        shutil.rmtree(environment, ignore_errors=True)
+        environment.mkdir(parents=True)
+        options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefix", str(environment))
+        _run("npm", "install", *options, *packages)
+        (environment / _MARKER).write_text("\n".join(packages))
+    return (environment / "node_modules").absolute()
+
+
+def size_mb(environment: Path) -> float:
+    """Returns what the installed packages take on disk, without pip and what a new environment has anyway."""
+    [packages] = [*environment.glob("node_modules"), *environment.glob("lib/*/site-packages")]
+    folders = [path for path in packages.iterdir() if not _COMES_WITH_PYTHON.match(path.name)]
+    files = (file for folder in folders for file in (folder.rglob("*") if folder.is_dir() else (folder,)))
+    return sum(file.lstat().st_size for file in files if not file.is_dir()) / 1e6
+
+
+def _holds(environment: Path, packages: Sequence[str]) -> bool:
+    marker = environment / _MARKER
+    return marker.exists() and marker.read_text().split() == list(packages)
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+        )
+        why = _reason(done.stderr) if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        why = f"it took longer than {INSTALL_TIMEOUT_S} s"
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise ResourceUnavailableError("NO_ENVIRONMENT", f"{Path(command[0]).name} cannot install", why=why)
+
+
+def _reason(stderr: str) -> str:
+    """Returns the first line that speaks of an error: those behind it refer to it."""
+    lines = stderr.strip().splitlines() or ["it said nothing"]
+    return next((line for line in lines if "error" in line.lower()), lines[-1])

@@ -1,0 +1,1 @@
+"""The served model in other frameworks and runtimes: `make runtimes`."""

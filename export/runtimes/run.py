@@ -1,0 +1,110 @@
+"""`python -m export.runtimes` (make runtimes): the served model in every framework and runtime that takes it."""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atelier.errors import ConfigurationError, UsageError
+from atelier.files import write_atomically
+from atelier.machine import machine_facts
+from export.export import MODEL_NAME
+from export.parity import truth_of
+from export.parity_inputs import ParityInputs
+from export.runtimes.known import OURS, RUNTIMES
+from export.runtimes.measure import BATCH_SIZES, Result, Task, command_for, judged, measured, opened
+from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
+from export.runtimes.session import Session, logits_in
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, find_version, read_verified
+from training.checkpoint import load_model
+from training.dataset import load_dataset
+from training.run_record import CHECKPOINT_DIR
+
+PACKAGES = ("onnxruntime", "torch", "numpy")
+
+
+def main(arguments: list[str]) -> int:
+    """Measures what was asked for; the report is written if that is all."""
+    options = _parser().parse_args(arguments)
+    names = _chosen(options.only)
+    task = _task(options)
+    with _baseline(task) as (baseline, ours):
+        results = list(_measure(names, task, baseline))
+    rates = {size: [rate for result in results for rate in result.beside.get(size, [])] for size in BATCH_SIZES}
+    results.insert(0, dataclasses.replace(ours, rates=rates, beside=rates))
+    facts, date = machine_facts(PACKAGES), datetime.now(UTC).date().isoformat()
+    print(f"\n{table_from(results)}")
+    directory = options.report_dir or (None if options.only else Path("reports"))
+    if directory:
+        directory.mkdir(parents=True, exist_ok=True)
+        for ending, data_from in (("md", markdown_from), ("json", json_from)):
+            write_atomically(directory / f"runtimes-{date}.{ending}", data_from(results, task, facts, date))
+        print(f"\nThe report is {directory / f'runtimes-{date}.md'}")
+    return 0
+
+
+def _chosen(only: str) -> list[str]:
+    names = [name.strip() for name in only.split(",")] if only else list(RUNTIMES)
+    if unknown := [name for name in names if name not in RUNTIMES]:
+        raise UsageError("BAD_OPTIONS", f"--only names {', '.join(unknown)}", f"it knows {', '.join(RUNTIMES)}")
+    return names
+
+
+def _task(options: argparse.Namespace) -> Task:
+    """Raises ConfigurationError OTHER_CHECKPOINT if the truth at hand is not that of the served version."""
+    version_dir, manifest = find_version(options.repository, MODEL_NAME)
+    model, checkpoint = load_model(options.checkpoint_dir)
+    if manifest.checkpoint_sha256 != checkpoint.sha256:
+        what = f"{version_dir} was not made from the checkpoint in {options.checkpoint_dir}"
+        raise ConfigurationError("OTHER_CHECKPOINT", what, "export it, or name the right one: --checkpoint-dir")
+    data = load_dataset(options.data_dir, verify=not options.unverified_data)
+    names = [name for name in (ONNX_NAME, PROGRAM_NAME) if name in manifest.files]
+    return Task(
+        models={name: read_verified(version_dir, manifest, name) for name in names},
+        precision=manifest.precision,
+        truth=truth_of(model)(data.test_images),
+        inputs=ParityInputs(images=data.test_images, labels=data.test_labels, edge_names=()),
+        repeats=options.repeats,
+        limit_s=options.time_limit_s,
+    )
+
+
+@contextmanager
+def _baseline(task: Task) -> Iterator[tuple[Session, Result]]:
+    """ONNX Runtime in our own environment; there until the last runtime has been measured beside it."""
+    with tempfile.TemporaryDirectory(prefix="atelier-runtime-") as directory:
+        scratch = Path(directory)
+        with opened(OURS, command_for(OURS, scratch), scratch, task) as running:
+            parity = judged(OURS, logits_in(scratch / "logits.npy", len(task.truth)), task)
+            yield running, Result(runtime=OURS, version=running.version, parity=parity)
+
+
+def _measure(names: Sequence[str], task: Task, baseline: Session) -> Iterator[Result]:
+    for number, name in enumerate(names, 1):
+        title = RUNTIMES[name].title
+        print(f"{number}/{len(names)} {title}: {RUNTIMES[name].route} ...", flush=True)
+        result = measured(RUNTIMES[name], task, baseline)
+        print(f"    {result.why or f'{verdict(result)}, {num_flips(result)} class flips'}", flush=True)
+        yield result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.runtimes",
+        description="Run the served model in every framework and runtime that takes it, on all test images.",
+        epilog="Each is installed once, under .cache/runtimes: 7 GB for all of them.",
+    )
+    add = parser.add_argument
+    add("--only", default="", metavar="NAMES", help=f"some of {', '.join(RUNTIMES)}; without a report")
+    add("--repository", type=Path, default=Path("artifacts/models"), metavar="DIR", help="what export wrote")
+    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help="what it was made from: the truth")
+    add("--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them")
+    add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
+    add("--repeats", type=int, default=7, metavar="N", help="how often each is timed, in turn with ONNX Runtime (7)")
+    add("--time-limit-s", type=float, default=300, metavar="S", help="after which a runtime is given up (300)")
+    add("--report-dir", type=Path, metavar="DIR", help="where the report goes (reports)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
