@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -170,11 +171,12 @@ def test_server_that_speaks_http_1_is_no_grpc_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
-            for _ in range(3):
-                connection, _peer = listener.accept()
-                with connection:
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-                    connection.recv(1000)
+            with suppress(OSError):  # until the test closes the listener
+                while True:
+                    connection, _peer = listener.accept()
+                    with connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                        connection.recv(1000)
 
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(ClassifyError) as caught:
