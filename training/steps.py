@@ -20,7 +20,7 @@ from training import distributed
 from training.augmentation import Changes, augment, draw_changes
 from training.cuda_graph import captured
 from training.models import LeNet
-from training.models.fast_cpu import fast_on_cpu
+from training.models.in_blocks import fastest_form
 from training.optimisation import average_decay, learning_rate, optimizer_for
 from training.recipes import Recipe
 from training.split import Split
@@ -38,7 +38,7 @@ class Steps:
         self.model, self.recipe, self.split, self.precision = model, recipe, split, precision
         self.sizes = [len(batch) for batch in torch.split(torch.empty(num_images), recipe.batch_size)]  # S of them
         self.is_captured = device.type == "cuda" and distributed.size() == 1
-        self._forward = fast_on_cpu(model) if device.type == "cpu" else model
+        self._forward = fastest_form(model, device, precision)
         self.averaged = copy.deepcopy(model) if recipe.average_decay else model
         self.optimizer = optimizer_for(model, recipe, is_captured=self.is_captured)
         distributed.share_statistics(model)

@@ -1,4 +1,4 @@
-"""The tutorial's LeNet-5, computed by blocks of pixels: the same function of the same weights, faster on a CPU.
+"""The tutorial's LeNet-5, computed by blocks of pixels: the same function of the same weights, often faster.
 
 A CPU multiplies 16 numbers at once, and LeNet-5's first convolution has 6 channels; both of its averages over 2x2
 pixels read and write every pixel once more. So a convolution that is to be pooled computes the four pixels of a block
@@ -18,14 +18,16 @@ from training.models.lenet import LeNet, LeNet5
 FIRST_DENSE = 5  # of the layers: the index of `flatten`
 
 
-def fast_on_cpu(model: LeNet) -> nn.Module:
-    """Returns what computes `model` fastest on a CPU: its form in blocks, if it has one, or else the model itself.
+def fastest_form(model: LeNet, device: torch.device, precision: str) -> nn.Module:
+    """Returns what computes `model` fastest there: its form in blocks, the model in another order of memory, or itself.
 
-    Convolutions with few channels are up to twice as fast with the channels of a pixel side by side in memory.
+    On a CPU, convolutions with few channels are up to twice as fast with the channels of a pixel side by side in
+    memory. An H100 takes 341 us for a step of 256 images in blocks in tf32, for which its tensor cores want channels,
+    and 694 as it is; in fp32 it is 622 against 532, in bf16 417 against 405 (the step alone, 2026-11-26).
     """
-    if LeNet5InBlocks.can_compute(model):
+    if LeNet5InBlocks.can_compute(model) and (device.type == "cpu" or precision == "tf32"):
         return LeNet5InBlocks(cast(LeNet5, model))
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model
 
 
 class LeNet5InBlocks(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from training.models import ClassicLeNet5, LeNet5, initialise
-from training.models.fast_cpu import LeNet5InBlocks
+from training.models.in_blocks import LeNet5InBlocks
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8, generator=GENERATOR)
