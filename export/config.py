@@ -42,9 +42,6 @@ class ExportConfig:
     max_batch_size: int = 256
     """The largest batch that is proven, and so the largest that may be served."""
 
-    unproven_dir: Path | None = None
-    """Where what was made is also left before it is proven, to be measured; None leaves nothing that is unproven."""
-
     precision: str = "fp32"
     """What the layers compute in, one of PRECISIONS; `images` are uint8 and `logits` float32 in all of them."""
 
@@ -90,7 +87,7 @@ class ExportConfig:
     @property
     def failed_dir(self) -> Path:
         """Where the reports of a failed gate go, to be read; never a place that a server looks at."""
-        return self.unproven_dir or self.repository_dir.parent / "parity-failed"
+        return self.repository_dir.parent / "parity-failed"
 
 
 EPILOG = f"""
@@ -100,8 +97,7 @@ Makes a torch.export program, an ONNX model, a portable engine of TensorRT for R
 and TensorRT, an engine for that GPU; and proves that each that runs here gives the answers of the model in float64: on
 every test image and on edge cases, in batches of 1, 2, 7, 64 and the largest. Then publishes them, whole or not at all.
 Where the proof fails nothing is published, the exit code is 65, and parity-failed/parity.md beside the repository tells
-what differs, on which image, and from which layer on. What --unproven-dir asks for has a manifest that no server
-accepts.
+what differs, on which image, and from which layer on.
 """
 
 
@@ -121,9 +117,6 @@ def config_from(arguments: list[str]) -> ExportConfig:
     add("--incomplete", action="store_true", help="export a checkpoint even if its training has not finished")
     add("--near-chance", action="store_true", help="export a model even if its accuracy is within 5 points of chance")
     add("--max-batch-size", type=int, default=256, metavar="N", help="largest to prove, and so to serve (256)")
-    add(
-        "--unproven-dir", type=Path, metavar="DIR", help="also leave there, before the proof, what was made: to measure"
-    )
     add("--precision", choices=PRECISIONS, default="fp32", help="what the layers compute in (fp32)")
     add("--engine", choices=WANTED, default="auto", help="build TensorRT engines (auto: those that can be built)")
     add("--opt-batch-size", type=int, default=64, metavar="N", help="batch that the engine is timed at (64)")
@@ -139,7 +132,6 @@ def config_from(arguments: list[str]) -> ExportConfig:
         incomplete=options.incomplete,
         near_chance=options.near_chance,
         max_batch_size=options.max_batch_size,
-        unproven_dir=options.unproven_dir,
         precision=options.precision,
         engine=options.engine,
         opt_batch_size=options.opt_batch_size,

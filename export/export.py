@@ -15,7 +15,6 @@ from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, config_from
-from export.emulation import EmulatedBackend
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
@@ -23,14 +22,14 @@ from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
-from export.precision import HALF_TYPES, onnx_in
+from export.precision import HALF_TYPES, EmulatedBackend, onnx_in
 from export.repository import publish
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes, save_manifest
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -123,14 +122,6 @@ def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: 
     return BadDataError("PARITY", what, f"nothing was published; read {directory / 'parity.md'}")
 
 
-def leave_unproven(directory: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-    """Leaves what was made where it can be measured, even if its proof fails or crashes; no server accepts it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomically(directory / name, data)
-    save_manifest(dataclasses.replace(manifest, parity_passed=False), directory)
-
-
 def manifest_of(
     files: Mapping[str, bytes],
     checkpoint: Checkpoint,
@@ -178,8 +169,6 @@ def main(arguments: list[str]) -> int:
     files |= engines.files
     # The program is the reference: in another precision nobody is to serve it for what was asked for.
     kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}
-    if config.unproven_dir:
-        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs, probes))
 
     backends = open_backends(files, config.max_batch_size, config.precision, engines.specs)
     report = run_gate(truth, backends, inputs, config.precision)

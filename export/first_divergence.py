@@ -20,10 +20,9 @@ from torch.fx import Interpreter, Node
 
 from atelier.contract import Images
 from atelier.tolerances import TOLERANCES, Tolerance
-from export.emulation import emulated_onnx
 from export.parity import ParityReport
 from export.parity_inputs import ParityInputs
-from export.precision import HALF_TYPES
+from export.precision import HALF_TYPES, emulated_onnx
 from export.torch_program import program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 

@@ -23,12 +23,11 @@ from atelier.machine import package_versions
 from atelier.program import run_program
 from atelier.tables import aligned
 from export.config import MADE_WITH
-from export.emulation import EmulatedBackend
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
 from export.parity import RuntimeParity, run_gate, truth_of
 from export.parity_inputs import ParityInputs, parity_inputs
-from export.precision import HALF_TYPES, PRECISIONS, onnx_in
+from export.precision import HALF_TYPES, PRECISIONS, EmulatedBackend, onnx_in
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.timing import images_per_s
