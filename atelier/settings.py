@@ -16,7 +16,10 @@ Settings = TypeVar("Settings")
 def parse_settings(
     kind: type[Settings], arguments: list[str], *, prog: str, description: str, epilog: str = ""
 ) -> Settings:
-    """Fills `kind` from the command line: a flag for every field, and `--debug`, which run_program reads."""
+    """Fills `kind` from the command line: a flag for every field, and `--debug`, which run_program reads.
+
+    A field that is a dataclass itself has no flag.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,6 +33,8 @@ def parse_settings(
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any, meaning: str) -> None:
+    if dataclasses.is_dataclass(hint):  # fences, which nobody sets on a command line
+        return
     flag = "--" + field.name.replace("_", "-")
     if hint is bool:
         parser.add_argument(flag, action="store_true", help=meaning)

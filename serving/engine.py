@@ -30,7 +30,7 @@ class Engine:
         queue = BatchQueue(
             max_batch_size=model.backend.max_batch_size,
             max_queue_size=config.max_queue_size,
-            max_queue_delay_us=config.max_queue_delay_us,
+            max_queue_delay_us=config.limits.max_queue_delay_us,
         )
         self._batcher = Batcher(
             model.backend, queue, hang_timeout_s=config.hang_timeout_s, on_failure=on_failure, metrics=metrics

@@ -148,7 +148,7 @@ class Supervisor:
         if child.num_silent > (config.hang_timeout_s + 5 if child.is_ready else MAX_START_S):
             say(f"warning: nothing was heard of the serving process for {child.num_silent} s: it is killed")
             child.process.kill()
-        elif num_stopping > config.lame_duck_s + config.drain_timeout_s + 10:
+        elif num_stopping > config.limits.lame_duck_s + config.drain_timeout_s + 10:
             say(f"warning: the serving process has been draining for {num_stopping} s: it is killed")
             child.process.kill()
 

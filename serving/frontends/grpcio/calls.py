@@ -84,8 +84,8 @@ class RpcHandler(grpc.GenericRpcHandler):
                 raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
             left_s = cast("float | None", context.time_remaining())
             if left_s is None:
-                left_s = self._config.default_deadline_s
-            return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+                left_s = self._config.limits.default_deadline_s
+            return await method(message, time.monotonic() + min(left_s, self._config.limits.max_deadline_s))
         except asyncio.CancelledError:
             self._metrics.count_call(name, _end_by_client(context))
             raise

@@ -137,7 +137,7 @@ class Server:
         refusal = NotServingError("DRAINING", "the server is shutting down", "retry: another may serve")
         self._handler.refusal = refusal
         if not self._watch.done():  # while there still is a port on which to refuse
-            await asyncio.sleep(config.lame_duck_s)
+            await asyncio.sleep(config.limits.lame_duck_s)
         # From now on clients are told to go elsewhere (GOAWAY), while what was accepted is answered.
         leaving = asyncio.ensure_future(self._grpc_server.stop(grace=config.drain_timeout_s + 1.0))
         try:
@@ -164,7 +164,9 @@ class Server:
     async def _listen(self) -> None:
         config = self._config
         options = _channel_arguments(config, shares_port=self._shares_port)
-        self._grpc_server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_concurrent_requests)
+        self._grpc_server = grpc.aio.server(
+            options=options, maximum_concurrent_rpcs=config.limits.max_concurrent_requests
+        )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
         self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
@@ -205,8 +207,8 @@ def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple
         # A stream counts for a moment after its end; a client that fills all streams again at once was refused.
         ("grpc.http2.max_deallocating_streams", 256),
         # Calls that have come while the event loop was busy: beyond the first, ever more of them were CANCELLED.
-        ("grpc.server.max_pending_requests", config.max_concurrent_requests),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_concurrent_requests),
+        ("grpc.server.max_pending_requests", config.limits.max_concurrent_requests),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * config.limits.max_concurrent_requests),
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_metadata_size", 8 << 10),
