@@ -1,4 +1,7 @@
-"""Turns a frozen dataclass into a command line: the docstring under a field is its help, its type its parser."""
+"""Turns a frozen dataclass into a command line: a field is a flag, and the docstring under it the help.
+
+The field's type parses the flag; a Literal has choices.
+"""
 
 import argparse
 import ast
@@ -37,11 +40,15 @@ def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", 
         return
     flag = "--" + field.name.replace("_", "-")
     if hint is bool:
-        parser.add_argument(flag, action="store_true", help=meaning)
+        parser.add_argument(flag, action="store_true", help=meaning.replace("%", "%%"))
+        return
+    shown = "" if field.default in (None, "") else f" (default: {field.default})"
+    meaning = (meaning + shown).replace("%", "%%")
+    if typing.get_origin(hint) is typing.Literal:
+        parser.add_argument(flag, choices=typing.get_args(hint), default=field.default, help=meaning)
         return
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
-    shown = "" if field.default in (None, "") else f" (default: {field.default})"
-    parser.add_argument(flag, type=kinds[0], default=field.default, help=(meaning + shown).replace("%", "%%"))
+    parser.add_argument(flag, type=kinds[0], default=field.default, help=meaning)
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 TIMING_CACHE = Path("artifacts/tensorrt-timing.cache")
-WANTED = ("auto", "yes", "no")
-HARDWARE_LEVELS = ("none", "same_compute_capability", "ampere_plus")
+Wanted = Literal["auto", "yes", "no"]
+HardwareLevel = Literal["none", "same_compute_capability", "ampere_plus"]
 IMAGE = (1, 28, 28)
 
 
@@ -26,7 +27,7 @@ class EngineOptions:
     """Whether it also runs on later releases of this TensorRT's major version, and on the lean runtime."""
 
     hardware_compatible: str = "none"
-    """One of HARDWARE_LEVELS: other GPUs than this one that it is to run on."""
+    """A HardwareLevel: other GPUs than this one that it is to run on."""
 
     timing_cache: Path = TIMING_CACHE
     """Timings kept from build to build: a second build takes seconds and picks the same kernels."""

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from atelier.errors import ProgramError, ResourceUnavailableError
-from export.engine_options import EngineOptions
+from export.engine_options import EngineOptions, Wanted
 from export.rtx_engine import rtx_engines_from_onnx
 from export.tensorrt_engine import engine_from_onnx, spec_of
 from serving.manifest import ENGINE_NAME, EngineSpec
@@ -19,8 +19,8 @@ class Engines:
     about: tuple[str, ...] = ()
 
 
-def engines_from_onnx(onnx_model: bytes, options: EngineOptions, wanted: str) -> Engines:
-    """Builds what can be built here. `wanted` is one of WANTED; `auto` goes on without what lacks library or GPU.
+def engines_from_onnx(onnx_model: bytes, options: EngineOptions, wanted: Wanted) -> Engines:
+    """Builds what can be built here; `auto` goes on without what lacks library or GPU.
 
     `yes` wants an engine for the GPU of this machine, or if it has none the portable one. Raises ProgramError.
     """

@@ -14,7 +14,7 @@ from atelier.contract import TensorSpec
 from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
-from export.config import MADE_WITH, ExportConfig, config_from
+from export.config import MADE_WITH, ExportConfig, parse_arguments
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
 from export.inference_model import inference_model
@@ -52,7 +52,7 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
         )
         cure = f"{resume_command(training)} finishes it; --incomplete exports it as it is"
         raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)
-    if config.verify_data and not checkpoint.dataset_verified:
+    if not config.unverified_data and not checkpoint.dataset_verified:
         what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"
         raise BadDataError("UNVERIFIED_CHECKPOINT", what, "train it again without --unverified-data")
     check_accuracy(checkpoint, config)
@@ -152,10 +152,10 @@ def manifest_of(
 
 def main(arguments: list[str]) -> int:
     """Exports, proves and publishes one version. Raises ProgramError, and then nothing is published."""
-    config = config_from(arguments)
+    config = parse_arguments(arguments)
     model, checkpoint = load_model(config.checkpoint_dir)
     check_provenance(checkpoint, config)
-    data = load_dataset(config.data_dir, verify=config.verify_data)
+    data = load_dataset(config.data_dir, verify=not config.unverified_data)
 
     truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
 
     kept |= reports
     version_dir = publish(
-        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
+        config.repository / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
     )
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
     print("\n".join(engines.about))

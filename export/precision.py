@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -22,7 +22,8 @@ from atelier.contract import Images
 from export.onnx_model import check_onnx, opset_of
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 HALF_TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, bfloat16)}
 NUM_CALIBRATION_IMAGES = 1024
 CALIBRATION_BATCH_SIZE = 128
