@@ -243,7 +243,7 @@ class Attempts:
 
 
 def _is_unreachable(error: grpc.RpcError) -> bool:
-    """Returns whether no connection came about, which gRPC tells by its message alone."""
+    """Returns whether no connection came about, which gRPC reports in its message alone."""
     details = error.details() or ""
     signs = ("failed to connect", "resolution failed", "errors resolving", "http1")
     return error.code() is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in signs)

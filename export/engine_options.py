@@ -21,7 +21,7 @@ class EngineOptions:
     """The profile's largest batch; its smallest is 1."""
 
     opt_batch_size: int = 64
-    """The batch that kernels are timed at, where that is not over the largest."""
+    """The batch that kernels are timed at, if that is not over the largest."""
 
     version_compatible: bool = False
     """Whether it also runs on later releases of this TensorRT's major version, and on the lean runtime."""

@@ -59,7 +59,7 @@ def _has_gpu() -> bool:
 
 
 def _capability() -> str:
-    """The compute capability of this machine's first GPU; empty if there is none, or nothing to ask it with."""
+    """Returns the compute capability of this machine's first GPU; empty if there is none, or nothing to ask it with."""
     try:
         from serving.backends.cuda import CudaError, gpu_at
     except ImportError:

@@ -73,7 +73,7 @@ def check_accuracy(checkpoint: Checkpoint, config: ExportConfig) -> None:
 def open_backends(
     files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32", engines: Sequence[EngineSpec] = ()
 ) -> list[Backend]:
-    """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
+    """Opens the serving backends on the very bytes to publish: on the CPU, and on CUDA if that works.
 
     A half precision that nothing here computes in is emulated: a server proves the real one where it first runs. Raises
     ResourceUnavailableError NO_KERNELS if none but the reference can run here what would be published.
@@ -129,7 +129,7 @@ def manifest_of(
     engines: tuple[EngineSpec, ...],
     probes: Probes,
 ) -> Manifest:
-    """The manifest of a version, to be published once its gate has passed; publishing gives it its number."""
+    """Makes the manifest of a version, to be published once its gate has passed; publishing gives it its number."""
     return Manifest(
         model_name=MODEL_NAME,
         version=0,

@@ -10,11 +10,11 @@ from training.partial_convolution import PartialConv2d
 
 
 def inference_model(model: LeNet) -> LeNet:
-    """The same function of the images in ordinary layers: every runtime knows those, and runs them fastest.
+    """Builds the same function of the images of ordinary layers: every runtime knows those, and runs them fastest.
 
     A batch normalisation, with its statistics fixed, scales and shifts what the layer before it puts out: that layer's
     weights take it over. So they do across a pooling: the mean of scaled numbers is the scaled mean, and the largest of
-    them is the scaled largest, unless the scale is negative. Raises TypeError where this cannot be. A partial
+    them is the scaled largest, unless the scale is negative. Raises TypeError if this cannot be. A partial
     convolution becomes one whose absent connections are zeros. The new weights are computed in float64 and rounded
     once, to the dtype of the model.
     """

@@ -63,7 +63,7 @@ class Rung:
 def climb(
     model: nn.Module, dataset: FashionMNIST, precisions: Sequence[str] = PRECISIONS, inputs: ParityInputs | None = None
 ) -> Iterator[Rung]:
-    """The rungs, precision by precision; `inputs` other than the test images and edges are for tests."""
+    """Yields the rungs, precision by precision; `inputs` other than the test images and edges are for tests."""
     program = program_from_model(model, MAX_BATCH_SIZE)
     fp32_onnx, truth = onnx_from_program(program, classes=CLASSES, precision="fp32"), truth_of(model)
     inputs = inputs or parity_inputs(dataset.test_images, dataset.test_labels, truth)
@@ -78,7 +78,7 @@ def climb(
 
 
 def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
-    """All that runs this precision; the reference once, with fp32."""
+    """Opens all that runs this precision; the reference once, with fp32."""
     found: list[Backend] = []
     try:
         found += open_backends(files, MAX_BATCH_SIZE, precision)
@@ -92,19 +92,19 @@ def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
 
 
 def _images_per_s(backend: Backend, images: Images) -> list[float]:
-    """One figure per repeat, at the largest batch."""
+    """Measures one figure per repeat, at the largest batch."""
     batch = np.resize(images, (MAX_BATCH_SIZE, *images.shape[1:]))
     backend.infer(batch)  # not counted
     return [images_per_s(backend.infer, batch, REPEAT_S) for _ in range(NUM_REPEATS)]
 
 
 def table_from(rungs: Sequence[Rung]) -> str:
-    """One line per rung, in aligned Markdown."""
+    """Writes one line per rung, in aligned Markdown."""
     return aligned([HEADER, *(rung.row for rung in rungs)])
 
 
 def main(arguments: list[str]) -> int:
-    """Climbs and prints the table; 65 where a rung fails its gate."""
+    """Climbs and prints the table; returns 65 if a rung fails its gate."""
     parser = argparse.ArgumentParser(prog="python -m export.ladder", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="(%(default)s)")
     parser.add_argument("--data-dir", type=Path, help="the four files; default: look for them, or fetch them")

@@ -2,7 +2,7 @@
 
 TensorRT's strongly typed networks take every type from the graph, so the graph is where a precision is chosen: fp16 and
 bf16 by casts, int8 by quantisation nodes. TF32 is not a type but a way to multiply float32, so its graph is fp32's, and
-the runtimes are told.
+the runtimes have a setting for it.
 """
 
 import contextlib

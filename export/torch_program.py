@@ -13,9 +13,9 @@ from training.checkpoint import check_finite
 
 
 def program_from_model(model: nn.Module, max_batch_size: int) -> ExportedProgram:
-    """`images` (N, 1, 28, 28) uint8 -> logits (N, 10) in the dtype of the weights, 1 <= N <= max_batch_size.
+    """Exports `images` (N, 1, 28, 28) uint8 -> logits (N, 10) in the weights' dtype, 1 <= N <= max_batch_size.
 
-    Raises BadDataError NON_FINITE where a weight is NaN or infinite.
+    Raises BadDataError NON_FINITE if a weight is NaN or infinite.
     """
     check_finite(model.state_dict(), "the model to export")
     # An example of one image would make 1 a constant of the graph: torch.export specialises sizes 0 and 1.
@@ -28,7 +28,7 @@ def program_from_model(model: nn.Module, max_batch_size: int) -> ExportedProgram
 
 
 def program_bytes(program: ExportedProgram) -> bytes:
-    """The program as a `.pt2` file: raw weights and a graph in JSON."""
+    """Saves the program as a `.pt2` file: raw weights and a graph in JSON."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()

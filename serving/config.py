@@ -15,7 +15,7 @@ FRONT_ENDS = ("auto", "native", "grpcio")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Raises ConfigurationError, naming value, limit and cure, where a setting cannot be."""
+    """Raises ConfigurationError, naming value, limit and cure, if a setting cannot be."""
 
     repository: Path = Path("artifacts/models")
     """The model repository that `python -m export` writes: <repository>/<model>/<version>/."""
@@ -150,7 +150,7 @@ class ServerConfig:
 
 
 def parse_arguments(arguments: list[str]) -> ServerConfig:
-    """The settings from a command line; a flag for every field, with its meaning as the help."""
+    """Reads the settings from a command line; a flag for every field, with its meaning as the help."""
     return parse_settings(
         ServerConfig,
         arguments,

@@ -127,7 +127,7 @@ def address_from(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether only this machine reaches what listens there. Raises ConfigurationError (BAD_HOST)."""
+    """Returns whether only this machine reaches what listens there. Raises ConfigurationError (BAD_HOST)."""
     return is_unix(host) or all(ipaddress.ip_address(address[0]).is_loopback for _, address in _addresses(host))
 
 
@@ -154,7 +154,7 @@ def _bare(host: str) -> str:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
-    """All that gRPC listens on for a host: for these names in both families, whatever the system resolves."""
+    """Finds all that gRPC listens on for a host: for these names in both families, whatever the system resolves."""
     bare = _bare(host)
     if bare == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0))]
@@ -175,7 +175,7 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def is_unix(host: str) -> bool:
-    """Tells whether a host is a Unix socket's, which has no port."""
+    """Returns whether a host is a Unix socket's, which has no port."""
     return host.startswith(SCHEME)
 
 

@@ -167,7 +167,7 @@ class PageServer(ThreadingMixIn, WSGIServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """A scraper that hangs up is no news."""
+        """Ignores a scraper that hangs up."""
         logger.debug("a scrape failed", exc_info=True)
 
 

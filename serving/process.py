@@ -1,4 +1,4 @@
-"""The process that serves, as its supervisor starts it: what it is given, and what the two tell one another."""
+"""The process that serves, as its supervisor starts it: what it is given, and what the two say to each other."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ class Process:
     link: Connection
 
     def open_model(self) -> ServedModel:
-        """Opens the model on its device; the first process tells people about it."""
+        """Opens the model on its device; the first process prints which."""
         model = self.version.open(self.config)
         if not self.num_restarts:
             for line in model.introduction:

@@ -181,7 +181,7 @@ class Supervisor:
         return True
 
     def _announce(self, limits: str) -> None:
-        """Tells people, once, where it serves."""
+        """Prints, once, where it serves."""
         if self._is_announced or self._is_stopping:
             return
         self._is_announced = True
@@ -201,7 +201,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two sockets: on the first each SIGTERM and SIGINT arrives as a byte, its number, from the second."""
+    """Makes two sockets: on the first each SIGTERM and SIGINT arrives as a byte, its number, from the second."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
         sender.setblocking(False)

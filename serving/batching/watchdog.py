@@ -23,7 +23,7 @@ class DeviceWatch:
         hang_timeout_s: float,
         on_failure: Callable[[DeviceError], None],
     ) -> None:
-        """`busy_s` tells how long the batch on the device has been running; None where there is none."""
+        """`busy_s` returns how long the batch on the device has been running; None if there is none."""
         self._busy_s = busy_s
         self._hang_timeout_s = hang_timeout_s
         self._on_failure = on_failure
@@ -38,12 +38,12 @@ class DeviceWatch:
         return self._num_failed >= MAX_FAILED_BATCHES - 1
 
     def begin(self) -> None:
-        """A batch is on its way to the device."""
+        """Notes that a batch is on its way to the device."""
         if self._next_check is None:
             self._check_in(self._hang_timeout_s)
 
     def end(self, *, is_ok: bool) -> None:
-        """A batch has run; what came out is the logits, or it failed."""
+        """Notes that a batch has run, and whether logits came out or it failed."""
         self._num_failed = 0 if is_ok else self._num_failed + 1
         if self._num_failed == MAX_FAILED_BATCHES:
             what = f"{MAX_FAILED_BATCHES} batches in a row failed"

@@ -162,7 +162,7 @@ def keep_heap_small() -> None:
 
 
 def _configuration_error(error: OSError) -> Exception:
-    """`WORD: what (cure)` in Rust's words, as our error; any other as it is."""
+    """Converts `WORD: what (cure)` in Rust's words to our error; returns any other as it is."""
     match = re.fullmatch(r"(BAD_[A-Z]+): (.*) \((.*)\)", str(error), re.DOTALL)
     return ConfigurationError(match[1], match[2], match[3]) if match else error
 

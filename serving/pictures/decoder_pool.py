@@ -48,7 +48,7 @@ class DecoderPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _decoded(self, picture: bytes, index: int, invert: bool, deadline_s: float) -> NDArray[np.uint8]:
-        """(1, 28, 28) uint8."""
+        """Decodes a picture in a thread to (1, 28, 28) uint8."""
         if time.monotonic() >= deadline_s:
             raise ExpiredError("EXPIRED", f"the deadline passed after {index} pictures were decoded")
         decode = partial(image_from_picture, picture, index=index, invert=invert)

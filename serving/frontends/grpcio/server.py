@@ -61,7 +61,7 @@ async def _serve(process: Process) -> None:
 
 
 def _on_word(loop: asyncio.AbstractEventLoop, process: Process, server: "Server") -> None:
-    """The supervisor says one thing, drain, and its death means the same."""
+    """Drains on the supervisor's only word, and on its death."""
     loop.remove_reader(process.link.fileno())
     server.stop()
 
@@ -157,7 +157,7 @@ class Server:
             raise self._failure
 
     def _give_up(self, failure: DeviceError) -> None:
-        """The batcher has abandoned what was accepted: in a drain too, the end must not look like success."""
+        """Stops, as the batcher has abandoned what was accepted: in a drain too, that must not look like success."""
         self.stop(failure)
         self._failure = self._failure or failure
 
@@ -186,9 +186,9 @@ class Server:
         self._watch = asyncio.create_task(self._watch_accept_loop())
 
     async def _watch_accept_loop(self) -> None:
-        """grpcio's accept loop dies of a method name that is not UTF-8; the process would live on without a port."""
+        """Stops a server whose accept loop died of a method name that is not UTF-8: it would live on without a port."""
         try:
-            while await self._grpc_server.wait_for_termination(timeout=0.2):  # only a time-out tells of the crash
+            while await self._grpc_server.wait_for_termination(timeout=0.2):  # it raises once the loop has died
                 pass
         except Exception:
             logger.debug("the accept loop ended", exc_info=True)
@@ -200,7 +200,7 @@ class Server:
 
 
 def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple[str, int]]:
-    """grpc/grpc's channel_arg_names.h; its defaults set no bound on streams."""
+    """Returns channel arguments (grpc/grpc's channel_arg_names.h), whose defaults set no bound on streams."""
     return [
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_concurrent_streams", 128),
