@@ -1,4 +1,4 @@
-"""Ask a server: `Client`, and `AsyncClient` for asyncio.
+"""Asks a server: `Client`, and `AsyncClient` for asyncio.
 
     with Client("localhost:50051") as client:
         print(client.classify(images).labels)

@@ -1,4 +1,4 @@
-"""How far from the float64 truth a logit may be: the rows of the parity gate, by precision.
+"""Says how far from the float64 truth a logit may be: the rows of the parity gate, by precision.
 
 The export holds every runtime to them, and so does every server before it serves.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """As in NumPy: a logit passes if |found - truth| <= atol + rtol * |truth|."""
+    """Works as NumPy's: a logit passes if |found - truth| <= atol + rtol * |truth|."""
 
     rtol: float
     atol: float

@@ -22,13 +22,13 @@ class ExportConfig:
     """Says what one export reads, proves and writes. Raises UsageError BAD_OPTIONS if that cannot be."""
 
     checkpoint_dir: Path = CHECKPOINT_DIR
-    """Where `python -m training` left its checkpoint."""
+    """The checkpoint that `python -m training` left."""
 
     repository: Path = REPOSITORY_DIR
     """The model repository; the version goes under <repository>/lenet5/."""
 
     data_dir: Path | None = None
-    """Where the four files of Fashion-MNIST are; None looks in the usual places and fetches them if need be."""
+    """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""
 
     unverified_data: bool = False
     """For tests: take any IDX files for Fashion-MNIST."""
@@ -43,7 +43,7 @@ class ExportConfig:
     """The largest batch that is proven, and so the largest that may be served."""
 
     precision: Precision = "fp32"
-    """What the layers compute in; `images` are uint8 and `logits` float32 in all of them."""
+    """The type that layers compute in; `images` are uint8 and `logits` float32 in all of them."""
 
     engine: Wanted = "auto"
     """Build TensorRT engines; auto builds those that this machine has the libraries for."""
@@ -55,7 +55,7 @@ class ExportConfig:
     """Build an engine that also runs on later TensorRT of the same major version, and on the lean runtime."""
 
     hardware_compatible: HardwareLevel = "none"
-    """Which other GPUs the engine is to run on."""
+    """Other GPUs that the engine is to run on."""
 
     def __post_init__(self) -> None:
         if self.opt_batch_size < 1:
@@ -66,7 +66,7 @@ class ExportConfig:
 
     @property
     def engine_options(self) -> EngineOptions:
-        """How the engine is built; its timing cache lies beside the repository."""
+        """The engine's options; its timing cache lies beside the repository."""
         return EngineOptions(
             precision=self.precision,
             max_batch_size=self.max_batch_size,
@@ -78,7 +78,7 @@ class ExportConfig:
 
     @property
     def failed_dir(self) -> Path:
-        """Where the reports of a failed gate go, to be read; never a place that a server looks at."""
+        """The folder for the reports of a failed gate, to be read; never a place that a server looks at."""
         return self.repository.parent / "parity-failed"
 
 

@@ -1,4 +1,4 @@
-"""How engines are built, whatever their flavour."""
+"""Says how engines are built, whatever their flavour."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ IMAGE = (1, 28, 28)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine is built; the last three are of TensorRT proper alone."""
+    """Says how an engine is built; the last three are of TensorRT proper alone."""
 
     precision: str
     """The precision that the ONNX model is in."""
@@ -24,7 +24,7 @@ class EngineOptions:
     """The batch that kernels are timed at, if that is not over the largest."""
 
     version_compatible: bool = False
-    """Whether it also runs on later releases of this TensorRT's major version, and on the lean runtime."""
+    """True if it also runs on later releases of this TensorRT's major version, and on the lean runtime."""
 
     hardware_compatible: str = "none"
     """A HardwareLevel: other GPUs than this one that it is to run on."""

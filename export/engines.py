@@ -1,4 +1,4 @@
-"""The version's engines: TensorRT's own for the GPU of this machine, and TensorRT for RTX's for all that it names."""
+"""Builds the version's engines: TensorRT's for the GPU of this machine, TensorRT for RTX's for all that it names."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from serving.manifest import ENGINE_NAME, EngineSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """What was built: `specs` as the manifest lists them, and for people a line about each flavour."""
+    """Holds what was built: `specs` as the manifest lists them, and for people a line about each flavour."""
 
     files: dict[str, bytes]
     specs: tuple[EngineSpec, ...] = ()

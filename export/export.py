@@ -1,4 +1,4 @@
-"""Checkpoint -> program and ONNX model -> parity gate -> a published version."""
+"""Exports: checkpoint -> program and ONNX model -> parity gate -> a published version."""
 
 import dataclasses
 import datetime

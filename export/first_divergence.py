@@ -1,4 +1,4 @@
-"""Where a failed runtime first leaves the truth: its layers' values against the same layers in float64, in graph order.
+"""Finds where a failed runtime first leaves the truth: compares its layers' values with float64's, in graph order.
 
 The ONNX exporter keeps the program's names for the values between the layers, so the two graphs meet by name.
 """

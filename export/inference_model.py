@@ -1,4 +1,4 @@
-"""A trained model as the runtimes compute it: what only training needs is folded into the layers that stay."""
+"""Folds what only training needs into the layers that stay: a trained model as the runtimes compute it."""
 
 import copy
 

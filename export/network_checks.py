@@ -1,4 +1,4 @@
-"""What TensorRT's parser made of the ONNX graph, held against what was asked for, before anything is built of it.
+"""Checks what TensorRT's parser made of the ONNX graph, before anything is built of it.
 
 Networks are strongly typed: every type in the engine is the network's, so what is wrong here stays wrong, and what is
 right cannot change any more. Serves TensorRT and TensorRT for RTX, whose networks are the same.

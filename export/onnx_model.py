@@ -1,4 +1,4 @@
-"""The program as one ONNX file: weights inside, the batch dynamic, the same bytes for the same checkpoint anywhere."""
+"""Exports the program as one ONNX file: weights inside, the batch dynamic, the same bytes for the same checkpoint."""
 
 import json
 from typing import Any

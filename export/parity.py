@@ -1,4 +1,4 @@
-"""The parity gate: every runtime against the model in float64, on the same images, at several batch sizes.
+"""Runs the parity gate: every runtime against the model in float64, on the same images, at several batch sizes.
 
 A runtime passes if every logit of every image at every batch size is within the tolerance of the truth and the
 class is the truth's wherever the truth is not a tie. Results hold the numbers and are true when they passed.
@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 2, 7, 64)  # and the largest
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeParity:
-    """One runtime against the truth. Differences are of logits, the largest over all images and batch sizes."""
+    """Compares one runtime with the truth. Differences are of logits, the largest over all images and batch sizes."""
 
     runtime: str
     device: str
@@ -55,7 +55,7 @@ class RuntimeParity:
 
 @dataclass(frozen=True, kw_only=True)
 class PairDifference:
-    """Two runtimes against each other; nothing to pass, since both are held against the truth."""
+    """Compares two runtimes; nothing to pass, since both are held against the truth."""
 
     runtimes: tuple[str, str]
     max_abs_diff: float

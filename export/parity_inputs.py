@@ -1,4 +1,4 @@
-"""What the runtimes are compared on: every test image, and images at the edges of what can be sent."""
+"""Makes what the runtimes are compared on: every test image, and images at the edges of what can be sent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NUM_BISECTIONS = 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParityInputs:
-    """`images` (N, 1, 28, 28): first the test images, one per label, then one edge image per name."""
+    """Holds `images` (N, 1, 28, 28): first the test images, one per label, then one edge image per name."""
 
     images: Images
     labels: NDArray[np.uint8]  # (L,), L <= N

@@ -1,4 +1,4 @@
-"""The gate's result for people and for programs: a table, `parity.md` and `parity.json`."""
+"""Writes the gate's result for people and for programs: a table, `parity.md` and `parity.json`."""
 
 import dataclasses
 import json

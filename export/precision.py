@@ -1,4 +1,4 @@
-"""The precisions that a model is made in: what each does to the ONNX graph, and how half of them are proven on a CPU.
+"""Makes a model in each precision, and emulates half precisions, so that they can be proven on a CPU.
 
 TensorRT's strongly typed networks take every type from the graph, so the graph is where a precision is chosen: fp16 and
 bf16 by casts, int8 by quantisation nodes. TF32 is not a type but a way to multiply float32, so its graph is fp32's, and

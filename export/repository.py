@@ -1,4 +1,4 @@
-"""The model repository: `<repository>/lenet5/<version>/`, whole or not there at all.
+"""Publishes to the model repository: `<repository>/lenet5/<version>/`, whole or not there at all.
 
 A version is built in a hidden directory beside its place, flushed to the disk, and then renamed, so a reader sees
 all of it or nothing, whenever the exporter dies. The same tree is a Triton model repository through `config.pbtxt`.

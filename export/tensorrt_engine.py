@@ -1,4 +1,4 @@
-"""The ONNX model as a TensorRT engine, built by Polygraphy for the GPU of this machine.
+"""Builds a TensorRT engine of the ONNX model with Polygraphy, for the GPU of this machine.
 
 Strongly typed networks only: every type is the graph's own (precision.py), so nothing here chooses one, and the same
 code serves TensorRT 10.16 and 11, which has no other networks any more. What does not lie in the graph is TF32, a way

@@ -1,4 +1,4 @@
-"""The model as a `torch.export` program: one graph of ATen operators for any batch size, with no Python left in it.
+"""Exports the model as a `torch.export` program: one graph of ATen operators for any batch size, without Python.
 
 Everything else is made from the program, and the torch backend serves it.
 """

@@ -15,7 +15,7 @@ FRONT_ENDS = ("auto", "native", "grpcio")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Raises ConfigurationError, naming value, limit and cure, if a setting cannot be."""
+    """Holds the settings. Raises ConfigurationError, naming value, limit and cure, if one of them cannot be."""
 
     repository: Path = Path("artifacts/models")
     """The model repository that `python -m export` writes: <repository>/<model>/<version>/."""
@@ -87,7 +87,7 @@ class ServerConfig:
     """After SIGTERM, how long accepted requests may take."""
 
     limits: Limits = field(default_factory=Limits)
-    """What has no flag."""
+    """Fences, which have no flags."""
 
     def __post_init__(self) -> None:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
@@ -115,22 +115,22 @@ class ServerConfig:
 
     @property
     def hosts(self) -> list[str]:
-        """Where it listens, each as `--host` takes one."""
+        """The addresses to listen on, each as `--host` takes one."""
         return [host.strip() for host in self.host.split(",") if host.strip()]
 
     @property
     def metrics_hosts(self) -> list[str]:
-        """Where the metrics page listens."""
+        """The addresses that the metrics page listens on."""
         return [host for host in self.hosts if not is_unix(host)] or ["127.0.0.1"]
 
     @property
     def has_tls(self) -> bool:
-        """Whether it speaks TLS."""
+        """True if it speaks TLS."""
         return self.tls_certificate is not None and self.tls_key is not None
 
     @property
     def has_metrics(self) -> bool:
-        """Whether anything is counted for the metrics page."""
+        """True if anything is counted for the metrics page."""
         return self.metrics_port != 0
 
     @property

@@ -1,4 +1,4 @@
-"""The engine: a model version on its device, answering images in dynamic batches; no protocol in it."""
+"""Runs a model version on its device, answering images in dynamic batches; no protocol in it."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from serving.models import ServedModel, load_model
 
 
 class Engine:
-    """Made and used on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
+    """Lives on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
 
     def __init__(
         self,

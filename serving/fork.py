@@ -1,4 +1,4 @@
-"""How the supervisor forks: a process that is told by a pipe, and keeps nothing that is the supervisor's."""
+"""Forks processes that have a pipe to the supervisor, and close what else is its own."""
 
 import contextlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What bounds a server besides its settings: fences that nobody has reason to choose, so they have no flags."""
+"""Bounds a server beyond its settings: fences that nobody has reason to choose, so they have no flags."""
 
 from dataclasses import dataclass
 
@@ -23,10 +23,10 @@ class Limits:
     """A client that allows more time than this is served as if it allowed this."""
 
     message_timeout_s: float = 5.0
-    """How long a client may take to send its message after the headers (native)."""
+    """Longest that a client may take to send its message after the headers (native)."""
 
     write_timeout_s: float = 5.0
-    """How long a client may read nothing of what is sent to it before its connection ends (native)."""
+    """Longest that a client may read nothing of what is sent to it before its connection ends (native)."""
 
     lame_duck_s: float = 0.3
     """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""

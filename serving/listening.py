@@ -1,4 +1,4 @@
-"""Where a server listens: TCP and Unix sockets that the supervisor holds open, whichever process serves behind them.
+"""Listens: TCP and Unix sockets that the supervisor holds open, whichever process serves behind them.
 
 While a process is being replaced, new connections wait in the sockets' backlog. grpcio opens its own socket, so for it
 a port is only reserved: with SO_REUSEPORT the kernel would let two servers share a port unnoticed.
@@ -25,7 +25,7 @@ MAX_PATH_BYTES = 107  # sockaddr_un has 108, with a zero at the end
 
 
 class Listening:
-    """The sockets of one server, open until the block ends, and their addresses as gRPC's targets."""
+    """Holds the sockets of one server, open until the block ends, and their addresses as gRPC's targets."""
 
     def __init__(self, hosts: Sequence[str], port: int, *, flag: str = "--port", only_reserve: bool = False) -> None:
         """Port 0 lets the system choose one for all hosts; `only_reserve` keeps the addresses without listening.

@@ -1,4 +1,4 @@
-"""The manifest of an exported version: what the files are, and what was proven about them.
+"""Reads and writes the manifest of an exported version: what the files are, and what was proven about them.
 
 `artifacts/models/lenet5/<version>/manifest.json` is written last, so a version that has one is whole. A file is used
 only through `read_verified`: the bytes that were hashed are the bytes that are loaded (no file format in this pipeline
@@ -34,7 +34,7 @@ TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"  # the flavours of engines, 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """What an engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
+    """Records what an engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
 
     flavour: str  # TENSORRT or TENSORRT_RTX
     file: str  # its name beside the manifest

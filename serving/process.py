@@ -1,4 +1,4 @@
-"""The process that serves, as its supervisor starts it: what it is given, and what the two say to each other."""
+"""Describes the process that serves: what the supervisor gives it, and what the two say to each other."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from serving.models import ModelVersion, ServedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """What a front end serves with; its methods speak to the supervisor and never wait for it."""
+    """Holds what a front end serves with; its methods speak to the supervisor and never wait for it."""
 
     config: ServerConfig
     version: ModelVersion

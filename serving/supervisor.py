@@ -51,7 +51,7 @@ class Child:
 
     @property
     def exit_code(self) -> int:
-        """Of a process that has ended, as a shell reports it."""
+        """The exit code of a process that has ended, as a shell reports it."""
         code = self.process.exitcode or 0
         return 128 - code if code < 0 else code
 

@@ -1,4 +1,4 @@
-"""What every runtime offers the batcher: uint8 images in, float32 logits out, NumPy at the border."""
+"""Defines what every runtime offers the batcher: uint8 images in, float32 logits out, NumPy at the border."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""The CUDA runtime as far as the backends need it: memory, one stream, graphs, events. On NVIDIA's own bindings.
+"""Wraps the CUDA runtime as far as the backends need it: memory, one stream, graphs, events. On NVIDIA's bindings.
 
 The bindings give up the GIL in every call, so while this thread waits for the device, others assemble the next batch.
 """

@@ -25,7 +25,7 @@ _FATAL_ONLY = 4  # ONNX Runtime's log severity; what it would log also comes as 
 
 
 class OnnxRuntimeBackend:
-    """An ONNX model in one session. `model` is the whole file; nothing else is read from disk.
+    """Runs an ONNX model in one session. `model` is the whole file; nothing else is read from disk.
 
     `precision` is the model's own; on CUDA it decides whether tensor cores may be used.
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA with nothing but kernels in a run: tensors bound once, one CUDA graph per batch size bucket.
+"""Runs ONNX Runtime on CUDA with nothing but kernels: tensors bound once, one CUDA graph per batch size bucket.
 
 ONNX Runtime captures a graph by itself, one for each `gpu_graph_id`, in the first runs on bound tensors; later runs
 replay it. A batch is padded to the next bucket.
@@ -16,7 +16,7 @@ from serving.backends.base import batch_size_buckets
 
 
 class BoundRuns:
-    """A session's runs on tensors that stay on the device; `kind` and `index` are ONNX Runtime's words for one."""
+    """Runs a session on tensors that stay on the device; `kind` and `index` are ONNX Runtime's words for one."""
 
     def __init__(self, session: Any, *, kind: str, index: int, max_batch_size: int) -> None:
         self._session, self._device = session, (kind, index)

@@ -21,7 +21,7 @@ BATCH_SIZES = (1, 7)  # and the largest
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a backend did on the probes of its version."""
+    """Records what a backend did on the probes of its version."""
 
     max_abs_diff: float
     num_probes: int

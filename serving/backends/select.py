@@ -1,4 +1,4 @@
-"""Which runtime serves a version, and why: what was asked for runs, or starting fails.
+"""Chooses the runtime that serves a version, and says why: what was asked for runs, or starting fails.
 
 A runtime is imported when it is to be opened and not before: who serves an ONNX model need not have torch.
 """

@@ -164,7 +164,7 @@ class TensorRTBackend:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bucket:
-    """What runs a batch size: its graph, and the context that it was captured from, which must outlive it."""
+    """Runs one batch size: its graph, and the context that it was captured from, which must outlive it."""
 
     context: Any
     launch: Callable[[], None]

@@ -1,4 +1,4 @@
-"""Whether an engine can run here, asked before TensorRT is given it: the GPU first, then the engine, then the library.
+"""Finds out whether an engine can run here, before TensorRT is given it: the GPU, then the engine, then the library.
 
 In that order, since importing the library maps 200 MB into a process that may never need it.
 """

@@ -1,4 +1,4 @@
-"""PyTorch, running the exported program: the reference that the other runtimes are held against.
+"""Runs the exported program with PyTorch: the reference that the other runtimes are held against.
 
 The only module of `serving` that imports torch.
 """
@@ -19,7 +19,7 @@ from serving.backends import base
 
 
 class TorchBackend:
-    """A `torch.export` program. `program` is the whole file.
+    """Runs a `torch.export` program. `program` is the whole file.
 
     `num_threads` is the whole process's: torch has one pool. `compiled` makes code of the program at its first run,
     with torch.compile, which takes seconds to minutes; it is there to be compared with.

@@ -1,4 +1,4 @@
-"""Dynamic batching: requests of many clients, run on one device, in batches.
+"""Batches dynamically: requests of many clients, run on one device, in batches.
 
 The event loop owns the queue; one thread owns the device; a batch travels there and its outcome back:
 
@@ -41,7 +41,7 @@ BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on thi
 
 
 class Answer(NamedTuple):
-    """What a request's future resolves to."""
+    """Holds what a request's future resolves to."""
 
     logits: Logits  # (N, 10) float32
     queue_us: int
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What is handed to the device thread, which notes when it began."""
+    """Holds what is handed to the device thread, which notes when it began."""
 
     parts: list[Part]
     images: Images  # (N, 1, 28, 28) uint8
@@ -59,7 +59,7 @@ class Batch:
 
 
 class Batcher:
-    """Made and called on the event loop; only `_work` and `_infer` run on the device thread."""
+    """Lives on the event loop; only `_work` and `_infer` run on the device thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Which requests form the next batch, and when: the batcher's policy, apart from its threads.
+"""Decides which requests form the next batch, and when: the batcher's policy, apart from its threads.
 
 Nothing here waits, locks or reads a clock: every method that depends on time is given `now_s` (monotonic seconds), so
 tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue_size`, `max_queue_delay_us`.
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 class BatchQueue:
-    """First in, first out, bounded in images.
+    """Queues requests, first in, first out, bounded in images.
 
     A batch costs the same few hand-overs between threads whatever its size, and under load those are most of what a
     small request costs. So a free device waits for up to `max_queue_delay_us` until as many requests wait as its last
@@ -73,7 +73,7 @@ class BatchQueue:
 
     @property
     def is_full_batch(self) -> bool:
-        """As many images wait as one batch can hold: waiting longer would not make it larger."""
+        """True if as many images wait as one batch can hold: waiting longer would not make it larger."""
         return self.num_images >= self.max_batch_size
 
     def add(self, request: Request, now_s: float) -> None:

@@ -1,4 +1,4 @@
-"""When a device is given up: a batch does not end, or one after the other fails.
+"""Decides when a device is given up: a batch does not end, or one after the other fails.
 
 Neither can be mended from inside. A call that hangs cannot be ended; and after some of CUDA's errors (an illegal
 address, an uncorrectable error of its memory, a device that is gone) all later calls of the process fail too. So the
@@ -14,7 +14,7 @@ MAX_FAILED_BATCHES = 3  # in a row: one may be its images' fault, or want of mem
 
 
 class DeviceWatch:
-    """Made and called on the event loop, by the batcher."""
+    """Watches the device for the batcher, on the event loop."""
 
     def __init__(
         self,

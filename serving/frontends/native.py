@@ -86,7 +86,7 @@ def _wait(server: "NativeServer", process: Process) -> None:
 
 
 class NativeServer:
-    """A served model behind the native front end: `start`, then `wait` until it says how it ended."""
+    """Serves a model behind the native front end: `start`, then `wait` until it says how it ended."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From an encoded picture to what Fashion-MNIST stores: 28 x 28, grayscale, light on a background of 0.
+"""Decodes a picture to what Fashion-MNIST stores: 28 x 28, grayscale, light on a background of 0.
 
 Pictures come from strangers: whatever their bytes are, what is raised is InvalidRequestError, in our own words.
 """

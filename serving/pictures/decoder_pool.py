@@ -20,7 +20,7 @@ MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take
 
 
 class DecoderPool:
-    """Made and used on one event loop."""
+    """Decodes in threads for one event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.num_requests = 0  # whose pictures wait for their turn

@@ -1,4 +1,4 @@
-"""From a picture's colours to gray and alpha, 8 bits each, whatever the samples were stored in.
+"""Converts a picture's colours to gray and alpha, 8 bits each, whatever the samples were stored in.
 
 Pillow decodes nearly everything right. What it leaves to us: a transparent gray is stored in the file's depth, and of
 colours in 16 bits only the upper byte of each sample is decoded.

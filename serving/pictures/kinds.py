@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """What bytes look like, and what their sender can do about it."""
+    """Says what bytes look like, and what their sender can do about it."""
 
     name: str
     begins: re.Pattern[bytes]

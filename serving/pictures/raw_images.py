@@ -1,4 +1,4 @@
-"""From bytes to raw images as they are, and a word to those who send a picture in their place."""
+"""Reads raw images from bytes, and warns those who send a picture in their place."""
 
 import numpy as np
 

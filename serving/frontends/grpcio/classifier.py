@@ -24,7 +24,7 @@ RequestMessage = TypeVar("RequestMessage", bound=Message)
 
 
 class ClassifierService:
-    """atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
+    """Implements atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
 
     def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics = NO_METRICS) -> None:
         manifest = engine.model.manifest

@@ -1,4 +1,4 @@
-"""What tools ask a server about itself: health (grpc.health.v1) and reflection (grpc.reflection.v1 and v1alpha).
+"""Answers what tools ask a server about itself: health (grpc.health.v1), reflection (grpc.reflection.v1 and v1alpha).
 
 grpcio's own servicers answer. They are not registered as theirs but spoken to with parsed messages, so that malformed
 bytes are answered as on every other method.

@@ -1,4 +1,4 @@
-"""From logits to the most probable classes: softmax, shifted by the maximum so that it cannot overflow."""
+"""Ranks classes by logits: softmax, shifted by the maximum so that it cannot overflow."""
 
 from math import exp
 

@@ -1,4 +1,4 @@
-"""ClassifyResponse as bytes, for the event loop to spend as little as it can on an image.
+"""Writes ClassifyResponse as bytes, for the event loop to spend as little as it can on an image.
 
 Serialised fields of a message may be written one behind the other in any order (protobuf.dev, "Encoding", on the order
 of fields and on merging). So what protobuf makes of the best class of an image is asked for once, for each class, and
@@ -19,7 +19,7 @@ _as_float = struct.Struct("<f").pack
 
 
 class ResponseWriter:
-    """Of the answers of one model."""
+    """Writes the answers of one model."""
 
     def __init__(self, model_name: str, model_version: str, classes: Sequence[str]) -> None:
         self._classes = classes

@@ -73,7 +73,7 @@ async def _tell_alive(process: Process) -> None:
 
 
 class Server:
-    """A served model on some addresses. `start`, then `run_until_stopped`."""
+    """Serves a model on some addresses: `start`, then `run_until_stopped`."""
 
     def __init__(
         self,
