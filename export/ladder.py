@@ -1,10 +1,9 @@
-"""`python -m export.ladder` (make ladder): what each precision costs in accuracy and gains in speed, on this machine.
+"""Measures what each precision costs in accuracy and gains in speed on this machine: `python -m export.ladder`.
 
 Every precision goes through the parity gate on every runtime and device that can run it, and is then timed there, from
 uint8 images in host memory to float32 logits in host memory. Publishes nothing.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,6 +20,7 @@ from atelier.errors import ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from atelier.program import run_program
+from atelier.settings import parse_settings
 from atelier.tables import aligned
 from export.config import MADE_WITH
 from export.export import open_backends
@@ -41,6 +41,20 @@ MAX_BATCH_SIZE = 256
 NUM_REPEATS = 7
 REPEAT_S = 0.3
 HEADER = ("precision", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass", "images/s (lowest to highest)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderSettings:
+    """Says what is compared, and where the figures go."""
+
+    checkpoint_dir: Path = CHECKPOINT_DIR
+    """The checkpoint that `python -m training` left."""
+
+    data_dir: Path | None = None
+    """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""
+
+    report: Path | None = None
+    """A file that the figures are written to as well, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +119,7 @@ def table_from(rungs: Sequence[Rung]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Climbs and prints the table; returns 65 if a rung fails its gate."""
-    parser = argparse.ArgumentParser(prog="python -m export.ladder", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="(%(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="the four files; default: look for them, or fetch them")
-    parser.add_argument("--report", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(arguments)
+    options = parse_settings(LadderSettings, arguments, prog="python -m export.ladder", description=__doc__ or "")
     model, checkpoint = load_model(options.checkpoint_dir)
     rungs = list(climb(model, load_dataset(options.data_dir)))
     machine = hardware_of(torch.device("cpu"))
