@@ -17,14 +17,13 @@ from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, parse_arguments
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
-from export.inference_model import inference_model
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
 from export.precision import HALF_TYPES, EmulatedBackend, onnx_in
+from export.program import inference_model, program_bytes, program_from_model
 from export.repository import publish
-from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_tensorrt
