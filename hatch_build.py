@@ -14,6 +14,7 @@ class ProtobufBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
+        """Runs protoc before anything is packed."""
         from grpc_tools import protoc
 
         protos = sorted(f"atelier/wire/{path.name}" for path in Path(self.root, "protos").glob("*.proto"))

@@ -31,7 +31,7 @@ class Answer:
     model_version: str
     queue_us: int  # from arrival at the server to the start of the batch
     inference_us: int  # on the device
-    batch_size: int  # images that ran together, those of other requests too; 0 where the server does not tell
+    batch_size: int  # images that ran together, those of other requests too; 0 if the server does not report it
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -100,7 +100,7 @@ def program_errors(about: str = "") -> Iterator[None]:
 
 
 def answer_from_response(response: pb.ClassifyResponse) -> Answer:
-    """The answer, in the order of the request."""
+    """Converts the answer, in the order of the request."""
     return Answer(
         classifications=tuple(
             tuple(
@@ -118,7 +118,7 @@ def answer_from_response(response: pb.ClassifyResponse) -> Answer:
 
 
 def model_from_response(response: pb.GetModelResponse) -> ModelDescription:
-    """The description, field by field: the names are the same."""
+    """Converts the description, field by field: the names are the same."""
     fields = {field.name: getattr(response, field.name) for field in response.DESCRIPTOR.fields}
     fields["input"], fields["output"] = _tensor_spec(response.input), _tensor_spec(response.output)
     fields["classes"] = tuple(response.classes)

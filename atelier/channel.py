@@ -75,7 +75,7 @@ def check_target(target: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How a client proves itself, and whom it trusts; read from files, so that no secret is in an argument."""
+    """Holds how a client proves itself, and whom it trusts; read from files, so that no secret is in an argument."""
 
     tls: bool = False
     authority: bytes | None = None  # certificates to trust, in PEM; None trusts the system's
@@ -90,7 +90,7 @@ class Access:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
+        """The metadata that every call carries."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
@@ -143,7 +143,7 @@ def _proxy_hint(target: str) -> str:
 
 
 class Methods:
-    """The server's methods on a channel, grpc's or grpc.aio's: what the two clients have in common."""
+    """Holds the server's methods on a channel, grpc's or grpc.aio's: what the two clients have in common."""
 
     def __init__(self, target: str, channel: Any, access: Access) -> None:
         self.target = target
@@ -171,7 +171,7 @@ class Methods:
 
 
 class Attempts:
-    """The attempts of one call: how much time they have left, and how long to wait before the next."""
+    """Counts the attempts of one call: how much time they have left, and how long to wait before the next."""
 
     def __init__(self, client: Methods, timeout_s: float | None, *, may_retry: bool = True) -> None:
         """Raises ValueError if the client is closed or the time-out is no number of seconds."""
@@ -243,7 +243,7 @@ class Attempts:
 
 
 def _is_unreachable(error: grpc.RpcError) -> bool:
-    """Returns whether no connection came about, which gRPC tells by its message alone."""
+    """Returns whether no connection came about, which gRPC reports in its message alone."""
     details = error.details() or ""
     signs = ("failed to connect", "resolution failed", "errors resolving", "http1")
     return error.code() is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in signs)

@@ -1,4 +1,4 @@
-"""Ask a server: `Client`, and `AsyncClient` for asyncio.
+"""Asks a server: `Client`, and `AsyncClient` for asyncio.
 
     with Client("localhost:50051") as client:
         print(client.classify(images).labels)
@@ -157,7 +157,7 @@ class AsyncClient(Methods):
     async def classify(
         self, images: ArrayLike, *, top_k: int = 1, timeout_s: float | None = DEFAULT_TIMEOUT_S
     ) -> Answer:
-        """See Client.classify."""
+        """Does what Client.classify does."""
         request = request_from_images(images, top_k)
         return answer_from_response(await self._call(self._classify, request, timeout_s))
 
@@ -169,21 +169,21 @@ class AsyncClient(Methods):
         top_k: int = 1,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> Answer:
-        """See Client.classify_pictures."""
+        """Does what Client.classify_pictures does."""
         request = request_from_pictures(pictures, top_k, invert)
         return answer_from_response(await self._call(self._classify, request, timeout_s))
 
     async def model(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> ModelDescription:
-        """See Client.model."""
+        """Does what Client.model does."""
         return model_from_response(await self._call(self._get_model, pb.GetModelRequest(), timeout_s))
 
     async def is_serving(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> bool:
-        """See Client.is_serving."""
+        """Does what Client.is_serving does."""
         health = await self._call(self._check, HealthCheckRequest(), timeout_s, may_retry=False)
         return bool(health.status == HealthCheckResponse.SERVING)
 
     async def wait_until_ready(self, *, timeout_s: float | None) -> None:
-        """See Client.wait_until_ready."""
+        """Does what Client.wait_until_ready does."""
         attempts = Attempts(self, timeout_s)
         try:
             healths = self._watch(HealthCheckRequest(), timeout=attempts.left_s, wait_for_ready=True)

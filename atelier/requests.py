@@ -98,7 +98,7 @@ def _array_from(images: Any) -> NDArray[Any]:
 
 
 def _refuse_colours(image: Any) -> None:
-    """A PIL image's array may hold palette indices or colours, which would be taken for grays."""
+    """Refuses a PIL image whose array may hold palette indices or colours, which would be taken for grays."""
     if _is_pil_image(image) and image.mode != "L":
         raise ValueError(f"the PIL image has mode {image.mode}: pass it to classify_pictures, or image.convert('L')")
 

@@ -1,4 +1,7 @@
-"""Turns a frozen dataclass into a command line: the docstring under a field is its help, its type its parser."""
+"""Turns a frozen dataclass into a command line: a field is a flag, and the docstring under it the help.
+
+The field's type parses the flag; a Literal has choices.
+"""
 
 import argparse
 import ast
@@ -17,7 +20,10 @@ Settings = TypeVar("Settings")
 def parse_settings(
     kind: type[Settings], arguments: list[str], *, prog: str, description: str, epilog: str = ""
 ) -> Settings:
-    """Fills `kind` from the command line: a flag for every field, and `--debug`, which run_program reads."""
+    """Fills `kind` from the command line: a flag for every field, and `--debug`, which run_program reads.
+
+    A field that is a dataclass itself has no flag.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,13 +43,19 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, *, without: Collectio
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any, meaning: str) -> None:
+    if dataclasses.is_dataclass(hint):  # fences, which nobody sets on a command line
+        return
     flag = "--" + field.name.replace("_", "-")
     if hint is bool:
-        parser.add_argument(flag, action="store_true", help=meaning)
+        parser.add_argument(flag, action="store_true", help=meaning.replace("%", "%%"))
+        return
+    shown = "" if field.default in (None, "") else f" (default: {field.default})"
+    meaning = (meaning + shown).replace("%", "%%")
+    if typing.get_origin(hint) is typing.Literal:
+        parser.add_argument(flag, choices=typing.get_args(hint), default=field.default, help=meaning)
         return
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
-    shown = "" if field.default in (None, "") else f" (default: {field.default})"
-    parser.add_argument(flag, type=kinds[0], default=field.default, help=(meaning + shown).replace("%", "%%"))
+    parser.add_argument(flag, type=kinds[0], default=field.default, help=meaning)
 
 
 def field_docstrings(kind: type) -> dict[str, str]:

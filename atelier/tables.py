@@ -1,4 +1,4 @@
-"""Tables for people: aligned Markdown, which reads well in a terminal too."""
+"""Aligns tables for people: Markdown, which reads well in a terminal too."""
 
 from collections.abc import Sequence
 

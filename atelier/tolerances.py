@@ -1,4 +1,4 @@
-"""How far from the float64 truth a logit may be: the rows of the parity gate, by precision.
+"""Says how far from the float64 truth a logit may be: the rows of the parity gate, by precision.
 
 The export holds every runtime to them, and so does every server before it serves.
 """
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """As in NumPy: a logit passes where |found - truth| <= atol + rtol * |truth|."""
+    """Works as NumPy's: a logit passes if |found - truth| <= atol + rtol * |truth|."""
 
     rtol: float
     atol: float
-    tie_margin: float  # where the truth's two best logits are closer than this, either class is right
+    tie_margin: float  # if the truth's two best logits are closer than this, either class is right
     max_accuracy_loss: float  # on the test images; ties count here, so that many of them cannot hide a loss
 
 
@@ -33,6 +33,6 @@ TOLERANCES = {
 
 
 def margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 10) -> (N,): how far the best class is ahead of the second."""
+    """Returns how far the best class is ahead of the second: (N, 10) -> (N,)."""
     best = np.partition(logits, -2, axis=1)[:, -2:]  # (N, 2): second, best
     return best[:, 1] - best[:, 0]

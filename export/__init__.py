@@ -1,1 +1,1 @@
-"""Turn a checkpoint into a proven model version: `python -m export`."""
+"""Turns a checkpoint into a proven model version: `python -m export`."""

@@ -6,7 +6,7 @@ from atelier.program import run_program
 
 
 def main(arguments: list[str]) -> int:
-    """Imports the program only here, so that a package it lacks is told as every other failure."""
+    """Imports the program only here, so that a package it lacks is reported as every other failure."""
     from export.export import main as export
 
     return export(arguments)

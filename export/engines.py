@@ -1,10 +1,10 @@
-"""The version's engines: TensorRT's own for the GPU of this machine, and TensorRT for RTX's for all that it names."""
+"""Builds the version's engines: TensorRT's for the GPU of this machine, TensorRT for RTX's for all that it names."""
 
 import hashlib
 from dataclasses import dataclass
 
 from atelier.errors import ProgramError, ResourceUnavailableError
-from export.engine_options import EngineOptions
+from export.engine_options import EngineOptions, Wanted
 from export.rtx_engine import rtx_engines_from_onnx
 from export.tensorrt_engine import engine_from_onnx, spec_of
 from serving.manifest import ENGINE_NAME, EngineSpec
@@ -12,15 +12,15 @@ from serving.manifest import ENGINE_NAME, EngineSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """What was built: `specs` as the manifest lists them, and for people a line about each flavour."""
+    """Holds what was built: `specs` as the manifest lists them, and for people a line about each flavour."""
 
     files: dict[str, bytes]
     specs: tuple[EngineSpec, ...] = ()
     about: tuple[str, ...] = ()
 
 
-def engines_from_onnx(onnx_model: bytes, options: EngineOptions, wanted: str) -> Engines:
-    """Builds what can be built here. `wanted` is one of WANTED; `auto` goes on without what lacks library or GPU.
+def engines_from_onnx(onnx_model: bytes, options: EngineOptions, wanted: Wanted) -> Engines:
+    """Builds what can be built here; `auto` goes on without what lacks library or GPU.
 
     `yes` wants an engine for the GPU of this machine, or if it has none the portable one. Raises ProgramError.
     """
@@ -59,7 +59,7 @@ def _has_gpu() -> bool:
 
 
 def _capability() -> str:
-    """The compute capability of this machine's first GPU; empty if there is none, or nothing to ask it with."""
+    """Returns the compute capability of this machine's first GPU; empty if there is none, or nothing to ask it with."""
     try:
         from serving.backends.cuda import CudaError, gpu_at
     except ImportError:

@@ -1,4 +1,4 @@
-"""Checkpoint -> program and ONNX model -> parity gate -> a published version."""
+"""Exports: checkpoint -> program and ONNX model -> parity gate -> a published version."""
 
 import dataclasses
 import datetime
@@ -14,24 +14,22 @@ from atelier.contract import TensorSpec
 from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
-from export.config import MADE_WITH, ExportConfig, config_from
-from export.emulation import EmulatedBackend
+from export.config import MADE_WITH, ExportConfig, parse_arguments
 from export.engines import engines_from_onnx
 from export.first_divergence import explain_failure
-from export.inference_model import inference_model
 from export.litert_model import litert_from
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
-from export.precision import HALF_TYPES, onnx_in
+from export.precision import HALF_TYPES, EmulatedBackend, onnx_in
+from export.program import inference_model, program_bytes, program_from_model
 from export.repository import publish
-from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_litert, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import LITERT_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes, save_manifest
+from serving.manifest import LITERT_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
@@ -54,7 +52,7 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
         )
         cure = f"{resume_command(training)} finishes it; --incomplete exports it as it is"
         raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)
-    if config.verify_data and not checkpoint.dataset_verified:
+    if not config.unverified_data and not checkpoint.dataset_verified:
         what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"
         raise BadDataError("UNVERIFIED_CHECKPOINT", what, "train it again without --unverified-data")
     check_accuracy(checkpoint, config)
@@ -75,7 +73,7 @@ def check_accuracy(checkpoint: Checkpoint, config: ExportConfig) -> None:
 def open_backends(
     files: Mapping[str, bytes], max_batch_size: int, precision: str = "fp32", engines: Sequence[EngineSpec] = ()
 ) -> list[Backend]:
-    """The serving backends on the very bytes to publish: on the CPU, and on CUDA where that works.
+    """Opens the serving backends on the very bytes to publish: on the CPU, and on CUDA if that works.
 
     A half precision that nothing here computes in is emulated: a server proves the real one where it first runs. Raises
     ResourceUnavailableError NO_KERNELS if none but the reference can run here what would be published.
@@ -126,14 +124,6 @@ def parity_error(report: ParityReport, reports: Mapping[str, bytes], directory: 
     return BadDataError("PARITY", what, f"nothing was published; read {directory / 'parity.md'}")
 
 
-def leave_unproven(directory: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-    """Leaves what was made where it can be measured, even if its proof fails or crashes; no server accepts it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomically(directory / name, data)
-    save_manifest(dataclasses.replace(manifest, parity_passed=False), directory)
-
-
 def manifest_of(
     files: Mapping[str, bytes],
     checkpoint: Checkpoint,
@@ -141,7 +131,7 @@ def manifest_of(
     engines: tuple[EngineSpec, ...],
     probes: Probes,
 ) -> Manifest:
-    """The manifest of a version, to be published once its gate has passed; publishing gives it its number."""
+    """Makes the manifest of a version, to be published once its gate has passed; publishing gives it its number."""
     return Manifest(
         model_name=MODEL_NAME,
         version=0,
@@ -164,10 +154,10 @@ def manifest_of(
 
 def main(arguments: list[str]) -> int:
     """Exports, proves and publishes one version. Raises ProgramError, and then nothing is published."""
-    config = config_from(arguments)
+    config = parse_arguments(arguments)
     model, checkpoint = load_model(config.checkpoint_dir)
     check_provenance(checkpoint, config)
-    data = load_dataset(config.data_dir, verify=config.verify_data)
+    data = load_dataset(config.data_dir, verify=not config.unverified_data)
 
     truth = truth_of(model)  # as it was trained: what was folded is proven with the rest
     inputs = parity_inputs(data.test_images, data.test_labels, truth)
@@ -183,8 +173,6 @@ def main(arguments: list[str]) -> int:
     files |= engines.files
     # The program is the reference: in another precision nobody is to serve it for what was asked for.
     kept = {name: file for name, file in files.items() if config.precision == "fp32" or name != PROGRAM_NAME}
-    if config.unproven_dir:
-        leave_unproven(config.unproven_dir, kept, manifest_of(kept, checkpoint, config, engines.specs, probes))
 
     backends = open_backends(files, config.max_batch_size, config.precision, engines.specs)
     report = run_gate(truth, backends, inputs, config.precision)
@@ -200,7 +188,7 @@ def main(arguments: list[str]) -> int:
 
     kept |= reports
     version_dir = publish(
-        config.repository_dir / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
+        config.repository / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
     )
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
     print("\n".join(engines.about))

@@ -1,4 +1,4 @@
-"""Where a failed runtime first leaves the truth: its layers' values against the same layers in float64, in graph order.
+"""Finds where a failed runtime first leaves the truth: compares its layers' values with float64's, in graph order.
 
 The ONNX exporter keeps the program's names for the values between the layers, so the two graphs meet by name.
 """
@@ -20,11 +20,10 @@ from torch.fx import Interpreter, Node
 
 from atelier.contract import Images
 from atelier.tolerances import TOLERANCES, Tolerance
-from export.emulation import emulated_onnx
 from export.parity import ParityReport
 from export.parity_inputs import ParityInputs
-from export.precision import HALF_TYPES
-from export.torch_program import program_from_model
+from export.precision import HALF_TYPES, emulated_onnx
+from export.program import program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 
 Values = dict[str, NDArray[Any]]  # value name -> tensor, in graph order
@@ -43,7 +42,7 @@ class Divergence:
 
 
 def explain_failure(report: ParityReport, model: nn.Module, files: Mapping[str, bytes], inputs: ParityInputs) -> str:
-    """In which layer the first runtime that failed the gate leaves the truth, on its worst image."""
+    """Names the layer in which the first runtime that failed the gate leaves the truth, on its worst image."""
     failed = next(runtime for runtime in report.runtimes if not runtime)
     image = inputs.images[failed.worst_image : failed.worst_image + 1]  # (1, 1, 28, 28)
     if failed.runtime == "torch":
@@ -58,12 +57,12 @@ def explain_failure(report: ParityReport, model: nn.Module, files: Mapping[str, 
 
 
 def divergence_of_program(model: nn.Module, program: bytes, images: Images, tolerance: Tolerance) -> Divergence | None:
-    """Where the exported program leaves `model`; None where every value is within the tolerance."""
+    """Finds where the exported program leaves `model`; None if every value is within the tolerance."""
     return _first_divergence(model, _program_values(torch.export.load(io.BytesIO(program)), images), images, tolerance)
 
 
 def divergence_of_onnx(model: nn.Module, onnx_bytes: bytes, images: Images, tolerance: Tolerance) -> Divergence | None:
-    """Where the ONNX model leaves `model`; None where every value is within the tolerance."""
+    """Finds where the ONNX model leaves `model`; None if every value is within the tolerance."""
     return _first_divergence(model, _onnx_values(onnx_bytes, images), images, tolerance)
 
 
@@ -83,7 +82,7 @@ def _first_divergence(model: nn.Module, found: Values, images: Images, tolerance
 
 
 def _layer_of(node: Node) -> str:
-    """`layers.conv1`: the innermost module that the operator comes from; `forward` for the model's own code."""
+    """Names the innermost module that the operator is from, as `layers.conv1`; `forward` for the model's own code."""
     stack = node.meta.get("nn_module_stack", {})  # key -> (path, class), outermost first
     path = list(stack.values())[-1][0] if stack else ""
     return path.removeprefix("L['self'].") or "forward"
@@ -111,7 +110,7 @@ def _program_values(program: ExportedProgram, images: Images) -> Values:
 
 
 def _onnx_values(onnx_bytes: bytes, images: Images) -> Values:
-    """Every value of the graph, made an output."""
+    """Runs the graph with every value made an output."""
     model = onnx.load_from_string(onnx_bytes)
     names = [name for node in model.graph.node for name in node.output]
     del model.graph.output[:]

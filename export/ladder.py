@@ -1,10 +1,9 @@
-"""`python -m export.ladder` (make ladder): what each precision costs in accuracy and gains in speed, on this machine.
+"""Measures what each precision costs in accuracy and gains in speed on this machine: `python -m export.ladder`.
 
 Every precision goes through the parity gate on every runtime and device that can run it, and is then timed there, from
 uint8 images in host memory to float32 logits in host memory. Publishes nothing.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,15 +20,15 @@ from atelier.errors import ResourceUnavailableError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from atelier.program import run_program
+from atelier.settings import parse_settings
 from atelier.tables import aligned
 from export.config import MADE_WITH
-from export.emulation import EmulatedBackend
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
 from export.parity import RuntimeParity, run_gate, truth_of
 from export.parity_inputs import ParityInputs, parity_inputs
-from export.precision import HALF_TYPES, PRECISIONS, onnx_in
-from export.torch_program import program_bytes, program_from_model
+from export.precision import HALF_TYPES, PRECISIONS, EmulatedBackend, onnx_in
+from export.program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.timing import images_per_s
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
@@ -42,6 +41,20 @@ MAX_BATCH_SIZE = 256
 NUM_REPEATS = 7
 REPEAT_S = 0.3
 HEADER = ("precision", "runtime", "max_abs_diff", "top-1 agreement", "accuracy", "pass", "images/s (lowest to highest)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderSettings:
+    """Says what is compared, and where the figures go."""
+
+    checkpoint_dir: Path = CHECKPOINT_DIR
+    """The checkpoint that `python -m training` left."""
+
+    data_dir: Path | None = None
+    """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""
+
+    report: Path | None = None
+    """A file that the figures are written to as well, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +77,7 @@ class Rung:
 def climb(
     model: nn.Module, dataset: FashionMNIST, precisions: Sequence[str] = PRECISIONS, inputs: ParityInputs | None = None
 ) -> Iterator[Rung]:
-    """The rungs, precision by precision; `inputs` other than the test images and edges are for tests."""
+    """Yields the rungs, precision by precision; `inputs` other than the test images and edges are for tests."""
     program = program_from_model(model, MAX_BATCH_SIZE)
     fp32_onnx, truth = onnx_from_program(program, classes=CLASSES, precision="fp32"), truth_of(model)
     inputs = inputs or parity_inputs(dataset.test_images, dataset.test_labels, truth)
@@ -79,7 +92,7 @@ def climb(
 
 
 def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
-    """All that runs this precision; the reference once, with fp32."""
+    """Opens all that runs this precision; the reference once, with fp32."""
     found: list[Backend] = []
     try:
         found += open_backends(files, MAX_BATCH_SIZE, precision)
@@ -93,25 +106,20 @@ def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
 
 
 def _images_per_s(backend: Backend, images: Images) -> list[float]:
-    """One figure per repeat, at the largest batch."""
+    """Measures one figure per repeat, at the largest batch."""
     batch = np.resize(images, (MAX_BATCH_SIZE, *images.shape[1:]))
     backend.infer(batch)  # not counted
     return [images_per_s(backend.infer, batch, REPEAT_S) for _ in range(NUM_REPEATS)]
 
 
 def table_from(rungs: Sequence[Rung]) -> str:
-    """One line per rung, in aligned Markdown."""
+    """Writes one line per rung, in aligned Markdown."""
     return aligned([HEADER, *(rung.row for rung in rungs)])
 
 
 def main(arguments: list[str]) -> int:
-    """Climbs and prints the table; 65 where a rung fails its gate."""
-    parser = argparse.ArgumentParser(prog="python -m export.ladder", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="(%(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="the four files; default: look for them, or fetch them")
-    parser.add_argument("--report", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(arguments)
+    """Climbs and prints the table; returns 65 if a rung fails its gate."""
+    options = parse_settings(LadderSettings, arguments, prog="python -m export.ladder", description=__doc__ or "")
     model, checkpoint = load_model(options.checkpoint_dir)
     rungs = list(climb(model, load_dataset(options.data_dir)))
     machine = hardware_of(torch.device("cpu"))

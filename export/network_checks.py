@@ -1,4 +1,4 @@
-"""What TensorRT's parser made of the ONNX graph, held against what was asked for, before anything is built of it.
+"""Checks what TensorRT's parser made of the ONNX graph, before anything is built of it.
 
 Networks are strongly typed: every type in the engine is the network's, so what is wrong here stays wrong, and what is
 right cannot change any more. Serves TensorRT and TensorRT for RTX, whose networks are the same.
@@ -29,7 +29,7 @@ def check_network(trt: Any, network: Any, precision: str) -> None:
 
 
 def layer_types(network: Any) -> dict[str, int]:
-    """Type -> how many of the network's layers put it out, the most frequent first."""
+    """Counts the network's layers by the type that they put out, the most frequent first."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     names = (layer.get_output(0).dtype.name for layer in layers)
     return dict(Counter(_NAMES.get(name, name.lower()) for name in names).most_common())
@@ -51,7 +51,7 @@ def _check_contract(trt: Any, network: Any) -> None:
 
 
 def _check_quantisation(trt: Any, layers: list[Any], multiplying: list[Any], precision: str) -> None:
-    """In int8 both inputs of every layer that multiplies are quantised, or it would multiply float32; else none is."""
+    """Refuses a layer that multiplies unless both its inputs are quantised in int8, and none in other precisions."""
     makers = {layer.get_output(0).name: layer.type for layer in layers}
     dequantise = trt.LayerType.DEQUANTIZE
     for layer in multiplying:

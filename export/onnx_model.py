@@ -1,4 +1,4 @@
-"""The program as one ONNX file: weights inside, the batch dynamic, the same bytes for the same checkpoint anywhere."""
+"""Exports the program as one ONNX file: weights inside, the batch dynamic, the same bytes for the same checkpoint."""
 
 import json
 from typing import Any
@@ -23,10 +23,10 @@ MAX_BYTES = 16 * 2**20  # LeNet-5 is 0.25 MiB
 
 
 def onnx_from_program(program: ExportedProgram, *, classes: tuple[str, ...], **properties: str) -> bytes:
-    """A checked ONNX model, `images` uint8 (batch, 1, 28, 28) -> `logits` float32 (batch, 10), as a file's bytes.
+    """Makes a checked model, `images` uint8 (batch, 1, 28, 28) -> `logits` float32 (batch, 10), as a file's bytes.
 
     `properties` (checkpoint digest, architecture, precision) become the model's metadata, beside the classes.
-    Raises BadDataError where the result is not a model that Atelier serves.
+    Raises BadDataError if the result is not a model that Atelier serves.
     """
     exported = torch.onnx.export(
         program,
@@ -48,7 +48,7 @@ def onnx_from_program(program: ExportedProgram, *, classes: tuple[str, ...], **p
 
 
 def _strip_provenance(model: ModelProto) -> None:
-    """Removes what tells of the machine that exported: source paths, stack traces, printed graphs."""
+    """Removes what speaks of the machine that exported: source paths, stack traces, printed graphs."""
     graph = model.graph
     described: list[Any] = [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
     for part in described:
@@ -57,7 +57,7 @@ def _strip_provenance(model: ModelProto) -> None:
 
 
 def opset_of(precision: str) -> int:
-    """The version of ONNX's operators that a model of this precision is written in."""
+    """Returns the version of ONNX's operators that a model of this precision is written in."""
     return BF16_OPSET if precision == "bf16" else OPSET
 
 
@@ -89,7 +89,7 @@ def check_onnx(model: ModelProto, opset: int = OPSET) -> None:
 
 
 def _signature(values: Any) -> list[tuple[str, int, tuple[int | str, ...]]]:
-    """(name, element type, shape) of inputs or outputs; a free dimension is its name."""
+    """Describes inputs or outputs as (name, element type, shape); a free dimension is its name."""
     return [(value.name, value.type.tensor_type.elem_type, _shape(value)) for value in values]
 
 

@@ -1,6 +1,6 @@
-"""The parity gate: every runtime against the model in float64, on the same images, at several batch sizes.
+"""Runs the parity gate: every runtime against the model in float64, on the same images, at several batch sizes.
 
-A runtime passes where every logit of every image at every batch size is within the tolerance of the truth and the
+A runtime passes if every logit of every image at every batch size is within the tolerance of the truth and the
 class is the truth's wherever the truth is not a tie. Results hold the numbers and are true when they passed.
 """
 
@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 2, 7, 64)  # and the largest
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeParity:
-    """One runtime against the truth. Differences are of logits, the largest over all images and batch sizes."""
+    """Compares one runtime with the truth. Differences are of logits, the largest over all images and batch sizes."""
 
     runtime: str
     device: str
@@ -35,7 +35,7 @@ class RuntimeParity:
     num_outside: int  # of them beyond the tolerance, NaN and infinity included
     num_non_finite: int
     max_abs_diff: float
-    max_rel_diff: float  # relative to the truth, where that is not 0
+    max_rel_diff: float  # relative to the truth, if that is not 0
     mean_abs_diff: float
     tolerance_used: float  # the largest share of a logit's tolerance: over 1 is outside
     worst_image: int  # index of the image that uses that share
@@ -55,7 +55,7 @@ class RuntimeParity:
 
 @dataclass(frozen=True, kw_only=True)
 class PairDifference:
-    """Two runtimes against each other; nothing to pass, since both are held against the truth."""
+    """Compares two runtimes; nothing to pass, since both are held against the truth."""
 
     runtimes: tuple[str, str]
     max_abs_diff: float
@@ -86,7 +86,7 @@ def run_gate(truth: Truth, backends: Sequence[Backend], inputs: ParityInputs, pr
     """Holds every backend against the truth and against the others, and shows its progress.
 
     `precision` is the model's; the program is always fp32 and held to fp32's tolerance, whatever is made of it.
-    Raises BadDataError PARITY where there is nothing to compare.
+    Raises BadDataError PARITY if there is nothing to compare.
     """
     if not backends or not len(inputs.labels):
         what = f"nothing was compared: {len(backends)} runtimes, {len(inputs.labels)} test images"
@@ -122,7 +122,7 @@ def _precision_of(backend: Backend, precision: str) -> str:
 
 
 def truth_of(model: nn.Module) -> Truth:
-    """The model in float64: its error is a billionth of float32's, so it stands for the mathematics."""
+    """Copies the model in float64: its error is a billionth of float32's, so it stands for the mathematics."""
     double = copy.deepcopy(model).double().eval()
 
     def truth(images: Images) -> NDArray[np.float64]:
@@ -135,9 +135,9 @@ def truth_of(model: nn.Module) -> Truth:
 
 
 def _logits_at_batch_sizes(backend: Backend, images: Images, batch_sizes: Sequence[int]) -> NDArray[np.float32]:
-    """(B, N, 10): the logits of all images, in batches of each size in turn (the last of each may be smaller).
+    """Runs all images in batches of each size in turn, the last of each maybe smaller: (B, N, 10).
 
-    Warmed up as in serving: where a batch size has a CUDA graph, all are captured before any is compared.
+    Warmed up as in serving: if a batch size has a CUDA graph, all are captured before any is compared.
     """
     backend.warm_up()
     logits = np.empty((len(batch_sizes), len(images), 10), np.float32)
@@ -160,7 +160,7 @@ def compare(
     runtime: str,
     device: str,
 ) -> RuntimeParity:
-    """`truth` (N, 10) against `found` (B, N, 10), one row per batch size, the largest last."""
+    """Compares `truth` (N, 10) with `found` (B, N, 10), one row per batch size, the largest last."""
     tolerance = TOLERANCES[precision]
     diff, size = np.abs(found - truth), np.abs(truth)  # (B, N, 10), (N, 10)
     used = np.nan_to_num(diff / (tolerance.atol + tolerance.rtol * size), nan=np.inf)  # (B, N, 10): 1 is all of it
@@ -206,5 +206,5 @@ def _pair_difference(
 
 
 def _fraction(right: NDArray[np.bool_]) -> float:
-    """Of nothing it is 0: comparing nothing is no success."""
+    """Returns the mean, and 0 of nothing: comparing nothing is no success."""
     return float(right.mean()) if right.size else 0.0

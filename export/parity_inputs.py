@@ -1,4 +1,4 @@
-"""What the runtimes are compared on: every test image, and images at the edges of what can be sent."""
+"""Makes what the runtimes are compared on: every test image, and images at the edges of what can be sent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ NUM_BISECTIONS = 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParityInputs:
-    """`images` (N, 1, 28, 28): first the test images, one per label, then one edge image per name."""
+    """Holds `images` (N, 1, 28, 28): first the test images, one per label, then one edge image per name."""
 
     images: Images
     labels: NDArray[np.uint8]  # (L,), L <= N
     edge_names: tuple[str, ...]  # N - L of them
 
     def describe(self, index: int) -> str:
-        """`test image 4711`, `edge image 3 (one pixel at row 0, column 2)`."""
+        """Names an image: `test image 4711`, `edge image 3 (one pixel at row 0, column 2)`."""
         edge = index - len(self.labels)
         return f"test image {index}" if edge < 0 else f"edge image {edge} ({self.edge_names[edge]})"
 
 
 def parity_inputs(test_images: Images, test_labels: NDArray[np.uint8], truth: Truth) -> ParityInputs:
-    """The test images and the edge images."""
+    """Puts the edge images behind the test images."""
     edges = {
         "all 0": np.zeros((1, 1, 28, 28), np.uint8),
         "all 255": np.full((1, 1, 28, 28), 255, np.uint8),
@@ -58,12 +58,12 @@ def probes_of(inputs: ParityInputs, truth: Truth) -> Probes:
 
 
 def _single_pixel_images() -> Images:
-    """(784, 1, 28, 28): number n is black but for its pixel n, counted row by row."""
+    """Makes (784, 1, 28, 28): number n is black but for its pixel n, counted row by row."""
     return np.diag(np.full(28 * 28, 255, np.uint8)).reshape(28 * 28, 1, 28, 28)
 
 
 def _near_tie_images(test_images: Images, truth: Truth) -> Images:
-    """(128, 1, 28, 28): blends of two test images, one on either side of where the first one's class ends.
+    """Blends two test images, one on either side of where the first one's class ends: (128, 1, 28, 28).
 
     Where the decision is closest, a small error shows as another class. The end is found by bisection; rounding to
     uint8 moves single pixels by 1, so the two sides are as near as two images of this format can be.

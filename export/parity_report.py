@@ -1,4 +1,4 @@
-"""The gate's result for people and for programs: a table, `parity.md` and `parity.json`."""
+"""Writes the gate's result for people and for programs: a table, `parity.md` and `parity.json`."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invar
 
 
 def table_from(report: ParityReport) -> str:
-    """One line per runtime, in aligned Markdown."""
+    """Writes one line per runtime, in aligned Markdown."""
     truth = ("float64 truth", "0", "100 %", f"{report.truth_accuracy:.4f}", "", "")
     return aligned([HEADER, truth, *(_row(runtime) for runtime in report.runtimes)])
 
@@ -30,12 +30,12 @@ def _row(runtime: RuntimeParity) -> tuple[str, ...]:
 
 
 def reports_from(report: ParityReport, made_with: dict[str, str]) -> dict[str, bytes]:
-    """File name -> content."""
+    """Writes the report in both forms: file name -> content."""
     return {"parity.json": json_from(report, made_with), "parity.md": markdown_from(report, made_with)}
 
 
 def json_from(report: ParityReport, made_with: dict[str, str]) -> bytes:
-    """Every number of the report; NaN and infinity, which JSON does not have, as strings."""
+    """Writes every number of the report; NaN and infinity, which JSON does not have, as strings."""
     document: dict[str, Any] = {"passed": bool(report), **dataclasses.asdict(report)}
     for entry, runtime in zip(document["runtimes"], report.runtimes, strict=True):
         entry["passed"] = bool(runtime)
@@ -50,13 +50,13 @@ def _has_no_json(value: Any) -> bool:
 
 
 def markdown_from(report: ParityReport, made_with: dict[str, str]) -> bytes:
-    """The report to read."""
+    """Writes the report to read."""
     tolerance, batch_sizes = report.tolerance, ", ".join(map(str, report.batch_sizes))
     sections = [
         f"# Parity, {report.precision}: {'pass' if report else 'FAIL'}",
         f"Compared: {report.num_test_images:,} test images and {report.num_edge_images:,} edge images (all 0, all 255, "
         f"every single pixel, noise, near ties), in batches of {batch_sizes}.",
-        "The truth is the model in float64. A logit passes where |found - truth| <= "
+        "The truth is the model in float64. A logit passes if |found - truth| <= "
         f"{tolerance.atol:g} + {tolerance.rtol:g} * |truth|. The class must be the truth's, except at the "
         f"{report.num_ties} ties: images whose two best logits are, in truth, less than {tolerance.tie_margin:g} "
         f"apart.{_further_rules(report.precision, tolerance)} Batch invariance: how far a logit moves, and how many "

@@ -1,4 +1,4 @@
-"""The model repository: `<repository>/lenet5/<version>/`, whole or not there at all.
+"""Publishes to the model repository: `<repository>/lenet5/<version>/`, whole or not there at all.
 
 A version is built in a hidden directory beside its place, flushed to the disk, and then renamed, so a reader sees
 all of it or nothing, whenever the exporter dies. The same tree is a Triton model repository through `config.pbtxt`.
@@ -21,8 +21,8 @@ _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a versio
 def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> Path:
     """Publishes `files` under the next free version and returns its directory; the manifest gets that number.
 
-    Of two exporters the second waits and takes the number after. Raises OSError where the disk is full or read-only;
-    then nothing is visible, or, where only `config.pbtxt` failed, the whole version.
+    Of two exporters the second waits and takes the number after. Raises OSError if the disk is full or read-only;
+    then nothing is visible, or, if only `config.pbtxt` failed, the whole version.
     """
     model_dir.mkdir(parents=True, exist_ok=True)
     building = model_dir / _BUILDING_NAME
@@ -57,7 +57,7 @@ def _remove(building: Path) -> None:
 
 
 def _build(building: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
-    """The files, the manifest last, all of it on the disk before anybody can see it."""
+    """Writes the files, the manifest last, all of it to the disk before anybody can see it."""
     building.mkdir()
     for name, data in files.items():
         write_atomically(building / name, data)
@@ -76,7 +76,7 @@ def _flush(path: Path) -> None:
 
 
 def triton_config(manifest: Manifest) -> str:
-    """What Triton wants beside the versions; the batch is not part of its dims."""
+    """Writes what Triton wants beside the versions; the batch is not part of its dims."""
     images, logits = manifest.input, manifest.output
     # Triton takes one platform for all versions: the newest one's best. It has none for TensorRT for RTX.
     engine = manifest.engine_of(TENSORRT)

@@ -1,4 +1,4 @@
-"""The ONNX model as an engine of TensorRT for RTX, which is on PyPI and builds without a GPU, for GPUs that it names.
+"""Builds an engine of TensorRT for RTX of the ONNX model, which needs no GPU, for the GPUs that it names.
 
 Strongly typed from the same graph as TensorRT's own engine. It is portable: kernels are compiled where it first runs,
 so one file serves every GPU of its compute capabilities, and is proven there (serving/backends/proof.py).

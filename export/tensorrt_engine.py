@@ -1,4 +1,4 @@
-"""The ONNX model as a TensorRT engine, built by Polygraphy for the GPU of this machine.
+"""Builds a TensorRT engine of the ONNX model with Polygraphy, for the GPU of this machine.
 
 Strongly typed networks only: every type is the graph's own (precision.py), so nothing here chooses one, and the same
 code serves TensorRT 10.16 and 11, which has no other networks any more. What does not lie in the graph is TF32, a way
@@ -40,9 +40,9 @@ _ALLOWED = {
 
 
 def engine_from_onnx(onnx_model: bytes, options: EngineOptions) -> bytes:
-    """The serialised engine, for the GPU of this machine.
+    """Builds the serialised engine for the GPU of this machine.
 
-    Raises ResourceUnavailableError TENSORRT_UNAVAILABLE or NO_GPU, BadDataError BAD_ENGINE where TensorRT cannot build
+    Raises ResourceUnavailableError TENSORRT_UNAVAILABLE or NO_GPU, BadDataError BAD_ENGINE if TensorRT cannot build
     it or made something else of it.
     """
     trt, polygraphy = _libraries()
@@ -70,7 +70,7 @@ def _hardware_level(trt: Any, name: str) -> Any:
 
 
 def inspected_types(engine: bytes, options: EngineOptions) -> dict[str, int]:
-    """Type -> how many tensors between the engine's layers have it, held against the precision that was asked for.
+    """Counts the tensors between the engine's layers by type, and holds them against the precision asked for.
 
     Raises BadDataError WRONG_PRECISION naming layer and type. A small network may end up as a single layer; then no
     tensor lies between layers, and what was checked before the build, the network's own types, has to do.
@@ -81,18 +81,18 @@ def inspected_types(engine: bytes, options: EngineOptions) -> dict[str, int]:
     inspector = deserialised.create_engine_inspector()
     context = deserialised.create_execution_context()
     context.set_input_shape("images", (options.batch_sizes[1], *IMAGE))
-    inspector.execution_context = context  # without the shape of a batch it tells no types
+    inspector.execution_context = context  # without the shape of a batch it reports no types
     document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return check_types(document["Layers"], options.precision)
 
 
 def check_types(layers: list[Any], precision: str) -> dict[str, int]:
-    """The tensors' types in the inspector's `Layers`. Raises BadDataError WRONG_PRECISION."""
+    """Counts the tensors' types in the inspector's `Layers`. Raises BadDataError WRONG_PRECISION."""
     allowed, found = _ALLOWED[precision], Counter[str]()
     for layer, tensor in _tensors_between(layers):
         kind = _type_of(str(tensor.get("Format/Datatype", "")))
         if kind is None:
-            continue  # an index, the images as they come, or a type that it does not tell
+            continue  # an index, the images as they come, or a type that it does not report
         if kind not in allowed:
             what = f"layer {layer} of the engine puts out {tensor.get('Format/Datatype')}"
             raise BadDataError("WRONG_PRECISION", f"{what}, and {precision} was asked for", "report it: a bug")
@@ -104,12 +104,12 @@ def check_types(layers: list[Any], precision: str) -> dict[str, int]:
 
 
 def _tensors_between(layers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(layer, output) for outputs of layers that other layers read: the ends of the model have types of their own.
+    """Yields (layer, output) for outputs that other layers read: the ends of the model have types of their own.
 
     So has what the first layer makes of the images: scaling them is float32 whatever the precision.
     """
     if any(not isinstance(layer, dict) for layer in layers):
-        raise BadDataError("BAD_ENGINE", "the engine tells only its layers' names", "build it with make export")
+        raise BadDataError("BAD_ENGINE", "the engine reports only its layers' names", "build it with make export")
     for layer in layers:
         if any(tensor["Name"] == "images" for tensor in layer.get("Inputs", [])):
             continue
@@ -120,7 +120,7 @@ def _tensors_between(layers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _type_of(description: str) -> str | None:
-    """`Row major linear FP16 format` -> fp16; None where there is none that layers compute in."""
+    """Reads the type, `Row major linear FP16 format` -> fp16; None if it is none that layers compute in."""
     return next((name for name, pattern in _TYPES.items() if re.search(pattern, description, re.IGNORECASE)), None)
 
 
@@ -128,7 +128,7 @@ def _type_of(description: str) -> str | None:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """TensorRT and Polygraphy's part for it. Raises ResourceUnavailableError TENSORRT_UNAVAILABLE."""
+    """Imports TensorRT and Polygraphy's part for it. Raises ResourceUnavailableError TENSORRT_UNAVAILABLE."""
     try:
         import tensorrt
         from polygraphy.backend import trt as polygraphy
@@ -154,7 +154,7 @@ def _check_gpu() -> None:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Polygraphy's complaints, with what TensorRT logged, as one of ours."""
+    """Raises Polygraphy's complaints, with what TensorRT logged, as one error of ours."""
     from polygraphy.exception import PolygraphyException
 
     log = io.StringIO()
@@ -167,7 +167,7 @@ def _translated(what: str) -> Iterator[None]:
 
 
 def spec_of(engine: bytes, onnx_sha256: str, options: EngineOptions) -> EngineSpec:
-    """What the manifest records of an engine that was just built here."""
+    """Describes an engine that was just built here, for the manifest."""
     from serving.backends.cuda import gpu_at
 
     trt, _ = _libraries()

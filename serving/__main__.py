@@ -1,4 +1,4 @@
-"""`python -m serving`."""
+"""Serves: `python -m serving`."""
 
 import os
 import sys

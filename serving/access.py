@@ -1,4 +1,4 @@
-"""Who may call: TLS and bearer tokens for the grpcio front end; the native one does the same in Rust (native/src).
+"""Decides who may call: TLS and bearer tokens for the grpcio front end; the native one does the same in Rust.
 
 Files are read again when they change, within a second; one that is broken then is not taken, and the old one stays.
 """
@@ -27,7 +27,7 @@ Content = TypeVar("Content")
 
 
 class WatchedFiles(Generic[Content]):
-    """What some files say, always that of today."""
+    """Reads some files again when they change."""
 
     def __init__(self, paths: Sequence[Path], load: Callable[[], Content]) -> None:
         """Raises what `load` does, now but not later."""
@@ -64,7 +64,7 @@ class WatchedFiles(Generic[Content]):
 
 
 class Tokens:
-    """The SHA-256 digests of the tokens that may call: who reads the file cannot use them."""
+    """Knows the SHA-256 digests of the tokens that may call: who reads the file cannot use them."""
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError BAD_TOKENS if the file has no digests."""

@@ -1,11 +1,12 @@
 """The server's settings: one frozen dataclass, checked when made, and the command line that fills it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from atelier.errors import ConfigurationError
 from atelier.settings import parse_settings
 from serving.backends.select import KINDS
+from serving.limits import Limits
 from serving.listening import is_unix, path_from
 
 DEFAULT_METRICS_PORT = 8002  # Triton's
@@ -14,7 +15,7 @@ FRONT_ENDS = ("auto", "native", "grpcio")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Raises ConfigurationError, naming value, limit and cure, where a setting cannot be."""
+    """Holds the settings. Raises ConfigurationError, naming value, limit and cure, if one of them cannot be."""
 
     repository: Path = Path("artifacts/models")
     """The model repository that `python -m export` writes: <repository>/<model>/<version>/."""
@@ -73,38 +74,20 @@ class ServerConfig:
     max_queue_size: int = 4096
     """Most images that may wait; one more is refused with RESOURCE_EXHAUSTED."""
 
-    max_queue_delay_us: int = 8000
-    """Longest that a free device waits for as many requests as the last batch had; a lone one never waits (grpcio)."""
-
     max_images_per_request: int = 1024
     """Most images in one request."""
 
     max_message_bytes: int = 16 << 20
     """Largest request on the wire; it bounds the pictures that can be sent."""
 
-    max_encoded_bytes: int = 64 << 20
-    """Most bytes of encoded pictures that may wait to be decoded."""
-
-    max_concurrent_requests: int = 4096
-    """Most calls being handled at once, the last fence before memory."""
-
-    default_deadline_s: float = 10.0
-    """Deadline of a request whose client set none."""
-
-    max_deadline_s: float = 60.0
-    """A client that allows more time than this is served as if it allowed this."""
-
-    message_timeout_s: float = 5.0
-    """How long a client may take to send its message after the headers (native)."""
-
     hang_timeout_s: float = 30.0
     """A batch that takes longer than this counts as a hung device: its process ends, and another takes over."""
 
-    lame_duck_s: float = 0.3
-    """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""
-
     drain_timeout_s: float = 30.0
     """After SIGTERM, how long accepted requests may take."""
+
+    limits: Limits = field(default_factory=Limits)
+    """Fences, which have no flags."""
 
     def __post_init__(self) -> None:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
@@ -121,43 +104,44 @@ class ServerConfig:
         if has_port and self.has_metrics and self.port and self.metrics_port_to_open == self.port:
             what = f"--port and the metrics' port are both {self.port}"
             raise ConfigurationError("BAD_SETTING", what, "set another --metrics-port, or 0 for none")
-        for name in ("num_threads", "max_batch_size", "max_images_per_request", "max_concurrent_requests"):
+        for name in ("num_threads", "max_batch_size", "max_images_per_request"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        for name in ("default_deadline_s", "max_deadline_s", "message_timeout_s", "hang_timeout_s", "drain_timeout_s"):
+        for name in ("hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
-        self._check("lame_duck_s", 0 <= self.lame_duck_s < 1e6, "0 seconds or more")
-        self._check("max_queue_delay_us", 0 <= self.max_queue_delay_us <= 10_000_000, "0 to 10,000,000")
         enough = self.max_images_per_request
         self._check("max_queue_size", self.max_queue_size >= enough, f"at least max_images_per_request, {enough}")
         enough = self.max_images_per_request * 784 + 1024
         self._check("max_message_bytes", enough <= self.max_message_bytes < 2**31, f"{enough} to 2147483647")
-        enough = self.max_message_bytes
-        self._check("max_encoded_bytes", self.max_encoded_bytes >= enough, f"at least max_message_bytes, {enough}")
 
     @property
     def hosts(self) -> list[str]:
-        """Where it listens, each as `--host` takes one."""
+        """The addresses to listen on, each as `--host` takes one."""
         return [host.strip() for host in self.host.split(",") if host.strip()]
 
     @property
     def metrics_hosts(self) -> list[str]:
-        """Where the metrics page listens."""
+        """The addresses that the metrics page listens on."""
         return [host for host in self.hosts if not is_unix(host)] or ["127.0.0.1"]
 
     @property
     def has_tls(self) -> bool:
-        """Whether it speaks TLS."""
+        """True if it speaks TLS."""
         return self.tls_certificate is not None and self.tls_key is not None
 
     @property
     def has_metrics(self) -> bool:
-        """Whether anything is counted for the metrics page."""
+        """True if anything is counted for the metrics page."""
         return self.metrics_port != 0
 
     @property
     def metrics_port_to_open(self) -> int:
         """For a server that has metrics; 0 lets the system choose."""
         return self.metrics_port or (DEFAULT_METRICS_PORT if self.port else 0)
+
+    @property
+    def max_encoded_bytes(self) -> int:
+        """Most bytes of encoded pictures that may wait: the limit, or one message if that may be larger."""
+        return max(self.limits.max_encoded_bytes, self.max_message_bytes)
 
     def _check(self, name: str, is_met: bool, limit: str) -> None:
         if not is_met:
@@ -166,7 +150,7 @@ class ServerConfig:
 
 
 def parse_arguments(arguments: list[str]) -> ServerConfig:
-    """The settings from a command line; a flag for every field, with its meaning as the help."""
+    """Reads the settings from a command line; a flag for every field, with its meaning as the help."""
     return parse_settings(
         ServerConfig,
         arguments,

@@ -1,4 +1,4 @@
-"""The engine: a model version on its device, answering images in dynamic batches; no protocol in it."""
+"""Runs a model version on its device, answering images in dynamic batches; no protocol in it."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from serving.models import ServedModel, load_model
 
 
 class Engine:
-    """Made and used on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
+    """Lives on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Engine:
         queue = BatchQueue(
             max_batch_size=model.backend.max_batch_size,
             max_queue_size=config.max_queue_size,
-            max_queue_delay_us=config.max_queue_delay_us,
+            max_queue_delay_us=config.limits.max_queue_delay_us,
         )
         self._batcher = Batcher(
             model.backend, queue, hang_timeout_s=config.hang_timeout_s, on_failure=on_failure, metrics=metrics

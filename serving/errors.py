@@ -13,7 +13,7 @@ class RequestError(AtelierError):
     """Fails one request; `status` is the gRPC status code's name. The message goes to the client as it is."""
 
     status: ClassVar[str] = "INTERNAL"
-    # How long a client that may retry should wait first (gRFC A6); None where retrying cannot help.
+    # How long a client that may retry should wait first (gRFC A6); None if retrying cannot help.
     retry_pushback_ms: ClassVar[int | None] = None
 
 

@@ -1,4 +1,4 @@
-"""How the supervisor forks: a process that is told by a pipe, and keeps nothing that is the supervisor's."""
+"""Forks processes that have a pipe to the supervisor, and close what else is its own."""
 
 import contextlib
 import multiprocessing
@@ -31,7 +31,7 @@ def start_process(work: Work, inherited: Inherited, name: str) -> tuple[BaseProc
 
 
 def _run_in_child(work: Work, link: Connection, inherited: Inherited) -> None:
-    """In the new process. No child may keep what is the supervisor's: pipes and port must close with the supervisor."""
+    """Closes what is the supervisor's in the new process, and runs: pipes and port must close with the supervisor."""
     signal.set_wakeup_fd(-1)
     for number in STOP_SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
         signal.signal(number, signal.SIG_IGN)

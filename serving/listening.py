@@ -1,4 +1,4 @@
-"""Where a server listens: TCP and Unix sockets that the supervisor holds open, whichever process serves behind them.
+"""Listens: TCP and Unix sockets that the supervisor holds open, whichever process serves behind them.
 
 While a process is being replaced, new connections wait in the sockets' backlog. grpcio opens its own socket, so for it
 a port is only reserved: with SO_REUSEPORT the kernel would let two servers share a port unnoticed.
@@ -25,7 +25,7 @@ MAX_PATH_BYTES = 107  # sockaddr_un has 108, with a zero at the end
 
 
 class Listening:
-    """The sockets of one server, open until the block ends, and their addresses as gRPC's targets."""
+    """Holds the sockets of one server, open until the block ends, and their addresses as gRPC's targets."""
 
     def __init__(self, hosts: Sequence[str], port: int, *, flag: str = "--port", only_reserve: bool = False) -> None:
         """Port 0 lets the system choose one for all hosts; `only_reserve` keeps the addresses without listening.
@@ -127,7 +127,7 @@ def address_from(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether only this machine reaches what listens there. Raises ConfigurationError (BAD_HOST)."""
+    """Returns whether only this machine reaches what listens there. Raises ConfigurationError (BAD_HOST)."""
     return is_unix(host) or all(ipaddress.ip_address(address[0]).is_loopback for _, address in _addresses(host))
 
 
@@ -154,7 +154,7 @@ def _bare(host: str) -> str:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
-    """All that gRPC listens on for a host: for these names in both families, whatever the system resolves."""
+    """Finds all that gRPC listens on for a host: for these names in both families, whatever the system resolves."""
     bare = _bare(host)
     if bare == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0))]
@@ -175,7 +175,7 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def is_unix(host: str) -> bool:
-    """Tells whether a host is a Unix socket's, which has no port."""
+    """Returns whether a host is a Unix socket's, which has no port."""
     return host.startswith(SCHEME)
 
 

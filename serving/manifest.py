@@ -1,4 +1,4 @@
-"""The manifest of an exported version: what the files are, and what was proven about them.
+"""Reads and writes the manifest of an exported version: what the files are, and what was proven about them.
 
 `artifacts/models/lenet5/<version>/manifest.json` is written last, so a version that has one is whole. A file is used
 only through `read_verified`: the bytes that were hashed are the bytes that are loaded (no file format in this pipeline
@@ -35,7 +35,7 @@ TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"  # the flavours of engines, 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """What an engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
+    """Records what an engine was built from, by and for: it runs nowhere else unless it was built to be compatible."""
 
     flavour: str  # TENSORRT or TENSORRT_RTX
     file: str  # its name beside the manifest
@@ -49,7 +49,7 @@ class EngineSpec:
     layer_types: dict[str, int]  # type -> tensors between layers: of the built engine, of RTX's parsed network
     # Of TensorRT proper, whose engines are for one GPU:
     gpu: str = ""  # "NVIDIA H200"
-    driver: str = ""  # "580.82.07"; told, not compared: engines run on any driver that their TensorRT does
+    driver: str = ""  # "580.82.07"; reported, not compared: engines run on any driver that their TensorRT does
     version_compatible: bool = False  # runs on later TensorRT of the same major version, and on the lean runtime
     hardware_compatible: str = "none"  # or "same_compute_capability", "ampere_plus"
 
@@ -116,9 +116,9 @@ def save_manifest(manifest: Manifest, version_dir: Path) -> None:
 
 
 def load_manifest(version_dir: Path) -> Manifest:
-    """The manifest of a version that may be served: its parity was proven.
+    """Reads the manifest of a version that may be served: its parity was proven.
 
-    Raises BadDataError PARITY_FAILED where it was not, and as `read_manifest`.
+    Raises BadDataError PARITY_FAILED if it was not, and as `read_manifest`.
     """
     manifest = read_manifest(version_dir)
     if not manifest.parity_passed:
@@ -128,9 +128,9 @@ def load_manifest(version_dir: Path) -> Manifest:
 
 
 def read_manifest(version_dir: Path) -> Manifest:
-    """The manifest, whatever it says of parity: to measure with, never to serve.
+    """Reads the manifest, whatever it says of parity: to measure with, never to serve.
 
-    Raises MissingInputError where there is none, BadDataError where it is malformed or of another format.
+    Raises MissingInputError if there is none, BadDataError if it is malformed or of another format.
     """
     path = version_dir / MANIFEST_NAME
     again = "make export writes a new version"
@@ -176,9 +176,9 @@ def _engine_from(entry: dict[str, Any]) -> EngineSpec:
 
 
 def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
-    """The bytes of one of the version's files, once their digest is the manifest's.
+    """Reads one of the version's files, and returns its bytes if their digest is the manifest's.
 
-    Raises MissingInputError where the file is not there or not part of the version, BadDataError where it differs.
+    Raises MissingInputError if the file is not there or not part of the version, BadDataError if it differs.
     """
     path = version_dir / name
     expected = manifest.files.get(name)
@@ -218,7 +218,7 @@ def find_version(repository: Path, model: str, version: int | None = None) -> tu
 
 
 def list_versions(model_dir: Path) -> list[int]:
-    """The published versions under `artifacts/models/<name>`, ascending; the server takes the last."""
+    """Lists the published versions under `artifacts/models/<name>`, ascending; the server takes the last."""
     if not model_dir.is_dir():
         return []
     return sorted(int(path.name) for path in model_dir.iterdir() if path.name.isdecimal() and path.is_dir())

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: the numbers, and the page that shows them.
+"""Counts what a server does, for Prometheus: the numbers, and the page that shows them.
 
 The native front end counts under the same names, labels and buckets in Rust: native/src/metrics_page.rs.
 """
@@ -112,7 +112,7 @@ class Metrics:
 
 
 class NoMetrics(Metrics):
-    """For a server without metrics: counts nothing, and costs next to nothing."""
+    """Counts nothing, for a server without metrics, and costs next to nothing."""
 
     def __init__(self) -> None: ...
 
@@ -136,7 +136,7 @@ NO_METRICS = NoMetrics()
 
 
 class PageServer(ThreadingMixIn, WSGIServer):
-    """HTTP on a socket that listens already. Scrapers are few; when they are not, the next is turned away."""
+    """Serves HTTP on a socket that listens already. Scrapers are few; when they are not, the next is turned away."""
 
     daemon_threads = True
 
@@ -167,7 +167,7 @@ class PageServer(ThreadingMixIn, WSGIServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """A scraper that hangs up is no news."""
+        """Ignores a scraper that hangs up."""
         logger.debug("a scrape failed", exc_info=True)
 
 

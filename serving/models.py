@@ -1,4 +1,4 @@
-"""The model behind a server: which version, verified once, on which backend, and why."""
+"""Loads the model behind a server: which version, verified once, on which backend, and why."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """A version whose bytes are read and verified once: whoever opens it later gets these, whatever the disk holds."""
+    """Holds a version whose bytes are verified once: whoever opens it later gets these, whatever the disk holds."""
 
     directory: Path
     manifest: Manifest

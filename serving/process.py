@@ -1,4 +1,4 @@
-"""The process that serves, as its supervisor starts it: what it is given, and what the two tell one another."""
+"""Describes the process that serves: what the supervisor gives it, and what the two say to each other."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from serving.models import ModelVersion, ServedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """What a front end serves with; its methods speak to the supervisor and never wait for it."""
+    """Holds what a front end serves with; its methods speak to the supervisor and never wait for it."""
 
     config: ServerConfig
     version: ModelVersion
@@ -29,7 +29,7 @@ class Process:
     link: Connection
 
     def open_model(self) -> ServedModel:
-        """Opens the model on its device; the first process tells people about it."""
+        """Opens the model on its device; the first process prints which."""
         model = self.version.open(self.config)
         if not self.num_restarts:
             for line in model.introduction:

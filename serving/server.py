@@ -1,4 +1,4 @@
-"""`python -m serving`: the settings, the model, the sockets and the front end, handed to the supervisor."""
+"""Serves (`python -m serving`): hands settings, model, sockets and front end to the supervisor."""
 
 import contextlib
 import importlib

@@ -51,7 +51,7 @@ class Child:
 
     @property
     def exit_code(self) -> int:
-        """Of a process that has ended, as a shell reports it."""
+        """The exit code of a process that has ended, as a shell reports it."""
         code = self.process.exitcode or 0
         return 128 - code if code < 0 else code
 
@@ -148,7 +148,7 @@ class Supervisor:
         if child.num_silent > (config.hang_timeout_s + 5 if child.is_ready else MAX_START_S):
             say(f"warning: nothing was heard of the serving process for {child.num_silent} s: it is killed")
             child.process.kill()
-        elif num_stopping > config.lame_duck_s + config.drain_timeout_s + 10:
+        elif num_stopping > config.limits.lame_duck_s + config.drain_timeout_s + 10:
             say(f"warning: the serving process has been draining for {num_stopping} s: it is killed")
             child.process.kill()
 
@@ -181,7 +181,7 @@ class Supervisor:
         return True
 
     def _announce(self, limits: str) -> None:
-        """Tells people, once, where it serves."""
+        """Prints, once, where it serves."""
         if self._is_announced or self._is_stopping:
             return
         self._is_announced = True
@@ -201,7 +201,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two sockets: on the first each SIGTERM and SIGINT arrives as a byte, its number, from the second."""
+    """Makes two sockets: on the first each SIGTERM and SIGINT arrives as a byte, its number, from the second."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
         sender.setblocking(False)

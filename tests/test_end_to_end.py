@@ -158,7 +158,7 @@ def test_restarts_under_load_lose_no_answer(job: Job, data: FashionMNIST) -> Non
 
 def test_server_drains_when_nobody_reads_its_output(job: Job) -> None:
     """`make serve | tee log`, and Ctrl-C ends tee first."""
-    arguments = ("--repository", str(job.repository), "--port", "0", "--device", "cpu", "--lame-duck-s", "0.1")
+    arguments = ("--repository", str(job.repository), "--port", "0", "--device", "cpu")
     process = subprocess.Popen([sys.executable, "-m", "serving", *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert any("serving atelier.v1.Classifier" in line for line in process.stdout)

@@ -121,14 +121,7 @@ impl Budgets {
                 "pictures wait to be decoded",
                 "try again later, or raise --max-queue-size",
             ),
-            picture_bytes: budget(
-                bytes,
-                bytes_share,
-                LITTLE_BYTES,
-                "QUEUE_FULL",
-                "bytes of pictures wait",
-                "try again later, or raise --max-encoded-bytes",
-            ),
+            picture_bytes: budget(bytes, bytes_share, LITTLE_BYTES, "QUEUE_FULL", "bytes of pictures wait", later),
             streams: budget(
                 MAX_STREAMS,
                 MAX_STREAMS / 4,

@@ -1,4 +1,4 @@
-"""What every runtime offers the batcher: uint8 images in, float32 logits out, NumPy at the border."""
+"""Defines what every runtime offers the batcher: uint8 images in, float32 logits out, NumPy at the border."""
 
 from typing import Protocol
 
@@ -18,7 +18,7 @@ class Backend(Protocol):
     max_batch_size: int
 
     def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32, 1 <= N <= max_batch_size."""
+        """Computes (N, 1, 28, 28) uint8 -> (N, 10) float32, 1 <= N <= max_batch_size."""
         ...
 
     def warm_up(self) -> None:
@@ -31,13 +31,13 @@ class Backend(Protocol):
 
 
 def batch_size_buckets(max_batch_size: int) -> list[int]:
-    """The powers of two up to `max_batch_size`, and itself: 1, 2, 4, ... 64."""
+    """Returns the powers of two up to `max_batch_size`, and itself: 1, 2, 4, ... 64."""
     powers = [1 << exponent for exponent in range(max_batch_size.bit_length())]
     return sorted({*powers, max_batch_size})
 
 
 def warm_up(backend: Backend) -> None:
-    """The warm-up of a runtime that needs nothing special: two runs of each bucket."""
+    """Warms up a runtime that needs nothing special: two runs of each bucket."""
     for batch_size in batch_size_buckets(backend.max_batch_size):
         images = np.zeros((batch_size, *IMAGE_SHAPE), np.uint8)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The CUDA runtime as far as the backends need it: memory, one stream, graphs, events. On NVIDIA's own bindings.
+"""Wraps the CUDA runtime as far as the backends need it: memory, one stream, graphs, events. On NVIDIA's bindings.
 
 The bindings give up the GIL in every call, so while this thread waits for the device, others assemble the next batch.
 """
@@ -22,7 +22,7 @@ class CudaError(RuntimeError):
 
 
 def call(result: tuple[Any, ...]) -> Any:
-    """The value of a call of the bindings, which return (error, values...). Raises CudaError."""
+    """Returns the value of a call of the bindings, which return (error, values...). Raises CudaError."""
     error, *values = result
     if error != runtime.cudaError_t.cudaSuccess:
         _, name = runtime.cudaGetErrorName(error)
@@ -40,7 +40,7 @@ class Gpu:
 
 
 def gpu_at(index: int) -> Gpu:
-    """What the device is. Raises CudaError where there is none."""
+    """Describes the device. Raises CudaError if there is none."""
     properties = call(runtime.cudaGetDeviceProperties(index))
     name = properties.name.decode() if isinstance(properties.name, bytes) else properties.name
     return Gpu(name=name.rstrip("\0"), compute_capability=f"{properties.major}.{properties.minor}")
@@ -59,7 +59,7 @@ def use_device(index: int) -> None:
 
 
 def bytes_in_use() -> int:
-    """Of the calling thread's device, by all processes; its first call makes this process's context there."""
+    """Returns what all processes use of the calling thread's device; the first call makes a context there."""
     error, num_free, num_all = runtime.cudaMemGetInfo()
     call((error,))
     return int(num_all) - int(num_free)
@@ -127,13 +127,13 @@ class Stream:
         call(runtime.cudaMemcpyAsync(target.address, memory.address, num_bytes, kind, self.handle))
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """What `work` enqueues, as a graph; nothing of it runs yet."""
+        """Captures what `work` enqueues as a graph; nothing of it runs yet."""
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(runtime.cudaStreamBeginCapture(self.handle, mode))
         try:
             work()
         except BaseException:
-            runtime.cudaStreamEndCapture(self.handle)  # leaves capture mode; the first error is the one to tell
+            runtime.cudaStreamEndCapture(self.handle)  # leaves capture mode; the first error is the one to report
             raise
         return Graph(call(runtime.cudaStreamEndCapture(self.handle)))
 
@@ -157,7 +157,7 @@ class Event:
         call(runtime.cudaEventRecord(self._handle, int(stream)))
 
     def milliseconds_since(self, start: "Event") -> float:
-        """Waits for it, and tells how long after `start` it was reached."""
+        """Waits for it, and returns how long after `start` it was reached."""
         call(runtime.cudaEventSynchronize(self._handle))
         return float(call(runtime.cudaEventElapsedTime(start._handle, self._handle)))
 

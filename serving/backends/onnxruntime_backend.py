@@ -25,12 +25,12 @@ _FATAL_ONLY = 4  # ONNX Runtime's log severity; what it would log also comes as 
 
 
 class OnnxRuntimeBackend:
-    """An ONNX model in one session. `model` is the whole file; nothing else is read from disk.
+    """Runs an ONNX model in one session. `model` is the whole file; nothing else is read from disk.
 
     `precision` is the model's own; on CUDA it decides whether tensor cores may be used.
 
-    Raises BadDataError where the model cannot be loaded, refers to external data or breaks the contract of tensors;
-    ResourceUnavailableError where the device or the provider is not to be had; UsageError for an unknown device.
+    Raises BadDataError if the model cannot be loaded, refers to external data or breaks the contract of tensors;
+    ResourceUnavailableError if the device or the provider is unavailable; UsageError for an unknown device.
     """
 
     name = "onnxruntime"
@@ -50,7 +50,7 @@ class OnnxRuntimeBackend:
             self._bound = BoundRuns(self._session, kind="cuda", index=index, max_batch_size=max_batch_size)
 
     def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32.
+        """Computes (N, 1, 28, 28) uint8 -> (N, 10) float32.
 
         On the CPU a plain `run`: binding the input and output was measured to cost more (25 us against 23 us for one
         image) and to win nothing at 64 and 256, where the copies are lost in the arithmetic.
@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         return cast(Logits, self._session.run(["logits"], {"images": images})[0])
 
     def warm_up(self) -> None:
-        """Two runs of each batch size bucket."""
+        """Runs each batch size bucket twice."""
         base.warm_up(self)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class OnnxRuntimeBackend:
 
 
 def _session_from(model: bytes, device: str, num_threads: int, precision: str, stream: Any) -> Any:
-    """The session on `device`, or an error: never another provider."""
+    """Opens the session on `device`, or raises: never on another provider."""
     options, complaints = _options(num_threads), ""
     if device == "cpu":
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -109,7 +109,7 @@ def _options(num_threads: int) -> Any:
 
 
 def _stream_on(device: str) -> Any:
-    """A stream on the device of `cuda:<index>`, or the reason why there is none."""
+    """Makes a stream on the device of `cuda:<index>`, or raises the reason why there is none."""
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index.isdecimal():
         raise UsageError("BAD_DEVICE", f"{device!r} is no device of ONNX Runtime's", "use cpu, cuda or cuda:<index>")
@@ -127,7 +127,7 @@ def _stream_on(device: str) -> Any:
 
 
 def _load_cuda_libraries() -> str:
-    """CUDA's and cuDNN's, from their Python packages where they are installed that way; what ONNX Runtime misses.
+    """Loads CUDA's and cuDNN's libraries from their Python packages; returns what ONNX Runtime misses.
 
     It would print that, into whatever our program prints.
     """
@@ -138,7 +138,7 @@ def _load_cuda_libraries() -> str:
 
 
 def _cuda_provider(device: str, precision: str, stream: Any) -> tuple[str, dict[str, str]]:
-    """The CUDA provider, on `stream`.
+    """Configures the CUDA provider, on `stream`.
 
     `use_tf32` means all tensor cores: without it cuDNN may not use them for fp16 either. With it float32 is multiplied
     in TF32, which keeps 10 bits of 23: another precision than fp32, and than what int8 models have between integers.
@@ -160,7 +160,7 @@ def _no_cuda(device: str, why: str) -> ResourceUnavailableError:
 
 
 def _start_error(error: Exception, device: str, complaints: str) -> Exception:
-    """What ONNX Runtime's exception means: on CUDA anything but an unreadable model may be the provider's fault."""
+    """Explains ONNX Runtime's exception: on CUDA anything but an unreadable model may be the provider's fault."""
     reason = str(error).splitlines()[0] + (f"; {complaints}" if complaints else "")
     if type(error).__name__ == "NotImplemented" or "Provider type for" in reason:  # CPU's and CUDA's words for it
         what, why = f"asked for onnxruntime on {device}", reason.rpartition(" : ")[2]

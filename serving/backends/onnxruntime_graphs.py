@@ -1,4 +1,4 @@
-"""ONNX Runtime on CUDA with nothing but kernels in a run: tensors bound once, one CUDA graph per batch size bucket.
+"""Runs ONNX Runtime on CUDA with nothing but kernels: tensors bound once, one CUDA graph per batch size bucket.
 
 ONNX Runtime captures a graph by itself, one for each `gpu_graph_id`, in the first runs on bound tensors; later runs
 replay it. A batch is padded to the next bucket.
@@ -16,7 +16,7 @@ from serving.backends.base import batch_size_buckets
 
 
 class BoundRuns:
-    """A session's runs on tensors that stay on the device; `kind` and `index` are ONNX Runtime's words for one."""
+    """Runs a session on tensors that stay on the device; `kind` and `index` are ONNX Runtime's words for one."""
 
     def __init__(self, session: Any, *, kind: str, index: int, max_batch_size: int) -> None:
         self._session, self._device = session, (kind, index)
@@ -24,7 +24,7 @@ class BoundRuns:
         self._buckets: dict[int, _Bucket] = {}
 
     def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32."""
+        """Computes (N, 1, 28, 28) uint8 -> (N, 10) float32."""
         num_images = len(images)
         if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not 1 <= num_images <= self._sizes[-1]:
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (1..{self._sizes[-1]}, 1, 28, 28)")
@@ -35,7 +35,7 @@ class BoundRuns:
         return cast(Logits, bucket.logits.numpy()[:num_images].copy())
 
     def _bucket_of(self, num_images: int) -> "_Bucket":
-        """The smallest bucket that holds the batch; bound at its first use, which warming up is."""
+        """Finds the smallest bucket that holds the batch; bound at its first use, which warming up is."""
         size = self._sizes[bisect.bisect_left(self._sizes, num_images)]
         if size not in self._buckets:
             self._buckets[size] = self._bound(size)
@@ -55,7 +55,7 @@ class BoundRuns:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bucket:
-    """One batch size: where its images and logits lie, on the host and on the device."""
+    """Holds one batch size's images and logits, on the host and on the device."""
 
     padded: Images
     images: Any

@@ -21,7 +21,7 @@ BATCH_SIZES = (1, 7)  # and the largest
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a backend did on the probes of its version."""
+    """Records what a backend did on the probes of its version."""
 
     max_abs_diff: float
     num_probes: int
@@ -67,7 +67,7 @@ def _answers(backend: Backend, images: Images, size: int) -> NDArray[np.float32]
 
 @np.errstate(invalid="ignore")  # NaN counts as outside
 def _fault(found: NDArray[np.float32], truth: NDArray[np.float64], precision: str) -> tuple[int, str] | None:
-    """The index of the worst answer that is outside the row, and what is wrong with it; None if none is."""
+    """Finds the worst answer outside the row, its index and what is wrong with it; None if none is."""
     row = TOLERANCES[precision]
     allowed = row.atol + row.rtol * np.abs(truth)  # (N, 10)
     used = np.nan_to_num(np.abs(found - truth) / allowed, nan=np.inf)  # (N, 10): 1 is all of it

@@ -1,4 +1,4 @@
-"""Which runtime serves a version, and why: what was asked for runs, or starting fails.
+"""Chooses the runtime that serves a version, and says why: what was asked for runs, or starting fails.
 
 A runtime is imported when it is to be opened and not before: who serves an ONNX model need not have torch.
 """
@@ -101,7 +101,7 @@ def _max_batch_size(wanted: int | None, manifest: Manifest, device: str) -> int:
 
 
 def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Backend, str]:
-    """The backend on `device`; for auto on CUDA where that works, and else on the CPU."""
+    """Opens the backend on `device`; for auto on CUDA if that works, and else on the CPU."""
     if device != "auto":
         return open_on(device), f"{device} was asked for"
     try:
@@ -179,7 +179,7 @@ def _reason(error: ProgramError) -> str:
 
 
 def _none_fits(errors: list[ProgramError]) -> ProgramError:
-    """The most telling of the errors: a library that is missing hides behind an engine that would not fit anyway."""
+    """Joins the errors, the most telling first: a missing library hides behind an engine that would not fit anyway."""
     told = next((error for error in errors if error.word == "TENSORRT_UNAVAILABLE"), errors[0])
     others = [_reason(error) for error in errors if error is not told and error.what != told.what]
     return type(told)(told.word, "; ".join([told.what, *others]), told.cure, why=told.why)

@@ -40,9 +40,9 @@ class TensorRTBackend:
     `cache_dir` keeps the kernels that RTX compiles; without one they are compiled at every start. `is_trial` runs an
     engine even if it was built for other GPUs: for reports, not for serving.
 
-    Raises ResourceUnavailableError TENSORRT_UNAVAILABLE or NO_GPU; BadDataError ENGINE_STALE where the engine was built
+    Raises ResourceUnavailableError TENSORRT_UNAVAILABLE or NO_GPU; BadDataError ENGINE_STALE if the engine was built
     by another TensorRT, for another GPU or of another ONNX model than `onnx_sha256`, before TensorRT sees it, and
-    BAD_ENGINE where TensorRT refuses it or it breaks the contract of tensors; UsageError for an unknown device.
+    BAD_ENGINE if TensorRT refuses it or it breaks the contract of tensors; UsageError for an unknown device.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TensorRTBackend:
             self._new_context = self._kernels.new_context
 
     def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32."""
+        """Computes (N, 1, 28, 28) uint8 -> (N, 10) float32."""
         num_images = len(images)
         if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not 1 <= num_images <= self.max_batch_size:
             raise ValueError(
@@ -120,7 +120,7 @@ class TensorRTBackend:
         self.stream.free()
 
     def _bucket_of(self, num_images: int) -> "_Bucket":
-        """The smallest bucket that holds the batch; captured at its first use, which warming up is."""
+        """Finds the smallest bucket that holds the batch; captured at its first use, which warming up is."""
         size = self._sizes[bisect.bisect_left(self._sizes, num_images)]
         if size not in self._buckets:
             self._buckets[size] = self._capture(size)
@@ -142,7 +142,7 @@ class TensorRTBackend:
         return _Bucket(context=context, launch=lambda: graph.launch(self.stream), graph=graph)
 
     def _context(self, size: int) -> Any:
-        """An execution context for batches of `size`, on the buffers that all share."""
+        """Makes an execution context for batches of `size`, on the buffers that all share."""
         context = self._new_context()
         if context is None:
             what = f"{self.name} made no execution context for batches of {size}"
@@ -164,7 +164,7 @@ class TensorRTBackend:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bucket:
-    """What runs a batch size: its graph, and the context that it was captured from, which must outlive it."""
+    """Runs one batch size: its graph, and the context that it was captured from, which must outlive it."""
 
     context: Any
     launch: Callable[[], None]
@@ -172,7 +172,7 @@ class _Bucket:
 
 
 def _engine_from(trt: Any, runtime: Any, engine: bytes, spec: EngineSpec) -> Any:
-    """The deserialised engine. Raises BadDataError BAD_ENGINE where TensorRT refuses it or its tensors are not ours."""
+    """Deserialises the engine. Raises BadDataError BAD_ENGINE if TensorRT refuses it or its tensors are not ours."""
     again = "make export writes a new version"
     if spec.version_compatible:
         runtime.engine_host_code_allowed = True  # such an engine brings its own small runtime; its digest is checked
@@ -189,7 +189,7 @@ def _engine_from(trt: Any, runtime: Any, engine: bytes, spec: EngineSpec) -> Any
 
 
 def _words(trt: Any, runtime: Any, engine: bytes) -> str:
-    """What the library says of an engine that it has refused; RTX also says whether it is valid here."""
+    """Reports what the library says of an engine that it refused; RTX also says whether it is valid here."""
     words: str = log_of(trt).take()
     if hasattr(runtime, "get_engine_validity"):
         validity, diagnostics = runtime.get_engine_validity(engine)

@@ -1,4 +1,4 @@
-"""Whether an engine can run here, asked before TensorRT is given it: the GPU first, then the engine, then the library.
+"""Finds out whether an engine can run here, before TensorRT is given it: the GPU, then the engine, then the library.
 
 In that order, since importing the library maps 200 MB into a process that may never need it.
 """
@@ -78,7 +78,7 @@ def _stale(spec: EngineSpec, built: str, here: str) -> BadDataError:
 
 
 def _runs_on_version(spec: EngineSpec, found: str) -> bool:
-    """Version-compatible engines run on the same and on later releases of a major version, others on their own."""
+    """Says whether it runs: version-compatible engines on later releases of a major version, others on their own."""
     if not spec.version_compatible:
         return spec.version == found
     built, here = ([int(part) for part in version.split(".")[:3]] for version in (spec.version, found))

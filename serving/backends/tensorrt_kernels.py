@@ -1,4 +1,4 @@
-"""The kernels that TensorRT for RTX compiles for the GPU that it runs on, kept in a file from start to start."""
+"""Keeps the kernels that TensorRT for RTX compiles for this GPU in a file, from start to start."""
 
 import hashlib
 import logging
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class KernelCache:
-    """One engine's, for all of its contexts; `path` is the file, or None to keep nothing."""
+    """Keeps one engine's kernels, for all of its contexts; `path` is the file, or None to keep nothing."""
 
     def __init__(self, trt: Any, engine: Any, path: Path | None) -> None:
         self._trt, self._engine, self._path = trt, engine, path

@@ -1,4 +1,4 @@
-"""What TensorRT says while it works, kept to be part of an error: its calls return only None or False."""
+"""Keeps what TensorRT says while it works, to be part of an error: its calls return only None or False."""
 
 import functools
 from typing import Any

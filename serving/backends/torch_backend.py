@@ -1,4 +1,4 @@
-"""PyTorch, running the exported program: the reference that the other runtimes are held against.
+"""Runs the exported program with PyTorch: the reference that the other runtimes are held against.
 
 The only module of `serving` that imports torch.
 """
@@ -19,11 +19,11 @@ from serving.backends import base
 
 
 class TorchBackend:
-    """A `torch.export` program. `program` is the whole file.
+    """Runs a `torch.export` program. `program` is the whole file.
 
     `num_threads` is the whole process's: torch has one pool. `compiled` makes code of the program at its first run,
     with torch.compile, which takes seconds to minutes; it is there to be compared with.
-    Raises BadDataError where the program cannot be loaded or would execute code; ResourceUnavailableError where the
+    Raises BadDataError if the program cannot be loaded or would execute code; ResourceUnavailableError if the
     device is not there; UsageError for an unknown device.
     """
 
@@ -48,14 +48,14 @@ class TorchBackend:
             self._model.compile(dynamic=True, fullgraph=True)  # one piece of code for all batch sizes, or an error
 
     def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32."""
+        """Computes (N, 1, 28, 28) uint8 -> (N, 10) float32."""
         writable = np.require(images, requirements="W")  # a request's bytes are read-only, which torch does not have
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(writable).to(self._device))  # (N, 10)
         return cast(Logits, logits.cpu().numpy())
 
     def warm_up(self) -> None:
-        """Two runs of each batch size bucket."""
+        """Runs each batch size bucket twice."""
         base.warm_up(self)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ def _model_from(program: bytes, device: torch.device) -> nn.Module:
 
 
 def _refuse_objects(program: bytes) -> None:
-    """`torch.export.load` unpickles what an archive tells it to; our programs hold raw tensors and JSON only."""
+    """Refuses pickles: `torch.export.load` runs what they say, and our programs hold raw tensors and JSON only."""
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # for every torch.load in it, whatever it asks for
     with zipfile.ZipFile(io.BytesIO(program)) as archive:
         constants = [name for name in archive.namelist() if "/constants/" in name and not name.endswith(".json")]

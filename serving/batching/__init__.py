@@ -1,1 +1,1 @@
-"""Dynamic batches on an event loop: which requests form one, the thread that owns the device, and its watchdog."""
+"""Forms dynamic batches on an event loop: which requests form one, the thread that owns the device, its watchdog."""

@@ -1,4 +1,4 @@
-"""Dynamic batching: requests of many clients, run on one device, in batches.
+"""Batches dynamically: requests of many clients, run on one device, in batches.
 
 The event loop owns the queue; one thread owns the device; a batch travels there and its outcome back:
 
@@ -41,7 +41,7 @@ BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on thi
 
 
 class Answer(NamedTuple):
-    """What a request's future resolves to."""
+    """Holds what a request's future resolves to."""
 
     logits: Logits  # (N, 10) float32
     queue_us: int
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """What is handed to the device thread, which notes when it began."""
+    """Holds what is handed to the device thread, which notes when it began."""
 
     parts: list[Part]
     images: Images  # (N, 1, 28, 28) uint8
@@ -59,7 +59,7 @@ class Batch:
 
 
 class Batcher:
-    """Made and called on the event loop; only `_work` and `_infer` run on the device thread."""
+    """Lives on the event loop; only `_work` and `_infer` run on the device thread."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Batcher:
                 self._is_idle.set()
 
     def refuse(self, reason: NotServingError) -> None:
-        """From now on `submit` raises `reason`; what was accepted is still answered."""
+        """Makes `submit` raise `reason` from now on; what was accepted is still answered."""
         self._refusal = reason
 
     async def drain(self) -> None:
@@ -155,7 +155,7 @@ class Batcher:
         await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _dispatch(self) -> None:
-        """Hands batches to the device: one where it is free, and a full one behind the one that runs.
+        """Hands batches to the device: one if it is free, and a full one behind the one that runs.
 
         A device in doubt gets none ahead: when it is given up, all that has not run is still here to be sent elsewhere.
         """
@@ -213,7 +213,7 @@ class Batcher:
             logger.exception("the device could not be freed")
 
     def _infer(self, images: Images) -> Logits | None:
-        """None where the backend failed. Why stands in the log, not on the wire."""
+        """Runs the batch; None if the backend failed. Why stands in the log, not on the wire."""
         try:
             return self._backend.infer(images)
         except Exception:
@@ -223,7 +223,7 @@ class Batcher:
     # --- On the event loop: the way out --------------------------------------------------------------------------
 
     def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
-        """Answer i belongs to image i of the batch."""
+        """Gives answer i to image i of the batch."""
         self._on_device.popleft()
         checked = self._checked(batch, logits)
         num_answered, stop = self.num_answered, 0
@@ -274,7 +274,7 @@ class Batcher:
             request.future.set_result(outcome)
 
     def _busy_s(self) -> float | None:
-        """How long the batch on the device has been running: 0 where it has not begun, None where there is none."""
+        """Returns how long the batch on the device has been running: 0 if it has not begun, None if there is none."""
         return max(0.0, self._clock() - self._on_device[0].started_s) if self._on_device else None
 
     def _give_up(self, failure: DeviceError) -> None:
@@ -291,14 +291,14 @@ class Batcher:
 
 
 def _images_of(parts: list[Part]) -> Images:
-    """(N, 1, 28, 28) uint8: the images of all parts; a single part's are not copied."""
+    """Joins the images of all parts: (N, 1, 28, 28) uint8; a single part's are not copied."""
     if len(parts) == 1:
         return parts[0].images
     return np.frombuffer(b"".join([part.images.data for part in parts]), np.uint8).reshape(-1, *IMAGE_SHAPE)
 
 
 def _rejoined(parts: list[Answer]) -> Answer:
-    """The answer to a split request: its longest wait, the sum of its batches' run times, its largest batch."""
+    """Joins the answers to a split request: longest wait, sum of the batches' run times, largest batch."""
     logits = np.concatenate([part.logits for part in parts])
     queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
     return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

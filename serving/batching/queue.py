@@ -1,4 +1,4 @@
-"""Which requests form the next batch, and when: the batcher's policy, apart from its threads.
+"""Decides which requests form the next batch, and when: the batcher's policy, apart from its threads.
 
 Nothing here waits, locks or reads a clock: every method that depends on time is given `now_s` (monotonic seconds), so
 tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue_size`, `max_queue_delay_us`.
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 class BatchQueue:
-    """First in, first out, bounded in images.
+    """Queues requests, first in, first out, bounded in images.
 
     A batch costs the same few hand-overs between threads whatever its size, and under load those are most of what a
     small request costs. So a free device waits for up to `max_queue_delay_us` until as many requests wait as its last
@@ -73,11 +73,11 @@ class BatchQueue:
 
     @property
     def is_full_batch(self) -> bool:
-        """As many images wait as one batch can hold: waiting longer would not make it larger."""
+        """True if as many images wait as one batch can hold: waiting longer would not make it larger."""
         return self.num_images >= self.max_batch_size
 
     def add(self, request: Request, now_s: float) -> None:
-        """Queues a request. Raises OverloadedError where there is no room, or no time before its deadline."""
+        """Queues a request. Raises OverloadedError if there is no room, or no time before its deadline."""
         num_images = self.num_images + len(request.images)
         if num_images > self.max_queue_size:
             what = f"{self.num_images} images wait and {len(request.images)} more would exceed {self.max_queue_size}"
@@ -97,7 +97,7 @@ class BatchQueue:
             self._requests.remove(request)
 
     def ready_in_s(self, now_s: float) -> float | None:
-        """When a free device should take the next batch: 0 now, None when there is nothing to wait for."""
+        """Returns when a free device should take the next batch: 0 now, None if there is nothing to wait for."""
         self._drop_finished()
         if not self._requests:
             return None
@@ -108,12 +108,12 @@ class BatchQueue:
         return max(0.0, min(longest_s, quiet_s) - now_s)
 
     def _preferred_requests(self, now_s: float) -> int:
-        """As many requests as the last batch had, unless that was long ago."""
+        """Returns as many requests as the last batch had, unless that was long ago."""
         is_recent = now_s - self._last_batch_s < 10 * self.max_queue_delay_s
         return self._last_batch_requests if is_recent else 1
 
     def take(self, now_s: float) -> tuple[list[Part], list[Request]]:
-        """The next batch, of at most `max_batch_size` images, and the requests that expired before it formed.
+        """Takes the next batch, of at most `max_batch_size` images, and the requests that expired before it formed.
 
         A request goes into one batch whole, unless it is larger than any batch.
         """
@@ -152,7 +152,7 @@ class BatchQueue:
         """Learns the device's pace from a finished batch.
 
         A small batch says little about how fast a full queue is worked off, but it is never faster than a large one:
-        so it counts where it was faster than thought. Otherwise one slow batch could have everything refused that
+        so it counts if it was faster than thought. Otherwise one slow batch could have everything refused that
         would set it right.
         """
         pace = seconds / num_images

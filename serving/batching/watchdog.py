@@ -1,4 +1,4 @@
-"""When a device is given up: a batch does not end, or one after the other fails.
+"""Decides when a device is given up: a batch does not end, or one after the other fails.
 
 Neither can be mended from inside. A call that hangs cannot be ended; and after some of CUDA's errors (an illegal
 address, an uncorrectable error of its memory, a device that is gone) all later calls of the process fail too. So the
@@ -14,7 +14,7 @@ MAX_FAILED_BATCHES = 3  # in a row: one may be its images' fault, or want of mem
 
 
 class DeviceWatch:
-    """Made and called on the event loop, by the batcher."""
+    """Watches the device for the batcher, on the event loop."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class DeviceWatch:
         hang_timeout_s: float,
         on_failure: Callable[[DeviceError], None],
     ) -> None:
-        """`busy_s` tells how long the batch on the device has been running; None where there is none."""
+        """`busy_s` returns how long the batch on the device has been running; None if there is none."""
         self._busy_s = busy_s
         self._hang_timeout_s = hang_timeout_s
         self._on_failure = on_failure
@@ -38,12 +38,12 @@ class DeviceWatch:
         return self._num_failed >= MAX_FAILED_BATCHES - 1
 
     def begin(self) -> None:
-        """A batch is on its way to the device."""
+        """Notes that a batch is on its way to the device."""
         if self._next_check is None:
             self._check_in(self._hang_timeout_s)
 
     def end(self, *, is_ok: bool) -> None:
-        """A batch has run; what came out is the logits, or it failed."""
+        """Notes that a batch has run, and whether logits came out or it failed."""
         self._num_failed = 0 if is_ok else self._num_failed + 1
         if self._num_failed == MAX_FAILED_BATCHES:
             what = f"{MAX_FAILED_BATCHES} batches in a row failed"

@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,16 @@ logger = logging.getLogger(__name__)
 MAX_INLINE_US = 500
 MAX_CONNECTIONS = 2048
 SPARE_FILES = 100  # that are no connections
-WRITE_TIMEOUT_S = 5.0
 TICK_S = 0.25
 SWITCH_S = 0.0005  # for so long the model may wait for Python's lock while pictures are decoded; by default it is 5 ms
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
-# What Rust's side of the front end needs of the settings, under the same names.
+# What Rust's side of the front end needs of the settings, besides all limits, under the same names.
 SETTINGS = (
     "max_queue_size",
     "max_images_per_request",
     "max_message_bytes",
     "max_encoded_bytes",
-    "max_concurrent_requests",
-    "default_deadline_s",
-    "max_deadline_s",
-    "message_timeout_s",
     "hang_timeout_s",
-    "lame_duck_s",
     "drain_timeout_s",
 )
 
@@ -91,7 +86,7 @@ def _wait(server: "NativeServer", process: Process) -> None:
 
 
 class NativeServer:
-    """A served model behind the native front end: `start`, then `wait` until it says how it ended."""
+    """Serves a model behind the native front end: `start`, then `wait` until it says how it ended."""
 
     def __init__(
         self,
@@ -101,7 +96,6 @@ class NativeServer:
         sockets: Sequence[socket.socket],
         metrics_sockets: Sequence[socket.socket] = (),
         num_restarts: int = 0,
-        write_timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
         """The sockets listen, and stay the caller's.
 
@@ -109,10 +103,7 @@ class NativeServer:
         """
         self._model = model
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
-        settings = _settings(config, model) | {
-            "num_restarts": num_restarts,
-            "write_timeout_s": write_timeout_s,
-        }
+        settings = _settings(config, model) | {"num_restarts": num_restarts}
         try:
             self._server = atelier_native.Server(
                 settings,
@@ -171,7 +162,7 @@ def keep_heap_small() -> None:
 
 
 def _configuration_error(error: OSError) -> Exception:
-    """`WORD: what (cure)` in Rust's words, as our error; any other as it is."""
+    """Converts `WORD: what (cure)` in Rust's words to our error; returns any other as it is."""
     match = re.fullmatch(r"(BAD_[A-Z]+): (.*) \((.*)\)", str(error), re.DOTALL)
     return ConfigurationError(match[1], match[2], match[3]) if match else error
 
@@ -188,16 +179,20 @@ def _failure_from(outcome: str) -> ProgramError:
 def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
     backend = model.backend
     may_run_inline = (backend.name, backend.device) == ("onnxruntime", "cpu")
-    return {name: getattr(config, name) for name in SETTINGS} | {
-        "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
-        "max_batch_size": backend.max_batch_size,
-        "max_connections": _max_connections(),
-        "tls_certificate": _path(config.tls_certificate),
-        "tls_key": _path(config.tls_key),
-        "tls_client_authority": _path(config.tls_client_authority),
-        "tokens": _path(config.tokens),
-        "labels": sorted(labels_of(model).items()),
-    }
+    return (
+        asdict(config.limits)
+        | {name: getattr(config, name) for name in SETTINGS}
+        | {
+            "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
+            "max_batch_size": backend.max_batch_size,
+            "max_connections": _max_connections(),
+            "tls_certificate": _path(config.tls_certificate),
+            "tls_key": _path(config.tls_key),
+            "tls_client_authority": _path(config.tls_client_authority),
+            "tokens": _path(config.tokens),
+            "labels": sorted(labels_of(model).items()),
+        }
+    )
 
 
 def _max_connections() -> int:

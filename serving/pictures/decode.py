@@ -1,4 +1,4 @@
-"""From an encoded picture to what Fashion-MNIST stores: 28 x 28, grayscale, light on a background of 0.
+"""Decodes a picture to what Fashion-MNIST stores: 28 x 28, grayscale, light on a background of 0.
 
 Pictures come from strangers: whatever their bytes are, what is raised is InvalidRequestError, in our own words.
 """
@@ -36,7 +36,7 @@ SMALLER = "scale it down; 28 x 28 is enough"
 
 
 def image_from_picture(data: bytes, *, index: int, invert: bool) -> NDArray[np.uint8]:
-    """A PNG, JPEG or WebP of any size and colour -> (1, 28, 28) uint8.
+    """Decodes a PNG, JPEG or WebP of any size and colour to (1, 28, 28) uint8.
 
     `invert` is for what is dark on a light background. `index` is the picture's place in the request, for the message
     of the InvalidRequestError that is raised if it cannot be decoded or is too large to be.
@@ -93,7 +93,7 @@ def _check_size(picture: ImageFile, format: str, num_scans: int) -> None:
 
 
 def _shrunk(gray: Image.Image) -> Image.Image:
-    """The longest edge becomes 28; small pictures grow."""
+    """Resizes the longest edge to 28; small pictures grow."""
     longest = max(gray.size)
     size = (max(1, round(gray.width * EDGE / longest)), max(1, round(gray.height * EDGE / longest)))
     # Averaging whole blocks first, down to three times the size, looks the same and takes a tenth of the time.
@@ -107,7 +107,7 @@ def _upright(gray: Image.Image, orientation: int) -> Image.Image:
 
 
 def _centred(gray: Image.Image) -> NDArray[np.uint8]:
-    """(h, w) -> (1, 28, 28), what is missing filled with 0."""
+    """Centres (h, w) in (1, 28, 28), what is missing filled with 0."""
     image = np.zeros(IMAGE_SHAPE, np.uint8)
     top, left = (EDGE - gray.height) // 2, (EDGE - gray.width) // 2
     image[0, top : top + gray.height, left : left + gray.width] = np.asarray(gray)

@@ -20,7 +20,7 @@ MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take
 
 
 class DecoderPool:
-    """Made and used on one event loop."""
+    """Decodes in threads for one event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.num_requests = 0  # whose pictures wait for their turn
@@ -48,7 +48,7 @@ class DecoderPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _decoded(self, picture: bytes, index: int, invert: bool, deadline_s: float) -> NDArray[np.uint8]:
-        """(1, 28, 28) uint8."""
+        """Decodes a picture in a thread to (1, 28, 28) uint8."""
         if time.monotonic() >= deadline_s:
             raise ExpiredError("EXPIRED", f"the deadline passed after {index} pictures were decoded")
         decode = partial(image_from_picture, picture, index=index, invert=invert)
@@ -58,16 +58,15 @@ class DecoderPool:
     def _place_for(self, pictures: Sequence[bytes]) -> Iterator[None]:
         """Raises OverloadedError if too many pictures, or too many bytes of them, wait to be decoded."""
         num_bytes, limit = sum(map(len, pictures)), self._config.max_queue_size
-        cure = "try again later, or raise"
         if len(pictures) > MANY_PICTURES:
             limit = max(limit // 2, self._config.max_images_per_request)  # the rest is for small requests
         if self._num_pictures + len(pictures) > limit:
             what = f"{self._num_pictures} pictures wait to be decoded, and {len(pictures)} more would exceed {limit}"
-            raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-queue-size")
+            raise OverloadedError("QUEUE_FULL", what, "try again later, or raise --max-queue-size")
         limit = self._config.max_encoded_bytes
         if self._num_bytes + num_bytes > limit:
             what = f"{self._num_bytes} bytes of pictures wait, and {num_bytes} more would exceed {limit}"
-            raise OverloadedError("QUEUE_FULL", what, f"{cure} --max-encoded-bytes")
+            raise OverloadedError("QUEUE_FULL", what, "try again later")
         self.num_requests += 1
         self._num_pictures += len(pictures)
         self._num_bytes += num_bytes

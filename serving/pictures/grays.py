@@ -1,4 +1,4 @@
-"""From a picture's colours to gray and alpha, 8 bits each, whatever the samples were stored in.
+"""Converts a picture's colours to gray and alpha, 8 bits each, whatever the samples were stored in.
 
 Pillow decodes nearly everything right. What it leaves to us: a transparent gray is stored in the file's depth, and of
 colours in 16 bits only the upper byte of each sample is decoded.
@@ -41,7 +41,7 @@ def gray_and_alpha(picture: ImageFile, parts: Parts) -> tuple[Image.Image, Image
 
 
 def _bits_in_use(highest: int, says: int) -> int:
-    """How many of 16 bits hold samples, the largest of which has the upper byte `highest`; `says` is sBIT, or 0.
+    """Returns how many of 16 bits hold samples whose largest upper byte is `highest`; `says` is sBIT, or 0.
 
     PNG wants samples of fewer bits scaled up to 16, but what cameras and scanners deliver is often stored as it is.
     """
@@ -57,7 +57,7 @@ def _from_16_bit_grays(picture: Image.Image, clear: int | None, says: int) -> tu
 
 
 def _from_16_bit_colours(upper: Image.Image, pixels: bytes, packing: str, says: int) -> Image.Image:
-    """`upper` holds the upper byte of each sample; the lower ones are decoded only if they matter."""
+    """Converts 16-bit colours; `upper` holds the upper bytes, and the lower ones are decoded only if they matter."""
     clear = upper.info.get("transparency")
     highest: list[int] = np.asarray(upper.getextrema())[:, 1].tolist()  # of each band
     bits = _bits_in_use(max(highest[:3]), says)

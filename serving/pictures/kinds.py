@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """What bytes look like, and what their sender can do about it."""
+    """Says what bytes look like, and what their sender can do about it."""
 
     name: str
     begins: re.Pattern[bytes]
@@ -43,7 +43,7 @@ ANY_KIND = re.compile(b"|".join(b"(?:" + kind.begins.pattern + b")" for kind in 
 
 
 def kind_of(data: bytes) -> Kind | None:
-    """The kind of picture, or of something else, that bytes begin like; None if it is none of those known here."""
+    """Returns the kind of picture, or of something else, that bytes begin like; None if it is not known here."""
     if not ANY_KIND.match(data):
         return None
     return next(kind for kind in KINDS if kind.begins.match(data))

@@ -12,13 +12,13 @@ MAX_ENTRIES = 1024  # cameras write tens
 
 
 def orientation_from(exif: bytes, xmp: bytes) -> int:
-    """1 to 8, of EXIF or else of XMP; upright (1) if neither makes sense: cameras write much that does not."""
+    """Finds 1 to 8 in EXIF or else in XMP; upright (1) if neither makes sense: cameras write much that does not."""
     match = XMP_ORIENTATION.search(xmp)
     return _from_exif(exif.removeprefix(b"Exif\0\0")) or (int(match[1]) if match else 1)
 
 
 def _from_exif(exif: bytes) -> int:
-    """Of a TIFF directory's entries of (tag, type, count, value), twelve bytes each; 0 if there is none."""
+    """Searches a TIFF directory's entries of (tag, type, count, value), twelve bytes each; 0 if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 0

@@ -33,7 +33,7 @@ class Parts:
 
 
 def parts_of(format: str, data: bytes) -> Parts:
-    """The parts of a file that begins as one of `format` ("PNG", "JPEG", "WebP"). Raises BrokenPictureError."""
+    """Returns the parts of a file that begins as one of `format` ("PNG", "JPEG", "WebP"). Raises BrokenPictureError."""
     try:
         if format == "PNG":
             return _parts_of_png(data)
@@ -81,7 +81,7 @@ def _read_png_note(notes: dict[str, bytes], kind: bytes, body: bytes) -> None:
 
 
 def _unpacked(kind: bytes, text: bytes) -> bytes:
-    """A text from behind its keyword; empty if it is broken."""
+    """Inflates a text from behind its keyword; empty if it is broken."""
     is_packed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
     if kind == b"zTXt":
         text = text[1:]  # behind the method
@@ -96,7 +96,7 @@ def _unpacked(kind: bytes, text: bytes) -> bytes:
 
 
 def _unhexed(profile: bytes) -> bytes:
-    """What ImageMagick's raw profile holds: a blank line, a name, a length, and lines of hexadecimals."""
+    """Decodes ImageMagick's raw profile: a blank line, a name, a length, and lines of hexadecimals."""
     try:
         return bytes.fromhex(b"".join(profile.split(b"\n")[3:]).decode("latin-1"))
     except ValueError:
@@ -133,7 +133,7 @@ def _parts_of_jpeg(data: bytes) -> Parts:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, segment) of each up to the pixels, which are one: all scans, to the end of the picture."""
+    """Yields (marker, segment) of each up to the pixels, which are one: all scans, to the end of the picture."""
     position = 2
     for _ in range(MAX_PARTS):
         match = SEGMENT.search(data, position)

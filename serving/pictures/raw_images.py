@@ -1,4 +1,4 @@
-"""From bytes to raw images as they are, and a word to those who send a picture in their place."""
+"""Reads raw images from bytes, and warns those who send a picture in their place."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ BEGINNING_BYTES = 1024  # enough to know every kind by
 
 
 def images_from_bytes(data: bytes) -> Images:
-    """Raw images end to end -> (N, 1, 28, 28) uint8, a read-only view of `data`. Raises InvalidRequestError."""
+    """Views raw images end to end as (N, 1, 28, 28) uint8, read-only. Raises InvalidRequestError."""
     if not data:
         what = "the request holds neither images nor pictures"
         raise InvalidRequestError("NO_IMAGES", what, f"send {IMAGE_BYTES} bytes per image, or encoded pictures")

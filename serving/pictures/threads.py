@@ -1,4 +1,4 @@
-"""The threads that decode pictures, beside those that answer."""
+"""Makes the threads that decode pictures, and has them give way to those that answer."""
 
 import os
 import sys

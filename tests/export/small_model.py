@@ -13,7 +13,7 @@ from atelier.contract import Images, TensorSpec
 from export.onnx_model import onnx_from_program
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs, Truth
-from export.torch_program import program_bytes, program_from_model
+from export.program import program_bytes, program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, Probes
 from training.dataset import CLASSES
 from training.models import LeNet, LeNet5, initialise, model_for

@@ -12,12 +12,18 @@ from onnx import TensorProto, numpy_helper
 from atelier.errors import BadDataError, ResourceUnavailableError
 from atelier.tolerances import TOLERANCES
 from export import ladder
-from export.emulation import EmulatedBackend, emulated_onnx
-from export.int8_model import NUM_CALIBRATION_IMAGES, calibration_images
 from export.ladder import climb
 from export.onnx_model import BF16_OPSET, OPSET
 from export.parity import BATCH_SIZES, ParityReport, compare, run_gate
-from export.precision import HALF_TYPES, PRECISIONS, onnx_in
+from export.precision import (
+    HALF_TYPES,
+    NUM_CALIBRATION_IMAGES,
+    PRECISIONS,
+    EmulatedBackend,
+    calibration_images,
+    emulated_onnx,
+    onnx_in,
+)
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME

@@ -6,6 +6,7 @@ The first process answers five batches, the second none; those after them do not
 """
 
 import argparse
+import dataclasses
 import multiprocessing
 import sys
 import time
@@ -17,6 +18,7 @@ from atelier.contract import Images, Logits
 from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program, say
 from serving.config import ServerConfig, parse_arguments
+from serving.limits import Limits
 from serving.models import ModelVersion, ServedModel
 from serving.server import serve_version
 from tests.serving.fake_backend import MANIFEST, FakeBackend
@@ -75,6 +77,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--failing-starts", type=lambda text: [int(word) for word in text.split(",")], default=[])
     parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
     parser.add_argument("--image-s", type=float, default=0.0, help="that each image takes")
+    parser.add_argument("--lame-duck-s", type=float, default=0.1, help="as in serving/limits.py")
     options, settings = parser.parse_known_args(arguments)
     version = BreakingVersion(
         directory=Path(),
@@ -85,7 +88,8 @@ def main(arguments: list[str]) -> int:
         image_s=options.image_s,
         num_starts=multiprocessing.get_context("fork").Value("i", 0),
     )
-    return serve_version(parse_arguments(settings), version)
+    config = dataclasses.replace(parse_arguments(settings), limits=Limits(lame_duck_s=options.lame_duck_s))
+    return serve_version(config, version)
 
 
 if __name__ == "__main__":

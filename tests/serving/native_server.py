@@ -13,31 +13,28 @@ from serving.frontends.native import NativeServer
 from serving.listening import Listening
 from serving.models import ServedModel
 from tests.serving.fake_backend import MANIFEST, FakeBackend
+from tests.serving.settings import config_with
 from tests.serving.test_server import Calls
 
 
 class ListeningServer(NativeServer):
     """A server with sockets of its own, which are closed at its end."""
 
-    def __init__(
-        self, config: ServerConfig, served: ServedModel, *, hosts: Sequence[str], write_timeout_s: float
-    ) -> None:
+    def __init__(self, config: ServerConfig, served: ServedModel, *, hosts: Sequence[str]) -> None:
         self.listening = Listening(hosts, 0)
         self.addresses = self.listening.addresses
         try:
-            super().__init__(config, served, sockets=self.listening.sockets, write_timeout_s=write_timeout_s)
+            super().__init__(config, served, sockets=self.listening.sockets)
         except BaseException:
             self.listening.close()
             raise
 
 
-def started(
-    backend: FakeBackend, *, hosts: Sequence[str] = ("127.0.0.1",), write_timeout_s: float = 5.0, **settings: Any
-) -> ListeningServer:
+def started(backend: FakeBackend, *, hosts: Sequence[str] = ("127.0.0.1",), **settings: Any) -> ListeningServer:
     """A server that serves. What the device ran while its pace was measured is forgotten."""
-    config = ServerConfig(port=0, **{"lame_duck_s": 0.05, "metrics_port": 0, **settings})
+    config = config_with(**{"metrics_port": 0, **settings})
     served = ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
-    server = ListeningServer(config, served, hosts=hosts, write_timeout_s=write_timeout_s)
+    server = ListeningServer(config, served, hosts=hosts)
     is_open = backend.gate.is_set()
     backend.gate.set()
     server.start()

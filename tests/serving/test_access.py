@@ -29,7 +29,7 @@ Serving = Callable[..., AbstractContextManager[ServerProcess]]
 def serving(front_end: str) -> Serving:
     @contextmanager
     def start(*arguments: object) -> Iterator[ServerProcess]:
-        settings = ("--port", "0", "--metrics-port", "0", "--lame-duck-s", "0.1", "--front-end", front_end)
+        settings = ("--port", "0", "--metrics-port", "0", "--front-end", front_end)
         with server_process(SERVER, *settings, *map(str, arguments)) as server:
             yield server
 

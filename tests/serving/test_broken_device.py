@@ -15,12 +15,10 @@ from loadtest.server_process import ServerProcess, server_process
 from tests.serving.fake_backend import image
 from tests.serving.running import scrape, wait_for
 
-SETTINGS = ("--port", "0", "--lame-duck-s", "0.1")
-
 
 @contextmanager
 def breaking_server(front_end: str, *arguments: str) -> Iterator[ServerProcess]:
-    settings = (*SETTINGS, "--front-end", front_end, *arguments)
+    settings = ("--port", "0", "--front-end", front_end, *arguments)
     with server_process("tests.serving.breaking_server", *settings) as server:
         yield server
 

@@ -34,7 +34,7 @@ IMAGES = np.zeros((3, 28, 28), np.uint8)
 
 @contextmanager
 def serving(small_repository: Path, front_end: str, *arguments: str) -> Iterator[ServerProcess]:
-    settings = ("--port", "0", "--device", "cpu", "--lame-duck-s", "0.1", "--front-end", front_end)
+    settings = ("--port", "0", "--device", "cpu", "--front-end", front_end)
     with server_process("serving", "--repository", str(small_repository), *settings, *arguments) as server:
         yield server
 

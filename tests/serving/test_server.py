@@ -26,6 +26,7 @@ from serving.frontends.grpcio.server import Server
 from serving.metrics import NO_METRICS
 from serving.models import ServedModel
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
+from tests.serving.settings import config_with
 
 
 class Calls:
@@ -60,7 +61,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[Server, Calls, "asyncio.Task[None]"]]:
     """A started server, a client of it, and the task that ends when the server has stopped."""
     metrics = settings.pop("metrics", NO_METRICS)
-    config = ServerConfig(port=0, **{"lame_duck_s": 0.05, **settings})
+    config = config_with(**settings)
     model = ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
     server = Server(config, model, ["127.0.0.1:0"], metrics=metrics)
     await server.start()

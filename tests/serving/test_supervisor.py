@@ -31,7 +31,7 @@ IMAGES = np.zeros((2, 28, 28), np.uint8)
 
 @contextmanager
 def serving(repository: Path, front_end: str, *arguments: str) -> Iterator[ServerProcess]:
-    settings = ("--port", "0", "--device", "cpu", "--lame-duck-s", "0.1", "--front-end", front_end)
+    settings = ("--port", "0", "--device", "cpu", "--front-end", front_end)
     with server_process("serving", "--repository", str(repository), *settings, *arguments) as server:
         yield server
 
@@ -89,8 +89,9 @@ def test_process_does_not_outlive_a_killed_supervisor(server: ServerProcess) -> 
     process.wait(30)
 
 
-def test_second_signal_ends_everything_at_once(small_repository: Path, front_end: str) -> None:
-    with serving(small_repository, front_end, "--lame-duck-s", "60") as server:
+def test_second_signal_ends_everything_at_once(front_end: str) -> None:
+    settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "60")
+    with server_process("tests.serving.breaking_server", *settings) as server:
         process = serving_process_of(server)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "draining" in server.output)
@@ -133,7 +134,7 @@ def test_server_whose_first_start_fails_ends_with_its_code(front_end: str) -> No
 
 def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> None:
     """Else new connections would wait in the backlog, and be reset at the end."""
-    settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "0.1", "--slow-s", "3")
+    settings = ("--port", "0", "--front-end", front_end, "--slow-s", "3")
     with server_process("tests.serving.breaking_server", *settings) as server, ThreadPoolExecutor(1) as pool:
         with Client(server.target) as client:
             accepted = pool.submit(client.classify, IMAGES + 7, timeout_s=20)
@@ -146,9 +147,10 @@ def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> 
         assert server.process.wait(30) == 0
 
 
-def test_call_in_a_drain_is_told_to_retry_elsewhere(small_repository: Path, front_end: str) -> None:
+def test_call_in_a_drain_is_told_to_retry_elsewhere(front_end: str) -> None:
+    settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "5")
     with (
-        serving(small_repository, front_end, "--lame-duck-s", "5") as server,
+        server_process("tests.serving.breaking_server", *settings) as server,
         grpc.insecure_channel(server.target, options=[("grpc.enable_retries", 0)]) as channel,
     ):
         classify: Any = channel.unary_unary("/atelier.v1.Classifier/Classify")

@@ -57,7 +57,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
-        """None makes grpcio answer UNIMPLEMENTED."""
+        """Finds the handler of a call; None makes grpcio answer UNIMPLEMENTED."""
         handler = self._handlers.get(call.method)
         if handler is None:
             self._metrics.count_call("other", "UNIMPLEMENTED")
@@ -84,8 +84,8 @@ class RpcHandler(grpc.GenericRpcHandler):
                 raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
             left_s = cast("float | None", context.time_remaining())
             if left_s is None:
-                left_s = self._config.default_deadline_s
-            return await method(message, time.monotonic() + min(left_s, self._config.max_deadline_s))
+                left_s = self._config.limits.default_deadline_s
+            return await method(message, time.monotonic() + min(left_s, self._config.limits.max_deadline_s))
         except asyncio.CancelledError:
             self._metrics.count_call(name, _end_by_client(context))
             raise
@@ -128,7 +128,7 @@ class RpcHandler(grpc.GenericRpcHandler):
 
 
 def _name_of(path: str) -> str:
-    """The method in /package.Service/Method, as the metrics name it."""
+    """Returns the method in /package.Service/Method, as the metrics name it."""
     return path.rpartition("/")[2]
 
 
@@ -139,12 +139,12 @@ def _status_of(failure: Failure, context: Context) -> str:
 
 
 def _end_by_client(context: Context) -> str:
-    """gRPC cancels a call whose client has gone, and one whose deadline has passed."""
+    """Names the status of a call that gRPC cancelled: its client has gone, or its deadline has passed."""
     return "DEADLINE_EXCEEDED" if cast("float | None", context.time_remaining()) == 0 else "CANCELLED"
 
 
 def _failure_from(error: Exception) -> Failure:
-    """What the call ends with, without its traceback and what it happened in; of an unforeseen error, nothing.
+    """Returns what the call ends with, without traceback and context, and without an unforeseen error's text.
 
     grpcio ties a call and the error that ended it into a cycle of references: a traceback would keep the call's whole
     message in it, until the garbage collector comes by.

@@ -24,7 +24,7 @@ RequestMessage = TypeVar("RequestMessage", bound=Message)
 
 
 class ClassifierService:
-    """atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
+    """Implements atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
 
     def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics = NO_METRICS) -> None:
         manifest = engine.model.manifest
@@ -39,7 +39,7 @@ class ClassifierService:
         self._description = description_of(engine.model, config)
 
     async def classify(self, message: bytes, deadline_s: float) -> bytes:
-        """ClassifyRequest to ClassifyResponse; `deadline_s` is on the monotonic clock."""
+        """Answers a ClassifyRequest with a ClassifyResponse; `deadline_s` is on the monotonic clock."""
         began_s = time.monotonic()
         request = parse(pb.ClassifyRequest(), message)
         self._check_model(request.model_name, request.model_version)
@@ -55,7 +55,7 @@ class ClassifierService:
         return response
 
     async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
-        """GetModelRequest to GetModelResponse."""
+        """Answers a GetModelRequest with a GetModelResponse."""
         request = parse(pb.GetModelRequest(), message)
         self._check_model(request.model_name, request.model_version)
         return self._description
@@ -76,7 +76,7 @@ class ClassifierService:
         return top_k or 1
 
     def _raw_images(self, request: pb.ClassifyRequest) -> Images:
-        """(N, 1, 28, 28) uint8, a view of the message."""
+        """Returns (N, 1, 28, 28) uint8, a view of the message."""
         if request.invert:
             what = "invert is set, but it is for pictures only"
             raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
@@ -85,7 +85,7 @@ class ClassifierService:
         return images
 
     async def _decoded_pictures(self, request: pb.ClassifyRequest, deadline_s: float) -> Images:
-        """(N, 1, 28, 28) uint8, decoded in a thread, off the event loop."""
+        """Decodes the pictures in a thread, off the event loop: (N, 1, 28, 28) uint8."""
         if request.images:
             what = "both images and pictures are set, so their order is not defined"
             raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
@@ -99,7 +99,7 @@ class ClassifierService:
 
 
 def parse(request: RequestMessage, message: bytes) -> RequestMessage:
-    """The message, filled from bytes. Raises InvalidRequestError where they are none."""
+    """Parses the message from bytes. Raises InvalidRequestError if it is malformed."""
     try:
         request.ParseFromString(message)
     except DecodeError:

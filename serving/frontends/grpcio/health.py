@@ -1,4 +1,4 @@
-"""What tools ask a server about itself: health (grpc.health.v1) and reflection (grpc.reflection.v1 and v1alpha).
+"""Answers what tools ask a server about itself: health (grpc.health.v1), reflection (grpc.reflection.v1 and v1alpha).
 
 grpcio's own servicers answer. They are not registered as theirs but spoken to with parsed messages, so that malformed
 bytes are answered as on every other method.
@@ -26,7 +26,7 @@ REFLECTIONS = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
 
 def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conversation]:
-    """The methods by their paths."""
+    """Maps paths to the methods."""
     servicer: Any = health_servicer  # its types ask for contexts of its own messages
     pool = _described()
     reflector: Any = reflection.aio.ReflectionServicer((SERVICE, HEALTH, *REFLECTIONS), pool)
@@ -53,7 +53,7 @@ def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conve
 
 
 def _described() -> DescriptorPool:
-    """What reflection knows: the files of what is served, and nothing else that the process may have loaded."""
+    """Returns what reflection knows: the files of what is served, and nothing else that the process may have loaded."""
     pool = DescriptorPool()
     for file in (classifier_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         pool.AddSerializedFile(file.serialized_pb)

@@ -1,4 +1,4 @@
-"""From logits to the most probable classes: softmax, shifted by the maximum so that it cannot overflow."""
+"""Ranks classes by logits: softmax, shifted by the maximum so that it cannot overflow."""
 
 from math import exp
 
@@ -12,7 +12,7 @@ MANY_IMAGES = 6
 
 
 def checked_logits(logits: Logits, num_images: int) -> Logits:
-    """(N, 10), as they are.
+    """Checks that the logits are (N, 10), and returns them as they are.
 
     Raises BackendError unless there is one finite row of 10 per image: the largest of NaN would be a confident answer.
     """
@@ -25,7 +25,7 @@ def checked_logits(logits: Logits, num_images: int) -> Logits:
 
 
 def best(logits: Logits) -> tuple[list[int], list[float]]:
-    """The most probable label of each image and its probability; of equal ones the first label."""
+    """Returns the most probable label of each image and its probability; of equal ones the first label."""
     if len(logits) >= MANY_IMAGES:
         doubles = logits.astype(np.float64)  # (N, 10)
         totals = np.exp(doubles - doubles.max(1, keepdims=True)).sum(1)  # (N,): the largest is 1
@@ -39,7 +39,7 @@ def best(logits: Logits) -> tuple[list[int], list[float]]:
 
 
 def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
-    """The `top_k` most probable (label, probability) of one image, best first; equal ones by their labels."""
+    """Returns the `top_k` most probable (label, probability) of one image, best first; equal ones by their labels."""
     largest = max(logits)
     exponentials = [exp(logit - largest) for logit in logits]  # the largest is 1
     total = sum(exponentials)

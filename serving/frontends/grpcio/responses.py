@@ -1,4 +1,4 @@
-"""ClassifyResponse as bytes, for the event loop to spend as little as it can on an image.
+"""Writes ClassifyResponse as bytes, for the event loop to spend as little as it can on an image.
 
 Serialised fields of a message may be written one behind the other in any order (protobuf.dev, "Encoding", on the order
 of fields and on merging). So what protobuf makes of the best class of an image is asked for once, for each class, and
@@ -19,7 +19,7 @@ _as_float = struct.Struct("<f").pack
 
 
 class ResponseWriter:
-    """Of the answers of one model."""
+    """Writes the answers of one model."""
 
     def __init__(self, model_name: str, model_version: str, classes: Sequence[str]) -> None:
         self._classes = classes
@@ -27,7 +27,7 @@ class ResponseWriter:
         self._best = [_without_probability(label, name) for label, name in enumerate(classes)]
 
     def write(self, answer: Answer, top_k: int) -> bytes:
-        """The whole message, for 1 <= `top_k` <= the number of classes."""
+        """Writes the whole message, for 1 <= `top_k` <= the number of classes."""
         response = pb.ClassifyResponse()
         split = response.time
         split.queue_us, split.inference_us, split.batch_size = answer.queue_us, answer.inference_us, answer.batch_size
@@ -42,7 +42,7 @@ class ResponseWriter:
         return self._model + response.SerializeToString()
 
     def _best_of(self, logits: Logits) -> list[bytes]:
-        """(N, 10) -> N classifications."""
+        """Writes N classifications from (N, 10)."""
         labels, probabilities = best(logits)
         beginnings = self._best
         if len(labels) < MANY_IMAGES:
@@ -52,7 +52,7 @@ class ResponseWriter:
 
 
 def _without_probability(label: int, name: str) -> bytes:
-    """A classification with one prediction, up to its probability. A best one is never 0, which would not be sent."""
+    """Serialises a classification of one prediction, up to its probability, which is never 0 and so is always sent."""
     prediction = pb.Prediction(label=label, name=name, probability=1.0)
     whole = pb.ClassifyResponse(classifications=[pb.Classification(predictions=[prediction])]).SerializeToString()
     if not whole.endswith(_as_float(1.0)):

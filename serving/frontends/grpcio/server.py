@@ -61,7 +61,7 @@ async def _serve(process: Process) -> None:
 
 
 def _on_word(loop: asyncio.AbstractEventLoop, process: Process, server: "Server") -> None:
-    """The supervisor says one thing, drain, and its death means the same."""
+    """Drains on the supervisor's only word, and on its death."""
     loop.remove_reader(process.link.fileno())
     server.stop()
 
@@ -73,7 +73,7 @@ async def _tell_alive(process: Process) -> None:
 
 
 class Server:
-    """A served model on some addresses. `start`, then `run_until_stopped`."""
+    """Serves a model on some addresses: `start`, then `run_until_stopped`."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Server:
         refusal = NotServingError("DRAINING", "the server is shutting down", "retry: another may serve")
         self._handler.refusal = refusal
         if not self._watch.done():  # while there still is a port on which to refuse
-            await asyncio.sleep(config.lame_duck_s)
+            await asyncio.sleep(config.limits.lame_duck_s)
         # From now on clients are told to go elsewhere (GOAWAY), while what was accepted is answered.
         leaving = asyncio.ensure_future(self._grpc_server.stop(grace=config.drain_timeout_s + 1.0))
         try:
@@ -157,14 +157,16 @@ class Server:
             raise self._failure
 
     def _give_up(self, failure: DeviceError) -> None:
-        """The batcher has abandoned what was accepted: in a drain too, the end must not look like success."""
+        """Stops, as the batcher has abandoned what was accepted: in a drain too, that must not look like success."""
         self.stop(failure)
         self._failure = self._failure or failure
 
     async def _listen(self) -> None:
         config = self._config
         options = _channel_arguments(config, shares_port=self._shares_port)
-        self._grpc_server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_concurrent_requests)
+        self._grpc_server = grpc.aio.server(
+            options=options, maximum_concurrent_rpcs=config.limits.max_concurrent_requests
+        )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
         self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
@@ -184,9 +186,9 @@ class Server:
         self._watch = asyncio.create_task(self._watch_accept_loop())
 
     async def _watch_accept_loop(self) -> None:
-        """grpcio's accept loop dies of a method name that is not UTF-8; the process would live on without a port."""
+        """Stops a server whose accept loop died of a method name that is not UTF-8: it would live on without a port."""
         try:
-            while await self._grpc_server.wait_for_termination(timeout=0.2):  # only a time-out tells of the crash
+            while await self._grpc_server.wait_for_termination(timeout=0.2):  # it raises once the loop has died
                 pass
         except Exception:
             logger.debug("the accept loop ended", exc_info=True)
@@ -198,15 +200,15 @@ class Server:
 
 
 def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple[str, int]]:
-    """grpc/grpc's channel_arg_names.h; its defaults set no bound on streams."""
+    """Returns channel arguments (grpc/grpc's channel_arg_names.h), whose defaults set no bound on streams."""
     return [
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_concurrent_streams", 128),
         # A stream counts for a moment after its end; a client that fills all streams again at once was refused.
         ("grpc.http2.max_deallocating_streams", 256),
         # Calls that have come while the event loop was busy: beyond the first, ever more of them were CANCELLED.
-        ("grpc.server.max_pending_requests", config.max_concurrent_requests),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * config.max_concurrent_requests),
+        ("grpc.server.max_pending_requests", config.limits.max_concurrent_requests),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * config.limits.max_concurrent_requests),
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_metadata_size", 8 << 10),

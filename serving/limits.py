@@ -1,0 +1,32 @@
+"""Bounds a server beyond its settings: fences that nobody has reason to choose, so they have no flags."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Holds the fences of a server; tests make others, to reach them sooner."""
+
+    max_encoded_bytes: int = 64 << 20
+    """Most bytes of encoded pictures that may wait to be decoded; at least one message's."""
+
+    max_concurrent_requests: int = 4096
+    """Most calls being handled at once, the last fence before memory."""
+
+    max_queue_delay_us: int = 8000
+    """Longest that a free device waits for as many requests as the last batch had; a lone one never waits (grpcio)."""
+
+    default_deadline_s: float = 10.0
+    """Deadline of a request whose client set none."""
+
+    max_deadline_s: float = 60.0
+    """A client that allows more time than this is served as if it allowed this."""
+
+    message_timeout_s: float = 5.0
+    """Longest that a client may take to send its message after the headers (native)."""
+
+    write_timeout_s: float = 5.0
+    """Longest that a client may read nothing of what is sent to it before its connection ends (native)."""
+
+    lame_duck_s: float = 0.3
+    """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""
