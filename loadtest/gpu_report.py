@@ -53,7 +53,7 @@ class Step:
     """One step's outcome; `result` is what its program printed or wrote."""
 
     name: str
-    status: str = "not run"  # or running, ok, failed, absent (a library or device is not there)
+    status: str = "not run"  # or running, ok, failed, refused (by a proof), absent (a library or device is not there)
     reason: str = ""
     seconds: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +150,7 @@ def new_report(reports_dir: Path, name: str, is_rehearsal: bool, time_limit_s: f
 
 
 def main(arguments: list[str]) -> int:
-    """Runs all steps and writes the report; 70 where a step failed."""
+    """Runs all steps and writes the report; 70 if a step failed or was refused."""
     started_s = time.monotonic()
     options = options_from(arguments)
     gpu = gpu_facts()
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> int:
         )
         steps = run_steps(steps_of(plan), report.write)
     print(f"\nwritten: {report.stem}.json, .md{', .png' if report.plot(steps) else ''}")
-    return 70 if any(step.status == "failed" for step in steps) else 0
+    return 70 if any(step.status in ("failed", "refused") for step in steps) else 0
 
 
 def options_from(arguments: list[str]) -> argparse.Namespace:

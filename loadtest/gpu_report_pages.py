@@ -37,11 +37,6 @@ def results_of(document: Document, kind: str) -> Iterator[dict[str, Any]]:
             yield step["result"]
 
 
-def measured_name(result: dict[str, Any]) -> str:
-    """The precision that a latency was measured in, and whether its version failed the gate."""
-    return f"{result['precision']}{'' if result['is_proven'] else ', unproven'}"
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -162,7 +157,7 @@ def _latency(document: Document) -> str:
     rows = [
         [
             result["backend"],
-            measured_name(result),
+            result["precision"],
             str(row["batch_size"]),
             row["clock"],
             _spread(row["latency_us"], 1),
@@ -180,10 +175,8 @@ def _latency(document: Document) -> str:
         "highest. Latency and images/s are by the row's clock; CUDA events are recorded on the backend's stream before "
         "and after each call. The floor is the copies alone, in one launch."
     )
-    if not all(result["is_proven"] for result in results):
-        note += " Unproven: on files that no parity gate has passed, see above; nothing may be served from them."
     proofs = [
-        f"- {result['backend']}, {measured_name(result)}: {result['probes']}" for result in results if result["probes"]
+        f"- {result['backend']}, {result['precision']}: {result['probes']}" for result in results if result["probes"]
     ]
     parts = [f"## Latency and throughput on {results[0]['device']}", note, _table(header, rows), "\n".join(proofs)]
     return "\n\n".join(filter(None, parts))
@@ -198,7 +191,7 @@ def _memory(document: Document) -> str:
     for result in results_of(document, "latency"):
         memory = result["memory"]
         found = [memory["resident_bytes"], memory["device_bytes"], None]
-        rows.append([f"{result['backend']}, {measured_name(result)}", *map(_mebibytes, found)])
+        rows.append([f"{result['backend']}, {result['precision']}", *map(_mebibytes, found)])
     for result in results_of(document, "serve"):
         found = [result["memory"]["resident_bytes"], result["memory"]["device_bytes"], None]
         rows.append([f"server, {served_by(result)}", *map(_mebibytes, found)])
@@ -233,13 +226,12 @@ def _serving(document: Document) -> str:
 
 def _served(result: dict[str, Any]) -> str:
     reference = result["reference"]["images_per_s"]
-    reference_is = "" if result["is_reference_proven"] else "unproven, "
     ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
     lines = [
         f"- {served_by(result)}: {_spread(result['images_per_s'])} images/s, {result['images_per_request']} images a "
         f"request, {result['in_flight']} in flight from {_processes(result['num_clients'])}; latency p50 "
         f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
-        f"- torch in process on {result['reference_device']}, {reference_is}batches of 64: "
+        f"- torch in process on {result['reference_device']}, batches of 64: "
         f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
         f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
     ]

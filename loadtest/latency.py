@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from atelier.contract import IMAGE_SHAPE, Images
-from atelier.errors import BadDataError, MissingInputError
+from atelier.errors import MissingInputError
 from atelier.program import run_program
 from loadtest.clocks import EventClock, WallClock, clock_of
 from loadtest.copies import copies_on
@@ -32,7 +32,6 @@ from serving.manifest import (
     TENSORRT_RTX,
     Manifest,
     find_version,
-    read_manifest,
     read_verified,
 )
 
@@ -41,10 +40,9 @@ BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "tensorrt-rtx"
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the figures; errors as everywhere."""
+    """Prints the figures. Raises BadDataError PARITY_HERE, and times nothing, if a probe fails on this backend."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.latency", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
-    parser.add_argument("--unproven", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="floor: the copies alone")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256, 1024], help="(%(default)s)")
@@ -53,11 +51,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     before = device_bytes(options.device)
-    backend = opened(
-        options.repository, options.backend, options.device, max(options.batch_sizes), unproven=options.unproven
-    )
+    backend = opened(options.repository, options.backend, options.device, max(options.batch_sizes))
     backend.warm_up()
-    probes = proven_here(backend, options.repository, options.unproven)
+    # The floor computes nothing.
+    probes = "" if backend.name == "floor" else str(prove(backend, find_version(options.repository, "lenet5")[1]))
     clock = clock_of(backend)
     rows = [measured(backend.infer, size, options.repeats, options.seconds, clock) for size in options.batch_sizes]
     after = device_bytes(options.device)
@@ -66,29 +63,15 @@ def main(arguments: list[str]) -> int:
     clock.close()
     backend.close()
     measurement = {"backend": options.backend, "device": options.device, "rows": rows, "memory": memory}
-    print(json.dumps(measurement | {"is_proven": options.unproven is None, "probes": probes}))
+    print(json.dumps(measurement | {"probes": probes}))
     return 0
 
 
-def proven_here(backend: Backend, repository: Path, unproven: Path | None) -> str:
-    """What the version's probes say of the backend, in words; the floor computes nothing."""
-    if backend.name == "floor":
-        return ""
-    manifest = read_manifest(unproven) if unproven else find_version(repository, "lenet5")[1]
-    try:
-        return str(prove(backend, manifest))
-    except BadDataError as error:
-        return str(error)
-
-
-def opened(repository: Path, kind: str, device: str, max_batch_size: int, *, unproven: Path | None = None) -> Backend:
-    """The newest version, or the `unproven` one, on that backend and device and on nothing else.
-
-    The floor needs no version.
-    """
+def opened(repository: Path, kind: str, device: str, max_batch_size: int) -> Backend:
+    """Opens the newest version on that backend and device and on nothing else; the floor needs no version."""
     if kind == "floor":
         return copies_on(device, max_batch_size)
-    version_dir, manifest = (unproven, read_manifest(unproven)) if unproven else find_version(repository, "lenet5")
+    version_dir, manifest = find_version(repository, "lenet5")
     if kind == "torch-compiled":
         from serving.backends.torch_backend import TorchBackend
 

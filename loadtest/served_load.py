@@ -46,7 +46,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
     parser.add_argument("--reference", type=Path, help="repository of the fp32 version with the program (the same)")
-    parser.add_argument("--unproven-reference", type=Path, help="instead: what an export left in its --unproven-dir")
     parser.add_argument("--device", default="auto", help="of the server (%(default)s)")
     parser.add_argument("--front-end", default="auto", help="of the server (%(default)s)")
     num_clients = max(1, min(MAX_CLIENTS, (os.cpu_count() or 1) // 2))
@@ -62,13 +61,7 @@ def main(arguments: list[str]) -> int:
     if not options.seconds > 0:
         raise UsageError("BAD_OPTIONS", f"--seconds is {options.seconds:g}", "it must be above 0")
     images = load_dataset(options.data_dir, verify=not options.unverified_data).test_images
-    reference = opened(
-        options.reference or options.repository,
-        "torch",
-        options.reference_device,
-        64,
-        unproven=options.unproven_reference,
-    )
+    reference = opened(options.reference or options.repository, "torch", options.reference_device, 64)
     labels, is_decided = answers_of(reference, images)
     load = Load(images=images, labels=labels, is_decided=is_decided, images_per_request=options.images_per_request)
     settings = ["--repository", str(options.repository), "--port", "0", "--device", options.device]
@@ -97,7 +90,6 @@ def main(arguments: list[str]) -> int:
         "memory": memory,
         "reference": measured(reference.infer, 64, options.repeats, min(1.0, options.seconds)),
         "reference_device": reference.device,
-        "is_reference_proven": options.unproven_reference is None,
     }
     print(json.dumps(document))
     if document["num_wrong"]:

@@ -1,5 +1,6 @@
 """The GPU report, rehearsed on a CPU: every step is a real program, and none that fails takes another with it."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -22,7 +23,6 @@ import pytest
 
 from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program
-from export.export import leave_unproven
 from export.repository import publish
 from loadtest import served_load
 from loadtest.front_ends import available_front_ends
@@ -80,11 +80,12 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         *(f"serve {front_end}" for front_end in available_front_ends()),
     ):
         assert outcomes[name] == "ok", document
-    for measured in ("floor fp32", "torch fp32", "onnxruntime fp32", "onnxruntime int8"):
+    for measured in ("floor fp32", "torch fp32", "onnxruntime fp32"):
         assert outcomes[f"latency {measured}"] == "ok"
-    assert outcomes["export int8"] == "failed"
+    for refused in ("export int8", "latency onnxruntime int8", "latency tensorrt int8"):
+        assert outcomes[refused] == "refused"
     rtx = [f"latency {backend} {precision}" for backend in RTX for precision in ("fp32", "int8")]
-    for absent in ("latency tensorrt fp32", "latency tensorrt int8", "latency torch-compiled fp32", *rtx):
+    for absent in ("latency tensorrt fp32", "latency torch-compiled fp32", *rtx):
         assert outcomes[absent] == "absent"
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
@@ -101,10 +102,10 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         (run,) = results[name]["runs"]
         assert (results[name]["recipe"], results[name]["precision"]) == (recipe, "fp32")
         assert run["examples_per_s_wall"] > 0 < run["peak_memory"]["resident"]
-    (refused,) = results["export int8"]["tries"]  # once: there was no engine to leave out
-    assert [(row["runtime"], row["passed"]) for row in refused["parity"]] == [("torch", True), ("onnxruntime", False)]
-    proven = {name: result["is_proven"] for name, result in results.items() if "is_proven" in result}
-    assert [name for name in proven if not proven[name]] == ["latency onnxruntime int8"]
+    (export_try,) = results["export int8"]["tries"]  # once: there was no engine to leave out
+    passed = [(row["runtime"], row["passed"]) for row in export_try["parity"]]
+    assert passed == [("torch", True), ("onnxruntime", False)]
+    assert results["latency onnxruntime int8"] == {}
 
     page = report.with_suffix(".md").read_text()
     assert "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**" in page
@@ -119,7 +120,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     ):
         assert part in page
     assert "Not finished" not in page
-    assert "| onnxruntime | int8, unproven | 64 | wall clock |" in page
+    assert "| onnxruntime | fp32 | 64 | wall clock |" in page and "| onnxruntime | int8 | 64 |" not in page
     assert re.search(r"\| int8, --engine auto \| onnxruntime on cpu \|.*\| FAIL \| refused \|", page)
     assert [line for line in page.splitlines() if line.startswith("| modern | fp32 | 1 |")]
     (training,) = [line for line in page.splitlines() if line.startswith("| training, tutorial, fp32, at most |")]
@@ -241,7 +242,7 @@ def test_an_engine_that_cannot_be_built_takes_no_other_runtime_with_it(trained: 
     assert [row["passed"] for row in published["parity"]] == [True, True]
 
     timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
-    assert timed.result["is_proven"], timed.reason
+    assert timed.status == "ok", timed.reason
     page = page_of(exported, timed)
     assert "- fp32, --engine auto: ended with -6: " in page
     assert "- fp32, --engine no: published. engines left out: --engine no" in page
@@ -266,28 +267,23 @@ def test_an_export_is_tried_again_only_where_its_engine_may_have_failed_it(
     assert may_be_the_engine(parity) == expected
 
 
-@pytest.mark.slow
-def test_what_a_refused_export_left_is_timed_as_unproven_and_never_served(trained: Plan) -> None:
-    leave_unproven(trained.unproven_dir("fp32", "auto"), *version_for_servers())
+def test_what_the_gate_refused_is_neither_timed_nor_served(trained: Plan) -> None:
+    trained.failed_dir("fp32").mkdir(parents=True)
     timed = step_of(partial(latency, trained, "fp32", "torch"), "latency torch fp32")
-    assert (timed.status, timed.result["is_proven"]) == ("ok", False), timed.reason
+    assert (timed.status, timed.reason) == ("refused", "the parity gate refused fp32, so it is not timed")
     served = step_of(partial(serve, trained, "grpcio"), "serve")
     assert (served.status, served.reason) == ("absent", "no version was published, and a server takes no other")
-    page = page_of(timed, served)
-    assert "| torch | fp32, unproven | 64 | wall clock |" in page
-    assert "published |" not in page
+    assert "| latency torch fp32 | refused |" in page_of(timed, served)
 
 
 @pytest.mark.slow
-def test_a_published_version_is_served_beside_a_reference_that_was_refused(trained: Plan) -> None:
+def test_a_version_that_fails_its_probes_here_is_refused_and_not_timed(trained: Plan) -> None:
     files, manifest = version_for_servers()
-    publish(trained.models_dir("fp16") / "lenet5", files, manifest)
-    leave_unproven(trained.unproven_dir("fp32", "no"), files, manifest)
-    served = step_of(partial(serve, trained, "grpcio"), "serve")
-    assert served.status == "ok", served.reason
-    assert (served.result["precision"], served.result["is_reference_proven"]) == ("fp16", False)
-    assert served.result["num_wrong"] == 0
-    assert "- torch in process on cpu, unproven, batches of 64: " in page_of(served)
+    wrong = dataclasses.replace(manifest.probes, logits=manifest.probes.logits[::-1])
+    publish(trained.models_dir("fp32") / "lenet5", files, dataclasses.replace(manifest, probes=wrong))
+    timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
+    assert (timed.status, timed.result) == ("refused", {})
+    assert timed.reason.startswith("PARITY_HERE: ")
 
 
 @pytest.fixture
@@ -454,13 +450,12 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
     results: dict[str, dict[str, Any]] = {
         "floor of training": floor,
         "train fp32": {"recipe": "tutorial", "precision": "fp32", "runs": [run]},
-        "latency tensorrt fp16": measured | {"memory": memory, "is_proven": True, "probes": "PARITY_HERE: not so"},
+        "latency tensorrt fp16": measured | {"memory": memory, "probes": "64 probes agree"},
     }
     page = page_of(*(Step(name=name, status="ok", result=result) for name, result in results.items()))
     assert page.startswith("# GPU report, 2026-01-01")
     assert "rehearsal" not in page
-    assert "nproven" not in page
-    assert "- tensorrt, fp16: PARITY_HERE: not so" in page
+    assert "- tensorrt, fp16: 64 probes agree" in page
     assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 |" in page
     assert "| training, tutorial, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
     assert "| tensorrt, fp16 | 300.0 | 5.0 | not measured |" in page

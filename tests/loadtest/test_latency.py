@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from atelier.errors import BadDataError, ResourceUnavailableError
-from export.export import leave_unproven
+from atelier.errors import ResourceUnavailableError
 from export.repository import publish
 from loadtest.clocks import clock_of
 from loadtest.latency import main, measured, opened
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.manifest import ONNX_NAME, load_manifest
+from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files, manifest_for, noise_images, truth
 from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu
 from tests.tensorrt.fake_cuda import FakeCuda
@@ -51,20 +50,6 @@ def test_on_a_cpu_every_row_is_by_the_wall_clock_and_memory_is_the_processs(
         assert row["latency_us"] == row["wall_us"]
     assert document["memory"]["resident_bytes"] > 10 << 20
     assert document["memory"]["device_bytes"] is None
-
-
-def test_an_unproven_version_is_measured_only_where_it_is_asked_for_and_says_so(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert latency_of(repository, "torch", 1, capsys=capsys)["is_proven"]
-    left = tmp_path / "lenet5" / "1"
-    leave_unproven(left, exported_files(), load_manifest(repository / "lenet5" / "1"))
-    with pytest.raises(BadDataError, match="PARITY_FAILED"):
-        main(["--repository", str(tmp_path), "--backend", "torch"])
-    options = ["--unproven", str(left), "--backend", "torch", "--repeats", "1", "--seconds", "0.01"]
-    assert main([*options, "--batch-sizes", "2"]) == 0
-    measurement = json.loads(capsys.readouterr().out)
-    assert (measurement["is_proven"], len(measurement["rows"])) == (False, 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
