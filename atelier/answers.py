@@ -46,7 +46,7 @@ class ModelDescription:
     model_name: str
     model_version: str
     architecture: str
-    backend: str  # "onnxruntime", "torch", "tensorrt"
+    backend: str  # "onnxruntime", "torch", "tensorrt", "tensorrt-rtx"
     device: str  # "cpu", "cuda:0"
     precision: str  # "fp32"
     input: TensorSpec
@@ -57,6 +57,8 @@ class ModelDescription:
     max_message_bytes: int
     model_sha256: str  # of the file that is served
     checkpoint_sha256: str  # of what it was exported from
+    num_probes: int  # images of known logits that the server ran before it served; 0 where it does not tell
+    max_abs_diff_here: float  # the largest difference of their logits from the model in float64
 
 
 class ClassifyError(Exception):

@@ -191,7 +191,7 @@ def test_torch_backend_serves_the_same_labels(job: Job, data: FashionMNIST) -> N
     [
         (["--repository", "/nonexistent"], os.EX_NOINPUT, "NO_MODEL"),
         (["--model-version", "77"], os.EX_NOINPUT, "NO_MODEL"),
-        (["--backend", "tensorrt"], os.EX_NOINPUT, "NO_ENGINE"),
+        (["--backend", "tensorrt"], os.EX_UNAVAILABLE, "NO_GPU"),
         (["--backend", "triton"], os.EX_CONFIG, "BAD_SETTING"),
         (["--device", "cuda"], os.EX_UNAVAILABLE, "NO_GPU"),
         (["--max-batch-size", "0"], os.EX_CONFIG, "BAD_SETTING"),
@@ -200,7 +200,7 @@ def test_torch_backend_serves_the_same_labels(job: Job, data: FashionMNIST) -> N
 def test_server_that_cannot_do_what_was_asked_ends_with_one_line(
     job: Job, arguments: list[str], exit_code: int, word: str
 ) -> None:
-    if "cuda" in arguments and Path("/dev/nvidia0").exists():
+    if {"cuda", "tensorrt"} & {*arguments} and Path("/dev/nvidia0").exists():
         pytest.skip("this host has a GPU")
     done = command("serving", "--repository", job.repository, "--port", 0, *arguments)
     assert done.returncode == exit_code, done.stderr

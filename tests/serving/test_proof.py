@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from atelier.client import Client
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ProgramError
-from atelier.wire import SERVICE
-from atelier.wire import classifier_pb2 as pb
 from export.precision import PRECISIONS, onnx_in
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
@@ -294,9 +292,8 @@ def test_backend_that_answers_for_another_image_is_refused(seed: int) -> None:
 def test_server_tells_what_it_has_proven(front_end: str, tmp_path: Path) -> None:
     published(tmp_path, FILES)
     settings = ("--repository", str(tmp_path), "--port", "0", "--device", "cpu", "--front-end", front_end)
-    with server_process("serving", *settings) as server, grpc.insecure_channel(server.target) as channel:
-        get_model: Any = channel.unary_unary(f"/{SERVICE}/GetModel")  # bytes, as they are on the wire
-        model = pb.GetModelResponse.FromString(get_model(b"", timeout=30))
+    with server_process("serving", *settings) as server, Client(server.target) as client:
+        model = client.model()
     assert model.num_probes == 64
     assert 0 < model.max_abs_diff_here < 1e-5
 
