@@ -47,7 +47,7 @@ def version_for_servers() -> tuple[dict[str, bytes], Manifest]:
     initialise(model, seed=0)
     files = program_and_onnx(model.eval(), 64)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return files, dataclasses.replace(manifest_for(digests), max_batch_size=64)
+    return files, dataclasses.replace(manifest_for(digests), max_batch_size=64, probes=probes_of(truth_of(model)))
 
 
 @functools.cache
@@ -66,8 +66,12 @@ def noise_inputs(num_images: int = 20) -> ParityInputs:
 
 @functools.cache
 def probes() -> Probes:
+    return probes_of(truth())
+
+
+def probes_of(model: Truth) -> Probes:
     images = noise_images(64, seed=7)
-    return Probes.of([f"noise {index}" for index in range(len(images))], images, truth()(images))
+    return Probes.of([f"noise {index}" for index in range(len(images))], images, model(images))
 
 
 def manifest_for(digests: dict[str, str]) -> Manifest:
