@@ -29,6 +29,7 @@ class Findings:
     runs: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)  # ("served" or "echo", scenario)
     sweep: list[Measurement] = field(default_factory=list)
     search: MaxSearch | None = None
+    memory: dict[str, int | None] = field(default_factory=dict)  # of the server, if it was started here
     interrupted: bool = False
 
     @property

@@ -193,7 +193,8 @@ def _memory(document: Document) -> str:
         found = [memory["resident_bytes"], memory["device_bytes"], None]
         rows.append([f"{result['backend']}, {result['precision']}", *map(_mebibytes, found)])
     for result in results_of(document, "serve"):
-        found = [result["memory"]["resident_bytes"], result["memory"]["device_bytes"], None]
+        memory = result["report"]["memory"]
+        found = [memory.get("resident_bytes"), memory.get("device_bytes"), None]
         rows.append([f"server, {served_by(result)}", *map(_mebibytes, found)])
     if not rows:
         return ""
@@ -211,28 +212,33 @@ def _mebibytes(num_bytes: int | None) -> str:
 
 
 def served_by(result: dict[str, Any]) -> str:
-    """Runtime, device, precision, and the front end."""
-    return f"{result['served_by']}, {result['precision']}, front end {result['front_end']}"
-
-
-def _processes(number: int) -> str:
-    return "one process" if number == 1 else f"{number} processes"
+    """Names model, runtime, device, precision, and the front end."""
+    model, _, _ = result["report"]["model"].rpartition(", at ")
+    return f"{model}, front end {result['front_end']}"
 
 
 def _serving(document: Document) -> str:
     results = list(results_of(document, "serve"))
-    return "\n\n".join(["## Served, beside the reference in process", *map(_served, results)]) if results else ""
+    return "\n\n".join(["## Served, beside the references in process", *map(_served, results)]) if results else ""
 
 
 def _served(result: dict[str, Any]) -> str:
-    reference = result["reference"]["images_per_s"]
-    ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
+    report = result["report"]
+    settings, ratios = report["settings"], report["ratios"].get("offline", {})
     lines = [
-        f"- {served_by(result)}: {_spread(result['images_per_s'])} images/s, {result['images_per_request']} images a "
-        f"request, {result['in_flight']} in flight from {_processes(result['num_clients'])}; latency p50 "
-        f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
-        f"- torch in process on {result['reference_device']}, batches of 64: "
-        f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
-        f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
+        f"- {served_by(result)}: {report['verdict']}. {settings['offline_images_per_request']} images a request, "
+        f"{settings['processes']} x {settings['in_flight']} in flight; every answer compared with {report['reference']}"
     ]
+    for row in report["scenarios"]:
+        rounds, answers = row["rounds"], row["all"]["requests"]
+        p50, p99 = (_spread([each["milliseconds"]["latency"][name] for each in rounds], 1) for name in ("p50", "p99"))
+        lines.append(
+            f"- {row['contender']}: {_spread([each['images_per_s'] for each in rounds])} images/s {row['mark']}; "
+            f"latency p50 {p50} ms, p99 {p99} ms; {answers['correct']:,} requests right, {answers['wrong']} wrong, "
+            f"{answers['lost']} lost, {answers['refused']} refused"
+        )
+    for row in report["references"]:
+        name = f"{row['name']}, {row['batch_size']} at a time"
+        over = f"; served over it {_spread(ratios[name], 2)}" if ratios.get(name) else ""
+        lines.append(f"- {name}: {_spread(row['images_per_s'])} images/s{over}")
     return "\n".join(lines)

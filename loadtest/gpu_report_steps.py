@@ -1,9 +1,10 @@
 """The steps of the GPU report: each runs a program as a user would, and returns what it printed or wrote."""
 
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from atelier.machine import cpu_name, gpu_facts, package_versions
 from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
@@ -15,6 +16,8 @@ PACKAGES = (
 MODEL_OF = "fp32"  # the version that holds the program
 SERVED = ("fp16", MODEL_OF, "tf32", "bf16", "int8")  # the first of them that was published
 EXPORT_LIMIT_S = 150.0  # of each try
+NUM_PROCESSES = max(1, min(8, (os.cpu_count() or 1) // 2))  # of the load generator
+IN_FLIGHT = 32  # requests of 64 images, of all of them together: the server's queue takes twice as many
 PARITY_FIGURES = (
     *("runtime", "device", "precision", "max_abs_diff", "top1_agreement", "accuracy", "num_batch_flips", "passed"),
 )
@@ -140,13 +143,28 @@ def latency(plan: Plan, precision: str, backend: str) -> dict[str, Any]:
 
 
 def serve(plan: Plan, front_end: str) -> dict[str, Any]:
-    """The served model, by a front end, under load beside the reference in process, and the server's memory."""
+    """The served model under load by a front end, beside the reference in process: the load test's own report."""
     precision = next((name for name in SERVED if plan.version_dir(name).exists()), None)
     if precision is None:
         raise StepFailedError("no version was published, and a server takes no other", status="absent")
-    reference = ("--reference", plan.models_dir(MODEL_OF))
-    short = ("--seconds", 0.5, "--repeats", 2) if plan.is_rehearsal else ("--seconds", 5, "--repeats", 3)
-    devices = ("--device", plan.device, "--reference-device", plan.device)
-    by = ("--front-end", front_end)
-    options = ("--repository", plan.models_dir(precision), *reference, *devices, *by, *short, *plan.data)
-    return {"precision": precision, **json_of(plan, "loadtest.served_load", *options)}
+    directory = plan.work_dir / f"loadtest-{front_end}"
+    options: tuple[object, ...] = ("--scenarios", "offline", "--no-sweep", "--output-dir", directory)
+    options += ("--repository", plan.models_dir(precision), "--reference-repository", plan.models_dir(MODEL_OF))
+    options += ("--device", plan.device, "--front-end", front_end)
+    options += ("--processes", NUM_PROCESSES, "--in-flight", max(1, IN_FLIGHT // NUM_PROCESSES))
+    short = ("--rounds", 2, "--duration-s", 0.5) if plan.is_rehearsal else ("--rounds", 3, "--duration-s", 3)
+    result = {"precision": precision, "front_end": front_end}
+    try:
+        output_of(plan, "loadtest", *options, *short, *plan.data)
+    except StepFailedError as error:
+        report = _report_in(directory)
+        if report is None or report["verdict"] == "INTERRUPTED":
+            raise
+        if report["verdict"] == "FAIL":
+            raise StepFailedError("; ".join(report["reasons"]), result=result | {"report": report}) from error
+    return result | {"report": _report_in(directory)}
+
+
+def _report_in(directory: Path) -> dict[str, Any] | None:
+    path = directory / "report.json"
+    return cast(dict[str, Any], json.loads(path.read_bytes())) if path.exists() else None

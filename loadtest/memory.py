@@ -46,6 +46,11 @@ def resident_bytes_of(pid: int) -> int:
     return total
 
 
+def memory_of(pid: int) -> dict[str, int | None]:
+    """Reads both of a program's, in bytes; the device's is None if nvidia-smi reports nothing."""
+    return {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
+
+
 def device_bytes_of(pid: int) -> int | None:
     """What all the program's processes hold on GPUs, contexts included, as nvidia-smi tells; None where it does not."""
     command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]

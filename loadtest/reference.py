@@ -12,26 +12,30 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from atelier.contract import Images, Logits
-from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError
+from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailableError
+from atelier.tolerances import TOLERANCES
+from loadtest.config import LoadTestConfig
 from loadtest.generator import histogram_from, new_histogram
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
 from serving.backends.timing import timed_calls, wall_s
-from serving.manifest import Manifest, list_versions, load_manifest
+from serving.manifest import Manifest, find_version
 
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
+FP32_ATOL = 1e-4
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
 
 
 @dataclass(kw_only=True, eq=False)
 class References:
-    """The backends, by their names in the report, and the logits of `by`."""
+    """The version under test, the backends by their names in the report, and the logits of `by`."""
 
     version_dir: Path
     manifest: Manifest
     backends: dict[str, Backend]
     logits: Logits  # (N, 10)
+    atol: float  # how far a right probability may be from what the logits say
     by: str
     notes: list[str]  # what is not as one would expect
 
@@ -66,30 +70,31 @@ def latency_of(runs: Sequence[ReferenceRun]) -> HdrHistogram:
     return histogram
 
 
-def open_references(repository: Path, model: str, num_threads: int, images: Images) -> References:
-    """The newest version on PyTorch, or on ONNX Runtime where there is no torch, and what it says to `images`.
+def open_references(config: LoadTestConfig, images: Images) -> References:
+    """Opens the newest version on PyTorch, or on ONNX Runtime if there is no torch; asks it about `images`.
 
-    Raises MissingInputError where there is no version, and what the backends raise.
+    Raises MissingInputError if there is no version, ConfigurationError if the reference is another model's, and what
+    the backends raise.
     """
-    model_dir = repository / model
-    versions = list_versions(model_dir)
-    if not versions:
-        raise MissingInputError("NO_MODEL", f"there is no version in {model_dir}", "make export writes one")
-    version_dir = model_dir / str(versions[-1])
-    manifest = load_manifest(version_dir)
-    by, notes = "PyTorch", []
+    version_dir, manifest = find_version(config.repository, config.model)
+    asked = find_version(config.reference_repository or config.repository, config.model)
+    if asked[1].checkpoint_sha256 != manifest.checkpoint_sha256:
+        what = f"{config.reference_repository} and {config.repository} are of different checkpoints"
+        raise ConfigurationError("OTHER_MODEL", what, "--reference-repository needs the same model in fp32")
+    by, notes, num_threads = "PyTorch", [], config.reference_threads
     try:
-        backend = _opened("torch", "auto", version_dir, manifest, num_threads)
+        backend = _opened("torch", config.device, *asked, num_threads)
     except ResourceUnavailableError as error:
         if error.word != "NO_TORCH":
             raise
         by, notes = "ONNX Runtime", [f"PyTorch is not in this comparison: {error}"]
-        backend = _opened("onnxruntime", "cpu", version_dir, manifest, num_threads)
+        backend = _opened("onnxruntime", "cpu", *asked, num_threads)
     return References(
         version_dir=version_dir,
         manifest=manifest,
         backends={by: backend},
         logits=_answers(backend, images),
+        atol=config.atol or max(FP32_ATOL, TOLERANCES[manifest.precision].tie_margin / 2),
         by=by,
         notes=notes,
     )

@@ -63,6 +63,7 @@ def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
             scenario: findings.ratios(scenario) for contender, scenario in findings.runs if contender == "served"
         },
         "batch_rates": findings.batch_rates,
+        "memory": findings.memory,
         "sweep": [run.as_document() for run in findings.sweep],
         "find_max": None
         if search is None

@@ -14,6 +14,7 @@ from loadtest.findings import EXIT_CODES, Findings, machine
 from loadtest.generators import Generators
 from loadtest.load_clients import BEST
 from loadtest.measurement import MAX_LATENESS_SHARE, Measurement
+from loadtest.memory import memory_of
 from loadtest.progress import Progress
 from loadtest.protocols import Reference
 from loadtest.reference import measure_backend, open_references, rates_by_batch_size
@@ -47,11 +48,11 @@ class LoadTest:
         """Raises KeyboardInterrupt where it was stopped, and ProgramError where it cannot go on."""
         config, findings = self._config, self._findings
         print("loading the reference and finding the server ...", flush=True)
-        self._images = load_dataset(config.data_dir).test_images
-        self._references = open_references(config.repository, config.model, config.reference_threads, self._images)
+        self._images = load_dataset(config.data_dir, verify=not config.unverified_data).test_images
+        self._references = open_references(config, self._images)
         findings.reference = f"{self._references.by}'s logits"
-        reference = Reference(images=self._images, logits=self._references.logits, atol=config.atol)
-        served, findings.model = open_served(config, self._references, reference, self._stack)
+        reference = Reference(images=self._images, logits=self._references.logits, atol=self._references.atol)
+        served, findings.model, pid = open_served(config, self._references, reference, self._stack)
         findings.notes += self._references.notes
         servers = {SERVED: served}
         if not config.no_references:
@@ -69,6 +70,8 @@ class LoadTest:
             self._measure_sweep()
         if config.find_max:
             self._find_max()
+        if pid is not None:
+            findings.memory = memory_of(pid)
 
     # --- Scenarios, in rounds ----------------------------------------------------------------------------------------
 

@@ -2,36 +2,29 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
-from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program
 from export.repository import publish
-from loadtest import served_load
 from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report import RTX, Step, main, new_report, run_step
 from loadtest.gpu_report_pages import markdown_from
 from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
 from loadtest.gpu_report_steps import export, latency, may_be_the_engine, run_of, serve
-from loadtest.served_load import Load
-from loadtest.server_process import server_process
+from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD
 from tests.idx_files import write_idx_files
@@ -64,7 +57,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On 6,000 images one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
-    write_idx_files(tmp_path / "data", num_train=6000)
+    write_idx_files(tmp_path / "data", num_train=6000, num_test=100)
     options = ["--rehearse", "--reports-dir", str(tmp_path / "reports"), "--data-dir", str(tmp_path / "data")]
     assert main([*options, "--unverified-data"]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
@@ -92,10 +85,11 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     results = {step["name"]: step["result"] for step in document["steps"]}
     for name in (f"serve {front_end}" for front_end in available_front_ends()):
         assert results[name]["front_end"] in name
-        assert results[name]["num_wrong"] == 0 < results[name]["num_answers"]
+        (served,) = (row for row in results[name]["report"]["scenarios"] if row["contender"] == "served")
+        assert served["all"]["requests"]["wrong"] == 0 < served["all"]["requests"]["correct"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
     # Of all its processes, not the supervisor's alone.
-    assert results["serve grpcio"]["memory"]["resident_bytes"] > 60 << 20
+    assert results["serve grpcio"]["report"]["memory"]["resident_bytes"] > 60 << 20
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):
@@ -223,7 +217,7 @@ def test_json_is_read_from_the_last_line_whatever_a_library_prints_before(module
 @pytest.fixture
 def trained(tmp_path: Path) -> Plan:
     """A plan whose training is done: seeded weights, and data that is not Fashion-MNIST."""
-    write_idx_files(tmp_path / "data", num_train=10, num_test=30)
+    write_idx_files(tmp_path / "data", num_train=10, num_test=100)  # more than in a request
     plan = plan_in(tmp_path, 250, ("--data-dir", str(tmp_path / "data"), "--unverified-data"))
     plan.checkpoint_dir.mkdir()
     save_checkpoint(plan.checkpoint_dir, seeded_model().state_dict(), RECORD)
@@ -277,6 +271,24 @@ def test_what_the_gate_refused_is_neither_timed_nor_served(trained: Plan) -> Non
 
 
 @pytest.mark.slow
+def test_a_version_in_another_precision_is_served_beside_the_program_of_the_fp32_one(trained: Plan) -> None:
+    files, manifest = version_for_servers()
+    publish(trained.models_dir("fp32") / "lenet5", files, manifest)
+    others = {name: data for name, data in files.items() if name != PROGRAM_NAME}
+    digests = {name: digest for name, digest in manifest.files.items() if name != PROGRAM_NAME}
+    publish(trained.models_dir("fp16") / "lenet5", others, dataclasses.replace(manifest, files=digests))
+    served = step_of(partial(serve, trained, "grpcio"), "serve grpcio")
+    assert served.status == "ok", served.reason
+    report = served.result["report"]
+    assert (served.result["precision"], report["reference"]) == ("fp16", "PyTorch's logits")
+    assert (report["settings"]["front_end"], report["settings"]["device"]) == ("grpcio", "cpu")
+    assert report["memory"]["resident_bytes"] > 60 << 20
+    page = page_of(served)
+    assert re.search(r"- served: [\d,]+ \(.* images/s .*requests right, 0 wrong, 0 lost, 0 refused\n", page), page
+    assert re.search(r"- PyTorch, \d+ at a time: .* images/s.*; served over it", page), page
+
+
+@pytest.mark.slow
 def test_a_version_that_fails_its_probes_here_is_refused_and_not_timed(trained: Plan) -> None:
     files, manifest = version_for_servers()
     wrong = dataclasses.replace(manifest.probes, logits=manifest.probes.logits[::-1])
@@ -284,52 +296,6 @@ def test_a_version_that_fails_its_probes_here_is_refused_and_not_timed(trained: 
     timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
     assert (timed.status, timed.result) == ("refused", {})
     assert timed.reason.startswith("PARITY_HERE: ")
-
-
-@pytest.fixture
-def nobody_answers() -> Iterator[str]:
-    """The address of a server that accepts connections, and then says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-IMAGES_0 = Load(
-    images=np.zeros((4, 1, 28, 28), np.uint8),
-    labels=np.zeros(4, np.intp),
-    is_decided=np.zeros(4, np.bool_),
-    images_per_request=1,
-)
-
-
-def test_clients_that_start_late_ask_for_the_whole_time_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a busy machine, where a process may take longer to start than a short load takes."""
-    monkeypatch.setattr(served_load, "START_S", -5.0)
-    publish(tmp_path / "lenet5", *version_for_servers())
-    spawn = multiprocessing.get_context("spawn")
-    settings = ("--repository", str(tmp_path), "--port", "0", "--device", "cpu")
-    with server_process("serving", *settings) as server, ProcessPoolExecutor(2, spawn) as clients:
-        found = served_load.offer(clients, 2, server.target, IMAGES_0, 0.2)
-    assert found["num_answers"] > 0
-    assert 0 < found["latency_p50_ms"] <= found["latency_p99_ms"]
-    assert found["images_per_s"] < found["num_answers"] / 0.2  # the time for which they were missed counts
-
-
-@pytest.mark.slow
-def test_load_that_nobody_answers_is_told_as_such(nobody_answers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_load, "TIMEOUT_S", 0.5)
-    threads: Any = ThreadPoolExecutor(1)  # which see the shortened time
-    with threads, pytest.raises(ResourceUnavailableError) as failure:
-        served_load.offer(threads, 1, nobody_answers, IMAGES_0, 0.2)
-    told = f"NO_ANSWER: {nobody_answers} did not answer under load: "
-    assert str(failure.value).startswith(told) and str(failure.value).endswith("to answer within 0.5 s?)")
-
-
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
-def test_load_of_no_length_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_program(served_load.main, ["--seconds", seconds]) == 2
-    assert capsys.readouterr().err.startswith(f"error: BAD_OPTIONS: --seconds is {seconds}")
 
 
 # --- A run that ends early --------------------------------------------------------------------------------------------
