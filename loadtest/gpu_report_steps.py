@@ -131,14 +131,14 @@ def latency(plan: Plan, precision: str, backend: str) -> dict[str, Any]:
     """Latency and images/s at every batch size, and what the backend holds in memory."""
     if backend == "torch-compiled" and plan.is_rehearsal:
         raise StepFailedError("a rehearsal does not wait for the compiler", status="absent")
-    if backend.startswith("tensorrt-rtx") and plan.is_rehearsal:
-        raise StepFailedError("TensorRT for RTX runs on a GPU only", status="absent")
+    if backend.startswith(("tensorrt-rtx", "floor")) and plan.is_rehearsal:
+        raise StepFailedError("it is measured on a GPU only", status="absent")
     short = ("--repeats", 2, "--seconds", 0.1) if plan.is_rehearsal else ("--repeats", 5, "--seconds", 0.2)
     options: tuple[object, ...] = ("--backend", backend, "--device", plan.device, *short)
     if backend != "floor" and plan.is_refused(precision):
         raise StepFailedError(f"the parity gate refused {precision}, so it is not timed", status="refused")
     options += ("--repository", plan.models_dir(precision))
-    measured = json_of(plan, "loadtest.latency", *options, "--batch-sizes", *plan.batch_sizes)
+    measured = json_of(plan, "loadtest.backend_speed", *options, "--batch-sizes", *plan.batch_sizes)
     return {"precision": precision, **measured}
 
 

@@ -1,33 +1,9 @@
-"""What a program holds in memory: resident on the host, and on the GPU."""
+"""What a program with all its processes holds in memory: resident on the host, and on the GPU."""
 
 import contextlib
 import subprocess
 
 import psutil
-
-from atelier.errors import ResourceUnavailableError
-
-
-def resident_bytes() -> int:
-    """This process's resident memory."""
-    return int(psutil.Process().memory_info().rss)
-
-
-def device_bytes(device: str) -> int | None:
-    """What all processes hold on `device`, this one's CUDA context included; None where that is no GPU.
-
-    Raises ResourceUnavailableError NO_GPU where it is not there.
-    """
-    if not device.startswith("cuda"):
-        return None
-    from serving.backends.cuda import CudaError, bytes_in_use, use_device
-
-    try:
-        use_device(int(device.partition(":")[2] or "0"))
-        return bytes_in_use()
-    except CudaError as error:
-        what = f"asked for {device}: {error}"
-        raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu") from None
 
 
 def processes_of(pid: int) -> list[psutil.Process]:

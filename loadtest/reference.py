@@ -4,8 +4,7 @@ Every answer is held against PyTorch's logits; where torch is not installed, aga
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from hdrh.histogram import HdrHistogram
 from atelier.contract import Images, Logits
 from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailableError
 from atelier.tolerances import TOLERANCES
+from loadtest.backend_speed import Speed, measure
 from loadtest.config import LoadTestConfig
-from loadtest.generator import histogram_from, new_histogram
+from loadtest.generator import histogram_from
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
-from serving.backends.timing import timed_calls, wall_s
 from serving.manifest import Manifest, find_version
 
 ANSWERS_BATCH_SIZE = 64
@@ -54,20 +53,9 @@ class References:
             self.add_raw("onnxruntime", "cpu", num_threads)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReferenceRun:
-    """One backend called in a loop with batches of one size."""
-
-    images_per_s: float
-    latency: HdrHistogram = field(repr=False)  # of a call, microseconds
-
-
-def latency_of(runs: Sequence[ReferenceRun]) -> HdrHistogram:
-    """Of all of them."""
-    histogram = new_histogram()
-    for run in runs:
-        histogram.add(run.latency)
-    return histogram
+def latency_of(runs: Sequence[Speed]) -> HdrHistogram:
+    """The calls of all of them, in microseconds."""
+    return histogram_from(np.array([call.wall_s for run in runs for call in run.calls]) * 1e6)
 
 
 def open_references(config: LoadTestConfig, images: Images) -> References:
@@ -111,13 +99,10 @@ def _answers(backend: Backend, images: Images) -> Logits:
     return np.concatenate([backend.infer(images[start : start + size]) for start in range(0, len(images), size)])
 
 
-def measure_backend(backend: Backend, images: Images, batch_size: int, duration_s: float) -> ReferenceRun:
-    """Calls it with one batch after the other, over the data set and over again."""
+def measure_backend(backend: Backend, images: Images, batch_size: int, duration_s: float) -> Speed:
+    """Measures it over the data set, batch after batch, and over again."""
     batches = [images[start : start + batch_size] for start in range(0, len(images) - batch_size + 1, batch_size)]
-    backend.infer(batches[0])  # not counted
-    times_s = timed_calls(partial(wall_s, backend.infer), batches, duration_s)
-    images_per_s = len(times_s) * batch_size / sum(times_s)
-    return ReferenceRun(images_per_s=images_per_s, latency=histogram_from(np.array(times_s) * 1e6))
+    return measure(backend.infer, batches, duration_s)
 
 
 def rates_by_batch_size(backend: Backend, images: Images) -> dict[int, float]:

@@ -73,12 +73,12 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         *(f"serve {front_end}" for front_end in available_front_ends()),
     ):
         assert outcomes[name] == "ok", document
-    for measured in ("floor fp32", "torch fp32", "onnxruntime fp32"):
+    for measured in ("torch fp32", "onnxruntime fp32"):
         assert outcomes[f"latency {measured}"] == "ok"
     for refused in ("export int8", "latency onnxruntime int8", "latency tensorrt int8"):
         assert outcomes[refused] == "refused"
     rtx = [f"latency {backend} {precision}" for backend in RTX for precision in ("fp32", "int8")]
-    for absent in ("latency tensorrt fp32", "latency torch-compiled fp32", *rtx):
+    for absent in ("latency floor fp32", "latency tensorrt fp32", "latency torch-compiled fp32", *rtx):
         assert outcomes[absent] == "absent"
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
@@ -147,7 +147,7 @@ def test_a_step_that_raises_is_an_outcome(error: Exception, status: str, result:
 
 def test_a_program_that_fails_is_told_by_its_own_error_line(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match=r"^NO_MODEL: .* has no version of lenet5") as failure:
-        output_of(plan_in(tmp_path), "loadtest.latency", "--repository", tmp_path)
+        output_of(plan_in(tmp_path), "loadtest.backend_speed", "--repository", tmp_path)
     assert failure.value.status == "absent"
 
 
@@ -324,7 +324,9 @@ def test_time_limit_ends_the_run_with_a_report_that_says_what_is_missing(tmp_pat
     assert document["time_limit_s"] == 20.9
     assert document["steps"][0]["status"] == "ok"
     for step in document["steps"][1:]:
-        if step["name"].startswith(("latency torch-compiled", "latency tensorrt-rtx")):  # which no rehearsal measures
+        if step["name"].startswith(
+            ("latency torch-compiled", "latency tensorrt-rtx", "latency floor")
+        ):  # which no rehearsal measures
             continue
         assert step["status"] == ("absent" if step["name"].startswith("serve ") else "not run"), step
     assert "no time left of 21 s" in report.with_suffix(".md").read_text()
