@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atelier.errors import UsageError
 from atelier.settings import parse_settings
-from loadtest.scenarios import SCENARIOS
+from loadtest.load.scenarios import SCENARIOS
 
 
 @dataclass(frozen=True, kw_only=True)

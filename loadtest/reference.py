@@ -15,7 +15,7 @@ from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailable
 from atelier.tolerances import TOLERANCES
 from loadtest.backend_speed import Speed, measure
 from loadtest.config import LoadTestConfig
-from loadtest.generator import histogram_from
+from loadtest.load.generator import histogram_from
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
 from serving.manifest import Manifest, find_version

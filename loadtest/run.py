@@ -9,19 +9,19 @@ from dataclasses import replace
 
 from atelier.errors import ProgramError
 from loadtest.config import LoadTestConfig, parse_arguments
-from loadtest.contenders import SERVED, echo_name, open_echoes, open_served
-from loadtest.findings import EXIT_CODES, Findings, machine
-from loadtest.generators import Generators
-from loadtest.load_clients import BEST
-from loadtest.measurement import MAX_LATENESS_SHARE, Measurement
+from loadtest.load.generator_processes import Generators
+from loadtest.load.load_clients import BEST
+from loadtest.load.protocols import Reference
+from loadtest.load.scenarios import Load
 from loadtest.memory import memory_of
 from loadtest.progress import Progress
-from loadtest.protocols import Reference
 from loadtest.reference import measure_backend, open_references, rates_by_batch_size
-from loadtest.report import save_report
-from loadtest.scenarios import Load
-from loadtest.search import SWEEP_SHARES, MaxSearch, find_max
-from loadtest.verdict import screen
+from loadtest.results.files import save_report
+from loadtest.results.findings import EXIT_CODES, Findings, machine
+from loadtest.results.measurement import MAX_LATENESS_SHARE, Measurement
+from loadtest.results.screen import screen
+from loadtest.results.search import SWEEP_SHARES, MaxSearch, find_max
+from loadtest.servers import SERVED, echo_name, open_echoes, open_served
 from training.dataset import load_dataset
 
 WARM_UP_S = 0.5

@@ -12,8 +12,8 @@ import psutil
 
 from atelier.errors import ProgramError
 from loadtest.front_ends import KILL, SIGTERM, End
+from loadtest.load.protocols import Classify, Reference
 from loadtest.memory import processes_of
-from loadtest.protocols import Classify, Reference
 from loadtest.restarts.journal import Account, Entry, account
 from loadtest.restarts.load import OURS, PLAIN, Load
 from loadtest.restarts.probe import seconds_until_answered

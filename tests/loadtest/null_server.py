@@ -17,7 +17,8 @@ import uvloop
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.protocols import OIP_SERVICE, Reference
+from loadtest.load.open_inference import OIP_SERVICE
+from loadtest.load.protocols import Reference
 
 NUM_IMAGES = 200
 

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.protocols import OIP_SERVICE
+from loadtest.load.open_inference import OIP_SERVICE
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 

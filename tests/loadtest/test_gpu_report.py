@@ -20,10 +20,10 @@ import pytest
 from atelier.program import run_program
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
-from loadtest.gpu_report import RTX, Step, main, new_report, run_step
-from loadtest.gpu_report_pages import markdown_from
-from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
-from loadtest.gpu_report_steps import export, latency, may_be_the_engine, run_of, serve
+from loadtest.gpu_report.pages import markdown_from
+from loadtest.gpu_report.programs import Plan, StepFailedError, json_of, output_of
+from loadtest.gpu_report.run import RTX, Step, main, new_report, run_step
+from loadtest.gpu_report.steps import export, latency, may_be_the_engine, run_of, serve
 from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD

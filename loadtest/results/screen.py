@@ -1,10 +1,10 @@
 """The verdict, in one screen."""
 
 from loadtest.backend_speed import Speed
-from loadtest.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings, median_and_range
-from loadtest.measurement import PERCENTILES, Measurement
+from loadtest.load.scenarios import SCENARIOS
 from loadtest.reference import latency_of
-from loadtest.scenarios import SCENARIOS
+from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings, median_and_range
+from loadtest.results.measurement import PERCENTILES, Measurement
 
 COLUMNS = f"{'':<28}{'requests/s':>11}{'images/s':>11}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9} ms"
 MEANINGS = {

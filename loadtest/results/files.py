@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtest.findings import Findings
-from loadtest.measurement import PERCENTILES
-from loadtest.page import page_from
 from loadtest.reference import latency_of
+from loadtest.results.findings import Findings
+from loadtest.results.measurement import PERCENTILES
+from loadtest.results.page import page_from
 
 FORMAT = 1
 

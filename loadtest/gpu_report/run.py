@@ -11,7 +11,6 @@ import datetime
 import itertools
 import json
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,12 +22,11 @@ from typing import Any
 from atelier.errors import ConfigurationError, UsageError
 from atelier.files import write_atomically
 from atelier.machine import gpu_facts
-from atelier.program import run_program
 from loadtest.front_ends import available_front_ends
-from loadtest.gpu_report_pages import Document, markdown_from
-from loadtest.gpu_report_plot import save_plot
-from loadtest.gpu_report_programs import Plan, StepFailedError
-from loadtest.gpu_report_steps import (
+from loadtest.gpu_report.pages import Document, markdown_from
+from loadtest.gpu_report.plot import save_plot
+from loadtest.gpu_report.programs import Plan, StepFailedError
+from loadtest.gpu_report.steps import (
     MODEL_OF,
     export,
     latency,
@@ -194,7 +192,3 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
         cure = f"it must be above {RESERVED_S:g}, which are kept for the plot"
         raise UsageError("BAD_OPTIONS", f"--time-limit-s is {options.time_limit_s:g}", cure)
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(run_program(main))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from atelier.machine import machine_facts
 from loadtest.backend_speed import Speed
 from loadtest.config import LoadTestConfig
-from loadtest.measurement import Measurement, together
-from loadtest.search import MaxSearch
+from loadtest.results.measurement import Measurement, together
+from loadtest.results.search import MaxSearch
 
 PACKAGES = ("torch", "onnxruntime", "grpcio", "protobuf", "numpy", "mlcommons-loadgen", "hdrhistogram")
 PASS, FAIL, INVALID, INTERRUPTED = "PASS", "FAIL", "INVALID", "INTERRUPTED"

@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from loadtest.gpu_report_pages import Document, results_of
+from loadtest.gpu_report.pages import Document, results_of
 
 
 def save_plot(document: Document, path: Path) -> bool:

@@ -11,7 +11,8 @@ from atelier.client import Client, program_errors
 from atelier.errors import ConfigurationError, ResourceUnavailableError, UsageError
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
-from loadtest.protocols import OIP_SERVICE, Classify, Echo, OpenInference, Reference, ServerProtocol
+from loadtest.load.open_inference import OIP_SERVICE, OpenInference
+from loadtest.load.protocols import Classify, Echo, Reference, ServerProtocol
 from loadtest.reference import References
 from loadtest.server_process import server_process
 

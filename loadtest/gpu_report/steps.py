@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from atelier.machine import cpu_name, gpu_facts, package_versions
-from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
+from loadtest.gpu_report.programs import Plan, StepFailedError, json_of, output_of
 
 PACKAGES = (
     *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs"),
