@@ -97,6 +97,9 @@ class ServerConfig:
     message_timeout_s: float = 5.0
     """How long a client may take to send its message after the headers (native)."""
 
+    ready_file: Path | None = None
+    """Written once it serves, for programs: JSON with targets, metrics, pid, front_end, backend, device and model."""
+
     hang_timeout_s: float = 30.0
     """A batch that takes longer than this counts as a hung device: its process ends, and another takes over."""
 
@@ -115,6 +118,8 @@ class ServerConfig:
         self._check("tls_key", (self.tls_key is None) == (self.tls_certificate is None), "given with --tls-certificate")
         has_authority = self.tls_client_authority is not None
         self._check("tls_client_authority", self.has_tls or not has_authority, "given with --tls-certificate")
+        has_folder = self.ready_file is None or self.ready_file.parent.is_dir()
+        self._check("ready_file", has_folder, "in a folder that exists")
         for host in filter(is_unix, self.hosts):
             path_from(host)
         has_port = not all(map(is_unix, self.hosts))
