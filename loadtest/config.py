@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atelier.errors import UsageError
 from atelier.settings import parse_settings
-from loadtest.scenarios import SCENARIOS
+from loadtest.load.scenarios import SCENARIOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,20 @@ class LoadTestConfig:
     repository: Path = Path("artifacts/models")
     """What `python -m export` wrote: the reference is taken here."""
 
+    reference_repository: Path | None = None
+    """Where the version is whose program is the reference, if not there: only one in fp32 has the program."""
+
+    device: str = "auto"
+    """Of the server that is started here and of the references: cpu, cuda, cuda:1; auto takes a GPU if there is one."""
+
+    front_end: str = "auto"
+    """Of the server that is started here: auto, native or grpcio."""
+
     data_dir: Path | None = None
     """Where Fashion-MNIST is; else it is looked for in the usual places."""
+
+    unverified_data: bool = False
+    """For tests: any IDX files."""
 
     output_dir: Path = Path("artifacts/loadtest")
     """Where report.json and report.html are written."""
@@ -67,8 +79,8 @@ class LoadTestConfig:
     reference_threads: int = 1
     """Threads of PyTorch and the raw runtime; an inference on our server has one."""
 
-    atol: float = 1e-4
-    """How far a probability may be from the reference's; a logit, ten times as far."""
+    atol: float | None = None
+    """How far a probability may be from the reference's, a logit ten times as far; else 1e-4, more below fp32."""
 
     top_k: int = 1
     """Classes to ask for and compare per image; 10 compares all that the model says."""
@@ -100,7 +112,8 @@ class LoadTestConfig:
             "reference_threads",
         ):
             self._check(name, 1 <= getattr(self, name) <= 100_000, "1 to 100,000")
-        for name in ("target_qps", "latency_p99_ms", "timeout_s", "atol"):
+        self._check("atol", self.atol is None or 0 < self.atol < 1e7, "more than 0")
+        for name in ("target_qps", "latency_p99_ms", "timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e7, "more than 0")
         self._check("duration_s", 0.2 <= self.duration_s <= 86_400, "0.2 seconds to a day")
         self._check("top_k", 1 <= self.top_k <= 10, "1 to 10")

@@ -1,38 +1,15 @@
-"""What no runtime can do without, as a backend: the images to the device and logits back, and nothing in between."""
+"""A backend that computes nothing: images to the GPU and logits back, the lower bound for any runtime's latency."""
 
 import numpy as np
 
 from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
 from serving.backends import base
 
-_LOGITS_BYTES = 10 * 4
+LOGITS_BYTES = 10 * 4
 
 
-class HostCopies:
-    """On a CPU: two copies in memory."""
-
-    name, device = "floor", "cpu"
-
-    def __init__(self, max_batch_size: int) -> None:
-        self.max_batch_size = max_batch_size
-        self._images = np.empty((max_batch_size, *IMAGE_SHAPE), np.uint8)
-        self._logits = np.zeros((max_batch_size, 10), np.float32)
-
-    def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32 zeros."""
-        self._images[: len(images)] = images
-        return self._logits[: len(images)].copy()
-
-    def warm_up(self) -> None:
-        """Two runs of each batch size bucket."""
-        base.warm_up(self)
-
-    def close(self) -> None:
-        """There is nothing to give back."""
-
-
-class DeviceCopies:
-    """On a GPU: one launch of a graph of both copies, and one wait. Raises CudaError."""
+class Floor:
+    """One launch of a graph of both copies, and one wait. Raises CudaError."""
 
     name = "floor"
 
@@ -46,7 +23,7 @@ class DeviceCopies:
         self._images = PinnedArray((max_batch_size, *IMAGE_SHAPE), np.uint8)
         self._logits = PinnedArray((max_batch_size, 10), np.float32)
         self._device_images = DeviceMemory(max_batch_size * IMAGE_BYTES)
-        self._device_logits = DeviceMemory(max_batch_size * _LOGITS_BYTES)
+        self._device_logits = DeviceMemory(max_batch_size * LOGITS_BYTES)
 
     def infer(self, images: Images) -> Logits:
         """(N, 1, 28, 28) uint8 -> (N, 10) float32, whatever lies on the device."""
@@ -54,7 +31,7 @@ class DeviceCopies:
 
         def copy() -> None:
             self.stream.copy_to_device(self._device_images, self._images, num_images * IMAGE_BYTES)
-            self.stream.copy_to_host(self._logits, self._device_logits, num_images * _LOGITS_BYTES)
+            self.stream.copy_to_host(self._logits, self._device_logits, num_images * LOGITS_BYTES)
 
         if num_images not in self._graphs:
             self._graphs[num_images] = self.stream.capture(copy)
@@ -65,7 +42,7 @@ class DeviceCopies:
         return logits
 
     def warm_up(self) -> None:
-        """Two runs of each batch size bucket."""
+        """Runs each batch size bucket twice."""
         base.warm_up(self)
 
     def close(self) -> None:
@@ -74,8 +51,3 @@ class DeviceCopies:
             graph.free()
         for resource in (self._images, self._logits, self._device_images, self._device_logits, self.stream):
             resource.free()
-
-
-def copies_on(device: str, max_batch_size: int) -> HostCopies | DeviceCopies:
-    """The floor of that device."""
-    return HostCopies(max_batch_size) if device == "cpu" else DeviceCopies(device, max_batch_size)

@@ -1,33 +1,9 @@
-"""What a program holds in memory: resident on the host, and on the GPU."""
+"""What a program with all its processes holds in memory: resident on the host, and on the GPU."""
 
 import contextlib
 import subprocess
 
 import psutil
-
-from atelier.errors import ResourceUnavailableError
-
-
-def resident_bytes() -> int:
-    """This process's resident memory."""
-    return int(psutil.Process().memory_info().rss)
-
-
-def device_bytes(device: str) -> int | None:
-    """What all processes hold on `device`, this one's CUDA context included; None where that is no GPU.
-
-    Raises ResourceUnavailableError NO_GPU where it is not there.
-    """
-    if not device.startswith("cuda"):
-        return None
-    from serving.backends.cuda import CudaError, bytes_in_use, use_device
-
-    try:
-        use_device(int(device.partition(":")[2] or "0"))
-        return bytes_in_use()
-    except CudaError as error:
-        what = f"asked for {device}: {error}"
-        raise ResourceUnavailableError("NO_GPU", what, "check nvidia-smi, or use --device cpu") from None
 
 
 def processes_of(pid: int) -> list[psutil.Process]:
@@ -44,6 +20,11 @@ def resident_bytes_of(pid: int) -> int:
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)  # only Linux tells what is shared
     return total
+
+
+def memory_of(pid: int) -> dict[str, int | None]:
+    """Reads both of a program's, in bytes; the device's is None if nvidia-smi reports nothing."""
+    return {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
 
 
 def device_bytes_of(pid: int) -> int | None:

@@ -4,34 +4,37 @@ Every answer is held against PyTorch's logits; where torch is not installed, aga
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from atelier.contract import Images, Logits
-from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError
-from loadtest.generator import histogram_from, new_histogram
+from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailableError
+from atelier.tolerances import TOLERANCES
+from loadtest.backend_speed import Speed, measure
+from loadtest.config import LoadTestConfig
+from loadtest.load.generator import histogram_from
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
-from serving.backends.timing import timed_calls, wall_s
-from serving.manifest import Manifest, list_versions, load_manifest
+from serving.manifest import Manifest, find_version
 
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
+FP32_ATOL = 1e-4
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
 
 
 @dataclass(kw_only=True, eq=False)
 class References:
-    """The backends, by their names in the report, and the logits of `by`."""
+    """The version under test, the backends by their names in the report, and the logits of `by`."""
 
     version_dir: Path
     manifest: Manifest
     backends: dict[str, Backend]
     logits: Logits  # (N, 10)
+    atol: float  # how far a right probability may be from what the logits say
     by: str
     notes: list[str]  # what is not as one would expect
 
@@ -50,46 +53,36 @@ class References:
             self.add_raw("onnxruntime", "cpu", num_threads)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReferenceRun:
-    """One backend called in a loop with batches of one size."""
-
-    images_per_s: float
-    latency: HdrHistogram = field(repr=False)  # of a call, microseconds
+def latency_of(runs: Sequence[Speed]) -> HdrHistogram:
+    """The calls of all of them, in microseconds."""
+    return histogram_from(np.array([call.wall_s for run in runs for call in run.calls]) * 1e6)
 
 
-def latency_of(runs: Sequence[ReferenceRun]) -> HdrHistogram:
-    """Of all of them."""
-    histogram = new_histogram()
-    for run in runs:
-        histogram.add(run.latency)
-    return histogram
+def open_references(config: LoadTestConfig, images: Images) -> References:
+    """Opens the newest version on PyTorch, or on ONNX Runtime if there is no torch; asks it about `images`.
 
-
-def open_references(repository: Path, model: str, num_threads: int, images: Images) -> References:
-    """The newest version on PyTorch, or on ONNX Runtime where there is no torch, and what it says to `images`.
-
-    Raises MissingInputError where there is no version, and what the backends raise.
+    Raises MissingInputError if there is no version, ConfigurationError if the reference is another model's, and what
+    the backends raise.
     """
-    model_dir = repository / model
-    versions = list_versions(model_dir)
-    if not versions:
-        raise MissingInputError("NO_MODEL", f"there is no version in {model_dir}", "make export writes one")
-    version_dir = model_dir / str(versions[-1])
-    manifest = load_manifest(version_dir)
-    by, notes = "PyTorch", []
+    version_dir, manifest = find_version(config.repository, config.model)
+    asked = find_version(config.reference_repository or config.repository, config.model)
+    if asked[1].checkpoint_sha256 != manifest.checkpoint_sha256:
+        what = f"{config.reference_repository} and {config.repository} are of different checkpoints"
+        raise ConfigurationError("OTHER_MODEL", what, "--reference-repository needs the same model in fp32")
+    by, notes, num_threads = "PyTorch", [], config.reference_threads
     try:
-        backend = _opened("torch", "auto", version_dir, manifest, num_threads)
+        backend = _opened("torch", config.device, *asked, num_threads)
     except ResourceUnavailableError as error:
         if error.word != "NO_TORCH":
             raise
         by, notes = "ONNX Runtime", [f"PyTorch is not in this comparison: {error}"]
-        backend = _opened("onnxruntime", "cpu", version_dir, manifest, num_threads)
+        backend = _opened("onnxruntime", "cpu", *asked, num_threads)
     return References(
         version_dir=version_dir,
         manifest=manifest,
         backends={by: backend},
         logits=_answers(backend, images),
+        atol=config.atol or max(FP32_ATOL, TOLERANCES[manifest.precision].tie_margin / 2),
         by=by,
         notes=notes,
     )
@@ -106,13 +99,10 @@ def _answers(backend: Backend, images: Images) -> Logits:
     return np.concatenate([backend.infer(images[start : start + size]) for start in range(0, len(images), size)])
 
 
-def measure_backend(backend: Backend, images: Images, batch_size: int, duration_s: float) -> ReferenceRun:
-    """Calls it with one batch after the other, over the data set and over again."""
+def measure_backend(backend: Backend, images: Images, batch_size: int, duration_s: float) -> Speed:
+    """Measures it over the data set, batch after batch, and over again."""
     batches = [images[start : start + batch_size] for start in range(0, len(images) - batch_size + 1, batch_size)]
-    backend.infer(batches[0])  # not counted
-    times_s = timed_calls(partial(wall_s, backend.infer), batches, duration_s)
-    images_per_s = len(times_s) * batch_size / sum(times_s)
-    return ReferenceRun(images_per_s=images_per_s, latency=histogram_from(np.array(times_s) * 1e6))
+    return measure(backend.infer, batches, duration_s)
 
 
 def rates_by_batch_size(backend: Backend, images: Images) -> dict[int, float]:

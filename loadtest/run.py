@@ -9,18 +9,19 @@ from dataclasses import replace
 
 from atelier.errors import ProgramError
 from loadtest.config import LoadTestConfig, parse_arguments
-from loadtest.contenders import SERVED, echo_name, open_echoes, open_served
-from loadtest.findings import EXIT_CODES, Findings, machine
-from loadtest.generators import Generators
-from loadtest.load_clients import BEST
-from loadtest.measurement import MAX_LATENESS_SHARE, Measurement
+from loadtest.load.generator_processes import Generators
+from loadtest.load.load_clients import BEST
+from loadtest.load.protocols import Reference
+from loadtest.load.scenarios import Load
+from loadtest.memory import memory_of
 from loadtest.progress import Progress
-from loadtest.protocols import Reference
 from loadtest.reference import measure_backend, open_references, rates_by_batch_size
-from loadtest.report import save_report
-from loadtest.scenarios import Load
-from loadtest.search import SWEEP_SHARES, MaxSearch, find_max
-from loadtest.verdict import screen
+from loadtest.results.files import save_report
+from loadtest.results.findings import EXIT_CODES, Findings, machine
+from loadtest.results.measurement import MAX_LATENESS_SHARE, Measurement
+from loadtest.results.screen import screen
+from loadtest.results.search import SWEEP_SHARES, MaxSearch, find_max
+from loadtest.servers import SERVED, echo_name, open_echoes, open_served
 from training.dataset import load_dataset
 
 WARM_UP_S = 0.5
@@ -47,11 +48,11 @@ class LoadTest:
         """Raises KeyboardInterrupt where it was stopped, and ProgramError where it cannot go on."""
         config, findings = self._config, self._findings
         print("loading the reference and finding the server ...", flush=True)
-        self._images = load_dataset(config.data_dir).test_images
-        self._references = open_references(config.repository, config.model, config.reference_threads, self._images)
+        self._images = load_dataset(config.data_dir, verify=not config.unverified_data).test_images
+        self._references = open_references(config, self._images)
         findings.reference = f"{self._references.by}'s logits"
-        reference = Reference(images=self._images, logits=self._references.logits, atol=config.atol)
-        served, findings.model = open_served(config, self._references, reference, self._stack)
+        reference = Reference(images=self._images, logits=self._references.logits, atol=self._references.atol)
+        served, findings.model, pid = open_served(config, self._references, reference, self._stack)
         findings.notes += self._references.notes
         servers = {SERVED: served}
         if not config.no_references:
@@ -69,6 +70,8 @@ class LoadTest:
             self._measure_sweep()
         if config.find_max:
             self._find_max()
+        if pid is not None:
+            findings.memory = memory_of(pid)
 
     # --- Scenarios, in rounds ----------------------------------------------------------------------------------------
 

@@ -1,16 +1,25 @@
 """A server under test, in a process of its own, on a port that the system chose."""
 
+import fcntl
+import json
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import termios
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+
+POLL_S = 0.005  # how late a server may be found ready: starts are measured
 
 
 @dataclass
@@ -19,8 +28,17 @@ class ServerProcess:
 
     process: "subprocess.Popen[str]"
     lines: list[str] = field(default_factory=list)
-    target: str = ""  # what a client connects to
-    metrics_url: str = ""  # empty if it has no such page
+    ready: dict[str, Any] = field(default_factory=dict)  # what it wrote to its --ready-file
+
+    @property
+    def target(self) -> str:
+        """What a client connects to, the first if there are several."""
+        return str(self.ready["targets"][0])
+
+    @property
+    def metrics_url(self) -> str:
+        """Its page for Prometheus; empty if it has none."""
+        return str(next(iter(self.ready.get("metrics", ())), ""))
 
     @property
     def port(self) -> int:
@@ -35,6 +53,10 @@ class ServerProcess:
     @property
     def output(self) -> str:
         """Everything printed so far, stdout and stderr."""
+        until_s, stdout = time.monotonic() + 1.0, self.process.stdout
+        while stdout and not stdout.closed and _num_unread(stdout.fileno()) and time.monotonic() < until_s:
+            time.sleep(POLL_S)
+        time.sleep(POLL_S)  # for the reader to keep what it has just read
         return "".join(self.lines)
 
     def metric(self, name: str, **labels: str) -> float:
@@ -43,6 +65,12 @@ class ServerProcess:
             families = list(text_string_to_metric_families(reply.read().decode()))
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    @property
+    def num_answered(self) -> int | None:
+        """How many requests it has answered, by its own last line; None if it has not printed one."""
+        found = re.search(r"answered (\d+) requests", self.output)
+        return int(found[1]) if found else None
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         """Sends a signal and waits; the exit code. Raises TimeoutExpired where it does not end."""
@@ -62,45 +90,62 @@ def server_process(
 def program_process(
     command: Sequence[str], *, ready_timeout_s: float = 60.0, own_group: bool = False
 ) -> Iterator[ServerProcess]:
-    """Runs a server until the block ends; it is ready when it has printed `... on <address>`.
+    """Runs a server until the block ends; it is ready when it has written the `--ready-file` that it is given.
 
     In a process group of its own, Ctrl-C does not reach it: it goes on until the block ends.
 
-    Raises RuntimeError, with what it printed, where it ends or is silent instead.
+    Raises RuntimeError, with what it printed, if it ends or is silent instead.
     """
     group = 0 if own_group else None
-    process = subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=group
-    )
-    server = ServerProcess(process)
-    ready = threading.Event()
-    reader = threading.Thread(target=_read_output, args=(server, ready), daemon=True)
-    reader.start()
-    try:
-        if not ready.wait(ready_timeout_s) or not server.target:
-            raise RuntimeError(f"{' '.join(command)} did not start:\n{server.output}")
-        yield server
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
-        reader.join(10)
-        if process.stdout is not None:
-            process.stdout.close()
+    with tempfile.TemporaryDirectory(prefix="atelier-ready-") as directory:
+        ready_file = Path(directory, "ready.json")
+        process = subprocess.Popen(  # noqa: S603
+            [*command, "--ready-file", str(ready_file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=group,
+        )
+        server = ServerProcess(process)
+        reader = threading.Thread(target=_read_output, args=(server,), daemon=True)
+        reader.start()
+        try:
+            if not _is_ready(process, ready_file, ready_timeout_s):
+                _end(process)
+                reader.join(10)
+                raise RuntimeError(f"{' '.join(command)} did not start:\n{server.output}")
+            server.ready = json.loads(ready_file.read_bytes())
+            yield server
+        finally:
+            _end(process)
+            reader.join(10)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
-def _read_output(server: ServerProcess, ready: threading.Event) -> None:
-    if server.process.stdout is None:
-        return
-    for line in server.process.stdout:
+def _is_ready(process: "subprocess.Popen[str]", ready_file: Path, timeout_s: float) -> bool:
+    until_s = time.monotonic() + timeout_s
+    while not ready_file.exists():
+        if process.poll() is not None or time.monotonic() > until_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _num_unread(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def _read_output(server: ServerProcess) -> None:
+    for line in server.process.stdout or ():
         server.lines.append(line)
-        if found := re.search(r"metrics at (http://\S+)", line):
-            server.metrics_url = found[1]
-        if found := re.search(r"(?:serving|echo).* on (unix:\S+?|\S+?:\d+)[,:]?(?:\s|$)", line):
-            server.target = found[1]
-            ready.set()
-    ready.set()  # the process ended

@@ -80,6 +80,9 @@ class ServerConfig:
     max_message_bytes: int = 16 << 20
     """Largest request on the wire; it bounds the pictures that can be sent."""
 
+    ready_file: Path | None = None
+    """Written once it serves, for programs: JSON with targets, metrics, pid, front_end, backend, device and model."""
+
     hang_timeout_s: float = 30.0
     """A batch that takes longer than this counts as a hung device: its process ends, and another takes over."""
 
@@ -98,6 +101,8 @@ class ServerConfig:
         self._check("tls_key", (self.tls_key is None) == (self.tls_certificate is None), "given with --tls-certificate")
         has_authority = self.tls_client_authority is not None
         self._check("tls_client_authority", self.has_tls or not has_authority, "given with --tls-certificate")
+        has_folder = self.ready_file is None or self.ready_file.parent.is_dir()
+        self._check("ready_file", has_folder, "in a folder that exists")
         for host in filter(is_unix, self.hosts):
             path_from(host)
         has_port = not all(map(is_unix, self.hosts))

@@ -37,9 +37,10 @@ class Process:
         return model
 
     def tell_ready(self, model: ServedModel) -> None:
-        """Says that it serves."""
+        """Says that it serves, and what."""
         most = self.config.max_queue_size
-        self._tell(limits=f"batches of up to {model.backend.max_batch_size} images, up to {most} waiting")
+        limits = f"batches of up to {model.backend.max_batch_size} images, up to {most} waiting"
+        self._tell(limits=limits, labels=labels_of(model))
 
     def tell_alive(self) -> None:
         """Says that it has not hung; once a second is enough."""

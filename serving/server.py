@@ -42,8 +42,9 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
         def serve(process: Process) -> None:  # in the process: the supervisor loads no front end and no runtime
             importlib.import_module(FRONT_ENDS[front_end]).serve(process)
 
-        about = f"front end {front_end}{why}"
-        return Supervisor(config, version, serve, listening, metrics, about).run()
+        if config.ready_file:
+            config.ready_file.unlink(missing_ok=True)  # an earlier server's
+        return Supervisor(config, version, serve, listening, metrics, front_end, why).run()
 
 
 def _check_access(config: ServerConfig) -> None:

@@ -9,6 +9,7 @@ tells the process to drain.
 import contextlib
 import json
 import math
+import os
 import signal
 import socket
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from atelier.files import write_atomically
 from atelier.program import say
 from atelier.wire import SERVICE
 from serving.config import ServerConfig
@@ -72,11 +74,13 @@ class Supervisor:
         serve: Serve,
         listening: Listening,
         metrics: Listening | None,
-        about: str,
+        front_end: str,
+        why: str,
     ) -> None:
-        """`about` says which front end serves, for people."""
+        """`why` says in words why this front end serves; it may be empty."""
         self._config, self._version, self._serve = config, version, serve
-        self._listening, self._metrics, self._about = listening, metrics, about
+        self._listening, self._metrics = listening, metrics
+        self._front_end, self._why = front_end, why
         self._is_announced = False
         self._is_stopping = False
         self._kill_code = 0  # after a second signal
@@ -177,17 +181,25 @@ class Supervisor:
             child.failure, child.has_lost_device = message["failure"], message["has_lost_device"]
         elif "limits" in message:
             child.ready_s = time.monotonic()
-            self._announce(message["limits"])
+            self._announce(message["limits"], message["labels"])
         return True
 
-    def _announce(self, limits: str) -> None:
-        """Prints, once, where it serves."""
+    def _announce(self, limits: str, labels: dict[str, str]) -> None:
+        """Prints, once, where it serves; and writes it for programs, by --ready-file."""
         if self._is_announced or self._is_stopping:
             return
         self._is_announced = True
-        for address in self._metrics.addresses if self._metrics else ():
-            say(f"metrics at http://{address}/metrics")
-        say(f"serving {SERVICE} on {', '.join(self._listening.addresses)}: {self._about}, {limits}")
+        pages = [f"http://{address}/metrics" for address in self._metrics.addresses] if self._metrics else []
+        for page in pages:
+            say(f"metrics at {page}")
+        targets = self._listening.addresses
+        say(f"serving {SERVICE} on {', '.join(targets)}: front end {self._front_end}{self._why}, {limits}")
+        about = {"targets": targets, "metrics": pages, "pid": os.getpid(), "front_end": self._front_end} | labels
+        if self._config.ready_file:
+            try:
+                write_atomically(self._config.ready_file, (json.dumps(about) + "\n").encode())
+            except OSError as error:
+                say(f"warning: {self._config.ready_file} cannot be written: {error.strerror}")
 
     def _pause(self, child: Child, num_failures: int, signals: socket.socket) -> bool:
         """Waits before the next start, if it must; false if a signal came meanwhile."""

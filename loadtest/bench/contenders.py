@@ -19,7 +19,7 @@ from loadtest.bench.cpp_echo import cpp_echo
 from loadtest.bench.h2load import CLASSIFY, Target, classify_body, random_images
 from loadtest.bench.paced_server import PACE
 from loadtest.front_ends import available_front_ends, front_end_flags
-from loadtest.protocols import Classify, Reference
+from loadtest.load.protocols import Classify, Reference
 from loadtest.server_process import ServerProcess, server_process
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, find_version, read_verified

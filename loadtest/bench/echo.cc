@@ -1,11 +1,14 @@
 // The least that a gRPC server in C++ can do: take a message, answer with one of a given size. The bench's limit.
 //
 //   g++ -O2 -std=c++17 -Wl,--copy-dt-needed-entries echo.cc -o echo -lgrpc++ -lgrpc -lgpr
-//   ./echo 60 /atelier.v1.Classifier/Classify
+//   ./echo 60 /atelier.v1.Classifier/Classify --ready-file ready.json
 
 #include <csignal>
-#include <iostream>
+#include <cstdio>
+#include <fstream>
 #include <string>
+
+#include <unistd.h>
 
 #include <grpcpp/generic/async_generic_service.h>  // brings the handler of raw messages, which has moved between releases
 #include <grpcpp/grpcpp.h>
@@ -38,7 +41,9 @@ int main(int, char** arguments) {
   int port = 0, received = 0;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port).RegisterService(&echo);
   auto server = builder.BuildAndStart();
-  std::cout << "echo: " << slice.size() << " bytes a reply, on 127.0.0.1:" << port << std::endl;
+  const std::string ready = arguments[4];  // after --ready-file
+  std::ofstream(ready + ".partial") << "{\"targets\": [\"127.0.0.1:" << port << "\"], \"pid\": " << getpid() << "}";
+  std::rename((ready + ".partial").c_str(), ready.c_str());
   sigwait(&stop, &received);
   server->Shutdown();
 }

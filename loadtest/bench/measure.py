@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from loadtest.backend_speed import measure
 from loadtest.bench.contenders import (
     CPP_ECHO,
     NUM_IMAGES,
@@ -26,7 +27,6 @@ from loadtest.bench.paced_server import IMAGE_S
 from loadtest.bench.training_speed import training_rates
 from loadtest.memory import resident_bytes_of
 from serving.backends.base import Backend
-from serving.backends.timing import images_per_s
 
 Figures = dict[str, list[float]]
 Step = Callable[[], dict[str, float]]
@@ -104,10 +104,9 @@ def _raw(backend: Backend, name: str, num_threads: int, seconds: float) -> dict[
 def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, seconds: float) -> float:
     """The runtime in this process with nothing around it, called from so many threads at once."""
     images = random_images(batch_size)
-    backend.infer(images)  # not counted
     with ThreadPoolExecutor(num_threads) as threads:
-        calls = [threads.submit(images_per_s, backend.infer, images, seconds) for _ in range(num_threads)]
-        return sum(call.result() for call in calls)
+        runs = [threads.submit(measure, backend.infer, [images], seconds) for _ in range(num_threads)]
+        return sum(run.result().images_per_s for run in runs)
 
 
 def measure_goodput(

@@ -17,8 +17,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.load_clients import BEST, EXPIRED, OK, Answers, Integers, LoadClient, open_client
-from loadtest.protocols import ServerProtocol
+from loadtest.load.load_clients import BEST, EXPIRED, OK, Answers, Integers, LoadClient, open_client
+from loadtest.load.protocols import ServerProtocol
 
 CONNECT_TIMEOUT_S = 60.0  # until every process has made its connections
 WARM_UP_TIMEOUT_S = 10.0

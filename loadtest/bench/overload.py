@@ -8,7 +8,7 @@ import numpy as np
 
 from loadtest.bench.open_loop import OpenLoad, Outcomes, offer
 from loadtest.bench.rows import Row
-from loadtest.protocols import ServerProtocol
+from loadtest.load.protocols import ServerProtocol
 
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
 # A request of one image costs a generator as much as the server: if they share cores, most rates past the peak cannot

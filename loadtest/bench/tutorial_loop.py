@@ -8,6 +8,7 @@ that nothing of ours is in the yardstick. Prints examples/s by the wall clock, e
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="default 1")
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader; 0 loads in the loop (default)")
     options = parser.parse_args()
-    print(f"{train(options.data_dir, options.epochs, options.workers):.1f} examples/s")
+    print(json.dumps({"examples_per_s": train(options.data_dir, options.epochs, options.workers)}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,8 @@ import psutil
 
 from atelier.errors import ProgramError
 from loadtest.front_ends import KILL, SIGTERM, End
+from loadtest.load.protocols import Classify, Reference
 from loadtest.memory import processes_of
-from loadtest.protocols import Classify, Reference
 from loadtest.restarts.journal import Account, Entry, account
 from loadtest.restarts.load import OURS, PLAIN, Load
 from loadtest.restarts.probe import seconds_until_answered
@@ -90,7 +89,7 @@ def restart(command: Command, reference: Reference, *, number: int, rate: float)
         time.sleep(BETWEEN_S[0])
         journal = load.ended()
         exit_codes.append(server.stop(timeout_s=STOP_S))
-    counts = [_answered_by(each) for each in [*outputs, server]]
+    counts = [each.num_answered for each in [*outputs, server]]
     answered = None if None in counts else sum(count or 0 for count in counts)
     return Cycles(name=SIGTERM, journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered)
 
@@ -144,8 +143,3 @@ def free_port() -> int:
         port = random.randrange(20_000, FIRST_DYNAMIC_PORT)  # noqa: S311
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-
-
-def _answered_by(server: ServerProcess) -> int | None:
-    found = re.search(r"answered (\d+) requests", server.output)
-    return int(found[1]) if found else None

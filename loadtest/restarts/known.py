@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from atelier.errors import MissingInputError
-from loadtest.protocols import Reference
+from loadtest.load.protocols import Reference
 from serving.backends.select import open_backend
 from serving.manifest import list_versions, load_manifest
 from training.dataset import load_dataset

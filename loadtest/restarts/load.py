@@ -16,7 +16,7 @@ import grpc.aio
 from atelier.channel import asked_pause_s, channel_options
 from atelier.client import AsyncClient, ClassifyError
 from atelier.errors import ProgramError
-from loadtest.protocols import Classify, Reference
+from loadtest.load.protocols import Classify, Reference
 from loadtest.restarts.journal import RIGHT, Entry
 
 DEADLINE_S = 30.0

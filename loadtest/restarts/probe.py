@@ -3,7 +3,7 @@
 import time
 
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, opening
-from loadtest.protocols import ServerProtocol
+from loadtest.load.protocols import ServerProtocol
 
 ATTEMPT_S = 1.0  # for one connection
 PAUSE_S = 0.002

@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest.front_ends import FRONT_ENDS, available_front_ends
-from loadtest.load_clients import GRPCIO, IS_NATIVE_HERE, NATIVE
+from loadtest.load.load_clients import GRPCIO, IS_NATIVE_HERE, NATIVE
 
 
 @pytest.fixture(scope="module", params=FRONT_ENDS)

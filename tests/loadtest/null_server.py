@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,7 +18,9 @@ import uvloop
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.protocols import OIP_SERVICE, Reference
+from loadtest.echo_server import write_ready_file
+from loadtest.load.open_inference import OIP_SERVICE
+from loadtest.load.protocols import Reference
 
 NUM_IMAGES = 200
 
@@ -112,6 +115,8 @@ async def serve(service: NullServer) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     print(f"serving nothing on 127.0.0.1:{port}", flush=True)
+    if service.options.ready_file:
+        write_ready_file(service.options.ready_file, port)
     await stopped.wait()
     await server.stop(None)
 
@@ -119,6 +124,7 @@ async def serve(service: NullServer) -> None:
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--tell-at", type=int, default=0)
     parser.add_argument("--pause-at", type=int, default=0)

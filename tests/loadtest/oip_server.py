@@ -13,7 +13,8 @@ import grpc
 import numpy as np
 
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.protocols import OIP_SERVICE
+from loadtest.echo_server import write_ready_file
+from loadtest.load.open_inference import OIP_SERVICE
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 
@@ -56,5 +57,5 @@ if __name__ == "__main__":
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     signal.signal(signal.SIGTERM, lambda *_: server.stop(None))
-    print(f"serving the Open Inference Protocol on 127.0.0.1:{port}", flush=True)
+    write_ready_file(Path(sys.argv[3]), port)  # after --ready-file
     server.wait_for_termination()

@@ -7,12 +7,12 @@ import pytest
 
 from atelier.errors import ProgramError, UsageError
 from loadtest.config import LoadTestConfig, parse_arguments
-from loadtest.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
-from loadtest.generator import Share, histogram_from
-from loadtest.measurement import Measurement
-from loadtest.scenarios import Load, mlperf_shortfalls, schedule_ns
-from loadtest.search import MaxSearch, find_max, holds
-from loadtest.verdict import screen
+from loadtest.load.generator import Share, histogram_from
+from loadtest.load.scenarios import Load, mlperf_shortfalls, schedule_ns
+from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
+from loadtest.results.measurement import Measurement
+from loadtest.results.screen import screen
+from loadtest.results.search import MaxSearch, find_max, holds
 
 
 def measurement(

@@ -1,37 +1,30 @@
 """The GPU report, rehearsed on a CPU: every step is a real program, and none that fails takes another with it."""
 
+import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
-from atelier.errors import ResourceUnavailableError
 from atelier.program import run_program
-from export.export import leave_unproven
 from export.repository import publish
-from loadtest import served_load
 from loadtest.front_ends import available_front_ends
-from loadtest.gpu_report import RTX, Step, main, new_report, run_step
-from loadtest.gpu_report_pages import markdown_from
-from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
-from loadtest.gpu_report_steps import export, latency, may_be_the_engine, run_of, serve
-from loadtest.served_load import Load
-from loadtest.server_process import server_process
+from loadtest.gpu_report.pages import markdown_from
+from loadtest.gpu_report.programs import Plan, StepFailedError, json_of, output_of
+from loadtest.gpu_report.run import RTX, Step, main, new_report, run_step
+from loadtest.gpu_report.steps import export, latency, may_be_the_engine, run_of, serve
+from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD
 from tests.idx_files import write_idx_files
@@ -64,7 +57,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On 6,000 images one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
-    write_idx_files(tmp_path / "data", num_train=6000)
+    write_idx_files(tmp_path / "data", num_train=6000, num_test=100)
     options = ["--rehearse", "--reports-dir", str(tmp_path / "reports"), "--data-dir", str(tmp_path / "data")]
     assert main([*options, "--unverified-data"]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
@@ -80,31 +73,33 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         *(f"serve {front_end}" for front_end in available_front_ends()),
     ):
         assert outcomes[name] == "ok", document
-    for measured in ("floor fp32", "torch fp32", "onnxruntime fp32", "onnxruntime int8"):
+    for measured in ("torch fp32", "onnxruntime fp32"):
         assert outcomes[f"latency {measured}"] == "ok"
-    assert outcomes["export int8"] == "failed"
+    for refused in ("export int8", "latency onnxruntime int8", "latency tensorrt int8"):
+        assert outcomes[refused] == "refused"
     rtx = [f"latency {backend} {precision}" for backend in RTX for precision in ("fp32", "int8")]
-    for absent in ("latency tensorrt fp32", "latency tensorrt int8", "latency torch-compiled fp32", *rtx):
+    for absent in ("latency floor fp32", "latency tensorrt fp32", "latency torch-compiled fp32", *rtx):
         assert outcomes[absent] == "absent"
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
     results = {step["name"]: step["result"] for step in document["steps"]}
     for name in (f"serve {front_end}" for front_end in available_front_ends()):
         assert results[name]["front_end"] in name
-        assert results[name]["num_wrong"] == 0 < results[name]["num_answers"]
+        (served,) = (row for row in results[name]["report"]["scenarios"] if row["contender"] == "served")
+        assert served["all"]["requests"]["wrong"] == 0 < served["all"]["requests"]["correct"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
     # Of all its processes, not the supervisor's alone.
-    assert results["serve grpcio"]["memory"]["resident_bytes"] > 60 << 20
+    assert results["serve grpcio"]["report"]["memory"]["resident_bytes"] > 60 << 20
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):
         (run,) = results[name]["runs"]
         assert (results[name]["recipe"], results[name]["precision"]) == (recipe, "fp32")
         assert run["examples_per_s_wall"] > 0 < run["peak_memory"]["resident"]
-    (refused,) = results["export int8"]["tries"]  # once: there was no engine to leave out
-    assert [(row["runtime"], row["passed"]) for row in refused["parity"]] == [("torch", True), ("onnxruntime", False)]
-    proven = {name: result["is_proven"] for name, result in results.items() if "is_proven" in result}
-    assert [name for name in proven if not proven[name]] == ["latency onnxruntime int8"]
+    (export_try,) = results["export int8"]["tries"]  # once: there was no engine to leave out
+    passed = [(row["runtime"], row["passed"]) for row in export_try["parity"]]
+    assert passed == [("torch", True), ("onnxruntime", False)]
+    assert results["latency onnxruntime int8"] == {}
 
     page = report.with_suffix(".md").read_text()
     assert "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**" in page
@@ -119,7 +114,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     ):
         assert part in page
     assert "Not finished" not in page
-    assert "| onnxruntime | int8, unproven | 64 | wall clock |" in page
+    assert "| onnxruntime | fp32 | 64 | wall clock |" in page and "| onnxruntime | int8 | 64 |" not in page
     assert re.search(r"\| int8, --engine auto \| onnxruntime on cpu \|.*\| FAIL \| refused \|", page)
     assert [line for line in page.splitlines() if line.startswith("| modern | fp32 | 1 |")]
     (training,) = [line for line in page.splitlines() if line.startswith("| training, tutorial, fp32, at most |")]
@@ -152,7 +147,7 @@ def test_a_step_that_raises_is_an_outcome(error: Exception, status: str, result:
 
 def test_a_program_that_fails_is_told_by_its_own_error_line(tmp_path: Path) -> None:
     with pytest.raises(StepFailedError, match=r"^NO_MODEL: .* has no version of lenet5") as failure:
-        output_of(plan_in(tmp_path), "loadtest.latency", "--repository", tmp_path)
+        output_of(plan_in(tmp_path), "loadtest.backend_speed", "--repository", tmp_path)
     assert failure.value.status == "absent"
 
 
@@ -222,7 +217,7 @@ def test_json_is_read_from_the_last_line_whatever_a_library_prints_before(module
 @pytest.fixture
 def trained(tmp_path: Path) -> Plan:
     """A plan whose training is done: seeded weights, and data that is not Fashion-MNIST."""
-    write_idx_files(tmp_path / "data", num_train=10, num_test=30)
+    write_idx_files(tmp_path / "data", num_train=10, num_test=100)  # more than in a request
     plan = plan_in(tmp_path, 250, ("--data-dir", str(tmp_path / "data"), "--unverified-data"))
     plan.checkpoint_dir.mkdir()
     save_checkpoint(plan.checkpoint_dir, seeded_model().state_dict(), RECORD)
@@ -241,7 +236,7 @@ def test_an_engine_that_cannot_be_built_takes_no_other_runtime_with_it(trained: 
     assert [row["passed"] for row in published["parity"]] == [True, True]
 
     timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
-    assert timed.result["is_proven"], timed.reason
+    assert timed.status == "ok", timed.reason
     page = page_of(exported, timed)
     assert "- fp32, --engine auto: ended with -6: " in page
     assert "- fp32, --engine no: published. engines left out: --engine no" in page
@@ -266,74 +261,41 @@ def test_an_export_is_tried_again_only_where_its_engine_may_have_failed_it(
     assert may_be_the_engine(parity) == expected
 
 
-@pytest.mark.slow
-def test_what_a_refused_export_left_is_timed_as_unproven_and_never_served(trained: Plan) -> None:
-    leave_unproven(trained.unproven_dir("fp32", "auto"), *version_for_servers())
+def test_what_the_gate_refused_is_neither_timed_nor_served(trained: Plan) -> None:
+    trained.failed_dir("fp32").mkdir(parents=True)
     timed = step_of(partial(latency, trained, "fp32", "torch"), "latency torch fp32")
-    assert (timed.status, timed.result["is_proven"]) == ("ok", False), timed.reason
+    assert (timed.status, timed.reason) == ("refused", "the parity gate refused fp32, so it is not timed")
     served = step_of(partial(serve, trained, "grpcio"), "serve")
     assert (served.status, served.reason) == ("absent", "no version was published, and a server takes no other")
-    page = page_of(timed, served)
-    assert "| torch | fp32, unproven | 64 | wall clock |" in page
-    assert "published |" not in page
+    assert "| latency torch fp32 | refused |" in page_of(timed, served)
 
 
 @pytest.mark.slow
-def test_a_published_version_is_served_beside_a_reference_that_was_refused(trained: Plan) -> None:
+def test_a_version_in_another_precision_is_served_beside_the_program_of_the_fp32_one(trained: Plan) -> None:
     files, manifest = version_for_servers()
-    publish(trained.models_dir("fp16") / "lenet5", files, manifest)
-    leave_unproven(trained.unproven_dir("fp32", "no"), files, manifest)
-    served = step_of(partial(serve, trained, "grpcio"), "serve")
+    publish(trained.models_dir("fp32") / "lenet5", files, manifest)
+    others = {name: data for name, data in files.items() if name != PROGRAM_NAME}
+    digests = {name: digest for name, digest in manifest.files.items() if name != PROGRAM_NAME}
+    publish(trained.models_dir("fp16") / "lenet5", others, dataclasses.replace(manifest, files=digests))
+    served = step_of(partial(serve, trained, "grpcio"), "serve grpcio")
     assert served.status == "ok", served.reason
-    assert (served.result["precision"], served.result["is_reference_proven"]) == ("fp16", False)
-    assert served.result["num_wrong"] == 0
-    assert "- torch in process on cpu, unproven, batches of 64: " in page_of(served)
-
-
-@pytest.fixture
-def nobody_answers() -> Iterator[str]:
-    """The address of a server that accepts connections, and then says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-IMAGES_0 = Load(
-    images=np.zeros((4, 1, 28, 28), np.uint8),
-    labels=np.zeros(4, np.intp),
-    is_decided=np.zeros(4, np.bool_),
-    images_per_request=1,
-)
-
-
-def test_clients_that_start_late_ask_for_the_whole_time_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a busy machine, where a process may take longer to start than a short load takes."""
-    monkeypatch.setattr(served_load, "START_S", -5.0)
-    publish(tmp_path / "lenet5", *version_for_servers())
-    spawn = multiprocessing.get_context("spawn")
-    settings = ("--repository", str(tmp_path), "--port", "0", "--device", "cpu")
-    with server_process("serving", *settings) as server, ProcessPoolExecutor(2, spawn) as clients:
-        found = served_load.offer(clients, 2, server.target, IMAGES_0, 0.2)
-    assert found["num_answers"] > 0
-    assert 0 < found["latency_p50_ms"] <= found["latency_p99_ms"]
-    assert found["images_per_s"] < found["num_answers"] / 0.2  # the time for which they were missed counts
+    report = served.result["report"]
+    assert (served.result["precision"], report["reference"]) == ("fp16", "PyTorch's logits")
+    assert (report["settings"]["front_end"], report["settings"]["device"]) == ("grpcio", "cpu")
+    assert report["memory"]["resident_bytes"] > 60 << 20
+    page = page_of(served)
+    assert re.search(r"- served: [\d,]+ \(.* images/s .*requests right, 0 wrong, 0 lost, 0 refused\n", page), page
+    assert re.search(r"- PyTorch, \d+ at a time: .* images/s.*; served over it", page), page
 
 
 @pytest.mark.slow
-def test_load_that_nobody_answers_is_told_as_such(nobody_answers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served_load, "TIMEOUT_S", 0.5)
-    threads: Any = ThreadPoolExecutor(1)  # which see the shortened time
-    with threads, pytest.raises(ResourceUnavailableError) as failure:
-        served_load.offer(threads, 1, nobody_answers, IMAGES_0, 0.2)
-    told = f"NO_ANSWER: {nobody_answers} did not answer under load: "
-    assert str(failure.value).startswith(told) and str(failure.value).endswith("to answer within 0.5 s?)")
-
-
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
-def test_load_of_no_length_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_program(served_load.main, ["--seconds", seconds]) == 2
-    assert capsys.readouterr().err.startswith(f"error: BAD_OPTIONS: --seconds is {seconds}")
+def test_a_version_that_fails_its_probes_here_is_refused_and_not_timed(trained: Plan) -> None:
+    files, manifest = version_for_servers()
+    wrong = dataclasses.replace(manifest.probes, logits=manifest.probes.logits[::-1])
+    publish(trained.models_dir("fp32") / "lenet5", files, dataclasses.replace(manifest, probes=wrong))
+    timed = step_of(partial(latency, trained, "fp32", "onnxruntime"), "latency onnxruntime fp32")
+    assert (timed.status, timed.result) == ("refused", {})
+    assert timed.reason.startswith("PARITY_HERE: ")
 
 
 # --- A run that ends early --------------------------------------------------------------------------------------------
@@ -362,7 +324,9 @@ def test_time_limit_ends_the_run_with_a_report_that_says_what_is_missing(tmp_pat
     assert document["time_limit_s"] == 20.9
     assert document["steps"][0]["status"] == "ok"
     for step in document["steps"][1:]:
-        if step["name"].startswith(("latency torch-compiled", "latency tensorrt-rtx")):  # which no rehearsal measures
+        if step["name"].startswith(
+            ("latency torch-compiled", "latency tensorrt-rtx", "latency floor")
+        ):  # which no rehearsal measures
             continue
         assert step["status"] == ("absent" if step["name"].startswith("serve ") else "not run"), step
     assert "no time left of 21 s" in report.with_suffix(".md").read_text()
@@ -454,13 +418,12 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
     results: dict[str, dict[str, Any]] = {
         "floor of training": floor,
         "train fp32": {"recipe": "tutorial", "precision": "fp32", "runs": [run]},
-        "latency tensorrt fp16": measured | {"memory": memory, "is_proven": True, "probes": "PARITY_HERE: not so"},
+        "latency tensorrt fp16": measured | {"memory": memory, "probes": "64 probes agree"},
     }
     page = page_of(*(Step(name=name, status="ok", result=result) for name, result in results.items()))
     assert page.startswith("# GPU report, 2026-01-01")
     assert "rehearsal" not in page
-    assert "nproven" not in page
-    assert "- tensorrt, fp16: PARITY_HERE: not so" in page
+    assert "- tensorrt, fp16: 64 probes agree" in page
     assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 |" in page
     assert "| training, tutorial, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
     assert "| tensorrt, fp16 | 300.0 | 5.0 | not measured |" in page

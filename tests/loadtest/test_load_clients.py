@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from atelier.wire import classifier_pb2 as pb
-from loadtest.load_clients import IS_NATIVE_HERE, Answers, LoadClient, joined, open_client
-from loadtest.protocols import Classify, OpenInference, ServerProtocol
+from loadtest.load.load_clients import IS_NATIVE_HERE, Answers, LoadClient, joined, open_client
+from loadtest.load.open_inference import OpenInference
+from loadtest.load.protocols import Classify, ServerProtocol
 from loadtest.server_process import server_process
 from tests.loadtest.null_server import NUM_IMAGES, reference
 

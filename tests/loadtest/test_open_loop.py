@@ -7,7 +7,7 @@ import pytest
 
 from loadtest.bench.open_loop import OpenLoad, Outcomes, offer
 from loadtest.bench.overload import FACTORS, Run, measure_overload, overload_rows
-from loadtest.protocols import ServerProtocol
+from loadtest.load.protocols import ServerProtocol
 from tests.loadtest.null_server import NUM_IMAGES
 from tests.loadtest.test_truth import null_server
 

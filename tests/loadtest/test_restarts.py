@@ -9,7 +9,7 @@ import pytest
 
 from atelier.errors import ProgramError
 from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
-from loadtest.protocols import Classify, Reference
+from loadtest.load.protocols import Classify, Reference
 from loadtest.restarts.cycles import Command, Cycles, free_port, kill, restart
 from loadtest.restarts.journal import Entry, account, write_journal
 from loadtest.restarts.known import known_answers

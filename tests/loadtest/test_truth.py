@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from atelier.errors import ResourceUnavailableError
-from loadtest.generators import Generators
-from loadtest.measurement import Measurement, together
-from loadtest.protocols import Classify, OpenInference, ServerProtocol
-from loadtest.scenarios import Load
+from loadtest.load.generator_processes import Generators
+from loadtest.load.open_inference import OpenInference
+from loadtest.load.protocols import Classify, ServerProtocol
+from loadtest.load.scenarios import Load
+from loadtest.results.measurement import Measurement, together
 from loadtest.server_process import ServerProcess, server_process
 from tests.loadtest.null_server import NUM_IMAGES, reference
 

@@ -142,3 +142,17 @@ def test_names_that_mean_the_same_address_are_opened_once() -> None:
         assert len(listening.sockets) == 2
     with Listening(["localhost", "127.0.0.1"], 0) as listening:
         assert len(listening.sockets) == 2
+
+
+def test_programs_read_where_it_serves_from_a_file(front_end: str, small_repository: Path, tmp_path: Path) -> None:
+    settings = ("--repository", str(small_repository), "--port", "0", "--device", "cpu", "--front-end", front_end)
+    with server_process("serving", *settings) as server, Client(server.target) as client:
+        ready = server.ready
+        assert client.model().backend == ready["backend"] == "onnxruntime"
+        assert (ready["front_end"], ready["device"], ready["pid"]) == (front_end, "cpu", server.process.pid)
+        (page,) = ready["metrics"]
+        assert page == server.metrics_url and server.metric("atelier_requests_total") >= 1
+    missing = str(tmp_path / "missing" / "ready.json")
+    done = command("serving", *settings, "--ready-file", missing)
+    assert done.returncode == os.EX_CONFIG
+    assert "BAD_SETTING: --ready-file is" in done.stderr and "in a folder that exists" in done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loadtest.bench.open_loop import OpenLoad, offer
-from loadtest.protocols import Classify, Reference
+from loadtest.load.protocols import Classify, Reference
 from loadtest.server_process import server_process
 from tests.serving.conftest import needs_native
 from tests.serving.fake_backend import image

@@ -21,10 +21,8 @@ from export import tensorrt_engine
 from export.engine_options import EngineOptions
 from export.precision import PRECISIONS, onnx_in
 from export.tensorrt_engine import check_types, engine_from_onnx, inspected_types, spec_of
-from loadtest.clocks import clock_of
-from loadtest.copies import copies_on
-from loadtest.latency import measured
-from loadtest.memory import device_bytes
+from loadtest.backend_speed import clock_of, device_bytes, row_of
+from loadtest.copies import Floor
 from serving.backends import cuda
 from serving.backends.tensorrt_backend import TensorRTBackend
 from serving.manifest import EngineSpec
@@ -436,7 +434,7 @@ def test_refusal_by_tensorrt_is_an_error_and_no_wrong_answer(
 def test_events_time_the_backends_own_stream(backend: TensorRTBackend) -> None:
     backend.warm_up()
     clock = clock_of(backend)
-    row = measured(backend.infer, 3, 2, 0.0, clock)
+    row = row_of(backend, 3, 2, 0.0, clock)
     clock.close()
     assert row["clock"] == "CUDA events"
     assert row["latency_us"] == [1000.0, 1000.0]  # one launch between two events
@@ -455,7 +453,7 @@ def test_device_memory_is_what_the_backend_took(engine: Engine, gpu: FakeCuda) -
 
 
 def test_the_floor_is_one_launch_of_two_copies(gpu: FakeCuda) -> None:
-    floor = copies_on("cuda", 8)
+    floor = Floor("cuda", 8)
     for _ in range(2):
         assert floor.infer(noise_images(5)).shape == (5, 10)
     assert (gpu.launches, [len(work) for work in gpu.executables.values()]) == (2, [2])

@@ -14,7 +14,7 @@ from atelier.contract import Images, Logits
 from atelier.errors import ResourceUnavailableError
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.bench.h2load import GRPC, grpc_frame
-from loadtest.protocols import OIP_SERVICE
+from loadtest.load.open_inference import OIP_SERVICE
 
 HERE = Path(__file__).parent
 NUM_PORTS = 5  # as many as one of them opens

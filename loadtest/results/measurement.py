@@ -8,8 +8,8 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-from loadtest.generator import HISTOGRAMS, Share, new_histogram
-from loadtest.scenarios import Load, mlperf_shortfalls
+from loadtest.load.generator import HISTOGRAMS, Share, new_histogram
+from loadtest.load.scenarios import Load, mlperf_shortfalls
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from html import escape
 
-from loadtest.findings import Findings, median_and_range
-from loadtest.measurement import PERCENTILES, Measurement
-from loadtest.plots import plots_from
+from loadtest.load.scenarios import SCENARIOS
 from loadtest.reference import latency_of
-from loadtest.scenarios import SCENARIOS
-from loadtest.verdict import MEANINGS
+from loadtest.results.findings import Findings, median_and_range
+from loadtest.results.measurement import PERCENTILES, Measurement
+from loadtest.results.plots import plots_from
+from loadtest.results.screen import MEANINGS
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #ffffff; }

@@ -1,9 +1,10 @@
 """The verdict, in one screen."""
 
-from loadtest.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings, median_and_range
-from loadtest.measurement import PERCENTILES, Measurement
-from loadtest.reference import ReferenceRun, latency_of
-from loadtest.scenarios import SCENARIOS
+from loadtest.backend_speed import Speed
+from loadtest.load.scenarios import SCENARIOS
+from loadtest.reference import latency_of
+from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings, median_and_range
+from loadtest.results.measurement import PERCENTILES, Measurement
 
 COLUMNS = f"{'':<28}{'requests/s':>11}{'images/s':>11}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9} ms"
 MEANINGS = {
@@ -39,7 +40,7 @@ def _row(name: str, run: Measurement, mark: str) -> str:
     return f"{name:<28}{run.requests_per_s:>11,.0f}{run.images_per_s:>11,.0f}{figures}  {mark}".rstrip()
 
 
-def _reference_row(name: str, size: int, runs: list[ReferenceRun]) -> str:
+def _reference_row(name: str, size: int, runs: list[Speed]) -> str:
     rate = sum(run.images_per_s for run in runs) / len(runs)
     latency = latency_of(runs)
     figures = "".join(f"{latency.get_value_at_percentile(percentile) / 1e3:>9.2f}" for percentile in PERCENTILES)

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtest.findings import Findings
-from loadtest.measurement import PERCENTILES
-from loadtest.page import page_from
 from loadtest.reference import latency_of
+from loadtest.results.findings import Findings
+from loadtest.results.measurement import PERCENTILES
+from loadtest.results.page import page_from
 
 FORMAT = 1
 
@@ -63,6 +63,7 @@ def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
             scenario: findings.ratios(scenario) for contender, scenario in findings.runs if contender == "served"
         },
         "batch_rates": findings.batch_rates,
+        "memory": findings.memory,
         "sweep": [run.as_document() for run in findings.sweep],
         "find_max": None
         if search is None

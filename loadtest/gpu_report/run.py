@@ -11,7 +11,6 @@ import datetime
 import itertools
 import json
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,12 +22,11 @@ from typing import Any
 from atelier.errors import ConfigurationError, UsageError
 from atelier.files import write_atomically
 from atelier.machine import gpu_facts
-from atelier.program import run_program
 from loadtest.front_ends import available_front_ends
-from loadtest.gpu_report_pages import Document, markdown_from
-from loadtest.gpu_report_plot import save_plot
-from loadtest.gpu_report_programs import Plan, StepFailedError
-from loadtest.gpu_report_steps import (
+from loadtest.gpu_report.pages import Document, markdown_from
+from loadtest.gpu_report.plot import save_plot
+from loadtest.gpu_report.programs import Plan, StepFailedError
+from loadtest.gpu_report.steps import (
     MODEL_OF,
     export,
     latency,
@@ -53,7 +51,7 @@ class Step:
     """One step's outcome; `result` is what its program printed or wrote."""
 
     name: str
-    status: str = "not run"  # or running, ok, failed, absent (a library or device is not there)
+    status: str = "not run"  # or running, ok, failed, refused (by a proof), absent (a library or device is not there)
     reason: str = ""
     seconds: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +148,7 @@ def new_report(reports_dir: Path, name: str, is_rehearsal: bool, time_limit_s: f
 
 
 def main(arguments: list[str]) -> int:
-    """Runs all steps and writes the report; 70 where a step failed."""
+    """Runs all steps and writes the report; 70 if a step failed or was refused."""
     started_s = time.monotonic()
     options = options_from(arguments)
     gpu = gpu_facts()
@@ -176,7 +174,7 @@ def main(arguments: list[str]) -> int:
         )
         steps = run_steps(steps_of(plan), report.write)
     print(f"\nwritten: {report.stem}.json, .md{', .png' if report.plot(steps) else ''}")
-    return 70 if any(step.status == "failed" for step in steps) else 0
+    return 70 if any(step.status in ("failed", "refused") for step in steps) else 0
 
 
 def options_from(arguments: list[str]) -> argparse.Namespace:
@@ -194,7 +192,3 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
         cure = f"it must be above {RESERVED_S:g}, which are kept for the plot"
         raise UsageError("BAD_OPTIONS", f"--time-limit-s is {options.time_limit_s:g}", cure)
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(run_program(main))

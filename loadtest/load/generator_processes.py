@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from atelier.errors import ProgramError, ResourceUnavailableError
-from loadtest.generator import GO, READY, STOP, Share, generate
-from loadtest.measurement import Measurement, measured
-from loadtest.protocols import ServerProtocol
-from loadtest.scenarios import Load
+from loadtest.load.generator import GO, READY, STOP, Share, generate
+from loadtest.load.protocols import ServerProtocol
+from loadtest.load.scenarios import Load
+from loadtest.results.measurement import Measurement, measured
 
 # Single streams are one by definition.
 ONE_PROCESS = ("single_stream", "multi_stream")

@@ -5,10 +5,10 @@ import statistics
 from dataclasses import dataclass, field
 
 from atelier.machine import machine_facts
+from loadtest.backend_speed import Speed
 from loadtest.config import LoadTestConfig
-from loadtest.measurement import Measurement, together
-from loadtest.reference import ReferenceRun
-from loadtest.search import MaxSearch
+from loadtest.results.measurement import Measurement, together
+from loadtest.results.search import MaxSearch
 
 PACKAGES = ("torch", "onnxruntime", "grpcio", "protobuf", "numpy", "mlcommons-loadgen", "hdrhistogram")
 PASS, FAIL, INVALID, INTERRUPTED = "PASS", "FAIL", "INVALID", "INTERRUPTED"
@@ -25,10 +25,11 @@ class Findings:
     backends: str = ""  # what runs in this process, and on what
     notes: list[str] = field(default_factory=list)
     batch_rates: dict[str, dict[int, float]] = field(default_factory=dict)  # name -> images a batch -> images/s
-    references: dict[tuple[str, int], list[ReferenceRun]] = field(default_factory=dict)  # (name, batch size)
+    references: dict[tuple[str, int], list[Speed]] = field(default_factory=dict)  # (name, batch size)
     runs: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)  # ("served" or "echo", scenario)
     sweep: list[Measurement] = field(default_factory=list)
     search: MaxSearch | None = None
+    memory: dict[str, int | None] = field(default_factory=dict)  # of the server, if it was started here
     interrupted: bool = False
 
     @property

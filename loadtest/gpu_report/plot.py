@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from loadtest.gpu_report_pages import Document, measured_name, results_of
+from loadtest.gpu_report.pages import Document, results_of
 
 
 def save_plot(document: Document, path: Path) -> bool:
@@ -20,7 +20,7 @@ def save_plot(document: Document, path: Path) -> bool:
     for result in results:
         sizes = [row["batch_size"] for row in result["rows"]]
         medians = [statistics.median(row["latency_us"]) for row in result["rows"]]
-        axes.plot(sizes, medians, marker="o", label=f"{result['backend']} {measured_name(result)}")
+        axes.plot(sizes, medians, marker="o", label=f"{result['backend']} {result['precision']}")
     axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="latency in microseconds")
     axes.set_title(f"{'REHEARSAL on a CPU, ' if document['rehearsal'] else ''}{document['date']}")
     axes.legend(fontsize="small")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -11,7 +11,8 @@ from atelier.client import Client, program_errors
 from atelier.errors import ConfigurationError, ResourceUnavailableError, UsageError
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
-from loadtest.protocols import OIP_SERVICE, Classify, Echo, OpenInference, Reference, ServerProtocol
+from loadtest.load.open_inference import OIP_SERVICE, OpenInference
+from loadtest.load.protocols import Classify, Echo, Reference, ServerProtocol
 from loadtest.reference import References
 from loadtest.server_process import server_process
 
@@ -19,21 +20,29 @@ SERVED = "served"
 READY_TIMEOUT_S = 10.0
 
 
-def open_served(
-    config: LoadTestConfig, references: References, reference: Reference, stack: ExitStack
-) -> tuple[ServerProtocol, str]:
-    """The server under test, and in words what it serves; the runtime that it says it serves with joins the references.
+class Served(NamedTuple):
+    """The server under test: how it is asked, in words what it serves, and its process if it was started here."""
 
-    Raises ResourceUnavailableError where it cannot be reached, ConfigurationError where it serves another model.
+    protocol: ServerProtocol
+    words: str
+    pid: int | None = None
+
+
+def open_served(config: LoadTestConfig, references: References, reference: Reference, stack: ExitStack) -> Served:
+    """Starts or finds the server under test; the runtime that it says it serves with joins the references.
+
+    Raises ResourceUnavailableError if it cannot be reached, ConfigurationError if it serves another model.
     """
     if config.protocol == "oip":
         references.add_raw("onnxruntime", "auto", config.reference_threads)
         return _open_inference(config, reference)
-    target = config.target
+    target, pid = config.target, None
     if not target:
-        settings = ("--repository", str(config.repository), "--model", config.model, "--port", "0")
+        settings = ["--repository", str(config.repository), "--model", config.model, "--port", "0"]
+        settings += ["--device", config.device, "--front-end", config.front_end]
         try:
-            target = stack.enter_context(server_process("serving", *settings, own_group=True)).target
+            server = stack.enter_context(server_process("serving", *settings, own_group=True))
+            target, pid = server.target, server.process.pid
         except RuntimeError as error:
             raise ResourceUnavailableError("NO_SERVER", str(error), "make serve shows why") from None
     try:
@@ -51,10 +60,10 @@ def open_served(
         raise ConfigurationError("OTHER_MODEL", what, "name the repository that it serves: --repository")
     references.add_raw(model.backend, model.device, config.reference_threads)
     words = f"{model.model_name} version {model.model_version} on {model.backend}, {model.device}, {model.precision}"
-    return Classify(target=target, reference=reference, top_k=config.top_k), f"{words}, at {target}"
+    return Served(Classify(target=target, reference=reference, top_k=config.top_k), f"{words}, at {target}", pid)
 
 
-def _open_inference(config: LoadTestConfig, reference: Reference) -> tuple[ServerProtocol, str]:
+def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
     """A server of the Open Inference Protocol, once it is ready and takes `images` for `logits`."""
     with grpc.insecure_channel(config.target, options=proxy_options(config.target)) as channel:
         ready = channel.unary_unary(
@@ -84,9 +93,8 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> tuple[Serve
         what = f"{config.model} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
         raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, or name it with --model")
     words = f"{model.name} on {model.platform or 'a server'} by the Open Inference Protocol"
-    return OpenInference(target=config.target, reference=reference, model_name=config.model), (
-        f"{words}, at {config.target}"
-    )
+    protocol = OpenInference(target=config.target, reference=reference, model_name=config.model)
+    return Served(protocol, f"{words}, at {config.target}")
 
 
 def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) -> dict[str, ServerProtocol]:

@@ -1,28 +1,23 @@
 """The steps of the GPU report: each runs a program as a user would, and returns what it printed or wrote."""
 
 import json
+import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from atelier.machine import cpu_name, gpu_facts, package_versions
-from loadtest.gpu_report_programs import Plan, StepFailedError, json_of, output_of
-from serving.manifest import ENGINE_NAME, ONNX_NAME, PROGRAM_NAME, RTX_ENGINE_NAME
+from loadtest.gpu_report.programs import Plan, StepFailedError, json_of, output_of
 
 PACKAGES = (
     *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs"),
     *("polygraphy", "cuda-bindings", "numpy"),
 )
-FILE_OF_BACKEND = {
-    "torch": PROGRAM_NAME,
-    "torch-compiled": PROGRAM_NAME,
-    "onnxruntime": ONNX_NAME,
-    "tensorrt": ENGINE_NAME,
-    "tensorrt-rtx": RTX_ENGINE_NAME,
-    "tensorrt-rtx-here": ONNX_NAME,
-}
 MODEL_OF = "fp32"  # the version that holds the program
 SERVED = ("fp16", MODEL_OF, "tf32", "bf16", "int8")  # the first of them that was published
 EXPORT_LIMIT_S = 150.0  # of each try
+NUM_PROCESSES = max(1, min(8, (os.cpu_count() or 1) // 2))  # of the load generator
+IN_FLIGHT = 32  # requests of 64 images, of all of them together: the server's queue takes twice as many
 PARITY_FIGURES = (
     *("runtime", "device", "precision", "max_abs_diff", "top1_agreement", "accuracy", "num_batch_flips", "passed"),
 )
@@ -88,7 +83,7 @@ def export(plan: Plan, precision: str) -> dict[str, Any]:
     """
     tries = [_try_export(plan, precision, "auto")]
     first = tries[0]
-    if first["status"] == "failed" and may_be_the_engine(first["parity"]):
+    if first["status"] in ("failed", "refused") and may_be_the_engine(first["parity"]):
         tries.append(_try_export(plan, precision, "no"))
     result = {"precision": precision, "tries": tries}
     if first["status"] != "ok":
@@ -104,18 +99,19 @@ def may_be_the_engine(parity: list[dict[str, Any]]) -> bool:
 
 def _try_export(plan: Plan, precision: str, engine: str) -> dict[str, Any]:
     """`status` as a step's, `outcome` in words, and what is on record of the engine and of the gate."""
-    unproven, version_dir = plan.unproven_dir(precision, engine), plan.models_dir(precision) / "lenet5" / "1"
+    failed_dir = plan.failed_dir(precision)
+    shutil.rmtree(failed_dir, ignore_errors=True)  # an earlier try's
     options: tuple[object, ...] = ("--checkpoint-dir", plan.checkpoint_dir, "--repository", plan.models_dir(precision))
-    options += ("--incomplete", "--near-chance", "--unproven-dir", unproven)
+    options += ("--incomplete", "--near-chance")
     options += ("--precision", precision, "--engine", engine, "--max-batch-size", max(plan.batch_sizes), *plan.data)
     found: dict[str, Any] = {"engine_option": engine, "status": "ok", "outcome": "published", "about_engine": ""}
     try:
         printed = output_of(plan, "export", *options, limit_s=EXPORT_LIMIT_S)
     except StepFailedError as error:
-        outcome = str(error).replace(f"; read {unproven / 'parity.md'}", "")  # which does not outlive the report
-        return found | {"status": error.status, "outcome": outcome} | _on_record(unproven)
+        outcome = str(error).replace(f"; read {failed_dir / 'parity.md'}", "")  # which does not outlive the report
+        return found | {"status": error.status, "outcome": outcome} | _on_record(failed_dir)
     _, _, about = printed.strip().partition("\nVersion ")  # is in <directory>, and then a line for each engine
-    return found | {"about_engine": "; ".join(about.splitlines()[1:])} | _on_record(version_dir)
+    return found | {"about_engine": "; ".join(about.splitlines()[1:])} | _on_record(plan.version_dir(precision))
 
 
 def _on_record(directory: Path) -> dict[str, Any]:
@@ -135,34 +131,40 @@ def latency(plan: Plan, precision: str, backend: str) -> dict[str, Any]:
     """Latency and images/s at every batch size, and what the backend holds in memory."""
     if backend == "torch-compiled" and plan.is_rehearsal:
         raise StepFailedError("a rehearsal does not wait for the compiler", status="absent")
-    if backend.startswith("tensorrt-rtx") and plan.is_rehearsal:
-        raise StepFailedError("TensorRT for RTX runs on a GPU only", status="absent")
+    if backend.startswith(("tensorrt-rtx", "floor")) and plan.is_rehearsal:
+        raise StepFailedError("it is measured on a GPU only", status="absent")
     short = ("--repeats", 2, "--seconds", 0.1) if plan.is_rehearsal else ("--repeats", 5, "--seconds", 0.2)
     options: tuple[object, ...] = ("--backend", backend, "--device", plan.device, *short)
-    file_name = FILE_OF_BACKEND.get(backend)  # the floor needs none
-    unproven = unproven_with(plan, precision, file_name) if file_name else None
-    options += ("--unproven", unproven) if unproven else ("--repository", plan.models_dir(precision))
-    measured = json_of(plan, "loadtest.latency", *options, "--batch-sizes", *plan.batch_sizes)
+    if backend != "floor" and plan.is_refused(precision):
+        raise StepFailedError(f"the parity gate refused {precision}, so it is not timed", status="refused")
+    options += ("--repository", plan.models_dir(precision))
+    measured = json_of(plan, "loadtest.backend_speed", *options, "--batch-sizes", *plan.batch_sizes)
     return {"precision": precision, **measured}
 
 
-def unproven_with(plan: Plan, precision: str, file_name: str) -> Path | None:
-    """Where an export that published no such file left it, to be measured as unproven; None where there is no need."""
-    if (plan.models_dir(precision) / "lenet5" / "1" / file_name).exists():
-        return None
-    left = (plan.unproven_dir(precision, engine) for engine in ("auto", "no"))
-    return next((directory for directory in left if (directory / file_name).exists()), None)
-
-
 def serve(plan: Plan, front_end: str) -> dict[str, Any]:
-    """The served model, by a front end, under load beside the reference in process, and the server's memory."""
-    precision = next((name for name in SERVED if (plan.models_dir(name) / "lenet5" / "1").exists()), None)
+    """The served model under load by a front end, beside the reference in process: the load test's own report."""
+    precision = next((name for name in SERVED if plan.version_dir(name).exists()), None)
     if precision is None:
         raise StepFailedError("no version was published, and a server takes no other", status="absent")
-    unproven = unproven_with(plan, MODEL_OF, PROGRAM_NAME)
-    reference = ("--unproven-reference", unproven) if unproven else ("--reference", plan.models_dir(MODEL_OF))
-    short = ("--seconds", 0.5, "--repeats", 2) if plan.is_rehearsal else ("--seconds", 5, "--repeats", 3)
-    devices = ("--device", plan.device, "--reference-device", plan.device)
-    by = ("--front-end", front_end)
-    options = ("--repository", plan.models_dir(precision), *reference, *devices, *by, *short, *plan.data)
-    return {"precision": precision, **json_of(plan, "loadtest.served_load", *options)}
+    directory = plan.work_dir / f"loadtest-{front_end}"
+    options: tuple[object, ...] = ("--scenarios", "offline", "--no-sweep", "--output-dir", directory)
+    options += ("--repository", plan.models_dir(precision), "--reference-repository", plan.models_dir(MODEL_OF))
+    options += ("--device", plan.device, "--front-end", front_end)
+    options += ("--processes", NUM_PROCESSES, "--in-flight", max(1, IN_FLIGHT // NUM_PROCESSES))
+    short = ("--rounds", 2, "--duration-s", 0.5) if plan.is_rehearsal else ("--rounds", 3, "--duration-s", 3)
+    result = {"precision": precision, "front_end": front_end}
+    try:
+        output_of(plan, "loadtest", *options, *short, *plan.data)
+    except StepFailedError as error:
+        report = _report_in(directory)
+        if report is None or report["verdict"] == "INTERRUPTED":
+            raise
+        if report["verdict"] == "FAIL":
+            raise StepFailedError("; ".join(report["reasons"]), result=result | {"report": report}) from error
+    return result | {"report": _report_in(directory)}
+
+
+def _report_in(directory: Path) -> dict[str, Any] | None:
+    path = directory / "report.json"
+    return cast(dict[str, Any], json.loads(path.read_bytes())) if path.exists() else None

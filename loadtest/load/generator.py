@@ -24,9 +24,10 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-from loadtest.protocols import ServerProtocol
-from loadtest.scenarios import Load, schedule_ns, settings_from
-from loadtest.systems import CORRECT, LOST, PENDING, REFUSED, WRONG, CannotAskError, Records, system_for
+from loadtest.load.protocols import ServerProtocol
+from loadtest.load.records import CORRECT, LOST, PENDING, REFUSED, WRONG, Records
+from loadtest.load.scenarios import Load, schedule_ns, settings_from
+from loadtest.load.systems import CannotAskError, system_for
 
 # Histograms count microseconds up to ten minutes, to three significant digits.
 LARGEST_US = 600_000_000

@@ -37,11 +37,6 @@ def results_of(document: Document, kind: str) -> Iterator[dict[str, Any]]:
             yield step["result"]
 
 
-def measured_name(result: dict[str, Any]) -> str:
-    """The precision that a latency was measured in, and whether its version failed the gate."""
-    return f"{result['precision']}{'' if result['is_proven'] else ', unproven'}"
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -162,7 +157,7 @@ def _latency(document: Document) -> str:
     rows = [
         [
             result["backend"],
-            measured_name(result),
+            result["precision"],
             str(row["batch_size"]),
             row["clock"],
             _spread(row["latency_us"], 1),
@@ -180,10 +175,8 @@ def _latency(document: Document) -> str:
         "highest. Latency and images/s are by the row's clock; CUDA events are recorded on the backend's stream before "
         "and after each call. The floor is the copies alone, in one launch."
     )
-    if not all(result["is_proven"] for result in results):
-        note += " Unproven: on files that no parity gate has passed, see above; nothing may be served from them."
     proofs = [
-        f"- {result['backend']}, {measured_name(result)}: {result['probes']}" for result in results if result["probes"]
+        f"- {result['backend']}, {result['precision']}: {result['probes']}" for result in results if result["probes"]
     ]
     parts = [f"## Latency and throughput on {results[0]['device']}", note, _table(header, rows), "\n".join(proofs)]
     return "\n\n".join(filter(None, parts))
@@ -198,9 +191,10 @@ def _memory(document: Document) -> str:
     for result in results_of(document, "latency"):
         memory = result["memory"]
         found = [memory["resident_bytes"], memory["device_bytes"], None]
-        rows.append([f"{result['backend']}, {measured_name(result)}", *map(_mebibytes, found)])
+        rows.append([f"{result['backend']}, {result['precision']}", *map(_mebibytes, found)])
     for result in results_of(document, "serve"):
-        found = [result["memory"]["resident_bytes"], result["memory"]["device_bytes"], None]
+        memory = result["report"]["memory"]
+        found = [memory.get("resident_bytes"), memory.get("device_bytes"), None]
         rows.append([f"server, {served_by(result)}", *map(_mebibytes, found)])
     if not rows:
         return ""
@@ -218,29 +212,33 @@ def _mebibytes(num_bytes: int | None) -> str:
 
 
 def served_by(result: dict[str, Any]) -> str:
-    """Runtime, device, precision, and the front end."""
-    return f"{result['served_by']}, {result['precision']}, front end {result['front_end']}"
-
-
-def _processes(number: int) -> str:
-    return "one process" if number == 1 else f"{number} processes"
+    """Names model, runtime, device, precision, and the front end."""
+    model, _, _ = result["report"]["model"].rpartition(", at ")
+    return f"{model}, front end {result['front_end']}"
 
 
 def _serving(document: Document) -> str:
     results = list(results_of(document, "serve"))
-    return "\n\n".join(["## Served, beside the reference in process", *map(_served, results)]) if results else ""
+    return "\n\n".join(["## Served, beside the references in process", *map(_served, results)]) if results else ""
 
 
 def _served(result: dict[str, Any]) -> str:
-    reference = result["reference"]["images_per_s"]
-    reference_is = "" if result["is_reference_proven"] else "unproven, "
-    ratio = statistics.median(result["images_per_s"]) / statistics.median(reference)
+    report = result["report"]
+    settings, ratios = report["settings"], report["ratios"].get("offline", {})
     lines = [
-        f"- {served_by(result)}: {_spread(result['images_per_s'])} images/s, {result['images_per_request']} images a "
-        f"request, {result['in_flight']} in flight from {_processes(result['num_clients'])}; latency p50 "
-        f"{_spread(result['latency_p50_ms'], 1)} ms, p99 {_spread(result['latency_p99_ms'], 1)} ms",
-        f"- torch in process on {result['reference_device']}, {reference_is}batches of 64: "
-        f"{_spread(reference)} images/s; served over reference {ratio:.2f}",
-        f"- {result['num_wrong']} wrong of {result['num_answers']:,} answers under load",
+        f"- {served_by(result)}: {report['verdict']}. {settings['offline_images_per_request']} images a request, "
+        f"{settings['processes']} x {settings['in_flight']} in flight; every answer compared with {report['reference']}"
     ]
+    for row in report["scenarios"]:
+        rounds, answers = row["rounds"], row["all"]["requests"]
+        p50, p99 = (_spread([each["milliseconds"]["latency"][name] for each in rounds], 1) for name in ("p50", "p99"))
+        lines.append(
+            f"- {row['contender']}: {_spread([each['images_per_s'] for each in rounds])} images/s {row['mark']}; "
+            f"latency p50 {p50} ms, p99 {p99} ms; {answers['correct']:,} requests right, {answers['wrong']} wrong, "
+            f"{answers['lost']} lost, {answers['refused']} refused"
+        )
+    for row in report["references"]:
+        name = f"{row['name']}, {row['batch_size']} at a time"
+        over = f"; served over it {_spread(ratios[name], 2)}" if ratios.get(name) else ""
+        lines.append(f"- {name}: {_spread(row['images_per_s'])} images/s{over}")
     return "\n".join(lines)

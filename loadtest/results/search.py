@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from atelier.errors import ProgramError
-from loadtest.measurement import Measurement
+from loadtest.results.measurement import Measurement
 
 SWEEP_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)  # of the rate at which the server was saturated
 

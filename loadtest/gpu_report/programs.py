@@ -16,6 +16,7 @@ import psutil
 from loadtest.memory import processes_of
 
 LACKING = ("error: NO_ENGINE: ", "error: NO_ARTIFACT: ", "error: NO_MODEL: ", "error: NO_CHECKPOINT: ")
+REFUSED = "error: PARITY"  # of the gate, of a server or backend that proves a version here, of a manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,19 @@ class Plan:
 
     def models_dir(self, precision: str) -> Path:
         """The repository of a precision's one version."""
-        return self.work_dir / f"models-{precision}"
+        return self.work_dir / precision / "models"
 
-    def unproven_dir(self, precision: str, engine: str) -> Path:
-        """What the export with that `--engine` left before its proof."""
-        return self.work_dir / f"unproven-{precision}-engine-{engine}"
+    def version_dir(self, precision: str) -> Path:
+        """Where an export publishes that version."""
+        return self.models_dir(precision) / "lenet5" / "1"
+
+    def failed_dir(self, precision: str) -> Path:
+        """Where an export leaves the reports of a failed gate."""
+        return self.work_dir / precision / "parity-failed"
+
+    def is_refused(self, precision: str) -> bool:
+        """Says whether the gate refused that precision, in the last try."""
+        return self.failed_dir(precision).exists() and not self.version_dir(precision).exists()
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -49,7 +58,7 @@ class Plan:
 
 
 class StepFailedError(Exception):
-    """Why, and what was found out even so; `status` is `failed`, `absent` or `not run`, as a step's."""
+    """Why, and what was found out even so; `status` is that of the step, and never `ok`."""
 
     def __init__(self, reason: str, *, status: str = "failed", result: dict[str, Any] | None = None) -> None:
         super().__init__(reason)
@@ -104,5 +113,6 @@ def _failure(code: int, lines: list[str]) -> StepFailedError:
     """By the error line on stderr, which libraries may add to while the process ends; else by its last line."""
     line = next((line for line in reversed(lines) if line.startswith("error: ")), "")
     # A library, a device, or a file that no earlier step could make here.
-    status = "absent" if code == os.EX_UNAVAILABLE or line.startswith(LACKING) else "failed"
+    is_absent = code == os.EX_UNAVAILABLE or line.startswith(LACKING)
+    status = "refused" if line.startswith(REFUSED) else "absent" if is_absent else "failed"
     return StepFailedError(line.removeprefix("error: ") or f"ended with {code}: {lines[-1]}", status=status)

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from atelier.errors import BadDataError, ResourceUnavailableError
-from export.export import leave_unproven
+from atelier.errors import ResourceUnavailableError
 from export.repository import publish
-from loadtest.clocks import clock_of
-from loadtest.latency import main, measured, opened
+from loadtest.backend_speed import clock_of, main, measure, opened, row_of
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.manifest import ONNX_NAME, load_manifest
+from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files, manifest_for, noise_images, truth
 from tests.serving.fake_onnxruntime_gpu import onnxruntime_on_a_fake_gpu
 from tests.tensorrt.fake_cuda import FakeCuda
@@ -40,7 +38,7 @@ def latency_of(repository: Path, backend: str, *batch_sizes: int, capsys: pytest
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("backend", ["floor", "onnxruntime", "torch"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
 def test_on_a_cpu_every_row_is_by_the_wall_clock_and_memory_is_the_processs(
     backend: str, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,18 +51,12 @@ def test_on_a_cpu_every_row_is_by_the_wall_clock_and_memory_is_the_processs(
     assert document["memory"]["device_bytes"] is None
 
 
-def test_an_unproven_version_is_measured_only_where_it_is_asked_for_and_says_so(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert latency_of(repository, "torch", 1, capsys=capsys)["is_proven"]
-    left = tmp_path / "lenet5" / "1"
-    leave_unproven(left, exported_files(), load_manifest(repository / "lenet5" / "1"))
-    with pytest.raises(BadDataError, match="PARITY_FAILED"):
-        main(["--repository", str(tmp_path), "--backend", "torch"])
-    options = ["--unproven", str(left), "--backend", "torch", "--repeats", "1", "--seconds", "0.01"]
-    assert main([*options, "--batch-sizes", "2"]) == 0
-    measurement = json.loads(capsys.readouterr().out)
-    assert (measurement["is_proven"], len(measurement["rows"])) == (False, 1)
+def test_every_call_but_the_first_counts_and_only_the_time_in_it() -> None:
+    calls: list[int] = []
+    speed = measure(lambda images: calls.append(len(images)), [noise_images(3), noise_images(3)], 0.01)
+    assert len(speed.calls) == len(calls) - 1 > 1
+    assert speed.images_per_s == pytest.approx(3 * len(speed.calls) / sum(call.wall_s for call in speed.calls))
+    assert min(speed.calls).wall_s * 1e6 <= speed.latency_us == speed.wall_us
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
@@ -105,7 +97,7 @@ def test_onnxruntime_on_cuda_runs_on_a_stream_of_ours_which_events_time(gpu: Fak
     assert session.options["user_compute_stream"] == str(int(backend.stream))
     np.testing.assert_allclose(backend.infer(noise_images(3)), truth()(noise_images(3)), rtol=1e-5, atol=1e-5)
     clock = clock_of(backend)
-    row = measured(backend.infer, 3, 2, 0.0, clock)
+    row = row_of(backend, 3, 2, 0.0, clock)
     assert (row["clock"], row["latency_us"]) == ("CUDA events", [1000.0, 1000.0])  # one launch between two events
     clock.close()
     backend.close()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from loadtest.findings import Findings
+from loadtest.load.scenarios import SCENARIOS
 from loadtest.reference import latency_of
-from loadtest.scenarios import SCENARIOS
+from loadtest.results.findings import Findings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ import mlperf_loadgen
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.load_clients import BEST
+from loadtest.load.load_clients import BEST
 
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 

@@ -1,0 +1,1 @@
+"""`make gpu-report`: every claim about GPUs, measured on the machine at hand."""
