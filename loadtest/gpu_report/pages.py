@@ -212,8 +212,7 @@ def _mebibytes(num_bytes: int | None) -> str:
 
 def served_by(result: dict[str, Any]) -> str:
     """Names model, runtime, device, precision, and the front end."""
-    model, _, _ = result["report"]["model"].rpartition(", at ")
-    return f"{model}, front end {result['front_end']}"
+    return f"{result['report']['model']}, front end {result['front_end']}"
 
 
 def _serving(document: Document) -> str:
