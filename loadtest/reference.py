@@ -22,7 +22,7 @@ from serving.manifest import Manifest, find_version
 
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
-FP32_ATOL = 1e-4
+FP32_ATOL = 1e-4  # of a probability
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
 
 
@@ -81,7 +81,7 @@ def open_references(config: LoadTestConfig, images: Images) -> References:
         version_dir=version_dir,
         manifest=manifest,
         backends={by: backend},
-        logits=_answers(backend, images),
+        logits=logits_of(backend, images),
         atol=config.atol or max(FP32_ATOL, TOLERANCES[manifest.precision].tie_margin / 2),
         by=by,
         notes=notes,
@@ -93,8 +93,8 @@ def _opened(kind: str, device: str, version_dir: Path, manifest: Manifest, num_t
     return open_backend(kind, device, version_dir, manifest, max_batch_size=size, num_threads=num_threads)[0]
 
 
-def _answers(backend: Backend, images: Images) -> Logits:
-    """(N, 10)"""
+def logits_of(backend: Backend, images: Images) -> Logits:
+    """Runs (N, 1, 28, 28) in batches; returns (N, 10)."""
     size = min(ANSWERS_BATCH_SIZE, backend.max_batch_size)
     return np.concatenate([backend.infer(images[start : start + size]) for start in range(0, len(images), size)])
 

@@ -60,7 +60,10 @@ class LoadTest:
             servers |= open_echoes(served, sizes, self._stack)
         devices = ", ".join(f"{name} on {backend.device}" for name, backend in self._references.backends.items())
         findings.backends = f"{devices}, {config.reference_threads} thread{'s' if config.reference_threads > 1 else ''}"
-        print(f"{findings.model}\nagainst {findings.reference}; about {self._planned_s():.0f} s", flush=True)
+        print(
+            f"{findings.model}, at {served.target}\nagainst {findings.reference}; about {self._planned_s():.0f} s",
+            flush=True,
+        )
         self._progress = self._stack.enter_context(Progress(self._planned_s()))
         arguments = (config.processes, servers, len(self._images), self._progress.tick)
         self._generators = self._stack.enter_context(Generators(*arguments))

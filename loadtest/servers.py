@@ -60,7 +60,7 @@ def open_served(config: LoadTestConfig, references: References, reference: Refer
         raise ConfigurationError("OTHER_MODEL", what, "name the repository that it serves: --repository")
     references.add_raw(model.backend, model.device, config.reference_threads)
     words = f"{model.model_name} version {model.model_version} on {model.backend}, {model.device}, {model.precision}"
-    return Served(Classify(target=target, reference=reference, top_k=config.top_k), f"{words}, at {target}", pid)
+    return Served(Classify(target=target, reference=reference, top_k=config.top_k), words, pid)
 
 
 def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
@@ -94,7 +94,7 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
         raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, or name it with --model")
     words = f"{model.name} on {model.platform or 'a server'} by the Open Inference Protocol"
     protocol = OpenInference(target=config.target, reference=reference, model_name=config.model)
-    return Served(protocol, f"{words}, at {config.target}")
+    return Served(protocol, words)
 
 
 def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) -> dict[str, ServerProtocol]:

@@ -19,7 +19,7 @@ from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.honest import HonestClient
-from loadtest.attack.measure import Site, Timing, measure
+from loadtest.attack.trial import Site, Timing, measure
 from loadtest.attack.verdict import Limits, Outcome
 from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
 from loadtest.server_process import ServerProcess, server_process

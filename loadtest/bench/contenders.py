@@ -20,6 +20,7 @@ from loadtest.bench.h2load import CLASSIFY, Target, classify_body, random_images
 from loadtest.bench.paced_server import PACE
 from loadtest.front_ends import available_front_ends, front_end_flags
 from loadtest.load.protocols import Classify, Reference
+from loadtest.reference import FP32_ATOL, logits_of
 from loadtest.server_process import ServerProcess, server_process
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, find_version, read_verified
@@ -100,8 +101,8 @@ def seconds_to_first_answer(repository: Path, flags: tuple[str, ...]) -> float:
 def protocol_of(server: ServerProcess, raw: OnnxRuntimeBackend) -> Classify:
     """How single images are sent and judged: by the raw runtime's logits of random images, no two of them alike."""
     images = random_images(NUM_IMAGES)
-    logits = np.concatenate([raw.infer(images[start : start + 64]) for start in range(0, NUM_IMAGES, 64)])
-    return Classify(target=server.target, reference=Reference(images=images, logits=logits, atol=1e-4))
+    reference = Reference(images=images, logits=logits_of(raw, images), atol=FP32_ATOL)
+    return Classify(target=server.target, reference=reference)
 
 
 def check_count(server: ServerProcess, num_sent: int) -> int:

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from atelier.tables import aligned
+
 Document = dict[str, Any]
 PEAKS = ("resident", "device_allocated", "device_reserved")
 
@@ -37,11 +39,6 @@ def results_of(document: Document, kind: str) -> Iterator[dict[str, Any]]:
             yield step["result"]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _spread(values: Sequence[float], digits: int = 0) -> str:
     """`median (lowest to highest)`."""
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
@@ -65,11 +62,11 @@ def _unfinished(document: Document) -> str:
 
 
 def _steps(document: Document) -> str:
-    rows = [
-        [step["name"], step["status"], f"{step['seconds']:.1f}", " ".join(step["reason"].split()).replace("|", "\\|")]
-        for step in document["steps"]
-    ]
-    return "## Steps\n\n" + _table(("step", "outcome", "seconds", "why"), rows)
+    steps = document["steps"]
+    rows = [(step["name"], step["status"], f"{step['seconds']:.1f}") for step in steps]
+    reasons = [f"- {step['name']}: {' '.join(step['reason'].split())}" for step in steps if step["reason"]]
+    table = aligned([("step", "outcome", "seconds"), *rows])
+    return "\n\n".join(filter(None, ["## Steps", table, "\n".join(reasons)]))
 
 
 def _training(document: Document) -> str:
@@ -105,7 +102,7 @@ def _training(document: Document) -> str:
         "test accuracy",
     )
     note = "Examples/s. The wall clock counts data loading and, on CUDA, capturing; steady leaves out the first epoch."
-    return f"## Training\n\n{note}\n\n{_table(header, rows)}\n\n{_floor(document)}".rstrip()
+    return f"## Training\n\n{note}\n\n{aligned([header, *rows])}\n\n{_floor(document)}".rstrip()
 
 
 def _floor(document: Document) -> str:
@@ -149,7 +146,9 @@ def _parity(document: Document) -> str:
         + ". ".join(filter(None, (each["outcome"], each["about_engine"])))
         for precision, each in tries
     ]
-    return "\n\n".join(["## Export and parity", note, *([_table(header, rows)] if rows else []), "\n".join(outcomes)])
+    return "\n\n".join(
+        ["## Export and parity", note, *([aligned([header, *rows])] if rows else []), "\n".join(outcomes)]
+    )
 
 
 def _latency(document: Document) -> str:
@@ -178,7 +177,7 @@ def _latency(document: Document) -> str:
     proofs = [
         f"- {result['backend']}, {result['precision']}: {result['probes']}" for result in results if result["probes"]
     ]
-    parts = [f"## Latency and throughput on {results[0]['device']}", note, _table(header, rows), "\n".join(proofs)]
+    parts = [f"## Latency and throughput on {results[0]['device']}", note, aligned([header, *rows]), "\n".join(proofs)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -204,7 +203,7 @@ def _memory(document: Document) -> str:
         "PyTorch gave out, of a backend what the memory in use there grew by with it, without the CUDA context, of the "
         "server what nvidia-smi says of its processes."
     )
-    return f"## Memory\n\n{note}\n\n{_table(header, rows)}"
+    return f"## Memory\n\n{note}\n\n{aligned([header, *rows])}"
 
 
 def _mebibytes(num_bytes: int | None) -> str:
@@ -213,8 +212,7 @@ def _mebibytes(num_bytes: int | None) -> str:
 
 def served_by(result: dict[str, Any]) -> str:
     """Names model, runtime, device, precision, and the front end."""
-    model, _, _ = result["report"]["model"].rpartition(", at ")
-    return f"{model}, front end {result['front_end']}"
+    return f"{result['report']['model']}, front end {result['front_end']}"
 
 
 def _serving(document: Document) -> str:

@@ -14,8 +14,8 @@ from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference
 from loadtest.memory import processes_of
 from loadtest.restarts.journal import Account, Entry, account
-from loadtest.restarts.load import OURS, PLAIN, Load
 from loadtest.restarts.probe import seconds_until_answered
+from loadtest.restarts.steady_load import OURS, PLAIN, Load
 from loadtest.server_process import ServerProcess, server_process
 
 FIRST_DYNAMIC_PORT = 32768

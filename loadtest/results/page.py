@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from html import escape
 
-from loadtest.load.scenarios import SCENARIOS
-from loadtest.reference import latency_of
-from loadtest.results.findings import Findings, median_and_range
-from loadtest.results.measurement import PERCENTILES, Measurement
+from loadtest.results.findings import Findings
 from loadtest.results.plots import plots_from
 from loadtest.results.screen import MEANINGS
+from loadtest.results.sections import Section, sections
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #ffffff; }
@@ -82,11 +80,8 @@ def page_from(findings: Findings, facts: dict[str, str]) -> str:
         f'<p class="soft">{escape(findings.model)}; every answer against {escape(findings.reference)}</p>',
         f'<div class="verdict {verdict}"><strong>{verdict}</strong> {escape(MEANINGS[verdict])}{_list(reasons)}</div>',
         _numbers(findings),
-        _section("Contenders", _contenders(findings)),
-        _section("Ratios", _ratios(findings)),
+        *(_section(section.title, _table(section)) for section in sections(findings)),
         _section("Plots", _plots(findings)),
-        _section("Through saturation", _sweep(findings)),
-        _section("Highest rate", _search(findings)),
         _section("Answers that failed", _list(_faults(findings))),
         _section("How it was measured", _method(findings, facts)),
     ]
@@ -106,19 +101,16 @@ def _list(items: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
 
 
-def _table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """`rows` are (class, cells)."""
-    if not rows:
-        return ""
-    header = "".join(f"<th{_wide(name)}>{escape(name)}</th>" for name in head)
+def _table(section: Section) -> str:
+    header = "".join(f"<th{_wide(name)}>{escape(name)}</th>" for name in section.header)
     body = "".join(
-        f'<tr class="{kind}">'
-        + "".join(f"<td{_wide(name)}>{escape(cell)}</td>" for name, cell in zip(head, cells, strict=True))
+        f'<tr class="{row[0].partition(" ")[0]}">'
+        + "".join(f"<td{_wide(name)}>{escape(cell)}</td>" for name, cell in zip(section.header, row, strict=True))
         + "</tr>"
-        for kind, cells in rows
+        for row in section.rows
     )
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<p class="soft">{escape(caption)}</p><div class="scroll">{table}</div>'
+    return f'<p class="soft">{escape(section.note)}</p><div class="scroll">{table}</div>'
 
 
 def _wide(column: str) -> str:
@@ -146,90 +138,12 @@ def _numbers(findings: Findings) -> str:
     return f'<div class="numbers">{divs}</div>' if divs else ""
 
 
-def _contenders(findings: Findings) -> str:
-    head = ["", "requests/s", "images/s", *(f"p{percentile:g} ms" for percentile in PERCENTILES), ""]
-    rows: list[tuple[str, list[str]]] = []
-    for (name, size), runs in findings.references.items():
-        rate, latency = sum(run.images_per_s for run in runs) / len(runs), latency_of(runs)
-        tail = [f"{latency.get_value_at_percentile(percentile) / 1e3:.2f}" for percentile in PERCENTILES]
-        rows.append(("", [f"{name}, {size} at a time", f"{rate / size:,.0f}", f"{rate:,.0f}", *tail, ""]))
-    measured = findings.rows()
-    rows += [
-        (
-            contender,
-            [
-                f"{contender} {scenario}",
-                *_figures(measured[contender, scenario]),
-                findings.mark(contender, scenario),
-            ],
-        )
-        for scenario in SCENARIOS
-        for contender in ("echo", "served")
-        if (contender, scenario) in measured
-    ]
-    return _table(f"{findings.rounds} of {findings.config.duration_s:g} s together", head, rows)
-
-
-def _figures(run: Measurement) -> list[str]:
-    tail = [f"{run.percentile_ms(percentile):.2f}" for percentile in PERCENTILES]
-    return [f"{run.requests_per_s:,.0f}", f"{run.images_per_s:,.0f}", *tail]
-
-
-def _ratios(findings: Findings) -> str:
-    ratios = {scenario: findings.ratios(scenario) for scenario in SCENARIOS if scenario != "server"}
-    ratios = {scenario: of_scenario for scenario, of_scenario in ratios.items() if of_scenario}
-    if not ratios:
-        return ""
-    rows = []
-    for yardstick in next(iter(ratios.values())):
-        cells = [median_and_range(values[yardstick]) if values.get(yardstick) else "" for values in ratios.values()]
-        rows.append(("", [f"over {yardstick}", *cells]))
-    caption = f"Images/s of the served model, ratio within each of {findings.rounds}: "
-    return _table(f"{caption}median (lowest to highest)", ["", *ratios], rows)
-
-
 def _plots(findings: Findings) -> str:
     figures = "".join(
         f"<figure>{svg}<figcaption><b>{title}.</b> {CAPTIONS[title]}</figcaption></figure>"
         for title, svg in plots_from(findings).items()
     )
     return f'<div class="plots">{figures}</div>' if figures else ""
-
-
-def _sweep(findings: Findings) -> str:
-    rows = [
-        (
-            "",
-            [
-                f"{run.load.target_qps:,.0f}",
-                f"{run.goodput_qps:,.0f}",
-                f"{run.percentile_ms(50.0):.1f}",
-                f"{run.percentile_ms(99.0):.1f}",
-                f"{run.mean_batch_size:.1f}" if run.batch_sizes else "",
-                f"{run.count('refused'):,}",
-                f"{run.count('lost'):,}",
-                f"{run.count('wrong'):,}",
-                "INVALID" if run.invalid_because else "",
-            ],
-        )
-        for run in findings.sweep
-    ]
-    bound = f"{findings.config.latency_p99_ms:g} ms"
-    caption = (
-        f"Requests of one image per second, with a deadline of {bound}; goodput is what was rightly answered by then"
-    )
-    head = ["offered", "goodput", "p50 ms", "p99 ms", "images a batch", "refused", "lost", "wrong", ""]
-    return _table(caption, head, rows)
-
-
-def _search(findings: Findings) -> str:
-    search = findings.search
-    if search is None or not search.qps:
-        return ""
-    p99s = [run.percentile_ms(99.0) for run in search.confirmations]
-    held = f"{search.qps:,.0f} requests/s held p99 within {search.latency_p99_ms:g} ms in {len(p99s)} runs: "
-    held += f"{median_and_range(p99s, 1)} ms."
-    return f"<p>{escape(held)} The next did not: {escape(search.limit)}.</p>"
 
 
 def _faults(findings: Findings) -> list[str]:

@@ -1,5 +1,6 @@
 """The search for the highest rate, the rules of validity and the verdict, on measurements that are made up."""
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from loadtest.load.generator import Share, histogram_from
 from loadtest.load.scenarios import Load, mlperf_shortfalls, schedule_ns
 from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.results.measurement import Measurement
+from loadtest.results.page import page_from
 from loadtest.results.screen import screen
 from loadtest.results.search import MaxSearch, find_max, holds
+from loadtest.results.sections import sections
 
 
 def measurement(
@@ -111,6 +114,18 @@ def test_wrong_answer_counts_in_an_invalid_round_too() -> None:
 
 def test_failed_run_names_the_requests() -> None:
     assert "server: request 7: wrong" in screen(findings(measurement(wrong=1)))
+
+
+def test_screen_and_page_show_the_same_tables() -> None:
+    found = findings(measurement(), sweep=[measurement(qps=2000.0, refused=3)])
+    text, page = screen(found), page_from(found, {})
+    assert [section.title for section in sections(found)] == ["Contenders", "Where the time went", "Through saturation"]
+    for section in sections(found):
+        assert section.note in text and escape(section.note) in page
+        for cell in (cell for row in (section.header, *section.rows) for cell in row if cell):
+            assert f"| {cell} " in text
+            assert f">{escape(cell)}</t" in page
+    assert '<tr class="served"><td>served server</td>' in page
 
 
 def test_sizes_of_batches_add_up_over_processes() -> None:

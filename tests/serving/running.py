@@ -1,6 +1,5 @@
 """Looks at a running server from outside: its processes, its metrics, and what is sent to it by hand."""
 
-import re
 import socket
 import time
 import urllib.request
@@ -58,14 +57,8 @@ class Page:
         return {(sample.labels["method"], sample.labels["code"]): sample.value for sample in samples if sample.value}
 
 
-def address_of_page(server: ServerProcess) -> str:
-    found = re.search(r"metrics at (http://\S+/metrics)", server.output)
-    assert found, server.output
-    return found[1]
-
-
 def scrape(server: ServerProcess) -> Page:
-    with urllib.request.urlopen(address_of_page(server), timeout=10) as reply:  # noqa: S310 # it is http
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:  # noqa: S310 # it is http
         assert reply.headers["Content-Type"].startswith("text/plain; version=")
         return Page(reply.read().decode())
 

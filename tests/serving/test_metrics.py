@@ -25,7 +25,7 @@ from serving.metrics import CODES, METHODS, NO_METRICS, Metrics
 from tests.conftest import command
 from tests.serving.conftest import FRONT_ENDS
 from tests.serving.fake_backend import FakeBackend
-from tests.serving.running import Page, address_of_page, kill_serving_process, scrape, wait_for
+from tests.serving.running import Page, kill_serving_process, scrape, wait_for
 from tests.serving.test_server import request, run
 from tests.serving.test_server import serving as in_process
 
@@ -155,7 +155,7 @@ async def status_of(call: Any, status: str) -> None:
 
 
 def test_scrapers_that_are_stuck_keep_nobody_waiting(server: ServerProcess) -> None:
-    host, port = address_of_page(server).split("/")[2].split(":")
+    host, port = server.metrics_url.split("/")[2].split(":")
     stuck = [socket.create_connection((host, int(port))) for _ in range(10)]
     try:
         for connection in stuck:
@@ -184,7 +184,7 @@ def test_stopped_server_leaves_no_process_and_no_port_behind(small_repository: P
         with serving(small_repository, front_end) as server:
             children = psutil.Process(server.process.pid).children()
             assert len(children) == 1
-            address = address_of_page(server)
+            address = server.metrics_url
             server.stop(number)
             assert psutil.wait_procs(children, timeout=30)[1] == []
             wait_for(lambda address=address: not is_open(address))  # type: ignore[misc]
