@@ -19,7 +19,7 @@ def draw(figures: Mapping[str, Sequence[float]], names: Sequence[str], caption: 
     rates = {name: figures[f"{name}, 1"] for name in names}
     ordered = sorted(rates, key=lambda name: statistics.median(rates[name]))
     medians = [statistics.median(rates[name]) for name in ordered]
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "atelier"}):
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "atelier"}):
         figure = Figure(figsize=(8, 1.3 + 0.36 * len(ordered)), layout="constrained")
         axes = figure.subplots()
         below = [median - min(rates[name]) for name, median in zip(ordered, medians, strict=True)]

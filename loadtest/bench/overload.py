@@ -85,7 +85,7 @@ def _goodput_rows(name: str, load: str, runs: Mapping[float, list[Run]], least_s
                 name=f"{name}: {factor:g} times the peak, {load}",
                 unit="right answers/s",
                 ours=[run.goodput for run, _ in valid or pairs],
-                yardstick=[max(of_repeat, 1e-9) for _, of_repeat in valid or pairs],
+                yardstick=[of_repeat for _, of_repeat in valid] or None,  # without a peak there is no ratio
                 yardstick_name="its best up to the peak",
                 target=least_share if factor > 1 else None,
                 invalid="" if is_valid else f"of it or of the peak too little was offered; here, {lowest:,.0f}/s",
