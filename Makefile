@@ -79,11 +79,11 @@ serve: $(EXPORTED) $(NATIVE) ## answer Classify over gRPC on localhost:50051
 classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
 	$(RUN) -m $(if $(FILES),atelier.classify $(FILES),loadtest.samples) $(ARGS)
 
-test: $(SETUP) $(NATIVE) ## run the tests that are fast, in three minutes (no GPU needed)
+test: $(SETUP) $(NATIVE) ## run the tests that are fast, in four minutes (no GPU needed)
 	$(CARGO_TEST)
 	$(RUN) -m pytest --numprocesses 2 -m "not slow and not timing" $(ARGS)
 
-test-all: $(SETUP) $(NATIVE) ## run all tests, in ten minutes; those that measure time come last, one at a time
+test-all: $(SETUP) $(NATIVE) ## run all tests, in twelve minutes; those that measure time come last, one at a time
 	$(CARGO_TEST)
 	$(RUN) -m pytest --numprocesses 2 -m "not timing"
 	$(RUN) -m pytest -m timing
