@@ -97,7 +97,7 @@ def open_backends(
         except ProgramError as error:
             if error.word not in UNFIT:
                 raise
-            print(f"not run here: {spec.file}, which is proven where it first serves: {error.what}: {error.why}")
+            print(f"not run here: {spec.file}, which is proven where it first serves: {error}")
     if precision in HALF_TYPES and all(backend.name == "torch" for backend in backends):
         print(f"emulated: nothing here computes in {precision}, so every operator's result is rounded to it")
         backends.append(EmulatedBackend(files[ONNX_NAME], max_batch_size=max_batch_size))

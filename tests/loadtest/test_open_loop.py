@@ -97,3 +97,10 @@ def test_repeats_in_which_a_rate_was_not_offered_are_left_out_and_half_of_them_a
     rows = {row.name: row for row in overload_rows("ours", runs, least_share=0.9, refusal_ms=5)}
     assert rows["ours: 5 times the peak, 1 image a request, in 100 ms"].values == [1.0, 1.0]
     assert rows["ours: 2 times the peak, 1 image a request, in 100 ms"].invalid
+
+
+def test_without_a_peak_there_is_no_ratio() -> None:
+    run = Run(offered_per_s=800, was_offered=False, goodput=700, refusal_p99_ms=None)
+    rows = overload_rows("ours", {(1, 100, factor): [run] for factor in FACTORS}, least_share=0.9, refusal_ms=5)
+    assert {row.yardstick is None and bool(row.invalid) for row in rows} == {True}
+    assert rows[0].cells()[1:4] == ("700 right answers/s", "", "700 (700 to 700)")

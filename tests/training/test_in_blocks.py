@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from training.models import ClassicLeNet5, LeNet5, initialise
-from training.models.in_blocks import LeNet5InBlocks
+from training.models.in_blocks import LeNet5InBlocks, fastest_form
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8, generator=GENERATOR)
@@ -40,3 +40,14 @@ def test_it_stands_in_for_averages_over_a_border_of_zeros_alone() -> None:
     assert not LeNet5InBlocks.can_compute(LeNet5(pooling="max"))
     assert not LeNet5InBlocks.can_compute(LeNet5(padding_mode="replicate"))
     assert not LeNet5InBlocks.can_compute(ClassicLeNet5())
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "tf32")])
+def test_steps_are_computed_in_blocks_where_that_was_measured_to_be_faster(device: str, precision: str) -> None:
+    assert isinstance(fastest_form(LeNet5(), torch.device(device), precision), LeNet5InBlocks)
+
+
+@pytest.mark.parametrize(("pooling", "precision"), [("avg", "fp32"), ("avg", "bf16"), ("max", "tf32")])
+def test_a_gpu_keeps_the_model_itself_otherwise(pooling: str, precision: str) -> None:
+    model = LeNet5(pooling=pooling)
+    assert fastest_form(model, torch.device("cuda"), precision) is model
