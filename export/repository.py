@@ -1,7 +1,8 @@
 """Publishes to the model repository: `<repository>/lenet5/<version>/`, whole or not there at all.
 
 A version is built in a hidden directory beside its place, flushed to the disk, and then renamed, so a reader sees
-all of it or nothing, whenever the exporter dies. The same tree is a Triton model repository through `config.pbtxt`.
+all of it or nothing, whenever the exporter dies. The same tree is a Triton model repository through `config.pbtxt`
+and the `labels.txt` that it names.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from pathlib import Path
 from atelier.files import write_atomically
 from serving.manifest import MANIFEST_NAME, ONNX_NAME, TENSORRT, Manifest, list_versions, save_manifest
 
+CONFIG_NAME, LABELS_NAME = "config.pbtxt", "labels.txt"
 _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
 
 
@@ -22,7 +24,7 @@ def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> 
     """Publishes `files` under the next free version and returns its directory; the manifest gets that number.
 
     Of two exporters the second waits and takes the number after. Raises OSError if the disk is full or read-only;
-    then nothing is visible, or, if only `config.pbtxt` failed, the whole version.
+    then nothing is visible, or, if only Triton's files failed, the whole version.
     """
     model_dir.mkdir(parents=True, exist_ok=True)
     building = model_dir / _BUILDING_NAME
@@ -35,8 +37,9 @@ def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> 
             _flush(model_dir)
         finally:
             _remove(building)
+        write_atomically(model_dir / LABELS_NAME, "".join(f"{name}\n" for name in manifest.classes).encode())
         # Last, and at every export: its time of change says when the newest version came.
-        write_atomically(model_dir / "config.pbtxt", triton_config(manifest).encode())
+        write_atomically(model_dir / CONFIG_NAME, triton_config(manifest).encode())
     return version_dir
 
 
@@ -81,11 +84,12 @@ def triton_config(manifest: Manifest) -> str:
     # Triton takes one platform for all versions: the newest one's best. It has none for TensorRT for RTX.
     engine = manifest.engine_of(TENSORRT)
     platform, file_name = ("tensorrt_plan", engine.file) if engine else ("onnxruntime_onnx", ONNX_NAME)
+    output = f'name: "{logits.name}", data_type: TYPE_FP32, dims: {list(logits.shape[1:])}'
     return f"""name: "{manifest.model_name}"
 platform: "{platform}"
 default_model_filename: "{file_name}"
 max_batch_size: {manifest.max_batch_size}
-input [ {{ name: "{images.name}", data_type: TYPE_UINT8, dims: {list(images.shape[1:])} }} ]
-output [ {{ name: "{logits.name}", data_type: TYPE_FP32, dims: {list(logits.shape[1:])} }} ]
+input [ {{ name: "{images.name}", data_type: TYPE_UINT8, format: FORMAT_NCHW, dims: {list(images.shape[1:])} }} ]
+output [ {{ {output}, label_filename: "{LABELS_NAME}" }} ]
 dynamic_batching {{ }}
 """

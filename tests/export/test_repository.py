@@ -1,4 +1,6 @@
+import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -6,13 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from atelier.errors import BadDataError, MissingInputError
+from atelier.environments import python_with
+from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError
 from export.repository import publish
-from serving.manifest import MANIFEST_NAME, list_versions, load_manifest, read_verified
+from serving.manifest import MANIFEST_NAME, TENSORRT, EngineSpec, list_versions, load_manifest, read_verified
 from tests.export.small_model import manifest_for
+from training.dataset import CLASSES
 
 FILES = {"model.onnx": b"the model" * 1000, "parity.md": b"pass\n"}
 MANIFEST = manifest_for({name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()})
+PLAN = EngineSpec(
+    flavour=TENSORRT,
+    file="model.plan",
+    version="11.4.0.106",
+    compute_capabilities=("9.0",),
+    precision="fp32",
+    onnx_sha256="0" * 64,
+    min_batch_size=1,
+    opt_batch_size=64,
+    max_batch_size=256,
+    layer_types={},
+)
 
 PREPARE = """
 import os, signal, sys
@@ -42,7 +58,7 @@ def test_versions_count_up_and_hold_what_was_given(tmp_path: Path) -> None:
     assert publish(tmp_path / "lenet5", FILES, MANIFEST) == tmp_path / "lenet5" / "1"
     assert publish(tmp_path / "lenet5", FILES, MANIFEST) == tmp_path / "lenet5" / "2"
     assert assert_whole(tmp_path / "lenet5") == [1, 2]
-    assert sorted(path.name for path in (tmp_path / "lenet5").iterdir()) == ["1", "2", "config.pbtxt"]
+    assert sorted(path.name for path in (tmp_path / "lenet5").iterdir()) == ["1", "2", "config.pbtxt", "labels.txt"]
 
 
 def test_numbers_go_on_from_the_highest(tmp_path: Path) -> None:
@@ -50,14 +66,50 @@ def test_numbers_go_on_from_the_highest(tmp_path: Path) -> None:
     assert publish(tmp_path, FILES, MANIFEST).name == "8"
 
 
-def test_triton_finds_its_configuration_beside_the_versions(tmp_path: Path) -> None:
+def test_triton_finds_its_configuration_and_the_labels_beside_the_versions(tmp_path: Path) -> None:
     version_dir = publish(tmp_path, FILES, MANIFEST)
-    config = (tmp_path / "config.pbtxt").read_text()
-    for line in ('name: "lenet5"', 'platform: "onnxruntime_onnx"', "max_batch_size: 16", "dynamic_batching { }"):
-        assert line in config
-    assert 'input [ { name: "images", data_type: TYPE_UINT8, dims: [1, 28, 28] } ]' in config
-    assert 'output [ { name: "logits", data_type: TYPE_FP32, dims: [10] } ]' in config
+    assert (tmp_path / "labels.txt").read_text().splitlines() == list(CLASSES)
     assert (tmp_path / "config.pbtxt").stat().st_mtime_ns >= version_dir.stat().st_mtime_ns
+
+
+TRITONS_SCHEMA = """
+import json, sys
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+config = text_format.Parse(open(sys.argv[1]).read(), model_config_pb2.ModelConfig())
+print(json.dumps(json_format.MessageToDict(config, preserving_proto_field_name=True)))
+"""
+
+
+@pytest.mark.parametrize("engines", [(), (PLAN,)], ids=["ONNX", "TensorRT"])
+def test_configuration_is_what_tritons_own_schema_says(tmp_path: Path, engines: tuple[EngineSpec, ...]) -> None:
+    """Its parser refuses a field, an enumeration or a type that Triton does not know."""
+    publish(tmp_path, FILES, dataclasses.replace(MANIFEST, engines=engines))
+    python = tritonclient_python()
+    command = [str(python), "-c", TRITONS_SCHEMA, str(tmp_path / "config.pbtxt")]
+    parsed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    images = {"name": "images", "data_type": "TYPE_UINT8", "format": "FORMAT_NCHW", "dims": ["1", "28", "28"]}
+    logits = {"name": "logits", "data_type": "TYPE_FP32", "dims": ["10"], "label_filename": "labels.txt"}
+    platform, file = ("tensorrt_plan", "model.plan") if engines else ("onnxruntime_onnx", "model.onnx")
+    assert parsed == {
+        "name": "lenet5",
+        "platform": platform,
+        "default_model_filename": file,
+        "max_batch_size": 16,
+        "input": [images],
+        "output": [logits],
+        "dynamic_batching": {},
+    }
+
+
+def tritonclient_python() -> Path:
+    """The Python of an environment with Triton's client, whose protobuf is older than ours."""
+    try:
+        return python_with(["tritonclient[grpc]==2.73.0"], Path(".cache/clients/tritonclient-grpc"))
+    except ResourceUnavailableError as error:
+        if "ATELIER_REQUIRE_CLIENTS" in os.environ:
+            raise
+        pytest.skip(f"needs tritonclient: {error}")
 
 
 def test_configuration_is_renewed_at_every_export(tmp_path: Path) -> None:
