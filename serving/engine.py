@@ -60,6 +60,11 @@ class Engine:
         return self._batcher.num_waiting
 
     @property
+    def num_waiting_requests(self) -> int:
+        """Requests that wait for a batch."""
+        return self._batcher.num_waiting_requests
+
+    @property
     def num_unanswered(self) -> int:
         """Requests that were accepted and are not answered yet."""
         return self._batcher.num_unanswered

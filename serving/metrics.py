@@ -6,10 +6,12 @@ The native front end counts under the same names, labels and buckets in Rust: na
 import logging
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from serving.triton_metrics import TritonMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,10 @@ class Metrics:
                 ("request", "What an answered Classify call took, from its whole message to its answer."),
             )
         )
+        self._triton = TritonMetrics(
+            labels, calls=calls, images=self._images, batches=batches, request=self._request, queue=self._queue
+        )
+        registry.register(self._triton)
 
     def count_call(self, method: str, code: str) -> None:
         """Counts a call that ended with this gRPC status."""
@@ -93,8 +99,9 @@ class Metrics:
         """Notes how long a request waited for its batch."""
         self._queue.observe(seconds)
 
-    def observe_batch(self, num_images: int, seconds: float, num_answered: int) -> None:
-        """Notes a batch and how long it ran; `num_answered` images of requests are answered with it."""
+    def observe_batch(self, num_images: int, seconds: float, num_answered: int, num_requests: int = 1) -> None:
+        """Notes a batch of so many requests and how long it ran; `num_answered` images are answered with it."""
+        self._triton.compute_s += seconds * num_requests
         self._ok_batches.inc()
         self._images.inc(num_answered)
         self._batch_size.observe(num_images)
@@ -104,11 +111,12 @@ class Metrics:
         """Counts a batch that could not be run, or whose logits made no sense."""
         self._failed_batches.inc()
 
-    def set_ready(self, queue_images: Any) -> None:
-        """Says that the process serves; `queue_images` returns how many images wait."""
+    def set_ready(self, queue_images: Callable[[], int], queue_requests: Callable[[], int] = lambda: 0) -> None:
+        """Says that the process serves; the functions return how many images and requests wait."""
         self._info.info(self._labels)
         self._workers.set(1)
         self._queue_images.set_function(queue_images)
+        self._triton.num_waiting_requests = queue_requests
 
 
 class NoMetrics(Metrics):
@@ -122,11 +130,11 @@ class NoMetrics(Metrics):
 
     def observe_queue(self, seconds: float) -> None: ...
 
-    def observe_batch(self, num_images: int, seconds: float, num_answered: int) -> None: ...
+    def observe_batch(self, num_images: int, seconds: float, num_answered: int, num_requests: int = 1) -> None: ...
 
     def count_failed_batch(self) -> None: ...
 
-    def set_ready(self, queue_images: Any) -> None: ...
+    def set_ready(self, queue_images: Callable[[], int], queue_requests: Callable[[], int] = lambda: 0) -> None: ...
 
 
 NO_METRICS = NoMetrics()

@@ -69,6 +69,10 @@ impl Engine {
         self.batching().num_waiting()
     }
 
+    pub fn num_waiting_requests(&self) -> usize {
+        self.batching().num_waiting_requests()
+    }
+
     /// Runs the images in one batch or several. A caller that goes away gives up its place.
     pub async fn classify(self: &Arc<Self>, work: Work) -> Outcome {
         let (reply, answer) = oneshot::channel();
@@ -183,6 +187,7 @@ impl Engine {
         metrics.batches.fetch_add(1, Relaxed);
         metrics.batch_size.observe(batch.num_images as u64);
         metrics.inference.observe(took_us);
+        metrics.compute_us.fetch_add(took_us * batch.parts.len() as u64, Relaxed);
         let (mut answers, mut rest) = (Vec::with_capacity(batch.parts.len()), logits);
         for part in &batch.parts {
             let (rows, behind) = rest.split_at((part.stop - part.start) * NUM_CLASSES);

@@ -52,6 +52,8 @@ pub struct Metrics {
     pub queue: Histogram,
     pub inference: Histogram,
     pub request: Histogram,
+    /// What batches took on the device, once for each of their requests: as Triton adds it up.
+    pub compute_us: AtomicU64,
 }
 
 impl Metrics {
@@ -66,6 +68,7 @@ impl Metrics {
             queue: durations(),
             inference: durations(),
             request: durations(),
+            compute_us: AtomicU64::new(0),
         }
     }
 

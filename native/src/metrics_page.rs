@@ -1,11 +1,12 @@
-//! The metrics as text for Prometheus, with the names, labels and buckets of serving/metrics.py.
+//! The metrics as text for Prometheus, with the names, labels and buckets of serving/metrics.py and triton_metrics.py.
 #![forbid(unsafe_code)]
 
 use std::fmt::{Arguments, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::metrics::Histogram;
+use crate::metrics::{Histogram, Method};
 use crate::server::Server;
+use crate::status::Code;
 
 const METHODS: [&str; 3] = ["Classify", "GetModel", "other"];
 const CODES: [(usize, &str); 12] = [
@@ -23,10 +24,41 @@ const CODES: [(usize, &str); 12] = [
     (16, "UNAUTHENTICATED"),
 ];
 
-pub fn text(server: &Server) -> String {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    OpenMetrics,
+}
+
+impl Format {
+    /// What the header Accept asks for; Prometheus asks for OpenMetrics first.
+    pub fn accepted(accept: &str) -> Self {
+        let mut kinds = accept.split(',').filter_map(|kind| kind.split(';').next());
+        let is_open = kinds.any(|kind| kind.trim() == "application/openmetrics-text");
+        if is_open { Self::OpenMetrics } else { Self::Text }
+    }
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+pub fn text(server: &Server, format: Format) -> String {
+    let mut page = Page { text: String::with_capacity(16 << 10), format };
+    our_metrics(server, &mut page);
+    tritons_metrics(server, &mut page);
+    if format == Format::OpenMetrics {
+        page.line(format_args!("# EOF"));
+    }
+    page.text
+}
+
+fn our_metrics(server: &Server, page: &mut Page) {
     let (metrics, settings, is_serving) = (server.metrics(), &server.settings, server.is_serving());
-    let mut page = Page(String::with_capacity(16 << 10));
-    page.head("atelier_info", "gauge", "Version of the server, model, backend and device.");
+    page.head("atelier_info", "info", "Version of the server, model, backend and device.");
     let labels: Vec<String> =
         settings.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
     if is_serving {
@@ -57,17 +89,69 @@ pub fn text(server: &Server) -> String {
     ] {
         page.histogram(&format!("atelier_{name}_duration_seconds"), about, histogram, 1e6);
     }
-    page.0
 }
 
-struct Page(String);
+/// What Triton counts under these names, as far as it follows from what is counted anyway.
+fn tritons_metrics(server: &Server, page: &mut Page) {
+    let metrics = server.metrics();
+    let label = |name: &str| server.settings.labels.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value);
+    let (model, version) = (escaped(label("model")), escaped(label("model_version")));
+    let name = "nv_inference_request_failure";
+    page.head(name, "unknown", "Inference requests that failed, by Triton's reason.");
+    let calls = &metrics.calls[Method::Classify as usize];
+    for reason in ["REJECTED", "CANCELED", "BACKEND", "OTHER"] {
+        let failures = calls.iter().enumerate().skip(1).filter(|(code, _)| reason_of(*code) == reason);
+        let count: u64 = failures.map(|(_, count)| count.load(Relaxed)).sum();
+        page.line(format_args!("{name}{{model=\"{model}\",reason=\"{reason}\",version=\"{version}\"}} {count}.0"));
+    }
+    for (name, about, value) in [
+        ("request_success", "Inference requests that were answered.", metrics.num_calls(Method::Classify, Code::Ok)),
+        ("count", "Images answered.", metrics.images.load(Relaxed)),
+        ("exec_count", "Runs of the model.", metrics.batches.load(Relaxed)),
+        ("request_duration_us", "What answered requests took, added up.", metrics.request.sum.load(Relaxed)),
+        ("queue_duration_us", "What requests waited for their batch, added up.", metrics.queue.sum.load(Relaxed)),
+        (
+            "compute_infer_duration_us",
+            "What their batches took, added up over requests.",
+            metrics.compute_us.load(Relaxed),
+        ),
+        ("pending_request_count", "Requests that wait for a batch.", server.engine.num_waiting_requests() as u64),
+    ] {
+        let kind = if name == "pending_request_count" { "gauge" } else { "unknown" };
+        page.head(&format!("nv_inference_{name}"), kind, about);
+        page.line(format_args!("nv_inference_{name}{{model=\"{model}\",version=\"{version}\"}} {value}.0"));
+    }
+}
+
+/// What Triton calls the failure that ends in this status.
+fn reason_of(code: usize) -> &'static str {
+    match code {
+        1 => "CANCELED",
+        4 | 8 | 14 => "REJECTED",
+        13 => "BACKEND",
+        _ => "OTHER",
+    }
+}
+
+struct Page {
+    text: String,
+    format: Format,
+}
 
 impl Page {
     fn line(&mut self, line: Arguments<'_>) {
-        let _ = writeln!(self.0, "{line}");
+        let _ = writeln!(self.text, "{line}");
     }
 
+    /// `kind` and family are OpenMetrics'; the older text has its samples' names and fewer kinds.
     fn head(&mut self, name: &str, kind: &str, about: &str) {
+        let (name, kind) = match (self.format, kind) {
+            (Format::OpenMetrics, "counter") => (name.trim_end_matches("_total"), kind),
+            (Format::OpenMetrics, "info") => (name.trim_end_matches("_info"), kind),
+            (Format::Text, "info") => (name, "gauge"),
+            (Format::Text, "unknown") => (name, "untyped"),
+            _ => (name, kind),
+        };
         self.line(format_args!("# HELP {name} {about}\n# TYPE {name} {kind}"));
     }
 
@@ -93,4 +177,18 @@ impl Page {
 
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Format;
+
+    #[test]
+    fn openmetrics_is_for_those_who_ask_for_it() {
+        let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        assert_eq!(Format::accepted(prometheus), Format::OpenMetrics);
+        for others in ["", "*/*", "text/plain;version=0.0.4", "text/html, application/xml"] {
+            assert_eq!(Format::accepted(others), Format::Text);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::body::Body;
 use crate::connection::Io;
 use crate::listeners::Listener;
-use crate::metrics_page;
+use crate::metrics_page::{self, Format};
 use crate::server::Server;
 
 const MAX_SCRAPES: usize = 16;
@@ -58,8 +58,9 @@ fn page(server: &Server, request: &Request<Incoming>) -> Response<Body> {
         *response.status_mut() = StatusCode::NOT_FOUND;
         return response;
     }
-    let mut response = Response::new(Body::Page(Some(metrics_page::text(server).into())));
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept.unwrap_or_default());
+    let mut response = Response::new(Body::Page(Some(metrics_page::text(server, format).into())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }

@@ -96,6 +96,11 @@ class Batcher:
         """Images that no batch has taken yet."""
         return self._queue.num_images
 
+    @property
+    def num_waiting_requests(self) -> int:
+        """Requests of which that is true."""
+        return self._queue.num_requests
+
     # --- On the event loop: the way in ---------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -239,7 +244,7 @@ class Batcher:
         if isinstance(checked, RequestError):
             self._metrics.count_failed_batch()
         else:
-            self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered)
+            self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered, len(batch.parts))
         if logits is not None:
             self._queue.observe(stop, seconds)
         self._watch.end(is_ok=not isinstance(checked, RequestError))

@@ -72,6 +72,11 @@ class BatchQueue:
         self._last_batch_s = -math.inf
 
     @property
+    def num_requests(self) -> int:
+        """Requests that wait."""
+        return len(self._requests)
+
+    @property
     def is_full_batch(self) -> bool:
         """True if as many images wait as one batch can hold: waiting longer would not make it larger."""
         return self.num_images >= self.max_batch_size

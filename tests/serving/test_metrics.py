@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from atelier.client import Client
 from atelier.errors import ConfigurationError
@@ -92,9 +93,60 @@ def test_page_says_what_serves_and_gives_every_metric_its_help_and_type(server: 
     assert page.value("atelier_workers") == 1
     assert len(page.families["atelier_requests"].samples) == len(METHODS) * len(CODES)
     for family in page.families.values():
-        assert family.name.startswith("atelier_")
+        assert family.name.startswith(("atelier_", "nv_inference_"))
         assert family.documentation.endswith(".")
-        assert family.type in ("counter", "gauge", "histogram")
+        assert family.type in ("counter", "gauge", "histogram", "unknown")
+
+
+def test_tritons_names_carry_the_same_numbers_in_its_units(server: ServerProcess) -> None:
+    with Client(server.target) as client:
+        for _ in range(5):
+            client.classify(IMAGES)
+    page = scrape(server)
+    served = {"model": "lenet5", "version": "1"}
+    for name, ours, labels in (
+        ("request_success", "atelier_requests_total", {"method": "Classify", "code": "OK"}),
+        ("count", "atelier_images_total", {}),
+        ("exec_count", "atelier_batches_total", {"outcome": "ok"}),
+    ):
+        assert page.value(f"nv_inference_{name}", **served) == page.value(ours, **labels) >= 5
+    for name in ("request", "queue"):
+        sum_us = page.value(f"atelier_{name}_duration_seconds_sum") * 1e6
+        assert page.value(f"nv_inference_{name}_duration_us", **served) == pytest.approx(sum_us, abs=1)
+    # Each of these requests was a batch of its own.
+    compute_us = page.value("atelier_inference_duration_seconds_sum") * 1e6
+    assert page.value("nv_inference_compute_infer_duration_us", **served) == pytest.approx(compute_us, abs=1)
+    assert page.value("nv_inference_pending_request_count", **served) == 0
+    reasons = {sample.labels["reason"] for sample in page.families["nv_inference_request_failure"].samples}
+    assert reasons == {"REJECTED", "CANCELED", "BACKEND", "OTHER"}
+
+
+def test_tritons_failures_are_those_of_classify_by_reason(server: ServerProcess) -> None:
+    def num_others() -> float:
+        return scrape(server).value("nv_inference_request_failure", reason="OTHER")
+
+    before = num_others()
+    with grpc.insecure_channel(server.target) as channel:
+        for path, message in (("Classify", b"\xff\xff"), ("GetModel", b"\xff\xff"), ("Guess", b"")):
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/atelier.v1.Classifier/{path}")
+            with pytest.raises(grpc.RpcError):
+                call(message)
+    assert num_others() == before + 1
+    assert scrape(server).value("nv_inference_request_failure") == num_others()
+
+
+def test_openmetrics_is_for_those_who_ask_for_it_and_has_the_same_samples(server: ServerProcess) -> None:
+    asked = urllib.request.Request(  # noqa: S310 # it is http
+        server.metrics_url, headers={"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+    )
+    with urllib.request.urlopen(asked, timeout=10) as reply:  # noqa: S310
+        assert reply.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+        text = reply.read().decode()
+    families = list(openmetrics_families(text))  # type: ignore[no-untyped-call] # raises unless it is as the standard has it
+    assert all(sample.exemplar is None for family in families for sample in family.samples)
+    samples = {(sample.name, *sorted(sample.labels.items())) for family in families for sample in family.samples}
+    others = (sample for family in scrape(server).families.values() for sample in family.samples)
+    assert samples == {(sample.name, *sorted(sample.labels.items())) for sample in others}
 
 
 def test_every_call_is_counted_once_under_the_status_that_it_ended_with() -> None:
@@ -146,6 +198,9 @@ def test_every_call_is_counted_once_under_the_status_that_it_ended_with() -> Non
     assert page.value("atelier_batches_total", outcome="failed") == 1
     assert page.value("atelier_images_total") == 3
     assert page.value("atelier_request_duration_seconds_count") == 3
+    failures = {s.labels["reason"]: s.value for s in page.families["nv_inference_request_failure"].samples}
+    assert failures == {"REJECTED": 2, "CANCELED": 1, "BACKEND": 1, "OTHER": 1}
+    assert page.value("nv_inference_request_success") == 3
 
 
 async def status_of(call: Any, status: str) -> None:
@@ -219,6 +274,14 @@ def test_default_port_is_tritons_unless_the_system_chooses_the_servers() -> None
     assert ServerConfig(port=0).metrics_port_to_open == 0
     assert ServerConfig(port=0, metrics_port=9100).metrics_port_to_open == 9100
     assert not ServerConfig(metrics_port=0).has_metrics
+
+
+def test_tritons_compute_time_counts_once_for_each_request_of_a_batch() -> None:
+    metrics = Metrics({})
+    metrics.observe_batch(8, 0.25, 8, num_requests=4)
+    page = Page(generate_latest(metrics.registry).decode())
+    assert page.value("nv_inference_compute_infer_duration_us") == 1e6
+    assert page.value("atelier_inference_duration_seconds_sum") == 0.25
 
 
 def test_values_on_a_bound_belong_below_it_as_prometheus_has_it() -> None:

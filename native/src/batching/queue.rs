@@ -103,6 +103,10 @@ impl<P: Clone> Batching<P> {
         self.num_waiting
     }
 
+    pub fn num_waiting_requests(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub fn is_idle(&self) -> bool {
         self.running.is_none()
     }

@@ -47,7 +47,7 @@ async def _serve(process: Process) -> None:
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     loop.add_reader(process.link.fileno(), _on_word, loop, process, server)
     await server.start()
-    metrics.set_ready(lambda: server.num_waiting)
+    metrics.set_ready(lambda: server.num_waiting, lambda: server.num_waiting_requests)
     process.tell_ready(model)
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
     gc.set_threshold(50_000, 20, 100)  # looking for cycles, which calls hardly leave, is 6 % of a small request
@@ -121,6 +121,11 @@ class Server:
     def num_waiting(self) -> int:
         """Images that wait for a batch."""
         return self._engine.num_waiting
+
+    @property
+    def num_waiting_requests(self) -> int:
+        """Requests that wait for a batch."""
+        return self._engine.num_waiting_requests
 
     def stop(self, failure: ProgramError | None = None) -> None:
         """Begins the drain; `run_until_stopped` ends with the failure that is the reason for it."""
