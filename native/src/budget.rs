@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::engine::locked;
 use crate::settings::Settings;
+use crate::shared::locked;
 use crate::status::Status;
 
 const MAX_STREAMS: usize = 256;

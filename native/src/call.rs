@@ -44,7 +44,7 @@ impl Call {
     pub fn begin(server: Arc<Server>, peer: Arc<Peer>, method: Method, headers: &HeaderMap) -> Self {
         let num_others = server.num_calls.fetch_add(1, Relaxed);
         peer.num_calls.fetch_add(1, Relaxed);
-        let now_us = server.engine.now_us();
+        let now_us = server.now_us();
         peer.last_use_us.store(now_us, Relaxed);
         peer.has_called.store(true, Relaxed);
         let settings = &server.settings;
@@ -63,7 +63,7 @@ impl Call {
     /// A place among those whose message is there; none where as many are under way as may be, or the client does not
     /// take the answers that it has.
     pub fn take_place(&mut self) -> Result<(), Status> {
-        if self.peer.is_stuck(self.server.engine.now_us(), STUCK_US) {
+        if self.peer.is_stuck(self.server.now_us(), STUCK_US) {
             let what = "answers to this connection wait to be taken";
             return Err(Status::overloaded("UNREAD_ANSWERS", what, "read them, and open HTTP/2's windows"));
         }
@@ -82,7 +82,7 @@ impl Drop for Call {
         self.server.num_calls.fetch_sub(1, Relaxed);
         self.peer.num_calls.fetch_sub(1, Relaxed);
         if !self.is_counted {
-            let is_late = self.server.engine.now_us() >= self.deadline_us;
+            let is_late = self.server.now_us() >= self.deadline_us;
             self.count(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
         }
     }
@@ -225,9 +225,9 @@ impl Messages {
         }
         self.hold(bytes.len())?;
         let hold = self.hold.take();
-        let (engine, deadline_us) = (self.server.engine.clone(), self.deadline_us);
+        let (clock, deadline_us) = (self.server.clock(), self.deadline_us);
         let (message, _hold) = done_aside(move || {
-            if engine.now_us() >= deadline_us {
+            if clock.now_us() >= deadline_us {
                 let what = "the deadline passed before the message was decompressed";
                 return (Err(Status::expired("EXPIRED", what)), hold);
             }

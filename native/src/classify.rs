@@ -25,11 +25,11 @@ const NUM_OTHER_FIELDS: usize = 16;
 
 pub async fn classify(call: &Call, message: Bytes) -> Outcome {
     let (server, num_bytes) = (&call.server, message.len());
-    let began_us = server.engine.now_us();
+    let began_us = server.now_us();
     let malformed = |_| Status::malformed(num_bytes, "atelier.v1.ClassifyRequest");
     check_num_fields(server, &message)?;
     let request = ClassifyRequest::decode(message).map_err(malformed)?;
-    check_model(server, &request.model_name, &request.model_version)?;
+    let served = server.versions.find(&request.model_name, &request.model_version)?;
     let top_k = checked_top_k(request.top_k)?;
     let images = if request.pictures.is_empty() {
         raw_images(server, &request)?
@@ -43,30 +43,16 @@ pub async fn classify(call: &Call, message: Bytes) -> Outcome {
     };
     let is_lone = call.is_still_lone();
     let work = Work { images, top_k, deadline_us: call.deadline_us, peer: call.peer.number, is_lone };
-    let answer = server.engine.classify(work).await?;
-    server.metrics().request.observe(server.engine.now_us() - began_us);
+    let answer = served.engine.classify(work).await?;
+    server.metrics().request.observe(server.now_us() - began_us);
     Ok(answer)
 }
 
 pub fn get_model(call: &Call, message: &[u8]) -> Outcome {
     let malformed = |_| Status::malformed(message.len(), "atelier.v1.GetModelRequest");
     let request = GetModelRequest::decode(message).map_err(malformed)?;
-    check_model(&call.server, &request.model_name, &request.model_version)?;
-    Ok(framed(&call.server.model.description))
-}
-
-fn check_model(server: &Server, name: &str, version: &str) -> Result<(), Status> {
-    let model = &server.model;
-    if !name.is_empty() && name != model.name {
-        let what = format!("model {} is not served here", quoted(name));
-        return Err(Status::not_found("UNKNOWN_MODEL", what, &format!("ask for {}", quoted(&model.name))));
-    }
-    if !version.is_empty() && version != model.version {
-        let what = format!("version {} of {} is not served here", quoted(version), model.name);
-        let cure = format!("ask for {}, or leave it empty", quoted(&model.version));
-        return Err(Status::not_found("UNKNOWN_VERSION", what, &cure));
-    }
-    Ok(())
+    let served = call.server.versions.find(&request.model_name, &request.model_version)?;
+    Ok(framed(&served.model.description))
 }
 
 fn checked_top_k(top_k: u32) -> Result<usize, Status> {
@@ -125,7 +111,7 @@ fn too_many_images(number: impl Display, limit: usize) -> Status {
 }
 
 /// The first 64 characters, as Python's repr has them.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut quoted = String::from(quote);
     for character in text.chars().take(64) {

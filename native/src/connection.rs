@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::body::Body;
-use crate::engine::Engine;
 use crate::guarded_io::GuardedIo;
 use crate::routes;
 use crate::server::{Phase, Server};
+use crate::shared::Clock;
 
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -37,7 +37,7 @@ pub struct Peer {
     pub number: u64,
     /// Calls that are being handled.
     pub num_calls: AtomicUsize,
-    /// Answers that the client has not taken, and since when it has taken none of them; times are the engine's.
+    /// Answers that the client has not taken, and since when it has taken none of them; times are the server's.
     num_unsent: AtomicUsize,
     unsent_since_us: AtomicU64,
     /// Since when the system takes no more bytes for it; 0 while it does.
@@ -81,21 +81,21 @@ impl Peer {
 /// An answer on its way to the client.
 pub struct Unsent {
     peer: Arc<Peer>,
-    engine: Arc<Engine>,
+    clock: Clock,
 }
 
 impl Unsent {
-    pub fn new(peer: Arc<Peer>, engine: Arc<Engine>) -> Self {
+    pub fn new(peer: Arc<Peer>, clock: Clock) -> Self {
         if peer.num_unsent.fetch_add(1, Relaxed) == 0 {
-            peer.unsent_since_us.store(engine.now_us(), Relaxed);
+            peer.unsent_since_us.store(clock.now_us(), Relaxed);
         }
-        Self { peer, engine }
+        Self { peer, clock }
     }
 
     /// The client has taken it: who is slow, and reads all the time, is not stuck.
     pub fn note_sent(self) {
         if self.peer.num_unsent.load(Relaxed) > 1 {
-            self.peer.unsent_since_us.store(self.engine.now_us(), Relaxed);
+            self.peer.unsent_since_us.store(self.clock.now_us(), Relaxed);
         }
     }
 }
@@ -108,7 +108,7 @@ impl Drop for Unsent {
 
 /// Serves it to its end: the client's, ours (GOAWAY, and what is under way is answered), or a cut.
 pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Arc<Peer>) {
-    let guarded = GuardedIo::new(io, server.engine.clone(), peer.clone(), is_unix);
+    let guarded = GuardedIo::new(io, server.clock(), peer.clone(), is_unix);
     let (for_calls, of_peer) = (server.clone(), peer.clone());
     let service = hyper::service::service_fn(move |request| {
         let answer = routes::answer(for_calls.clone(), of_peer.clone(), request);

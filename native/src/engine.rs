@@ -12,57 +12,45 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
 use crate::batching::{Batch, Batching, Limits};
 use crate::job::{Job, Outcome, Work};
-use crate::metrics::Metrics;
 use crate::model::{IMAGE_BYTES, Model};
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
+use crate::shared::{Shared, locked};
 use crate::status::Status;
 
 pub struct Engine {
-    pub metrics: Metrics,
+    shared: Arc<Shared>,
     batching: Mutex<Batching<Arc<Job>>>,
     model: Model,
     writer: ResponseWriter,
     /// Longer than this the thread that serves all connections does not stand still for one request.
     max_inline_us: u64,
-    epoch: Instant,
     has_work: Condvar,
     dispatch: Notify,
-    settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
-    deliver: Notify,
-    failure: Mutex<Option<Status>>,
     is_closed: AtomicBool,
-    /// Told when the device is given up.
-    pub failed: Notify,
 }
 
 impl Engine {
-    pub fn new(limits: Limits, model: Model, writer: ResponseWriter, max_inline_us: u64) -> Self {
+    pub fn new(shared: Arc<Shared>, limits: Limits, model: Model, writer: ResponseWriter, max_inline_us: u64) -> Self {
         Self {
-            metrics: Metrics::new(),
+            shared,
             batching: Mutex::new(Batching::new(limits)),
             model,
             writer,
             max_inline_us,
-            epoch: Instant::now(),
             has_work: Condvar::new(),
             dispatch: Notify::new(),
-            settled: Mutex::new(Vec::new()),
-            deliver: Notify::new(),
-            failure: Mutex::new(None),
             is_closed: AtomicBool::new(false),
-            failed: Notify::new(),
         }
     }
 
-    pub fn now_us(&self) -> u64 {
-        self.epoch.elapsed().as_micros() as u64
+    fn now_us(&self) -> u64 {
+        self.shared.clock.now_us()
     }
 
     pub fn num_waiting(&self) -> usize {
@@ -124,24 +112,13 @@ impl Engine {
         }
     }
 
-    /// Hands over what the device has answered.
-    pub async fn deliver_forever(self: Arc<Self>) {
-        loop {
-            self.deliver.notified().await;
-            let settled = std::mem::take(&mut *locked(&self.settled));
-            for (job, outcome) in settled {
-                job.settle(outcome);
-            }
-        }
-    }
-
     /// The life of the device's thread.
     pub fn work(&self) {
         self.model.run_all(
             || self.next_batch(),
             |batch, result| {
                 let outcomes = self.conclude(batch, result);
-                self.settle_soon(outcomes);
+                self.shared.settle_soon(outcomes);
             },
         );
     }
@@ -151,7 +128,7 @@ impl Engine {
         loop {
             let taken = batching.take(self.now_us());
             if !taken.expired.is_empty() {
-                self.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
+                self.shared.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
             }
             if taken.batch.is_some() {
                 return taken.batch;
@@ -171,7 +148,7 @@ impl Engine {
         let outcomes = match result {
             Ok(logits) => self.answers(batch, &logits, took_us),
             Err(status) => {
-                self.metrics.failed_batches.fetch_add(1, Relaxed);
+                self.shared.metrics.failed_batches.fetch_add(1, Relaxed);
                 batch.parts.iter().map(|part| (part.payload.clone(), Err(status.clone()))).collect()
             }
         };
@@ -183,7 +160,7 @@ impl Engine {
 
     /// The answers to those requests whose last part this was.
     fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Outcome)> {
-        let metrics = &self.metrics;
+        let metrics = &self.shared.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.batch_size.observe(batch.num_images as u64);
         metrics.inference.observe(took_us);
@@ -203,13 +180,6 @@ impl Engine {
         answers
     }
 
-    fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Outcome)>) {
-        if !outcomes.is_empty() {
-            locked(&self.settled).extend(outcomes);
-            self.deliver.notify_one();
-        }
-    }
-
     /// Looks after what no batch will: requests whose time is over, and a device that hangs.
     pub fn tick(&self) {
         let now_us = self.now_us();
@@ -217,7 +187,7 @@ impl Engine {
             let mut batching = self.batching();
             (batching.expire(now_us), batching.hang(now_us))
         };
-        self.settle_soon(late.into_iter().map(|job| (job, Err(expired()))).collect());
+        self.shared.settle_soon(late.into_iter().map(|job| (job, Err(expired()))).collect());
         if let Some(reason) = hang {
             self.give_up(reason);
         }
@@ -226,20 +196,13 @@ impl Engine {
     /// A batch that has run for too long, and `tick` has not seen it: it runs on the very thread that ticks.
     pub fn unnoticed_hang(&self) -> Option<Status> {
         let a_second_ago_us = self.now_us().saturating_sub(1_000_000);
-        self.failure().map_or_else(|| self.batching().hang(a_second_ago_us), |_| None)
-    }
-
-    pub fn failure(&self) -> Option<Status> {
-        locked(&self.failure).clone()
+        self.shared.failure().map_or_else(|| self.batching().hang(a_second_ago_us), |_| None)
     }
 
     fn give_up(&self, reason: Status) {
-        let mut failure = locked(&self.failure);
-        if failure.is_none() {
-            *failure = Some(reason.clone());
-            drop(failure);
+        if self.shared.fail(&reason) {
             self.abandon(reason);
-            self.failed.notify_one();
+            self.shared.failed.notify_one();
         }
     }
 
@@ -251,7 +214,7 @@ impl Engine {
             batching.abandon(reason.clone())
         };
         self.has_work.notify_all();
-        self.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
+        self.shared.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
     }
 
     /// Measures the model, so that the first requests are admitted by what it takes.
@@ -286,9 +249,4 @@ impl Drop for Place {
 
 fn expired() -> Status {
     Status::expired("EXPIRED", "the deadline passed while the request was queued")
-}
-
-/// A thread that panicked while it held a lock has its say in the log; the numbers behind it are whole.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,31 +10,31 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::connection::{Io, Peer};
-use crate::engine::Engine;
 use crate::frame_watch::FrameWatch;
+use crate::shared::Clock;
 
 /// Reads in a row, behind which other connections have their turn.
 const MAX_READS: usize = 2;
 
 pub struct GuardedIo {
     io: Box<dyn Io>,
-    engine: Arc<Engine>,
+    clock: Clock,
     peer: Arc<Peer>,
     watch: FrameWatch,
     num_reads: usize, // without a pause
 }
 
 impl GuardedIo {
-    pub fn new(io: Box<dyn Io>, engine: Arc<Engine>, peer: Arc<Peer>, is_unix: bool) -> Self {
-        let watch = FrameWatch::new(engine.now_us(), is_unix);
-        Self { io, engine, peer, watch, num_reads: 0 }
+    pub fn new(io: Box<dyn Io>, clock: Clock, peer: Arc<Peer>, is_unix: bool) -> Self {
+        let watch = FrameWatch::new(clock.now_us(), is_unix);
+        Self { io, clock, peer, watch, num_reads: 0 }
     }
 
     fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
         let blocked_since_us = &self.peer.blocked_since_us;
         let was_blocked = blocked_since_us.load(Relaxed) > 0;
         if written.is_pending() != was_blocked {
-            blocked_since_us.store(if was_blocked { 0 } else { self.engine.now_us().max(1) }, Relaxed);
+            blocked_since_us.store(if was_blocked { 0 } else { self.clock.now_us().max(1) }, Relaxed);
         }
         written
     }
@@ -51,7 +51,7 @@ impl AsyncRead for GuardedIo {
         let read = Pin::new(&mut self.io).poll_read(context, into);
         self.num_reads = if read.is_pending() { 0 } else { self.num_reads + 1 };
         ready!(read)?;
-        let now_us = self.engine.now_us();
+        let now_us = self.clock.now_us();
         if self.peer.is_leaving.load(Relaxed) {
             self.watch.leave();
         }

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use bytes::{BufMut, Bytes};
 use tokio::sync::oneshot;
 
-use crate::engine::locked;
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
+use crate::shared::locked;
 use crate::status::Status;
 
 /// A message with its prefix, or why there is none.

@@ -32,9 +32,11 @@ mod scrapes;
 mod server;
 mod serving;
 mod settings;
+mod shared;
 mod status;
 mod tls;
 mod tokens;
+mod versions;
 mod waiting;
 mod watched;
 

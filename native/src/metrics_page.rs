@@ -80,7 +80,7 @@ fn our_metrics(server: &Server, page: &mut Page) {
         page.line(format_args!("atelier_batches_total{{outcome=\"{outcome}\"}} {}.0", count.load(Relaxed)));
     }
     let about = "Images that wait for a batch.";
-    page.single("atelier_queue_images", "gauge", about, server.engine.num_waiting() as u64);
+    page.single("atelier_queue_images", "gauge", about, server.num_waiting() as u64);
     page.histogram("atelier_batch_size_images", "Images of a batch.", &metrics.batch_size, 1.0);
     for (name, about, histogram) in [
         ("queue", "What a request waited for its batch.", &metrics.queue),
@@ -115,7 +115,7 @@ fn tritons_metrics(server: &Server, page: &mut Page) {
             "What their batches took, added up over requests.",
             metrics.compute_us.load(Relaxed),
         ),
-        ("pending_request_count", "Requests that wait for a batch.", server.engine.num_waiting_requests() as u64),
+        ("pending_request_count", "Requests that wait for a batch.", server.num_waiting_requests() as u64),
     ] {
         let kind = if name == "pending_request_count" { "gauge" } else { "unknown" };
         page.head(&format!("nv_inference_{name}"), kind, about);

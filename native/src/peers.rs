@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use crate::connection::Peer;
-use crate::engine::locked;
+use crate::shared::locked;
 
 #[derive(Debug)]
 pub struct Peers {

@@ -26,7 +26,7 @@ pub async fn decoded(call: &Call, pictures: Vec<Bytes>, invert: bool) -> Result<
         let (server, deadline_us, hold) = (call.server.clone(), call.deadline_us, hold.clone());
         let image = done_aside(move || {
             let _hold = hold; // also of a client that has gone, until this is taken out of the threads' queue
-            if server.engine.now_us() >= deadline_us {
+            if server.now_us() >= deadline_us {
                 let what = format!("the deadline passed after {index} pictures were decoded");
                 return Err(Status::expired("EXPIRED", what));
             }

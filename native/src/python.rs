@@ -13,9 +13,11 @@ use crate::batching::Limits;
 use crate::engine::Engine;
 use crate::model::{Model, attached};
 use crate::response::ResponseWriter;
-use crate::server::{ServedModel, Server};
+use crate::server::Server;
 use crate::serving;
 use crate::settings::Settings;
+use crate::shared::Shared;
+use crate::versions::{self, Served};
 
 #[pyclass(frozen, name = "Server")]
 struct PyServer {
@@ -45,8 +47,11 @@ impl PyServer {
             hang_timeout_us: (settings.hang_timeout_s * 1e6) as u64,
         };
         let writer = ResponseWriter::new(&name, &version, &classes);
-        let engine = Arc::new(Engine::new(limits, Model::new(images, run), writer, settings.max_inline_us));
-        let server = Server::new(settings, engine, ServedModel { name, version, description }, decode, check_images)?;
+        let shared = Arc::new(Shared::new());
+        let model = Model::new(images, run);
+        let engine = Arc::new(Engine::new(shared.clone(), limits, model, writer, settings.max_inline_us));
+        let first = Served { model: versions::Model { name, version, description }, engine };
+        let server = Server::new(settings, shared, first, decode, check_images)?;
         Ok(Self { server: Arc::new(server) })
     }
 
@@ -60,9 +65,8 @@ impl PyServer {
 
     /// Measures the model at these batch sizes, gives it its thread, and says SERVING.
     fn set_serving(&self, py: Python<'_>, batch_sizes: Vec<usize>) -> PyResult<()> {
-        let engine = &self.server.engine;
+        let engine = self.server.versions.current().engine.clone();
         py.detach(|| engine.rehearse(&batch_sizes)).map_err(|status| PyRuntimeError::new_err(status.message))?;
-        let engine = engine.clone();
         thread::Builder::new().name("device".into()).spawn(move || engine.work())?;
         self.server.set_warm();
         Ok(())
@@ -82,7 +86,7 @@ impl PyServer {
     /// Requests and images that were answered, and images that wait.
     fn counts(&self) -> (u64, u64, usize) {
         let images = self.server.metrics().images.load(std::sync::atomic::Ordering::Relaxed);
-        (self.server.num_answered(), images, self.server.engine.num_waiting())
+        (self.server.num_answered(), images, self.server.num_waiting())
     }
 }
 

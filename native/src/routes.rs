@@ -97,7 +97,8 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
 
 /// Where not even one image would be admitted, the message is not put together and not read: a refusal costs the less.
 async fn check_has_room(call: &Call, messages: &mut Messages) -> Result<(), Status> {
-    let Err(refusal) = call.server.engine.check_has_room(call.deadline_us, call.peer.number) else { return Ok(()) };
+    let engine = &call.server.versions.current().engine;
+    let Err(refusal) = engine.check_has_room(call.deadline_us, call.peer.number) else { return Ok(()) };
     call.server.check_is_serving()?;
     messages.skip();
     messages.next_raw().await?;
@@ -114,5 +115,5 @@ async fn only_message(call: &mut Call, messages: &mut Messages) -> Result<Bytes,
 }
 
 fn unsent(call: &Call) -> Unsent {
-    Unsent::new(call.peer.clone(), call.server.engine.clone())
+    Unsent::new(call.peer.clone(), call.server.clock())
 }

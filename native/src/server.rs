@@ -11,13 +11,14 @@ use tokio::time::sleep;
 
 use crate::budget::Budgets;
 use crate::connection::{self, Io};
-use crate::engine::{Engine, locked};
 use crate::metrics::{Method, Metrics};
 use crate::peers::Peers;
 use crate::settings::Settings;
+use crate::shared::{Clock, Shared, locked};
 use crate::status::{Code, Status};
 use crate::tls::Tls;
 use crate::tokens::Tokens;
+use crate::versions::{Served, Versions};
 use crate::waiting::Waiting;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,18 +31,10 @@ pub enum Phase {
     Leaving,
 }
 
-/// What GetModel tells, and what requests may name.
-#[derive(Debug)]
-pub struct ServedModel {
-    pub name: String,
-    pub version: String,
-    pub description: Vec<u8>,
-}
-
 pub struct Server {
     pub settings: Settings,
-    pub engine: Arc<Engine>,
-    pub model: ServedModel,
+    pub versions: Versions,
+    shared: Arc<Shared>,
     pub decode: Py<PyAny>,
     pub check_images: Py<PyAny>,
     tls: Option<Tls>,
@@ -61,8 +54,8 @@ impl Server {
     /// Err where TLS's files or the tokens cannot be read.
     pub fn new(
         settings: Settings,
-        engine: Arc<Engine>,
-        model: ServedModel,
+        shared: Arc<Shared>,
+        first: Served,
         decode: Py<PyAny>,
         check_images: Py<PyAny>,
     ) -> std::io::Result<Self> {
@@ -73,8 +66,8 @@ impl Server {
             waiting: Waiting::new(settings.max_waiting_for_messages()),
             budgets: Budgets::new(&settings),
             settings,
-            engine,
-            model,
+            versions: Versions::new(first),
+            shared,
             decode,
             check_images,
             num_calls: AtomicUsize::new(0),
@@ -86,7 +79,24 @@ impl Server {
     }
 
     pub fn metrics(&self) -> &Metrics {
-        &self.engine.metrics
+        &self.shared.metrics
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.shared.clock
+    }
+
+    pub fn now_us(&self) -> u64 {
+        self.shared.clock.now_us()
+    }
+
+    /// Images that wait for a batch, of all versions.
+    pub fn num_waiting(&self) -> usize {
+        self.versions.loaded().iter().map(|served| served.engine.num_waiting()).sum()
+    }
+
+    pub fn num_waiting_requests(&self) -> usize {
+        self.versions.loaded().iter().map(|served| served.engine.num_waiting_requests()).sum()
     }
 
     pub fn phase(&self) -> watch::Receiver<Phase> {
@@ -94,14 +104,14 @@ impl Server {
     }
 
     pub fn is_serving(&self) -> bool {
-        *self.phase.borrow() == Phase::Serving && self.engine.failure().is_none()
+        *self.phase.borrow() == Phase::Serving && self.shared.failure().is_none()
     }
 
     pub fn check_is_serving(&self) -> Result<(), Status> {
         match *self.phase.borrow() {
             Phase::Serving => Ok(()),
             Phase::Warming => Err(Status::unavailable("NOT_WARM", "the model is still warming up", "")),
-            Phase::Draining | Phase::Leaving => Err(self.engine.failure().unwrap_or_else(Status::draining)),
+            Phase::Draining | Phase::Leaving => Err(self.shared.failure().unwrap_or_else(Status::draining)),
         }
     }
 
@@ -126,7 +136,7 @@ impl Server {
             if outcome.is_some() {
                 return outcome.clone();
             }
-            if let Some(hang) = self.engine.unnoticed_hang() {
+            if let Some(hang) = self.versions.loaded().iter().find_map(|served| served.engine.unnoticed_hang()) {
                 return Some(Err(hang.message));
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -147,12 +157,12 @@ impl Server {
 
     /// From the first connection to the last answer.
     pub async fn live(self: Arc<Self>) -> Result<(), String> {
-        tokio::spawn(self.engine.clone().dispatch_forever());
-        tokio::spawn(self.engine.clone().deliver_forever());
+        tokio::spawn(self.versions.current().engine.clone().dispatch_forever());
+        tokio::spawn(self.shared.clone().deliver_forever());
         tokio::spawn(self.clone().look_after_forever());
         tokio::select! {
             () = self.stop.notified() => {}
-            () = self.engine.failed.notified() => {}
+            () = self.shared.failed.notified() => {}
         }
         self.drain().await
     }
@@ -169,7 +179,7 @@ impl Server {
         self.phase.send_replace(Phase::Leaving);
         let deadline = Instant::now() + self.settings.drain_timeout();
         let mut in_time = Ok(());
-        while self.num_calls.load(Relaxed) > 0 && self.engine.failure().is_none() {
+        while self.num_calls.load(Relaxed) > 0 && self.shared.failure().is_none() {
             if Instant::now() >= deadline {
                 let num_requests = self.num_calls.load(Relaxed);
                 let timeout_s = self.settings.drain_timeout_s;
@@ -178,15 +188,16 @@ impl Server {
             }
             sleep(Duration::from_millis(2)).await;
         }
-        self.engine.abandon(match &in_time {
-            Ok(()) => self.engine.failure().unwrap_or_else(Status::draining),
+        let reason = match &in_time {
+            Ok(()) => self.shared.failure().unwrap_or_else(Status::draining),
             Err(_) => Status::unavailable("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"),
-        });
+        };
+        self.versions.loaded().iter().for_each(|served| served.engine.abandon(reason.clone()));
         let last_word = Instant::now() + Duration::from_secs(1); // for the last answers to be sent
         while !self.peers.is_empty() && Instant::now() < last_word {
             sleep(Duration::from_millis(2)).await;
         }
-        match self.engine.failure() {
+        match self.shared.failure() {
             Some(failure) => Err(failure.message),
             None => in_time,
         }
@@ -203,14 +214,14 @@ impl Server {
             }
             let is_idle = self.num_calls.load(Relaxed) == 0;
             sleep(Duration::from_millis(if is_idle { 100 } else { 20 })).await;
-            self.engine.tick();
-            self.peers.cut_overdue(self.engine.now_us(), (self.settings.write_timeout_s * 1e6) as u64);
+            self.versions.loaded().iter().for_each(|served| served.engine.tick());
+            self.peers.cut_overdue(self.now_us(), (self.settings.write_timeout_s * 1e6) as u64);
         }
     }
 
     /// Serves a connection, unless there are as many as may be and none that is idle could make room.
     pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
-        let Some(peer) = self.peers.admit(self.engine.now_us()) else { return };
+        let Some(peer) = self.peers.admit(self.now_us()) else { return };
         let number = peer.number;
         let io = match &self.tls {
             Some(tls) if !is_unix => tls.accept(io).await,

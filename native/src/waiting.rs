@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use crate::engine::locked;
+use crate::shared::locked;
 
 #[derive(Debug)]
 pub struct Waiting {

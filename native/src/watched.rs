@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use crate::engine::locked;
 use crate::log;
+use crate::shared::locked;
 
 /// What shows that a file has changed: links to new files, as Kubernetes lays them, are followed.
 type Stamp = Vec<Option<(SystemTime, u64)>>;

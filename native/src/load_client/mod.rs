@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::engine::locked;
+use crate::shared::locked;
 use call::Connection;
 pub use python::add_to;
 

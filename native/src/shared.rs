@@ -1,0 +1,82 @@
+//! What the engines of all versions share with their server: the clock, the counts, the way back to the calls, and how
+//! the device fails.
+#![forbid(unsafe_code)]
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::job::{Job, Outcome};
+use crate::metrics::Metrics;
+use crate::status::Status;
+
+/// Microseconds since the server was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    pub fn now_us(self) -> u64 {
+        self.0.elapsed().as_micros() as u64
+    }
+}
+
+#[derive(Debug)]
+pub struct Shared {
+    pub clock: Clock,
+    pub metrics: Metrics,
+    settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
+    deliver: Notify,
+    failure: Mutex<Option<Status>>,
+    /// Told when the device is given up.
+    pub failed: Notify,
+}
+
+impl Shared {
+    pub fn new() -> Self {
+        Self {
+            clock: Clock(Instant::now()),
+            metrics: Metrics::new(),
+            settled: Mutex::default(),
+            deliver: Notify::new(),
+            failure: Mutex::default(),
+            failed: Notify::new(),
+        }
+    }
+
+    pub fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Outcome)>) {
+        if !outcomes.is_empty() {
+            locked(&self.settled).extend(outcomes);
+            self.deliver.notify_one();
+        }
+    }
+
+    /// Hands over what devices have answered.
+    pub async fn deliver_forever(self: Arc<Self>) {
+        loop {
+            self.deliver.notified().await;
+            let settled = std::mem::take(&mut *locked(&self.settled));
+            for (job, outcome) in settled {
+                job.settle(outcome);
+            }
+        }
+    }
+
+    /// Why the device was given up.
+    pub fn failure(&self) -> Option<Status> {
+        locked(&self.failure).clone()
+    }
+
+    /// Whether this is the first reason for which it is given up: then it is kept, for health to see.
+    pub fn fail(&self, reason: &Status) -> bool {
+        let mut failure = locked(&self.failure);
+        let is_first = failure.is_none();
+        failure.get_or_insert_with(|| reason.clone());
+        is_first
+    }
+}
+
+/// A thread that panicked while it held a lock has its say in the log; the numbers behind it are whole.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
