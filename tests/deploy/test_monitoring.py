@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ import yaml
 
 from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
+from loadtest.restarts.cycles import free_port
 from loadtest.server_process import server_process
 from tests.serving.running import wait_for
 
@@ -72,12 +72,6 @@ def prometheus(directory: Path, metrics_url: str) -> Iterator[Prometheus]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def free_port() -> int:
-    """A port that nobody listens on: Prometheus cannot say which one the system chose for it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def answers(url: str) -> bool:

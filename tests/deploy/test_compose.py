@@ -1,0 +1,58 @@
+"""Holds deploy/compose.yaml to the schema of Compose, and to what is promised of its containers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_bytes())
+
+
+def schema_errors(path: Path) -> str:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def test_compose_file_is_as_the_schema_has_it() -> None:
+    assert schema_errors(DEPLOY / "compose.yaml") == ""
+
+
+def test_schema_sees_a_misspelled_field(tmp_path: Path) -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    (tmp_path / "compose.yaml").write_text(text.replace("stop_grace_period", "stop_grace_periode"))
+    assert "stop_grace_periode" in schema_errors(tmp_path / "compose.yaml")
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_container_can_write_and_do_nothing_that_it_need_not(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_files_that_are_mounted_exist_and_are_read_only() -> None:
+    for service in COMPOSE["services"].values():
+        for volume in service["volumes"]:
+            source, _, rest = volume.partition(":")
+            if source in COMPOSE["volumes"]:
+                continue
+            assert rest.endswith(":ro"), volume
+            assert (DEPLOY / source).exists() or source == "../artifacts/models", volume
+
+
+def test_grafana_finds_prometheus_and_the_dashboard_where_they_are_mounted() -> None:
+    provider = yaml.safe_load((DEPLOY / "monitoring" / "grafana" / "dashboards.yaml").read_bytes())["providers"][0]
+    mounts = " ".join(COMPOSE["services"]["grafana"]["volumes"])
+    assert f"{provider['options']['path']}/dashboard.json" in mounts
+    source = yaml.safe_load((DEPLOY / "monitoring" / "grafana" / "datasource.yaml").read_bytes())["datasources"][0]
+    assert source["url"] == "http://localhost:9090"
+    assert {COMPOSE["services"][name]["network_mode"] for name in ("prometheus", "grafana")} == {"service:server"}
+    assert json.loads((DEPLOY / "monitoring" / "dashboard.json").read_bytes())["uid"] == "atelier"
