@@ -1,36 +1,22 @@
-"""A client's connection: its target, its options, the server's methods on it, and what is retried for how long.
+"""A client's connection: its target, gRPC's options for it, and how the client proves itself.
 
-Classify changes nothing, so a call may be repeated. A server that is shutting down answers UNAVAILABLE, and CANCELLED
-to what reaches it too late; neither has run. Such calls are repeated until their deadline, after the pause that the
-server asks for. A server that was never reached is given up within a second: nobody has started one there.
+Several addresses, `a:50051,b:50051`, and `dns:///name:50051`, which may stand for several, are asked in turn: gRPC's
+own round robin, with a health check on every connection. A server that is dead, warms up or drains is passed over.
 """
 
 import ipaddress
+import json
 import os
-import random
 import re
-import time
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from atelier.answers import ClassifyError
-from atelier.requests import checked_timeout_s
-from atelier.wire import HEALTH, SERVICE
-from atelier.wire import classifier_pb2 as pb
-
-RETRYABLE = ("UNAVAILABLE", "CANCELLED")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
-PATIENCE_S = 0.6  # with a server that was never reached
-# Retries stop while failures outnumber successes by 2,000: a server that keeps refusing is spared (gRFC A6). At 500
-# calls/s, a second without a server is as many failures, for each has some attempts.
-MAX_TOKENS, MIN_TOKENS = 4000, 2000
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, in its order
 
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -38,20 +24,67 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
+IN_TURN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
 
 
 # --- The target ------------------------------------------------------------------------------------------------------
 
 
-def channel_options(target: str) -> list[tuple[str, int]]:
+def channel_options(target: str) -> list[tuple[str, int | str]]:
     """Returns gRPC's channel arguments for `target`, checked. A local target is never reached through a proxy."""
-    check_target(target)
-    return CHANNEL_OPTIONS + proxy_options(target)
+    for address in addresses_of(target):
+        check_target(address)
+    in_turn = [("grpc.service_config", IN_TURN)] if _is_several(target) else []
+    hosts = {host_of(address) for address in addresses_of(target)}
+    authority = [("grpc.default_authority", hosts.pop())] if "," in target and len(hosts) == 1 else []
+    return [*CHANNEL_OPTIONS, *proxy_options(target), *in_turn, *authority]
 
 
 def proxy_options(target: str) -> list[tuple[str, int]]:
     """Returns the channel argument that keeps calls to this machine away from the proxies of the environment."""
     return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
+
+
+def addresses_of(target: str) -> list[str]:
+    """Returns the addresses of a target, which commas separate."""
+    scheme = re.match(r"ipv[46]:", target)
+    return [(scheme[0] if scheme and index else "") + part for index, part in enumerate(target.split(","))]
+
+
+def host_of(address: str) -> str:
+    """Returns an address without its scheme and port."""
+    bare = re.sub(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:|passthrough:///?)", "", address)
+    return bare.rpartition(":")[0].strip("[]") or bare
+
+
+def grpc_target(target: str) -> str:
+    """Returns gRPC's own form of a target: of several addresses a list of IP addresses, names looked up now.
+
+    Raises ValueError for a name that cannot be resolved, and for a mixture of IPv4 and IPv6.
+    """
+    if "," not in target or re.match(r"ipv[46]:", target):
+        return target
+    for scheme, family in (("ipv4:", socket.AF_INET), ("ipv6:", socket.AF_INET6)):
+        try:
+            found = [_resolved(address, family) for address in addresses_of(target)]
+        except OSError:
+            continue
+        return scheme + ",".join(dict.fromkeys(address for several in found for address in several))
+    raise ValueError(
+        f"the target {target} has a name that cannot be resolved, or both IPv4 and IPv6: check each; dns:///NAME:PORT "
+        "is a name for several servers, looked up again when one is lost"
+    )
+
+
+def _resolved(address: str, family: socket.AddressFamily) -> list[str]:
+    host, port = host_of(address), address.rpartition(":")[2]
+    found = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)
+    return [f"[{place[0]}]:{port}" if family == socket.AF_INET6 else f"{place[0]}:{port}" for *_, place in found]
+
+
+def _is_several(target: str) -> bool:
+    """Returns whether a target may stand for several servers."""
+    return "," in target or target.startswith("dns:")
 
 
 def check_target(target: str) -> None:
@@ -103,6 +136,9 @@ def access_from(
     """Reads a client's `tls`, `certificate` and `token`. Raises ValueError for a token that others could read."""
     own = [Path(path).read_bytes() for path in certificate or (None, None) if path]
     has_tls = bool(tls) or bool(own)
+    if has_tls and len({host_of(address) for address in addresses_of(target)}) > 1:
+        what = f"the target {target} has several hosts, and TLS needs the one name that their certificates share"
+        raise ValueError(f"{what}: pass dns:///NAME:PORT, a name that stands for all of them")
     if token and not has_tls and not is_local(target):
         raise ValueError(f"a token for {target} would go in plain text: pass tls=True, or a file of authorities")
     if not re.fullmatch(r"[!-~]*", token):
@@ -117,11 +153,14 @@ def access_from(
 
 
 def is_local(target: str) -> bool:
-    """Returns whether the target is on this machine: a unix socket, localhost or a loopback address."""
-    if target.startswith(("unix:", "unix-abstract:")):
+    """Returns whether all of the target is on this machine: unix sockets, localhost and loopback addresses."""
+    return all(map(_is_address_local, addresses_of(target)))
+
+
+def _is_address_local(address: str) -> bool:
+    if address.startswith(("unix:", "unix-abstract:")):
         return True
-    address = re.sub(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:|passthrough:///?)", "", target)
-    host = address.rpartition(":")[0].strip("[]") or address
+    host = host_of(address)
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -131,137 +170,10 @@ def is_local(target: str) -> bool:
     return parsed.is_loopback or parsed.is_unspecified
 
 
-def _proxy_hint(target: str) -> str:
+def proxy_hint(target: str) -> str:
+    """Returns what a message says of the proxy that calls to `target` go through; empty if there is none."""
     if is_local(target):
         return ""
     variable = next((name for name in PROXY_VARIABLES if os.environ.get(name)), None)
-    host = target.rpartition(":")[0]
+    host = ", ".join(map(host_of, addresses_of(target)))
     return f"; calls go through the proxy of ${variable}, unless $no_proxy names {host}" if variable else ""
-
-
-# --- Calls -----------------------------------------------------------------------------------------------------------
-
-
-class Methods:
-    """Holds the server's methods on a channel, grpc's or grpc.aio's: what the two clients have in common."""
-
-    def __init__(self, target: str, channel: Any, access: Access) -> None:
-        self.target = target
-        self.metadata = access.metadata
-        self.tokens = MAX_TOKENS
-        self.was_reached = False  # by any call
-        self.is_closed = False
-        self._channel = channel
-        self._classify = channel.unary_unary(
-            f"/{SERVICE}/Classify",
-            request_serializer=pb.ClassifyRequest.SerializeToString,
-            response_deserializer=pb.ClassifyResponse.FromString,
-        )
-        self._get_model = channel.unary_unary(
-            f"/{SERVICE}/GetModel",
-            request_serializer=pb.GetModelRequest.SerializeToString,
-            response_deserializer=pb.GetModelResponse.FromString,
-        )
-        health = {
-            "request_serializer": HealthCheckRequest.SerializeToString,
-            "response_deserializer": HealthCheckResponse.FromString,
-        }
-        self._check = channel.unary_unary(f"/{HEALTH}/Check", **health)
-        self._watch = channel.unary_stream(f"/{HEALTH}/Watch", **health)
-
-
-class Attempts:
-    """Counts the attempts of one call: how much time they have left, and how long to wait before the next."""
-
-    def __init__(self, client: Methods, timeout_s: float | None, *, may_retry: bool = True) -> None:
-        """Raises ValueError if the client is closed or the time-out is no number of seconds."""
-        if client.is_closed:
-            raise ValueError("this client is closed: make a new one")
-        self._client = client
-        self._may_retry = may_retry
-        self._timeout_s = checked_timeout_s(timeout_s)
-        self._began_s = time.monotonic()
-        self._pause_s = FIRST_PAUSE_S
-        self._refusal: grpc.RpcError | None = None  # the last one, which says more than that time is up
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds until the deadline; None if there is none."""
-        return None if self._timeout_s is None else max(0.001, self._timeout_s - self._elapsed_s)
-
-    @property
-    def _elapsed_s(self) -> float:
-        return time.monotonic() - self._began_s
-
-    def succeeded(self) -> None:
-        """Notes that the server has answered."""
-        self._client.was_reached = True
-        self._client.tokens = min(MAX_TOKENS, self._client.tokens + 1)
-
-    def pause_s(self, error: grpc.RpcError) -> float:
-        """Returns how long to wait before the next attempt. Raises ClassifyError if there is to be none."""
-        client = self._client
-        client.tokens = max(0, client.tokens - 1)
-        is_unreachable = _is_unreachable(error)
-        client.was_reached |= not is_unreachable and error.code().name != "DEADLINE_EXCEEDED"
-        asked_s = asked_pause_s(error)
-        wait_s = self._pause_s * random.uniform(0.8, 1.2) if asked_s is None else asked_s  # noqa: S311
-        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
-        patience_s = PATIENCE_S if is_unreachable and not client.was_reached else float("inf")
-        left_s = min(patience_s - self._elapsed_s, float("inf") if self.left_s is None else self.left_s)
-        is_retryable = self._may_retry and not client.is_closed and error.code().name in RETRYABLE
-        if error.code().name == "DEADLINE_EXCEEDED" and self._refusal is not None:
-            error = self._refusal
-        self._refusal = error
-        if not is_retryable or client.tokens <= MIN_TOKENS or wait_s < 0 or wait_s >= left_s:
-            raise self.failure(error) from None
-        return wait_s
-
-    def failure(self, error: grpc.RpcError) -> ClassifyError:
-        """Returns the caller's error for gRPC's; what gRPC says of itself gets a word and a cure."""
-        status, details, target = error.code().name, error.details() or "", self._client.target
-        failure = ClassifyError(status, details)
-        if failure.word:
-            return failure
-        if self._client.is_closed:
-            return ClassifyError(status, "CLOSED: the client was closed during this call (make a new one)")
-        if _is_unreachable(error):
-            cure = f"make serve starts one; --target names another{_proxy_hint(target)}"
-            return ClassifyError(status, f"NO_SERVER: {_why_unreachable(details, target)} ({cure})")
-        if status == "UNAVAILABLE":
-            return ClassifyError(status, f"CONNECTION_LOST: the connection to {target} broke: {details} (try again)")
-        if status == "DEADLINE_EXCEEDED":
-            cure = "raise --timeout-s, or see the server's log" + _proxy_hint(target)
-            cure = cure if self._client.was_reached else f"if none runs there, make serve starts one; {cure}"
-            return ClassifyError(
-                status, f"NO_ANSWER: no answer within {self._timeout_s or 0:g} s from {target} ({cure})"
-            )
-        if status == "RESOURCE_EXHAUSTED":  # gRPC's own limit, met before the server's code
-            cure = "scale the picture down, or raise the server's --max-message-bytes"
-            return ClassifyError(status, f"MESSAGE_TOO_LARGE: {details} ({cure})")
-        return failure
-
-
-def _is_unreachable(error: grpc.RpcError) -> bool:
-    """Returns whether no connection came about, which gRPC reports in its message alone."""
-    details = error.details() or ""
-    signs = ("failed to connect", "resolution failed", "errors resolving", "http1")
-    return error.code() is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in signs)
-
-
-def _why_unreachable(details: str, target: str) -> str:
-    if "resolution failed" in details or "errors resolving" in details:
-        return f"the name in {target} cannot be resolved"
-    if "andshake" in details or "SSL" in details:
-        return f"the TLS handshake with {target} failed: only one side has TLS, or they do not trust each other"
-    if "http1" in details:
-        return f"what answers at {target} does not speak gRPC"
-    return f"no server answers at {target}"
-
-
-def asked_pause_s(error: Any) -> float | None:
-    """Returns the pause that the server asks for (gRFC A6); negative if it wants no other attempt."""
-    for name, value in error.trailing_metadata() or ():
-        if name == "grpc-retry-pushback-ms":
-            return int(value) / 1e3 if re.fullmatch(r"\d{1,9}", value) else -1.0
-    return None

@@ -26,7 +26,11 @@ def main(arguments: list[str]) -> int:
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `connect` reads."""
-    parser.add_argument("--target", default=DEFAULT_TARGET, help="the server's address (default: %(default)s)")
+    parser.add_argument(
+        "--target",
+        default=DEFAULT_TARGET,
+        help="the server's address, or several: a:50051,b:50051 (default: %(default)s)",
+    )
     parser.add_argument("--tls", action="store_true", help="speak TLS, and trust the system's authorities")
     parser.add_argument("--authority", type=Path, metavar="FILE", help="speak TLS, and trust FILE's certificates (PEM)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="send the token in FILE with every call")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from atelier.contract import IMAGE_SHAPE, Images
+from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images
 from atelier.wire import classifier_pb2 as pb
 
 Picture = Any  # bytes-like, path (str or PathLike), binary file, or PIL image
@@ -40,6 +40,11 @@ def request_from_pictures(pictures: Picture | Iterable[Picture], top_k: int, inv
     if not contents:
         raise ValueError("there is no picture to classify")
     return pb.ClassifyRequest(pictures=contents, top_k=_checked_top_k(top_k), invert=bool(invert))
+
+
+def is_single(request: pb.ClassifyRequest) -> bool:
+    """Returns whether a request has one image."""
+    return len(request.images) == IMAGE_BYTES
 
 
 def checked_timeout_s(timeout_s: float | None) -> float | None:

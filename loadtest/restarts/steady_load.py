@@ -13,7 +13,8 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from atelier.channel import asked_pause_s, channel_options
+from atelier.calls import asked_pause_s
+from atelier.channel import channel_options
 from atelier.client import AsyncClient, ClassifyError
 from atelier.errors import ProgramError
 from loadtest.load.protocols import Classify, Reference
