@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("atelier", "training", "export", "serving", "loadtest", "examples")
+PACKAGES = ("atelier", "training", "export", "serving", "loadtest", "examples", "deploy")
 
 # Who may import what of the other packages. A module stands for all below it.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -20,6 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "serving": ("atelier",),
     "loadtest": ("atelier", "serving", "training.dataset", "export.rtx_engine", "export.engine_options"),
     "examples": ("atelier", "loadtest"),
+    "deploy": ("atelier", "serving", "loadtest"),
 }
 
 # Modules of serving that export may import must not bring the server along.

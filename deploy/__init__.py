@@ -1,0 +1,1 @@
+"""What runs Atelier on engines that exist: see docs/deploy.md."""

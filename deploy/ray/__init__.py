@@ -1,0 +1,1 @@
+"""Atelier as an application of Ray Serve."""
