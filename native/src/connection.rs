@@ -108,7 +108,7 @@ impl Drop for Unsent {
 
 /// Serves it to its end: the client's, ours (GOAWAY, and what is under way is answered), or a cut.
 pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Arc<Peer>) {
-    let guarded = GuardedIo::new(io, server.clock(), peer.clone(), is_unix);
+    let guarded = GuardedIo::new(io, server.clock(), peer.clone(), server.pushing.clone(), is_unix);
     let (for_calls, of_peer) = (server.clone(), peer.clone());
     let service = hyper::service::service_fn(move |request| {
         let answer = routes::answer(for_calls.clone(), of_peer.clone(), request);

@@ -1,6 +1,7 @@
 //! Counts the frames that a client sends and that make work without being a call: pings, settings, resets and the like.
 //!
-//! hyper answers each of them and has no bound on most. A client that sends many more of them than honest ones do is cut.
+//! hyper answers each of them and has no bound on most. A client that sends many more of them than honest ones do is cut,
+//! and before that its bytes are read slowly: see guarded_io.rs.
 #![forbid(unsafe_code)]
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -12,6 +13,8 @@ const UNKNOWN: u8 = 0xff;
 /// Frames that a client may be ahead of what it may send, and how many it may send in a second.
 const BURST: f64 = 4_000.0;
 const PER_SECOND: f64 = 1_000.0;
+/// Such frames, calls or not, that a client may be ahead before its bytes are read slowly.
+const MANY: f64 = 256.0;
 
 #[derive(Debug)]
 pub struct FrameWatch {
@@ -21,6 +24,8 @@ pub struct FrameWatch {
     num_header: usize,
     num_skipped: usize, // bytes of the frame that are still to come
     credit: f64,
+    num_lately: f64, // such frames, calls or not; it falls by PER_SECOND
+    num_read: usize, // such frames, in the bytes that came last
     at_us: u64,
     is_unix: bool,
     /// The connection's end has been told, and the last stream that was opened before.
@@ -37,6 +42,8 @@ impl FrameWatch {
             num_header: 0,
             num_skipped: 0,
             credit: BURST,
+            num_lately: 0.0,
+            num_read: 0,
             at_us: now_us,
             is_unix,
             is_leaving: false,
@@ -54,6 +61,11 @@ impl FrameWatch {
         !self.is_http2 || self.num_preface == PREFACE.len()
     }
 
+    /// Such frames in the bytes that came last, where there have been many of late; None where there have not.
+    pub fn num_pushed(&self) -> Option<usize> {
+        (self.num_lately > MANY).then_some(self.num_read)
+    }
+
     /// What has come. False where it is too much.
     pub fn see(&mut self, mut bytes: &mut [u8], now_us: u64) -> bool {
         while self.is_http2 && self.num_preface < PREFACE.len() {
@@ -63,7 +75,10 @@ impl FrameWatch {
             bytes = rest;
         }
         if self.is_http2 {
-            self.credit = (self.credit + (now_us - self.at_us) as f64 * PER_SECOND / 1e6).min(BURST);
+            let earned = (now_us - self.at_us) as f64 * PER_SECOND / 1e6;
+            self.credit = (self.credit + earned).min(BURST);
+            self.num_lately = (self.num_lately - earned).max(0.0);
+            self.num_read = 0;
             self.at_us = now_us;
             self.frames(bytes);
         }
@@ -112,13 +127,17 @@ impl FrameWatch {
             header[at] = UNKNOWN;
         }
         let is_end = flags & 1 != 0;
-        self.credit -= match kind {
+        let cost = match kind {
             0 if self.num_skipped > 0 || is_end => 0.0, // DATA
             HEADERS => -1.0,                            // HEADERS: a call, which answers for a few other frames
             WINDOW_UPDATE => 0.25,
             _ => 1.0,
         };
-        self.credit = self.credit.min(BURST);
+        self.credit = (self.credit - cost).min(BURST);
+        if cost > 0.0 {
+            self.num_lately += cost;
+            self.num_read += 1;
+        }
     }
 }
 
@@ -166,6 +185,21 @@ mod tests {
     fn pings_at_an_honest_pace_are_not() {
         let mut watch = begun();
         assert!((0..20_000).all(|number| watch.see(&mut frame(6, 0, &[0; 8]), number * 1_000)));
+        assert_eq!(watch.num_pushed(), None);
+    }
+
+    #[test]
+    fn many_such_frames_of_late_are_known_before_they_are_too_many_and_so_are_resets_of_calls() {
+        let cancelled = [frame(1, 4, &[0; 40]), frame(3, 0, &[0; 4])].concat();
+        for frames in [frame(6, 0, &[0; 8]), cancelled] {
+            let mut watch = begun();
+            assert!(watch.see(&mut frames.repeat(256), 0));
+            assert_eq!(watch.num_pushed(), None);
+            assert!(watch.see(&mut frames.repeat(3), 0));
+            assert_eq!(watch.num_pushed(), Some(3));
+            assert!(watch.see(&mut frames.clone(), 1_000_000));
+            assert_eq!(watch.num_pushed(), None);
+        }
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! A connection's bytes on their way, watched: for floods of frames, and for a client that takes nothing any more.
+//!
+//! Connections that push frames which are no calls are read slowly: together they get a bounded share of the thread.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use crate::connection::{Io, Peer};
 use crate::frame_watch::FrameWatch;
@@ -15,6 +19,12 @@ use crate::shared::Clock;
 
 /// Reads in a row, behind which other connections have their turn.
 const MAX_READS: usize = 2;
+/// Of a connection that pushes, at once, and the pause behind each frame of it: a frame takes about a microsecond.
+const PUSHED_BYTES: usize = 2 << 10;
+const PAUSE_US: usize = 20;
+
+/// The connections that push.
+pub type Pushing = Arc<AtomicUsize>;
 
 pub struct GuardedIo {
     io: Box<dyn Io>,
@@ -22,12 +32,39 @@ pub struct GuardedIo {
     peer: Arc<Peer>,
     watch: FrameWatch,
     num_reads: usize, // without a pause
+    pushing: Pushing,
+    is_pushing: bool,
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl GuardedIo {
-    pub fn new(io: Box<dyn Io>, clock: Clock, peer: Arc<Peer>, is_unix: bool) -> Self {
+    pub fn new(io: Box<dyn Io>, clock: Clock, peer: Arc<Peer>, pushing: Pushing, is_unix: bool) -> Self {
         let watch = FrameWatch::new(clock.now_us(), is_unix);
-        Self { io, clock, peer, watch, num_reads: 0 }
+        Self { io, clock, peer, watch, num_reads: 0, pushing, is_pushing: false, pause: None }
+    }
+
+    /// Has the next bytes wait, the longer the more others push too.
+    fn slow_down(&mut self) {
+        let pushed = self.watch.num_pushed();
+        if pushed.is_some() != self.is_pushing {
+            self.is_pushing = pushed.is_some();
+            let change = if self.is_pushing { AtomicUsize::fetch_add } else { AtomicUsize::fetch_sub };
+            change(&self.pushing, 1, Relaxed);
+        }
+        let pause_us = pushed.unwrap_or(0) * PAUSE_US * self.pushing.load(Relaxed);
+        self.pause = (pause_us > 0).then(|| Box::pin(sleep(Duration::from_micros(pause_us as u64))));
+    }
+
+    fn read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.is_pushing {
+            return Pin::new(&mut self.io).poll_read(context, into);
+        }
+        let num_bytes = PUSHED_BYTES.min(into.remaining());
+        let mut few = ReadBuf::new(into.initialize_unfilled_to(num_bytes));
+        ready!(Pin::new(&mut self.io).poll_read(context, &mut few))?;
+        let num_read = few.filled().len();
+        into.advance(num_read);
+        Poll::Ready(Ok(()))
     }
 
     fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
@@ -40,15 +77,25 @@ impl GuardedIo {
     }
 }
 
+impl Drop for GuardedIo {
+    fn drop(&mut self) {
+        self.pushing.fetch_sub(usize::from(self.is_pushing), Relaxed);
+    }
+}
+
 impl AsyncRead for GuardedIo {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
         if self.num_reads == MAX_READS {
             self.num_reads = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let num_before = into.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(context, into);
+        let read = self.read(context, into);
         self.num_reads = if read.is_pending() { 0 } else { self.num_reads + 1 };
         ready!(read)?;
         let now_us = self.clock.now_us();
@@ -58,6 +105,7 @@ impl AsyncRead for GuardedIo {
         if !self.watch.see(&mut into.filled_mut()[num_before..], now_us) {
             return Poll::Ready(Err(io::Error::other("a flood of frames")));
         }
+        self.slow_down();
         self.peer.has_begun.store(self.watch.has_begun(), Relaxed);
         Poll::Ready(Ok(()))
     }

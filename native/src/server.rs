@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use crate::budget::Budgets;
 use crate::connection::{self, Io};
+use crate::guarded_io::Pushing;
 use crate::metrics::{Method, Metrics};
 use crate::peers::Peers;
 use crate::settings::Settings;
@@ -43,6 +44,7 @@ pub struct Server {
     pub budgets: Budgets,
     /// Calls under way.
     pub num_calls: AtomicUsize,
+    pub pushing: Pushing,
     phase: watch::Sender<Phase>,
     stop: Notify,
     peers: Peers,
@@ -71,6 +73,7 @@ impl Server {
             decode,
             check_images,
             num_calls: AtomicUsize::new(0),
+            pushing: Pushing::default(),
             phase: watch::Sender::new(Phase::Warming),
             stop: Notify::new(),
             outcome: Mutex::new(None),
