@@ -6,6 +6,7 @@ out, and the service is the one behind grpcio's front end. Ray does not hand ove
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,14 +23,49 @@ from serving.errors import RequestError
 from serving.frontends.grpcio.classifier import ClassifierService
 from serving.models import load_model
 
+METHODS = ("Classify", "GetModel")
+
 logger = logging.getLogger("ray.serve")
 
 
 def add_classifier_to_server(servicer: Any, server: Any) -> None:
     """Registers the methods with Ray's proxy, which calls this with a servicer and a server of its own."""
-    methods = ("Classify", "GetModel")
-    handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in methods}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    handlers: dict[str, Any] = {
+        f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS
+    }
+    server.add_generic_rpc_handlers((ProxyHandler(handlers),))
+
+
+class ProxyHandler(grpc.ServiceRpcHandler):
+    """Routes calls to what Ray has put in the place of each method, and sends no text of Ray's to the client."""
+
+    def __init__(self, handlers: dict[str, Any]) -> None:
+        self._method_handlers = handlers  # Ray looks for them here
+
+    def service_name(self) -> str:
+        """Names the service for Ray's reflection."""
+        return SERVICE
+
+    def service(self, call: Any) -> Any:
+        """Finds the handler of a call; None makes grpcio answer UNIMPLEMENTED."""
+        handler = self._method_handlers.get(call.method)
+        return handler and handler._replace(unary_unary=_with_our_words(handler.unary_unary))
+
+
+def _with_our_words(answer: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """Calls that Ray lost, such as those of a replica that died, end as UNAVAILABLE: they may be repeated."""
+
+    async def handle(message: bytes, context: Any) -> bytes:
+        reply = await answer(message, context)
+        details = context.details() or b""
+        text = details.decode(errors="replace") if isinstance(details, bytes) else details
+        if context.code() not in (None, 0, grpc.StatusCode.OK) and not re.match(r"[A-Z_]+: ", text):
+            logger.error("a call was lost: %s", text)
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
+            context.set_details("REPLICA_LOST: Ray could not have this call answered (retry: another may serve)")
+        return reply
+
+    return handle
 
 
 class Written:
