@@ -22,7 +22,8 @@ def parse_settings(
 ) -> Settings:
     """Fills `kind` from the command line: a flag for every field, and `--debug`, which run_program reads.
 
-    A field that is a dataclass itself has no flag.
+    A field that is a dataclass itself has no flag. One with `alone` in its metadata has a flag that may stand without a
+    value, and means that one then.
     """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -55,7 +56,10 @@ def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", 
         parser.add_argument(flag, choices=typing.get_args(hint), default=field.default, help=meaning)
         return
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not types.NoneType]
-    parser.add_argument(flag, type=kinds[0], default=field.default, help=meaning)
+    may_stand_alone: dict[str, Any] = {}
+    if "alone" in field.metadata:
+        may_stand_alone = {"nargs": "?", "const": field.metadata["alone"]}
+    parser.add_argument(flag, type=kinds[0], default=field.default, help=meaning, **may_stand_alone)
 
 
 def field_docstrings(kind: type) -> dict[str, str]:

@@ -26,6 +26,11 @@ class ServerConfig:
     model_version: int | None = None
     """Version to serve; None takes the newest."""
 
+    watch_repository: float | None = field(default=None, metadata={"alone": 5.0})
+    """Look for newer versions every so many seconds (5 if none are given), and serve one as soon as it is loaded and
+    proven. Without it, SIGHUP has the server look once.
+    """
+
     host: str = "127.0.0.1"
     """Address to listen on, IPv6 with or without brackets; or unix:<path>, a Unix socket whose mode follows the umask;
     or several of these, separated by commas. Where others can reach it, it needs TLS and tokens, or --insecure.
@@ -111,6 +116,11 @@ class ServerConfig:
             raise ConfigurationError("BAD_SETTING", what, "set another --metrics-port, or 0 for none")
         for name in ("num_threads", "max_batch_size", "max_images_per_request"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        interval_s = self.watch_repository
+        self._check("watch_repository", interval_s is None or 0 < interval_s < 1e6, "more than 0 seconds")
+        if interval_s is not None and self.model_version is not None:
+            what = f"--watch-repository looks for newer versions, and --model-version asks for {self.model_version}"
+            raise ConfigurationError("BAD_SETTING", what, "leave one of them out")
         for name in ("hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
         enough = self.max_images_per_request
@@ -161,5 +171,6 @@ def parse_arguments(arguments: list[str]) -> ServerConfig:
         arguments,
         prog="python -m serving",
         description="Serve an exported LeNet-5 over gRPC: atelier.v1.Classifier, health and reflection on one port.",
-        epilog="SIGTERM or Ctrl-C drains: accepted requests are answered, new ones are told to retry elsewhere.",
+        epilog="SIGTERM or Ctrl-C drains: accepted requests are answered, new ones are told to retry elsewhere. "
+        "SIGHUP looks for a newer version.",
     )

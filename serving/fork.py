@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)  # that the supervisor acts on
 
 # What a process does, with its end of the pipe; its exit code.
 Work = Callable[[Connection], int]
@@ -33,18 +34,18 @@ def start_process(work: Work, inherited: Inherited, name: str) -> tuple[BaseProc
 def _run_in_child(work: Work, link: Connection, inherited: Inherited) -> None:
     """Closes what is the supervisor's in the new process, and runs: pipes and port must close with the supervisor."""
     signal.set_wakeup_fd(-1)
-    for number in STOP_SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
+    for number in SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
         signal.signal(number, signal.SIG_IGN)
     for other in inherited:
         other.close()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.exit(work(link))
 
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

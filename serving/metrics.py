@@ -65,6 +65,10 @@ class Metrics:
         self._workers = Gauge("atelier_workers", "Server processes that are ready.", registry=registry)
         about = "Server processes that were replaced because they died, hung or could not go on."
         Counter("atelier_worker_restarts", about, registry=registry).inc(num_restarts)
+        about = "Newer versions of the model that took the place of the one before."
+        self._swaps = Counter("atelier_version_swaps", about, registry=registry)
+        about = "Newer versions of the model that were not served, by the word of the reason."
+        self._refused_versions = Counter("atelier_versions_refused", about, ("reason",), registry=registry)
         calls = Counter("atelier_requests", "Calls that ended, by gRPC status.", ("method", "code"), registry=registry)
         self._calls = {(method, code): calls.labels(method, code) for method in METHODS for code in CODES}
         self._images = Counter("atelier_images", "Images answered.", registry=registry)
@@ -111,6 +115,17 @@ class Metrics:
         """Counts a batch that could not be run, or whose logits made no sense."""
         self._failed_batches.inc()
 
+    def count_swap(self, labels: Mapping[str, str]) -> None:
+        """Counts a newer version that is served from now on; `labels` say what it is."""
+        self._labels = dict(labels)
+        self._info.info(self._labels)
+        self._triton.set_labels(labels)
+        self._swaps.inc()
+
+    def count_refused_version(self, word: str) -> None:
+        """Counts a newer version that is not served, for this reason."""
+        self._refused_versions.labels(word).inc()
+
     def set_ready(self, queue_images: Callable[[], int], queue_requests: Callable[[], int] = lambda: 0) -> None:
         """Says that the process serves; the functions return how many images and requests wait."""
         self._info.info(self._labels)
@@ -133,6 +148,10 @@ class NoMetrics(Metrics):
     def observe_batch(self, num_images: int, seconds: float, num_answered: int, num_requests: int = 1) -> None: ...
 
     def count_failed_batch(self) -> None: ...
+
+    def count_swap(self, labels: Mapping[str, str]) -> None: ...
+
+    def count_refused_version(self, word: str) -> None: ...
 
     def set_ready(self, queue_images: Callable[[], int], queue_requests: Callable[[], int] = lambda: 0) -> None: ...
 

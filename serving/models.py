@@ -1,13 +1,16 @@
 """Loads the model behind a server: which version, verified once, on which backend, and why."""
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from atelier.errors import BadDataError
 from serving.backends.base import Backend
 from serving.backends.proof import Proof, prove
 from serving.backends.select import files_for, open_backend
 from serving.config import ServerConfig
-from serving.manifest import Manifest, find_version, read_verified
+from serving.manifest import TENSORRT, TENSORRT_RTX, Manifest, find_version, read_verified
 
 KERNELS_DIR = "tensorrt-rtx-kernels"  # beside the repository, as is the export's cache of timings
 
@@ -31,6 +34,16 @@ class ModelVersion:
     manifest: Manifest
     _files: dict[str, bytes] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The version, for people."""
+        return f"{self.manifest.model_name} version {self.manifest.version}"
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the manifest, which has those of all files."""
+        return hashlib.sha256(json.dumps(vars(self.manifest), default=vars).encode()).hexdigest()
+
     def read(self, name: str) -> bytes:
         """Returns a file's verified bytes. Raises what `read_verified` does."""
         if name not in self._files:
@@ -53,23 +66,42 @@ class ModelVersion:
             read=self.read,
             cache_dir=config.repository.parent / KERNELS_DIR,
         )
-        proof = prove(backend, manifest)
+        try:
+            proof = prove(backend, manifest)
+        except BaseException:
+            backend.close()
+            raise
         sha256 = manifest.files[file]
-        name = f"{manifest.model_name} version {manifest.version} from {self.directory}"
         introduction = (
-            f"{name}, {manifest.precision}, sha256 {sha256[:12]}…",
+            f"{self.name} from {self.directory}, {manifest.precision}, sha256 {sha256[:12]}…",
             f"{backend.name} on {backend.device}: {why}",
             str(proof),
         )
         return ServedModel(manifest=manifest, backend=backend, sha256=sha256, introduction=introduction, proof=proof)
 
+    def open_beside(self, served: ServedModel, config: ServerConfig) -> ServedModel:
+        """Opens it as `served` is opened, for the same calls, and proves it.
 
-def read_version(config: ServerConfig) -> ModelVersion:
-    """Reads the newest version, or the one asked for, as far as its backend may need it.
+        Raises ProgramError as `open`, and BadDataError OTHER_CONTRACT if its classes or tensors are others.
+        """
+        ours, theirs = served.manifest, self.manifest
+        for what in ("classes", "input", "output"):
+            if getattr(ours, what) != getattr(theirs, what):
+                cure = "start a server of its own for it"
+                raise BadDataError(
+                    "OTHER_CONTRACT", f"{self.name} has another {what} than version {ours.version}", cure
+                )
+        backend = served.backend
+        kind = "tensorrt" if backend.name in (TENSORRT, TENSORRT_RTX) else backend.name
+        return self.open(replace(config, backend=kind, device=backend.device))
+
+
+def read_version(config: ServerConfig, number: int | None = None) -> ModelVersion:
+    """Reads a version, as far as its backend may need it: this one, the one that the settings name, or the newest.
 
     Raises ProgramError if there is none, or it is not what its manifest says.
     """
-    directory, manifest = find_version(config.repository, config.model, config.model_version)
+    directory, manifest = find_version(config.repository, config.model, number or config.model_version)
     version = ModelVersion(directory=directory, manifest=manifest)
     for name in files_for(config.backend, manifest):
         version.read(name)

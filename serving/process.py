@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from atelier import __version__
@@ -17,16 +18,28 @@ from serving.models import ModelVersion, ServedModel
 
 
 @dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the supervisor wants, one of these."""
+
+    drain: bool = False
+    load: int = 0  # a version, to be served from now on
+    sha256: str = ""  # of its manifest
+    refused: str = ""  # the word for which the supervisor has refused a version, to be counted
+
+
+@dataclass(frozen=True, kw_only=True)
 class Process:
     """Holds what a front end serves with; its methods speak to the supervisor and never wait for it."""
 
     config: ServerConfig
     version: ModelVersion
+    previous: ModelVersion | None  # for calls that ask for it, if the version was swapped for it
     addresses: list[str]  # as gRPC's targets, ports chosen
     sockets: list[socket.socket]  # that listen there, or keep the ports
     metrics_sockets: list[socket.socket]
     num_restarts: int  # of the processes before this one
     link: Connection
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of what is said
 
     def open_model(self) -> ServedModel:
         """Opens the model on its device; the first process prints which."""
@@ -54,12 +67,25 @@ class Process:
         """Says, at the end, what it has answered."""
         self._tell(num_requests=num_requests, num_images=num_images)
 
-    def is_told_to_stop(self) -> bool:
-        """Returns whether the supervisor wants it to drain; the supervisor's death means the same."""
-        return self.link.poll()
+    def tell_swapped(self) -> None:
+        """Says that the version it was told to load is the one that it serves."""
+        self._tell(swapped=True)
+
+    def tell_refused(self, why: str) -> None:
+        """Says why it does not serve the version that it was told to load."""
+        self._tell(refused=why)
+
+    def next_order(self) -> Order | None:
+        """Returns what the supervisor wants, if anything; its death is an order to drain."""
+        if not self.link.poll():
+            return None
+        try:
+            return Order(**json.loads(self.link.recv_bytes()))
+        except (EOFError, OSError):
+            return Order(drain=True)
 
     def _tell(self, **message: object) -> None:
-        with contextlib.suppress(OSError):  # the supervisor is dead, or does not read
+        with contextlib.suppress(OSError), self.lock:  # the supervisor is dead, or does not read
             self.link.send_bytes(json.dumps(message).encode())
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+import signal
 from importlib.util import find_spec
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
@@ -19,6 +20,9 @@ NATIVE = "atelier_native"  # the package of native/
 
 def main(arguments: list[str]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises ProgramError if it cannot start."""
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # until the supervisor looks after it: a closed terminal ends no server
     config = parse_arguments(arguments)
     _set_up_logging(is_debugging="--debug" in arguments)
     return serve_version(config, read_version(config))

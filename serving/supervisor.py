@@ -22,10 +22,11 @@ from atelier.files import write_atomically
 from atelier.program import say
 from atelier.wire import SERVICE
 from serving.config import ServerConfig
-from serving.fork import STOP_SIGNALS, start_process
+from serving.fork import SIGNALS, start_process
 from serving.listening import Listening
 from serving.models import ModelVersion
 from serving.process import Process, Serve, run_process
+from serving.upgrades import Upgrades
 
 MAX_START_S = 300  # without a word, until a process is ready
 # What breaks one process may break the next: a device that is gone, a library that crashes. So one that failed before
@@ -78,7 +79,8 @@ class Supervisor:
         why: str,
     ) -> None:
         """`why` says in words why this front end serves; it may be empty."""
-        self._config, self._version, self._serve = config, version, serve
+        self._config, self._serve = config, serve
+        self._upgrades = Upgrades(config, version)
         self._listening, self._metrics = listening, metrics
         self._front_end, self._why = front_end, why
         self._is_announced = False
@@ -93,7 +95,6 @@ class Supervisor:
 
         A process that has served once is replaced for as long as it takes: a device may come back.
         """
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends no server
         num_failures = 0
         with _signals() as (signals, sender):
             while True:
@@ -117,7 +118,8 @@ class Supervisor:
         def work(link: Connection) -> int:
             process = Process(
                 config=self._config,
-                version=self._version,
+                version=self._upgrades.version,
+                previous=self._upgrades.previous,
                 addresses=self._listening.addresses,
                 sockets=self._listening.sockets,
                 metrics_sockets=metrics_sockets,
@@ -133,6 +135,9 @@ class Supervisor:
         next_tick_s, num_stopping = time.monotonic() + 1.0, 0
         while child.process.exitcode is None:
             timeout_s = max(0.0, next_tick_s - time.monotonic())
+            if child.is_ready and not self._is_stopping:
+                self._give_orders(child)
+                timeout_s = min(timeout_s, self._upgrades.due_in_s())
             events = wait([signals, child.link, child.process.sentinel], timeout=timeout_s)
             if signals in events:
                 self._on_signal(signals.recv(1)[0], child)
@@ -145,6 +150,8 @@ class Supervisor:
             pass
         child.process.join()
         child.link.close()
+        if not self._is_stopping:
+            self._upgrades.on_end()
 
     def _end_if_hung(self, child: Child, num_stopping: int) -> None:
         config = self._config
@@ -156,7 +163,16 @@ class Supervisor:
             say(f"warning: the serving process has been draining for {num_stopping} s: it is killed")
             child.process.kill()
 
+    def _give_orders(self, child: Child) -> None:
+        for order in self._upgrades.orders():
+            with contextlib.suppress(OSError):  # it has just ended
+                child.link.send_bytes(json.dumps(order).encode())
+
     def _on_signal(self, number: int, child: Child) -> None:
+        if number == signal.SIGHUP:  # also of a terminal that is closed: that ends no server
+            if not self._is_stopping:
+                self._upgrades.ask()
+            return
         if self._is_stopping:  # the second one
             self._kill_code = 128 + number
             child.process.kill()
@@ -164,7 +180,7 @@ class Supervisor:
         self._is_stopping = True
         self._listening.stop()  # the process closes the port after its lame-duck time, and nobody else keeps it open
         with contextlib.suppress(OSError):  # it has just ended
-            child.link.send_bytes(b"drain")
+            child.link.send_bytes(json.dumps({"drain": True}).encode())
         say("draining: new calls are told to retry elsewhere")
 
     def _on_message(self, child: Child) -> bool:
@@ -182,6 +198,10 @@ class Supervisor:
         elif "limits" in message:
             child.ready_s = time.monotonic()
             self._announce(message["limits"], message["labels"])
+        elif "swapped" in message:
+            self._upgrades.on_swapped()
+        elif "refused" in message:
+            self._upgrades.on_refused(message["refused"])
         return True
 
     def _announce(self, limits: str, labels: dict[str, str]) -> None:
@@ -206,19 +226,23 @@ class Supervisor:
         pause_s = min(MAX_PAUSE_S, 2.0 ** min(num_failures - 4, 10)) if num_failures > 1 else 0.0
         why = f"cannot go on ({child.failure})" if child.failure else f"ended with exit code {child.exit_code}"
         say(f"warning: the serving process {why}: starting another" + (f" in {pause_s:g} s" if pause_s else ""))
-        if wait([signals], timeout=pause_s):
-            self._is_stopping = True
+        ends_s = time.monotonic() + pause_s
+        while not self._is_stopping and wait([signals], timeout=max(0.0, ends_s - time.monotonic())):
+            if signals.recv(1)[0] == signal.SIGHUP:
+                self._upgrades.ask()
+            else:
+                self._is_stopping = True
         return not self._is_stopping
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Makes two sockets: on the first each SIGTERM and SIGINT arrives as a byte, its number, from the second."""
+    """Makes two sockets: on the first each of SIGNALS arrives as a byte, its number, from the second."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
         sender.setblocking(False)
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        handlers = {each: signal.signal(each, lambda *_: None) for each in STOP_SIGNALS}
+        handlers = {each: signal.signal(each, lambda *_: None) for each in SIGNALS}
         try:
             yield receiver, sender
         finally:

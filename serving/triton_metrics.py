@@ -26,8 +26,12 @@ class TritonMetrics:
         """`labels` say what is served; the others are metrics, as serving/metrics.py names them."""
         self.num_waiting_requests: Callable[[], int] = lambda: 0
         self.compute_s = 0.0  # what batches took, once for each of their requests
-        self._labels = {"model": labels.get("model", ""), "version": labels.get("model_version", "")}
+        self.set_labels(labels)
         self._calls, self._images, self._batches, self._request, self._queue = calls, images, batches, request, queue
+
+    def set_labels(self, labels: Mapping[str, str]) -> None:
+        """Takes what is served from now on."""
+        self._labels = {"model": labels.get("model", ""), "version": labels.get("model_version", "")}
 
     def collect(self) -> Iterator[Any]:
         """Yields the families, for prometheus_client's registry."""

@@ -18,9 +18,9 @@ from ray import serve
 from atelier.errors import DeviceError
 from atelier.wire import SERVICE
 from serving.config import ServerConfig
-from serving.engine import Engine
 from serving.errors import RequestError
 from serving.frontends.grpcio.classifier import ClassifierService
+from serving.frontends.grpcio.versions import Versions
 from serving.models import load_model
 
 METHODS = ("Classify", "GetModel")
@@ -86,9 +86,9 @@ class Classifier:
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it
         config = ServerConfig(**settings | {"repository": Path(settings["repository"])})
         self._failure: DeviceError | None = None
-        engine = Engine(await asyncio.to_thread(load_model, config), config, on_failure=self._note)
-        await engine.start()
-        self._service = ClassifierService(engine, config)
+        versions = Versions(await asyncio.to_thread(load_model, config), config, on_failure=self._note)
+        await versions.current.engine.start()
+        self._service = ClassifierService(versions, config)
         self._deadline_s = config.limits.default_deadline_s
 
     async def Classify(self, message: bytes, grpc_context: Any) -> Written:  # noqa: N802 - the name of the method

@@ -3,9 +3,10 @@
 import contextlib
 import random
 import socket
+import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -47,16 +48,28 @@ class Cycles:
     took_s: list[float]  # from each signal: until the next server was ready, or until service was back
     exit_codes: list[int]
     answered: int | None  # by the servers' own count; None if one did not say
+    spans: list[tuple[float, float]] = field(default_factory=list)  # when something was done to it, on the clock
+    others: list[str] = field(default_factory=list)  # faults that the journal does not show
 
     @property
     def account(self) -> Account:
         """What became of the requests."""
         return account(self.journal)
 
+    def p99_ms(self, *, inside: bool) -> float:
+        """The 99th percentile of the latencies of the requests that were due inside of `spans`, or outside."""
+        ended = [entry for entry in self.journal if entry.ended_s is not None]
+        latencies = [
+            (entry.ended_s or 0.0) - entry.due_s
+            for entry in ended
+            if any(began_s <= entry.due_s <= ended_s for began_s, ended_s in self.spans) == inside
+        ]
+        return statistics.quantiles(latencies, n=100)[98] * 1e3 if len(latencies) > 1 else 0.0
+
     def faults(self, promise: End) -> list[str]:
         """What is not as it was promised."""
         longest_s = promise.longest_s
-        found, faults = self.account, []
+        found, faults = self.account, [*self.others]
         faults += [f"{found.wrong} wrong answers"] if found.wrong else []
         faults += [f"{found.lost} requests lost"] if found.lost else []
         failed = {status: count for status, count in found.failed.items() if status not in promise.excused}
@@ -77,7 +90,8 @@ def restart(command: Command, reference: Reference, *, number: int, rate: float)
     took_s: list[float] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(command.started(port))
-        load = stack.enter_context(Load(server.target, reference, client=PLAIN, rate=rate))
+        protocol = Classify(target=server.target, reference=reference)
+        load = stack.enter_context(Load(protocol, client=PLAIN, rate=rate))
         for _ in range(number):
             # For as long as the last start took, at least: else what came meanwhile is never caught up with.
             time.sleep(max([pause.uniform(*BETWEEN_S), *took_s[-1:]]))
@@ -98,8 +112,8 @@ def kill(command: Command, reference: Reference, *, number: int, rate: float) ->
     """Kills the process that serves, over and over, under the client that comes with the server."""
     port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
     took_s = []
-    with command.started(port) as server, Load(server.target, reference, client=OURS, rate=rate) as load:
-        protocol = Classify(target=server.target, reference=reference)
+    protocol = Classify(target=f"127.0.0.1:{port}", reference=reference)
+    with command.started(port) as server, Load(protocol, client=OURS, rate=rate) as load:
         for _ in range(number):
             time.sleep(pause.uniform(*BETWEEN_S))
             victim = serving_process(server.process.pid, port)

@@ -2,7 +2,9 @@
 
 SIGTERM and a new start on the same port, under an open loop of requests whose client repeats only what is UNAVAILABLE:
 none may be lost, wrong or CANCELLED. Then kill -9 to the process that serves, under the client that comes with the
-server: no call may fail, and service is back within half a second. Each answer is held against the raw model's.
+server: no call may fail, and service is back within half a second. Then newer versions of the model, good and bad,
+under load: no call may fail or be repeated, and no answer may be of another version than it says. Each
+answer is held against the raw model's.
 """
 
 import json
@@ -13,10 +15,11 @@ from pathlib import Path
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.front_ends import ENDS, chosen_front_end, front_end_flags
+from loadtest.front_ends import ENDS, End, chosen_front_end, front_end_flags
 from loadtest.restarts.cycles import Command, Cycles, kill, restart
 from loadtest.restarts.journal import write_journal
 from loadtest.restarts.known import known_answers
+from loadtest.restarts.swaps import refuse, swap
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy")
 HEADER = ("end", "times", "requests", "right", "wrong", "lost", "failed", "repeated", "back after, median and most", "")
@@ -37,6 +40,12 @@ class RestartSettings:
 
     kills: int = 200
     """How often the process that serves is killed by SIGKILL."""
+
+    swaps: int = 300
+    """How often a newer version of the model takes the place of the one served."""
+
+    bad_versions: int = 100
+    """How many newer versions that must be refused are published."""
 
     rate: float = 500.0
     """Requests a second."""
@@ -59,8 +68,15 @@ def main(arguments: list[str]) -> int:
     )
     ends = [(restart, settings.restarts), (kill, settings.kills)]
     cycles = [end(command, reference, number=number, rate=settings.rate) for end, number in ends if number]
-    done = [(each, each.faults(ENDS[front_end][each.name])) for each in cycles]
+    changes = [(swap, settings.swaps), (refuse, settings.bad_versions)]
+    flags, source = front_end_flags(front_end), settings.repository
+    cycles += [to(flags, source, reference, number=number, rate=settings.rate) for to, number in changes if number]
+    done = [(each, each.faults(ENDS[front_end].get(each.name, End()))) for each in cycles]
     print(aligned([HEADER, *(_row(cycles, faults) for cycles, faults in done)]))
+    for each in cycles:
+        if each.spans:
+            inside, outside = each.p99_ms(inside=True), each.p99_ms(inside=False)
+            print(f"{each.name}: p99 {inside:.1f} ms while it was loaded, {outside:.1f} ms in between")
     if settings.report:
         rows = [_document(cycles, faults) for cycles, faults in done]
         document = {"machine": machine_facts(PACKAGES), "front_end": front_end, "rate": settings.rate, "ends": rows}
@@ -73,7 +89,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _document(cycles: Cycles, faults: list[str]) -> dict[str, object]:
-    figures = {"name": cycles.name, "took_s": cycles.took_s, "exit_codes": cycles.exit_codes, "faults": faults}
+    figures: dict[str, object] = {
+        "name": cycles.name,
+        "took_s": cycles.took_s,
+        "exit_codes": cycles.exit_codes,
+        "faults": faults,
+    }
+    if cycles.spans:
+        figures |= {"p99_ms": cycles.p99_ms(inside=True), "p99_in_between_ms": cycles.p99_ms(inside=False)}
     return figures | asdict(cycles.account) | {"answered_by_the_servers": cycles.answered}
 
 
@@ -89,6 +112,6 @@ def _row(cycles: Cycles, faults: list[str]) -> tuple[str, ...]:
         str(found.lost),
         failed,
         f"{found.retried:,}",
-        f"{statistics.median(cycles.took_s):.2f} and {max(cycles.took_s):.2f} s",
+        f"{statistics.median(cycles.took_s):.2f} and {max(cycles.took_s):.2f} s" if cycles.took_s else "",
         f"FAILED: {'; '.join(faults)}" if faults else "as promised",
     )

@@ -33,10 +33,10 @@ Ask = Callable[[Entry], Coroutine[Any, Any, None]]
 class Load:
     """Offers requests at a rate from when it is entered until `ended`."""
 
-    def __init__(self, target: str, reference: Reference, *, client: str, rate: float) -> None:
+    def __init__(self, protocol: Classify, *, client: str, rate: float) -> None:
         context = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
         self._pipe, self._theirs = context.Pipe()
-        arguments = (target, reference, client, rate, self._theirs)
+        arguments = (protocol, client, rate, self._theirs)
         self._process = context.Process(target=_offer, args=arguments, daemon=True)
 
     def ended(self) -> list[Entry]:
@@ -69,21 +69,22 @@ class Load:
         raise ProgramError("GENERATOR_DIED", "the process that sends the load ended early, or is stuck")
 
 
-def _offer(target: str, reference: Reference, client: str, rate: float, pipe: Connection) -> None:
+def _offer(protocol: Classify, client: str, rate: float, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
-    asyncio.run(_offer_until_told(target, reference, client, rate, pipe))
+    asyncio.run(_offer_until_told(protocol, client, rate, pipe))
 
 
-async def _offer_until_told(target: str, reference: Reference, client: str, rate: float, pipe: Connection) -> None:
+async def _offer_until_told(protocol: Classify, client: str, rate: float, pipe: Connection) -> None:
     journal: list[Entry] = []
-    connected = _plain_client(target, reference) if client == PLAIN else _our_client(target, reference)
+    connected = _plain_client(protocol) if client == PLAIN else _our_client(protocol.target, protocol.reference)
+    num_images = len(protocol.reference.images)
     told = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
     async with connected as ask, asyncio.TaskGroup() as requests:
         pipe.send("started")
         due_s = time.monotonic()
         while not told.done():
             await asyncio.sleep(due_s - time.monotonic())
-            entry = Entry(number=len(journal), image=len(journal) % len(reference.images), due_s=due_s)
+            entry = Entry(number=len(journal), image=len(journal) % num_images, due_s=due_s)
             journal.append(entry)
             requests.create_task(ask(entry))
             due_s += 1 / rate
@@ -91,11 +92,10 @@ async def _offer_until_told(target: str, reference: Reference, client: str, rate
 
 
 @asynccontextmanager
-async def _plain_client(target: str, reference: Reference) -> AsyncIterator[Ask]:
+async def _plain_client(protocol: Classify) -> AsyncIterator[Ask]:
     """What any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause."""
-    protocol = Classify(target=target, reference=reference)
-    options = [*channel_options(target), ("grpc.enable_retries", 0)]
-    async with grpc.aio.insecure_channel(target, options=options) as channel:
+    options = [*channel_options(protocol.target), ("grpc.enable_retries", 0)]
+    async with grpc.aio.insecure_channel(protocol.target, options=options) as channel:
         classify: Any = channel.unary_unary(protocol.method)
 
         async def ask(entry: Entry) -> None:

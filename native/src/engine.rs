@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
 use crate::job::{Job, Outcome, Work};
@@ -31,8 +31,12 @@ pub struct Engine {
     /// Longer than this the thread that serves all connections does not stand still for one request.
     max_inline_us: u64,
     has_work: Condvar,
-    dispatch: Notify,
+    /// A request asks for its dispatch.
+    is_called: AtomicBool,
+    /// The device's thread ends when nothing waits.
     is_closed: AtomicBool,
+    /// And frees what the model holds.
+    is_retired: AtomicBool,
 }
 
 impl Engine {
@@ -44,8 +48,9 @@ impl Engine {
             writer,
             max_inline_us,
             has_work: Condvar::new(),
-            dispatch: Notify::new(),
+            is_called: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
         }
     }
 
@@ -91,7 +96,7 @@ impl Engine {
         match at_once {
             Some(batch) => self.run_here(&batch),
             None if is_needed && is_full => self.has_work.notify_one(), // what else has come in may be much
-            None if is_needed => self.dispatch.notify_one(),
+            None if is_needed => self.call(),
             None => {}
         }
         Ok(Place { engine: self.clone(), number })
@@ -104,10 +109,15 @@ impl Engine {
         }
     }
 
-    /// Wakes the device behind what has come in with the request that asks for it: what arrived together goes together.
-    pub async fn dispatch_forever(self: Arc<Self>) {
-        loop {
-            self.dispatch.notified().await;
+    /// The device is to be woken behind what has come in with this request: what arrived together goes together.
+    fn call(&self) {
+        self.is_called.store(true, Relaxed);
+        self.shared.dispatch.notify_one();
+    }
+
+    /// Wakes the device, if a request has asked for it.
+    pub fn dispatch(&self) {
+        if self.is_called.swap(false, Relaxed) {
             self.has_work.notify_one();
         }
     }
@@ -121,6 +131,18 @@ impl Engine {
                 self.shared.settle_soon(outcomes);
             },
         );
+        if self.is_retired.load(Relaxed) {
+            self.model.free();
+        }
+    }
+
+    /// Ends the device's thread behind its last batch. Nobody will ask for anything any more.
+    pub fn retire(&self) {
+        let batching = self.batching(); // or the thread might look before, and sleep behind it
+        self.is_retired.store(true, Relaxed);
+        self.is_closed.store(true, Relaxed);
+        drop(batching);
+        self.has_work.notify_all();
     }
 
     fn next_batch(&self) -> Option<Arc<Batch<Arc<Job>>>> {

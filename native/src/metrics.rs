@@ -1,8 +1,11 @@
 //! What the server counts. The names, labels and buckets of the page are in metrics_page.rs.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::shared::locked;
 use crate::status::Code;
 
 /// 100 us to 5 s.
@@ -46,6 +49,8 @@ impl Histogram {
 pub struct Metrics {
     pub calls: [[AtomicU64; 17]; 3], // by method and code
     pub images: AtomicU64,           // answered
+    pub version_swaps: AtomicU64,
+    pub versions_refused: Mutex<BTreeMap<String, u64>>, // by the reason's word
     pub batches: AtomicU64,
     pub failed_batches: AtomicU64,
     pub batch_size: Histogram,
@@ -62,6 +67,8 @@ impl Metrics {
         Self {
             calls: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             images: AtomicU64::new(0),
+            version_swaps: AtomicU64::new(0),
+            versions_refused: Mutex::default(),
             batches: AtomicU64::new(0),
             failed_batches: AtomicU64::new(0),
             batch_size: Histogram::new(&BATCH_SIZE_BOUNDS),
@@ -74,6 +81,10 @@ impl Metrics {
 
     pub fn count_call(&self, method: Method, code: Code) {
         self.calls[method as usize][code as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn count_refused_version(&self, word: String) {
+        *locked(&self.versions_refused).entry(word).or_default() += 1;
     }
 
     pub fn num_calls(&self, method: Method, code: Code) -> u64 {

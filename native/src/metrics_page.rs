@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::metrics::{Histogram, Method};
 use crate::server::Server;
+use crate::shared::locked;
 use crate::status::Code;
 
 const METHODS: [&str; 3] = ["Classify", "GetModel", "other"];
@@ -58,15 +59,23 @@ pub fn text(server: &Server, format: Format) -> String {
 
 fn our_metrics(server: &Server, page: &mut Page) {
     let (metrics, settings, is_serving) = (server.metrics(), &server.settings, server.is_serving());
+    let model = &server.versions.current().model;
     page.head("atelier_info", "info", "Version of the server, model, backend and device.");
     let labels: Vec<String> =
-        settings.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        model.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
     if is_serving {
         page.line(format_args!("atelier_info{{{}}} 1.0", labels.join(",")));
     }
     page.single("atelier_workers", "gauge", "Server processes that are ready.", u64::from(is_serving));
     let about = "Server processes that were replaced because they died, hung or could not go on.";
     page.single("atelier_worker_restarts_total", "counter", about, settings.num_restarts);
+    let about = "Newer versions of the model that took the place of the one before.";
+    page.single("atelier_version_swaps_total", "counter", about, metrics.version_swaps.load(Relaxed));
+    let about = "Newer versions of the model that were not served, by the word of the reason.";
+    page.head("atelier_versions_refused_total", "counter", about);
+    for (word, count) in &*locked(&metrics.versions_refused) {
+        page.line(format_args!("atelier_versions_refused_total{{reason=\"{}\"}} {count}.0", escaped(word)));
+    }
     page.head("atelier_requests_total", "counter", "Calls that ended, by gRPC status.");
     for (name, calls) in METHODS.iter().zip(&metrics.calls) {
         for (code, code_name) in CODES {
@@ -94,8 +103,8 @@ fn our_metrics(server: &Server, page: &mut Page) {
 /// What Triton counts under these names, as far as it follows from what is counted anyway.
 fn tritons_metrics(server: &Server, page: &mut Page) {
     let metrics = server.metrics();
-    let label = |name: &str| server.settings.labels.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value);
-    let (model, version) = (escaped(label("model")), escaped(label("model_version")));
+    let served = server.versions.current();
+    let (model, version) = (escaped(&served.model.name), escaped(&served.model.version));
     let name = "nv_inference_request_failure";
     page.head(name, "unknown", "Inference requests that failed, by Triton's reason.");
     let calls = &metrics.calls[Method::Classify as usize];

@@ -19,11 +19,26 @@ pub struct Model {
     images: PyBuffer<u8>,
     /// `run(n)`: the logits of the first n images, (n, 10) float32; None where that failed, and the log says why.
     run: Py<PyAny>,
+    /// Frees the device.
+    close: Py<PyAny>,
 }
 
 impl Model {
-    pub fn new(images: PyBuffer<u8>, run: Py<PyAny>) -> Self {
-        Self { images, run }
+    pub fn new(images: PyBuffer<u8>, run: Py<PyAny>, close: Py<PyAny>) -> Self {
+        Self { images, run, close }
+    }
+
+    pub fn max_batch_size(&self) -> usize {
+        self.images.item_count() / IMAGE_BYTES
+    }
+
+    /// Nothing is run any more.
+    pub fn free(&self) {
+        Python::attach(|py| {
+            if let Err(error) = self.close.call0(py) {
+                log::exception(py, "the device could not be freed", &error);
+            }
+        });
     }
 
     /// One batch, on any thread that has been attached before: see `attached`.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +20,39 @@ use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::versions::{self, Served};
 
+/// A version of the model, as Python hands it over.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Version {
+    /// A buffer for max_batch_size images.
+    images: PyBuffer<u8>,
+    /// `run(n) -> logits | None`, of the first n images in it.
+    run: Py<PyAny>,
+    /// Frees the device, on the thread that has run the model.
+    close: Py<PyAny>,
+    name: String,
+    version: String,
+    classes: Vec<String>,
+    description: Vec<u8>,
+    /// What the metrics page says of it.
+    labels: Vec<(String, String)>,
+}
+
+impl Version {
+    fn served(self, settings: &Settings, shared: Arc<Shared>) -> Served {
+        let Self { images, run, close, name, version, classes, description, labels } = self;
+        let model = Model::new(images, run, close);
+        let limits = Limits {
+            max_batch_size: model.max_batch_size(),
+            max_queue_size: settings.max_queue_size,
+            hang_timeout_us: (settings.hang_timeout_s * 1e6) as u64,
+        };
+        let writer = ResponseWriter::new(&name, &version, &classes);
+        let engine = Arc::new(Engine::new(shared, limits, model, writer, settings.max_inline_us));
+        Served { model: versions::Model { name, version, description, labels }, engine }
+    }
+}
+
 #[pyclass(frozen, name = "Server")]
 struct PyServer {
     server: Arc<Server>,
@@ -26,31 +60,10 @@ struct PyServer {
 
 #[pymethods]
 impl PyServer {
-    /// `images`: a buffer for max_batch_size images; `run(n) -> logits | None`, of the first n in it.
     #[new]
-    #[allow(clippy::too_many_arguments)] // Python names them
-    #[pyo3(signature = (settings, images, run, decode, check_images, *, name, version, classes, description))]
-    fn new(
-        settings: Settings,
-        images: PyBuffer<u8>,
-        run: Py<PyAny>,
-        decode: Py<PyAny>,
-        check_images: Py<PyAny>,
-        name: String,
-        version: String,
-        classes: Vec<String>,
-        description: Vec<u8>,
-    ) -> PyResult<Self> {
-        let limits = Limits {
-            max_batch_size: settings.max_batch_size,
-            max_queue_size: settings.max_queue_size,
-            hang_timeout_us: (settings.hang_timeout_s * 1e6) as u64,
-        };
-        let writer = ResponseWriter::new(&name, &version, &classes);
+    fn new(settings: Settings, version: Version, decode: Py<PyAny>, check_images: Py<PyAny>) -> PyResult<Self> {
         let shared = Arc::new(Shared::new());
-        let model = Model::new(images, run);
-        let engine = Arc::new(Engine::new(shared.clone(), limits, model, writer, settings.max_inline_us));
-        let first = Served { model: versions::Model { name, version, description }, engine };
+        let first = version.served(&settings, shared.clone());
         let server = Server::new(settings, shared, first, decode, check_images)?;
         Ok(Self { server: Arc::new(server) })
     }
@@ -65,11 +78,30 @@ impl PyServer {
 
     /// Measures the model at these batch sizes, gives it its thread, and says SERVING.
     fn set_serving(&self, py: Python<'_>, batch_sizes: Vec<usize>) -> PyResult<()> {
-        let engine = self.server.versions.current().engine.clone();
-        py.detach(|| engine.rehearse(&batch_sizes)).map_err(|status| PyRuntimeError::new_err(status.message))?;
-        thread::Builder::new().name("device".into()).spawn(move || engine.work())?;
+        start(py, &self.server.versions.current().engine, &batch_sizes)?;
         self.server.set_warm();
         Ok(())
+    }
+
+    /// Measures this version too, gives it a thread, and serves it from now on; the one before stays.
+    fn swap(&self, py: Python<'_>, version: Version, batch_sizes: Vec<usize>) -> PyResult<()> {
+        let served = version.served(&self.server.settings, self.server.shared.clone());
+        start(py, &served.engine, &batch_sizes)?;
+        py.detach(|| self.server.versions.swap(served));
+        self.server.metrics().version_swaps.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// The same, but serves it only to calls that ask for it.
+    fn keep(&self, py: Python<'_>, version: Version, batch_sizes: Vec<usize>) -> PyResult<()> {
+        let served = version.served(&self.server.settings, self.server.shared.clone());
+        start(py, &served.engine, &batch_sizes)?;
+        py.detach(|| self.server.versions.keep(served));
+        Ok(())
+    }
+
+    fn count_refused_version(&self, word: String) {
+        self.server.metrics().count_refused_version(word);
     }
 
     /// Begins the drain; `wait` tells its end.
@@ -85,9 +117,17 @@ impl PyServer {
 
     /// Requests and images that were answered, and images that wait.
     fn counts(&self) -> (u64, u64, usize) {
-        let images = self.server.metrics().images.load(std::sync::atomic::Ordering::Relaxed);
+        let images = self.server.metrics().images.load(Relaxed);
         (self.server.num_answered(), images, self.server.num_waiting())
     }
+}
+
+/// An engine measures its model, and its device's thread begins.
+fn start(py: Python<'_>, engine: &Arc<Engine>, batch_sizes: &[usize]) -> PyResult<()> {
+    py.detach(|| engine.rehearse(batch_sizes)).map_err(|status| PyRuntimeError::new_err(status.message))?;
+    let engine = engine.clone();
+    thread::Builder::new().name("device".into()).spawn(move || engine.work())?;
+    Ok(())
 }
 
 /// The one thing that the compiler must take on trust: whoever names a descriptor hands it over.

@@ -35,7 +35,7 @@ pub enum Phase {
 pub struct Server {
     pub settings: Settings,
     pub versions: Versions,
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
     pub decode: Py<PyAny>,
     pub check_images: Py<PyAny>,
     tls: Option<Tls>,
@@ -95,11 +95,11 @@ impl Server {
 
     /// Images that wait for a batch, of all versions.
     pub fn num_waiting(&self) -> usize {
-        self.versions.loaded().iter().map(|served| served.engine.num_waiting()).sum()
+        self.versions.engines().iter().map(|engine| engine.num_waiting()).sum()
     }
 
     pub fn num_waiting_requests(&self) -> usize {
-        self.versions.loaded().iter().map(|served| served.engine.num_waiting_requests()).sum()
+        self.versions.engines().iter().map(|engine| engine.num_waiting_requests()).sum()
     }
 
     pub fn phase(&self) -> watch::Receiver<Phase> {
@@ -139,7 +139,7 @@ impl Server {
             if outcome.is_some() {
                 return outcome.clone();
             }
-            if let Some(hang) = self.versions.loaded().iter().find_map(|served| served.engine.unnoticed_hang()) {
+            if let Some(hang) = self.versions.engines().iter().find_map(|engine| engine.unnoticed_hang()) {
                 return Some(Err(hang.message));
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -160,7 +160,7 @@ impl Server {
 
     /// From the first connection to the last answer.
     pub async fn live(self: Arc<Self>) -> Result<(), String> {
-        tokio::spawn(self.versions.current().engine.clone().dispatch_forever());
+        tokio::spawn(self.clone().dispatch_forever());
         tokio::spawn(self.shared.clone().deliver_forever());
         tokio::spawn(self.clone().look_after_forever());
         tokio::select! {
@@ -168,6 +168,13 @@ impl Server {
             () = self.shared.failed.notified() => {}
         }
         self.drain().await
+    }
+
+    async fn dispatch_forever(self: Arc<Self>) {
+        loop {
+            self.shared.dispatch.notified().await;
+            self.versions.engines().iter().for_each(|engine| engine.dispatch());
+        }
     }
 
     /// Tells who waits.
@@ -195,7 +202,7 @@ impl Server {
             Ok(()) => self.shared.failure().unwrap_or_else(Status::draining),
             Err(_) => Status::unavailable("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"),
         };
-        self.versions.loaded().iter().for_each(|served| served.engine.abandon(reason.clone()));
+        self.versions.engines().iter().for_each(|engine| engine.abandon(reason.clone()));
         let last_word = Instant::now() + Duration::from_secs(1); // for the last answers to be sent
         while !self.peers.is_empty() && Instant::now() < last_word {
             sleep(Duration::from_millis(2)).await;
@@ -217,7 +224,7 @@ impl Server {
             }
             let is_idle = self.num_calls.load(Relaxed) == 0;
             sleep(Duration::from_millis(if is_idle { 100 } else { 20 })).await;
-            self.versions.loaded().iter().for_each(|served| served.engine.tick());
+            self.versions.engines().iter().for_each(|engine| engine.tick());
             self.peers.cut_overdue(self.now_us(), (self.settings.write_timeout_s * 1e6) as u64);
         }
     }

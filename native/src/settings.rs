@@ -20,7 +20,6 @@ pub struct Settings {
     pub tokens: Option<String>,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
     pub max_inline_us: u64,
-    pub max_batch_size: usize,
     pub max_queue_size: usize,
     pub max_images_per_request: usize,
     pub max_message_bytes: usize,
@@ -34,9 +33,8 @@ pub struct Settings {
     pub hang_timeout_s: f64,
     pub lame_duck_s: f64,
     pub drain_timeout_s: f64,
-    /// Times that this process' forerunners were replaced, and what it serves; for the metrics page.
+    /// Times that this process' forerunners were replaced; for the metrics page.
     pub num_restarts: u64,
-    pub labels: Vec<(String, String)>,
 }
 
 impl Settings {

@@ -27,6 +27,8 @@ pub struct Shared {
     pub metrics: Metrics,
     settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
     deliver: Notify,
+    /// Told when an engine is asked for a dispatch.
+    pub dispatch: Notify,
     failure: Mutex<Option<Status>>,
     /// Told when the device is given up.
     pub failed: Notify,
@@ -39,6 +41,7 @@ impl Shared {
             metrics: Metrics::new(),
             settled: Mutex::default(),
             deliver: Notify::new(),
+            dispatch: Notify::new(),
             failure: Mutex::default(),
             failed: Notify::new(),
         }

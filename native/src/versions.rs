@@ -1,43 +1,59 @@
 //! The versions of the model that are loaded, and which of them a call gets.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use crate::classify::quoted;
 use crate::engine::Engine;
+use crate::shared::locked;
 use crate::status::Status;
 
-/// What GetModel tells, and what requests may name.
+/// What GetModel and the metrics page tell, and what requests may name.
 #[derive(Debug)]
 pub struct Model {
     pub name: String,
     pub version: String,
     pub description: Vec<u8>,
+    pub labels: Vec<(String, String)>,
 }
 
-/// A version and the engine that runs it. A call takes it once, so that no answer mixes two versions.
+/// A version and the engine that runs it. A call takes it once, so that no answer mixes two versions. When neither
+/// `Versions` nor a call holds it any more, the engine ends.
 pub struct Served {
     pub model: Model,
     pub engine: Arc<Engine>,
 }
 
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.engine.retire();
+    }
+}
+
 pub struct Versions {
-    current: Arc<Served>,
+    /// The newest, and the one before it.
+    loaded: RwLock<(Arc<Served>, Option<Arc<Served>>)>,
+    /// Of all that live: also of versions that only calls under way still hold.
+    engines: Mutex<Vec<Weak<Engine>>>,
 }
 
 impl Versions {
     pub fn new(first: Served) -> Self {
-        Self { current: Arc::new(first) }
+        let engines = Mutex::new(vec![Arc::downgrade(&first.engine)]);
+        Self { loaded: RwLock::new((Arc::new(first), None)), engines }
     }
 
     /// The newest: what a call gets that asks for no version.
     pub fn current(&self) -> Arc<Served> {
-        self.current.clone()
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// All that are loaded, the newest first.
-    pub fn loaded(&self) -> Vec<Arc<Served>> {
-        vec![self.current()]
+    fn previous(&self) -> Option<Arc<Served>> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    pub fn engines(&self) -> Vec<Arc<Engine>> {
+        locked(&self.engines).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// What a call gets that asks for this model and version; empty words ask for any.
@@ -48,11 +64,42 @@ impl Versions {
             let what = format!("model {} is not served here", quoted(name));
             return Err(Status::not_found("UNKNOWN_MODEL", what, &format!("ask for {}", quoted(&model.name))));
         }
-        if !version.is_empty() && version != model.version {
-            let what = format!("version {} of {} is not served here", quoted(version), model.name);
-            let cure = format!("ask for {}, or leave it empty", quoted(&model.version));
-            return Err(Status::not_found("UNKNOWN_VERSION", what, &cure));
+        if version.is_empty() || version == model.version {
+            return Ok(served);
         }
-        Ok(served)
+        match self.previous() {
+            Some(previous) if previous.model.version == version => Ok(previous),
+            previous => Err(unknown_version(version, model, previous.as_ref().map(|served| &served.model))),
+        }
     }
+
+    /// Serves this one from now on. What was current stays, for calls that ask for it; what was before that goes.
+    pub fn swap(&self, served: Served) {
+        self.note(&served.engine);
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        let current = std::mem::replace(&mut loaded.0, Arc::new(served));
+        let gone = loaded.1.replace(current);
+        drop(loaded);
+        drop(gone);
+    }
+
+    /// Serves this one to calls that ask for it.
+    pub fn keep(&self, served: Served) {
+        self.note(&served.engine);
+        let gone = self.loaded.write().unwrap_or_else(PoisonError::into_inner).1.replace(Arc::new(served));
+        drop(gone);
+    }
+
+    fn note(&self, engine: &Arc<Engine>) {
+        let mut engines = locked(&self.engines);
+        engines.retain(|engine| engine.strong_count() > 0);
+        engines.push(Arc::downgrade(engine));
+    }
+}
+
+fn unknown_version(version: &str, current: &Model, previous: Option<&Model>) -> Status {
+    let what = format!("version {} of {} is not served here", quoted(version), current.name);
+    let or = previous.map_or(String::new(), |model| format!(" or {}", quoted(&model.version)));
+    let cure = format!("ask for {}{or}, or leave it empty", quoted(&current.version));
+    Status::not_found("UNKNOWN_VERSION", what, &cure)
 }

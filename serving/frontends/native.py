@@ -23,6 +23,7 @@ from serving.backends.base import Backend
 from serving.config import ServerConfig
 from serving.errors import RequestError
 from serving.frontends.messages import description_of
+from serving.loading import Loader
 from serving.models import ServedModel
 from serving.pictures.decode import image_from_picture
 from serving.pictures.raw_images import check_raw_images
@@ -67,22 +68,24 @@ def serve(process: Process) -> None:
         each.close()
     process.tell_ready(model)
     try:
-        _wait(server, process)
+        _wait(server, process, Loader(process, server))
     except DeviceError as failure:
         process.tell_failure(failure)
         raise
     finally:
         process.tell_answered(server.num_requests, server.num_images)
-    model.backend.close()
+    server.close()
 
 
-def _wait(server: "NativeServer", process: Process) -> None:
+def _wait(server: "NativeServer", process: Process, loader: Loader) -> None:
     is_stopping = False
     while not server.wait(TICK_S):
         process.tell_alive()
-        if not is_stopping and process.is_told_to_stop():
-            is_stopping = True
-            server.stop()
+        while not is_stopping and (order := process.next_order()):
+            loader.carry_out(order)
+            if order.drain:
+                is_stopping = True
+                server.stop()
 
 
 class NativeServer:
@@ -101,29 +104,45 @@ class NativeServer:
 
         Raises ConfigurationError (BAD_TLS, BAD_TOKENS) for files that are not what they must be.
         """
-        self._model = model
+        self.model = model
+        self._previous: ServedModel | None = None
+        self._config = config
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
         settings = _settings(config, model) | {"num_restarts": num_restarts}
         try:
-            self._server = atelier_native.Server(
-                settings,
-                *_images_and_run(model.backend),
-                _decode,
-                _check_images,
-                name=model.manifest.model_name,
-                version=str(model.manifest.version),
-                classes=model.manifest.classes,
-                description=description_of(model, config),
-            )
+            self._server = atelier_native.Server(settings, _version(model, config), _decode, _check_images)
         except OSError as error:
             raise _configuration_error(error) from None
 
     def start(self) -> None:
         """Accepts, warms up; then health says SERVING."""
         self._server.start(_duplicates(self._sockets), _duplicates(self._metrics_sockets))
-        self._model.backend.warm_up()
-        # Twice: from these runs it learns the model's pace.
-        self._server.set_serving(sorted({1, self._model.backend.max_batch_size}) * 2)
+        self.model.backend.warm_up()
+        self._server.set_serving(_measured_sizes(self.model))
+
+    def swap(self, model: ServedModel) -> None:
+        """Warms it up, serves it from now on, and keeps the present one for calls that ask for it.
+
+        The one that was kept until now is freed once its last call is answered.
+        """
+        model.backend.warm_up()
+        self._server.swap(_version(model, self._config), _measured_sizes(model))
+        self._previous, self.model = self.model, model
+
+    def keep(self, model: ServedModel) -> None:
+        """Warms it up, and serves it to calls that ask for it: the version before the present one."""
+        model.backend.warm_up()
+        self._server.keep(_version(model, self._config), _measured_sizes(model))
+        self._previous = model
+
+    def count_refused(self, word: str) -> None:
+        """Counts a version that was refused."""
+        self._server.count_refused_version(word)
+
+    def close(self) -> None:
+        """Frees the device, once all has been answered."""
+        for model in filter(None, (self.model, self._previous)):
+            model.backend.close()
 
     def stop(self) -> None:
         """Begins the drain."""
@@ -184,13 +203,11 @@ def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
         | {name: getattr(config, name) for name in SETTINGS}
         | {
             "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
-            "max_batch_size": backend.max_batch_size,
             "max_connections": _max_connections(),
             "tls_certificate": _path(config.tls_certificate),
             "tls_key": _path(config.tls_key),
             "tls_client_authority": _path(config.tls_client_authority),
             "tokens": _path(config.tokens),
-            "labels": sorted(labels_of(model).items()),
         }
     )
 
@@ -212,6 +229,26 @@ def _path(path: Path | None) -> str | None:
 def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
     """Duplicates the sockets for Rust, which closes its own."""
     return [os.dup(each.fileno()) for each in sockets]
+
+
+def _version(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
+    """Returns what Rust is to know of a version, and to run it by."""
+    images, run = _images_and_run(model.backend)
+    return {
+        "images": images,
+        "run": run,
+        "close": model.backend.close,
+        "name": model.manifest.model_name,
+        "version": str(model.manifest.version),
+        "classes": model.manifest.classes,
+        "description": description_of(model, config),
+        "labels": sorted(labels_of(model).items()),
+    }
+
+
+def _measured_sizes(model: ServedModel) -> list[int]:
+    """Returns the batch sizes from whose runs Rust learns the model's pace: twice, for the first may be slow."""
+    return sorted({1, model.backend.max_batch_size}) * 2
 
 
 def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:

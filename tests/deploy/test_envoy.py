@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loadtest.load.protocols import Reference
+from loadtest.load.protocols import Classify
 from loadtest.restarts.cycles import free_port
 from loadtest.restarts.journal import account
 from loadtest.restarts.known import known_answers
@@ -113,8 +113,8 @@ def test_each_server_is_killed_under_load_and_no_call_is_lost(
         servers = [stack.enter_context(serving(small_repository, port)) for port in ports]
         proxy = stack.enter_context(envoy(tmp_path, ports))
         wait_for(lambda: proxy.num_healthy() == 2)
-        known: Reference = known_answers(small_repository)
-        load = stack.enter_context(Load(proxy.target, known, client=PLAIN, rate=RATE))
+        asked = Classify(target=proxy.target, reference=known_answers(small_repository))
+        load = stack.enter_context(Load(asked, client=PLAIN, rate=RATE))
         for victim, port in zip(servers, ports, strict=True):
             time.sleep(1)
             os.killpg(victim.process.pid, signal.SIGKILL)  # the supervisor and what it supervises

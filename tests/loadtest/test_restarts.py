@@ -4,16 +4,20 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from atelier.errors import ProgramError
+from atelier.wire import classifier_pb2 as pb
 from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
 from loadtest.load.protocols import Classify, Reference
 from loadtest.restarts.cycles import Command, Cycles, free_port, kill, restart
 from loadtest.restarts.journal import Entry, account, write_journal
 from loadtest.restarts.known import known_answers
 from loadtest.restarts.probe import seconds_until_answered
+from loadtest.restarts.swaps import refuse, swap
+from loadtest.restarts.versions import BAD_KINDS, NamedVersion, shifted
 from loadtest.server_process import server_process
 from tests.conftest import import_s
 from tests.loadtest.null_server import reference
@@ -122,3 +126,47 @@ def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
     write_journal(tmp_path / "journal.jsonl", [entry(0), entry(1)])
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1]
+
+
+# --- New versions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_swaps_under_load_fail_no_call_and_mix_no_versions(
+    front_end: str, small_repository: Path, known: Reference
+) -> None:
+    cycles = swap(front_end_flags(front_end), small_repository, known, number=10, rate=RATE)
+    assert cycles.faults(End()) == []
+    assert len(cycles.took_s) == 10
+    assert cycles.account.right > RATE
+
+
+@pytest.mark.slow
+def test_bad_versions_under_load_are_all_refused(front_end: str, small_repository: Path, known: Reference) -> None:
+    cycles = refuse(front_end_flags(front_end), small_repository, known, number=len(BAD_KINDS), rate=RATE)
+    assert cycles.faults(End()) == []
+    assert len(cycles.took_s) == len(BAD_KINDS)
+    assert cycles.account.right > RATE
+
+
+def test_answer_of_another_version_than_it_names_is_wrong() -> None:
+    plain = reference()
+    protocol = NamedVersion(target="", reference=plain, shifted=shifted(plain))
+    best = int(plain.logits[0].argmax())
+    probability = plain.rows[0][best]
+
+    def fault(version: str, label: int) -> str:
+        prediction = pb.Prediction(label=label, probability=probability)
+        classification = pb.Classification(predictions=[prediction])
+        reply = pb.ClassifyResponse(classifications=[classification], model_version=version)
+        return protocol.check(reply.SerializeToString(), [0]).fault
+
+    assert fault("1", best) == fault("3", best) == fault("2", (best + 1) % 10) == ""
+    assert fault("1", (best + 1) % 10).startswith("version 1: image 0: label")
+    assert fault("2", best).startswith("version 2: image 0: label")
+
+
+def test_swap_that_never_comes_is_found_out(small_repository: Path, known: Reference) -> None:
+    with patch("loadtest.restarts.swaps.LONGEST_S", 2.0):
+        cycles = swap(["--model-version", "1"], small_repository, known, number=1, rate=RATE)
+    assert cycles.faults(End()) == ["version 2 was not served"]

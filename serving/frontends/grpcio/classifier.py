@@ -5,6 +5,7 @@ malformed message be answered as what it is, a bad request.
 """
 
 import time
+from collections.abc import Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -12,10 +13,8 @@ from google.protobuf.message import DecodeError, Message
 from atelier.contract import Images
 from atelier.wire import classifier_pb2 as pb
 from serving.config import ServerConfig
-from serving.engine import Engine
-from serving.errors import InvalidRequestError, UnknownModelError
-from serving.frontends.grpcio.responses import ResponseWriter
-from serving.frontends.messages import description_of
+from serving.errors import InvalidRequestError
+from serving.frontends.grpcio.versions import Versions
 from serving.metrics import NO_METRICS, Metrics
 from serving.pictures.decoder_pool import DecoderPool
 from serving.pictures.raw_images import images_from_bytes
@@ -26,54 +25,33 @@ RequestMessage = TypeVar("RequestMessage", bound=Message)
 class ClassifierService:
     """Implements atelier.v1.Classifier. Raises RequestError, whose text is meant for the client."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics = NO_METRICS) -> None:
-        manifest = engine.model.manifest
+    def __init__(self, versions: Versions, config: ServerConfig, metrics: Metrics = NO_METRICS) -> None:
         self.num_requests = 0  # answered
         self.pictures = DecoderPool(config)
-        self._engine = engine
+        self._versions = versions
         self._config = config
         self._metrics = metrics
-        self._classes = manifest.classes
-        self._name, self._version = manifest.model_name, str(manifest.version)
-        self._writer = ResponseWriter(self._name, self._version, self._classes)
-        self._description = description_of(engine.model, config)
 
     async def classify(self, message: bytes, deadline_s: float) -> bytes:
         """Answers a ClassifyRequest with a ClassifyResponse; `deadline_s` is on the monotonic clock."""
         began_s = time.monotonic()
         request = parse(pb.ClassifyRequest(), message)
-        self._check_model(request.model_name, request.model_version)
-        top_k = self._checked_top_k(request.top_k)
-        if request.pictures:
-            images = await self._decoded_pictures(request, deadline_s)
-        else:
-            images = self._raw_images(request)
-        answer = await self._engine.classify(images, deadline_s)
+        with self._versions.find(request.model_name, request.model_version) as served:
+            top_k = _checked_top_k(request.top_k, served.classes)
+            if request.pictures:
+                images = await self._decoded_pictures(request, deadline_s)
+            else:
+                images = self._raw_images(request)
+            answer = await served.engine.classify(images, deadline_s)
         self.num_requests += 1
-        response = self._writer.write(answer, top_k)
+        response = served.writer.write(answer, top_k)
         self._metrics.observe_request(time.monotonic() - began_s)
         return response
 
     async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
         """Answers a GetModelRequest with a GetModelResponse."""
         request = parse(pb.GetModelRequest(), message)
-        self._check_model(request.model_name, request.model_version)
-        return self._description
-
-    def _check_model(self, name: str, version: str) -> None:
-        if name and name != self._name:
-            raise UnknownModelError(
-                "UNKNOWN_MODEL", f"model {name[:64]!r} is not served here", f"ask for {self._name!r}"
-            )
-        if version and version != self._version:
-            what = f"version {version[:64]!r} of {self._name} is not served here"
-            raise UnknownModelError("UNKNOWN_VERSION", what, f"ask for {self._version!r}, or leave it empty")
-
-    def _checked_top_k(self, top_k: int) -> int:
-        if top_k > len(self._classes):
-            limit = f"there are {len(self._classes)} classes: ask for 1 to {len(self._classes)}"
-            raise InvalidRequestError("BAD_TOP_K", f"top_k is {top_k}", limit)
-        return top_k or 1
+        return self._versions.find(request.model_name, request.model_version).description
 
     def _raw_images(self, request: pb.ClassifyRequest) -> Images:
         """Returns (N, 1, 28, 28) uint8, a view of the message."""
@@ -96,6 +74,13 @@ class ClassifierService:
         limit = self._config.max_images_per_request
         if num_images > limit:
             raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")
+
+
+def _checked_top_k(top_k: int, classes: Sequence[str]) -> int:
+    if top_k > len(classes):
+        limit = f"there are {len(classes)} classes: ask for 1 to {len(classes)}"
+        raise InvalidRequestError("BAD_TOP_K", f"top_k is {top_k}", limit)
+    return top_k or 1
 
 
 def parse(request: RequestMessage, message: bytes) -> RequestMessage:

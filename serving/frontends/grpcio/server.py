@@ -18,11 +18,12 @@ from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
 from serving.access import server_credentials
 from serving.config import ServerConfig
-from serving.engine import Engine
 from serving.errors import NotServingError
 from serving.frontends.grpcio.calls import RpcHandler
 from serving.frontends.grpcio.classifier import ClassifierService
 from serving.frontends.grpcio.health import conversations
+from serving.frontends.grpcio.versions import Versions
+from serving.loading import Loader
 from serving.metrics import NO_METRICS, Metrics, serve_page
 from serving.models import ServedModel
 from serving.process import Process, labels_of
@@ -45,9 +46,11 @@ async def _serve(process: Process) -> None:
     )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stop)
-    loop.add_reader(process.link.fileno(), _on_word, loop, process, server)
+    loop.add_reader(process.link.fileno(), _on_orders, loop, process, server, None)
     await server.start()
     metrics.set_ready(lambda: server.num_waiting, lambda: server.num_waiting_requests)
+    loader = Loader(process, server)
+    loop.add_reader(process.link.fileno(), _on_orders, loop, process, server, loader)
     process.tell_ready(model)
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
     gc.set_threshold(50_000, 20, 100)  # looking for cycles, which calls hardly leave, is 6 % of a small request
@@ -60,10 +63,15 @@ async def _serve(process: Process) -> None:
         process.tell_answered(server.num_requests, server.num_images)
 
 
-def _on_word(loop: asyncio.AbstractEventLoop, process: Process, server: "Server") -> None:
-    """Drains on the supervisor's only word, and on its death."""
-    loop.remove_reader(process.link.fileno())
-    server.stop()
+def _on_orders(loop: asyncio.AbstractEventLoop, process: Process, server: "Server", loader: Loader | None) -> None:
+    """Does what the supervisor wants; drains on its death too. While the server is starting there is no loader yet."""
+    while order := process.next_order():
+        if order.drain:
+            loop.remove_reader(process.link.fileno())
+            server.stop()
+            break
+        if loader is not None:
+            loader.carry_out(order)
 
 
 async def _tell_alive(process: Process) -> None:
@@ -98,13 +106,14 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._is_stopping = asyncio.Event()
         self._failure: ProgramError | None = None
-        self._engine = Engine(model, config, metrics=metrics, on_failure=self._give_up)
-        self._service = ClassifierService(self._engine, config, metrics)
+        self._loop = asyncio.get_running_loop()
+        self._versions = Versions(model, config, metrics=metrics, on_failure=self._give_up)
+        self._service = ClassifierService(self._versions, config, metrics)
 
     async def start(self) -> None:
         """Listens, warms up; then health says SERVING. Raises ResourceUnavailableError if it cannot listen."""
         await self._listen()
-        await self._engine.start()
+        await self._versions.current.engine.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     @property
@@ -115,17 +124,35 @@ class Server:
     @property
     def num_images(self) -> int:
         """Images answered so far."""
-        return self._engine.num_images
+        return self._versions.num_images
 
     @property
     def num_waiting(self) -> int:
         """Images that wait for a batch."""
-        return self._engine.num_waiting
+        return sum(engine.num_waiting for engine in self._versions.engines)
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that is served."""
+        return self._versions.current.engine.model
+
+    def swap(self, model: ServedModel) -> None:
+        """Warms it up, serves it from now on, and keeps the present one; for the loader's thread."""
+        asyncio.run_coroutine_threadsafe(self._versions.swap(model), self._loop).result()
+        self._metrics.count_swap(labels_of(model))
+
+    def keep(self, model: ServedModel) -> None:
+        """Warms it up, and serves it to calls that ask for it; for the loader's thread."""
+        asyncio.run_coroutine_threadsafe(self._versions.keep(model), self._loop).result()
+
+    def count_refused(self, word: str) -> None:
+        """Counts a version that was refused."""
+        self._metrics.count_refused_version(word)
 
     @property
     def num_waiting_requests(self) -> int:
         """Requests that wait for a batch."""
-        return self._engine.num_waiting_requests
+        return sum(engine.num_waiting_requests for engine in self._versions.engines)
 
     def stop(self, failure: ProgramError | None = None) -> None:
         """Begins the drain; `run_until_stopped` ends with the failure that is the reason for it."""
@@ -148,15 +175,18 @@ class Server:
         try:
             async with asyncio.timeout(config.drain_timeout_s):
                 await self._service.pictures.finish()
-                await self._engine.drain(refusal)
+                await asyncio.gather(*(engine.drain(refusal) for engine in self._versions.engines))
         except TimeoutError:
-            num_requests = self._engine.num_unanswered + self._service.pictures.num_requests
+            num_requests = sum(engine.num_unanswered for engine in self._versions.engines)
+            num_requests += self._service.pictures.num_requests
             what = f"{num_requests} requests were unanswered after {config.drain_timeout_s:g} s"
             self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
-            self._engine.abandon(NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere"))
+            reason = NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere")
+            for engine in self._versions.engines:
+                engine.abandon(reason)
         await asyncio.wait([leaving], timeout=1.0)  # for the last answers to be sent; idle streams would stay
         await asyncio.wait([asyncio.ensure_future(self._grpc_server.stop(grace=None))], timeout=3.0)  # it may never end
-        await self._engine.close()
+        await asyncio.gather(*(engine.close() for engine in self._versions.engines))
         self._service.pictures.close()
         if self._failure is not None:
             raise self._failure

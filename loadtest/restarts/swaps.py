@@ -1,0 +1,110 @@
+"""Swaps versions of the model under load, and publishes bad ones, which must be refused while the old one serves on."""
+
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtest.load.protocols import Reference
+from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Command, Cycles, free_port
+from loadtest.restarts.steady_load import PLAIN, Load
+from loadtest.restarts.versions import BAD_KINDS, NamedVersion, Shelf, shifted
+from loadtest.server_process import ServerProcess
+
+SWAP, BAD_VERSION = "swap", "bad version"
+LONGEST_S = 60.0  # for one version
+POLL_S = 0.02
+
+
+def swap(front_end_flags: list[str], source: Path, reference: Reference, *, number: int, rate: float) -> Cycles:
+    """Publishes good versions, one after the other, and has the server take each: no call may fail or mix two."""
+    pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same pauses each time
+    with _served(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
+        for version in range(2, number + 2):
+            time.sleep(pause.uniform(*BETWEEN_S))
+            shelf.publish(version)
+            began_s = time.monotonic()
+            server.process.send_signal(signal.SIGHUP)
+            count = version - 1
+            if not _comes_true(lambda count=count: server.metric("atelier_version_swaps_total") == count):  # type: ignore[misc]
+                faults.append(f"version {version} was not served")
+                break
+            took_s.append(time.monotonic() - began_s)
+            spans.append((began_s, time.monotonic()))
+        return _cycles(SWAP, server, load, took_s, spans, faults)
+
+
+def refuse(front_end_flags: list[str], source: Path, reference: Reference, *, number: int, rate: float) -> Cycles:
+    """Publishes versions that are bad, each in its way: each must be refused with its word, and no call may notice."""
+    pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same each time
+    with _served(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
+        counts = dict.fromkeys((word for _, word in BAD_KINDS.values()), 0)
+        for turn in range(number):
+            time.sleep(pause.uniform(*BETWEEN_S) / 2)
+            kind = list(BAD_KINDS)[turn % len(BAD_KINDS)]
+            word = shelf.publish_bad(2, kind, pause)
+            counts[word] += 1
+            began_s = time.monotonic()
+            server.process.send_signal(signal.SIGHUP)
+            if not _comes_true(lambda: _refused(server, counts) == counts):
+                faults.append(f"{kind}: {_refused(server, counts)} were refused instead of {counts}")
+                break
+            took_s.append(time.monotonic() - began_s)
+            spans.append((began_s, time.monotonic()))
+            shelf.withdraw(2)
+        if server.metric("atelier_version_swaps_total"):
+            faults.append("a bad version was served")
+        num_lines = server.output.count(" is refused: ")
+        faults += [f"{num_lines} lines of the log say what was refused"] if num_lines != number else []
+        return _cycles(BAD_VERSION, server, load, took_s, spans, faults)
+
+
+@contextmanager
+def _served(front_end_flags: list[str], source: Path) -> Iterator[tuple[ServerProcess, Shelf]]:
+    """Runs a server of a repository of its own, which has version 1."""
+    with tempfile.TemporaryDirectory(prefix="atelier-swaps-") as directory:
+        shelf = Shelf(repository=Path(directory), source=source)
+        shelf.publish(1)
+        options = ["--repository", directory, "--backend", "onnxruntime", "--metrics-port", str(free_port())]
+        with Command(module="serving", arguments=[*options, *front_end_flags]).started(free_port()) as server:
+            yield server, shelf
+
+
+def _load(server: ServerProcess, reference: Reference, rate: float) -> Load:
+    protocol = NamedVersion(target=server.target, reference=reference, shifted=shifted(reference))
+    return Load(protocol, client=PLAIN, rate=rate)
+
+
+def _comes_true(condition: Callable[[], bool]) -> bool:
+    until_s = time.monotonic() + LONGEST_S
+    while not condition():
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _refused(server: ServerProcess, words: dict[str, int]) -> dict[str, int]:
+    return {word: int(server.metric("atelier_versions_refused_total", reason=word)) for word in words}
+
+
+def _cycles(
+    name: str,
+    server: ServerProcess,
+    load: Load,
+    took_s: list[float],
+    spans: list[tuple[float, float]],
+    faults: list[str],
+) -> Cycles:
+    time.sleep(BETWEEN_S[0])
+    journal = load.ended()
+    exit_codes = [server.stop(timeout_s=STOP_S)]
+    repeated = sum(entry.retried for entry in journal)
+    faults += [f"{repeated} calls had to be repeated"] if repeated else []
+    answered = server.num_answered
+    return Cycles(
+        name=name, journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered, spans=spans, others=faults
+    )

@@ -1,0 +1,126 @@
+"""Decides, in the supervisor, when the serving process loads a newer version, and which version processes get.
+
+SIGHUP and `--watch-repository` make it look for a version newer than the one served. That is read and verified here,
+and the serving process is told to load it beside what it serves. Only once the process says that it has swapped does a
+process that replaces it get the new one too: a runtime that crashes while it loads a version leads back to the old one.
+A version that was refused is tried again when one of its files has changed, or at the next SIGHUP.
+"""
+
+import math
+import os
+import time
+from typing import Any
+
+from atelier.errors import ProgramError
+from atelier.program import say
+from serving.config import ServerConfig
+from serving.manifest import MANIFEST_NAME, list_versions
+from serving.models import ModelVersion, read_version
+
+MAX_LOAD_S = 300.0  # then a line says that it hangs
+
+# A version, and the names, times and sizes of its files.
+Stamp = tuple[int, list[tuple[str, int, int]]]
+
+
+class Upgrades:
+    """Knows the version that is served, the one before it, and the one that is being loaded."""
+
+    def __init__(self, config: ServerConfig, version: ModelVersion) -> None:
+        self.version = version
+        self.previous: ModelVersion | None = None
+        self._config = config
+        self._is_asked = False
+        self._tried: Stamp | None = None
+        self._loading: ModelVersion | None = None
+        self._load_ends_s = math.inf
+        self._uncounted: list[str] = []  # words of refusals that are not on the metrics page yet
+        self._next_look_s = time.monotonic() + (config.watch_repository or math.inf)
+
+    def ask(self) -> None:
+        """Notes a SIGHUP: the next orders tell what is found. In a start it waits, and several are as one."""
+        if self._config.model_version is None:
+            self._is_asked = True
+        else:
+            say(f"SIGHUP: --model-version asked for version {self._config.model_version}: no newer one is looked for")
+
+    def due_in_s(self) -> float:
+        """Returns when `orders` wants to be called next."""
+        next_s = self._next_look_s if self._loading is None else self._load_ends_s
+        return max(0.0, next_s - time.monotonic())
+
+    def orders(self) -> list[dict[str, Any]]:
+        """Returns what the serving process, which is ready, is to be told."""
+        now_s, orders = time.monotonic(), []
+        if self._loading is not None and now_s >= self._load_ends_s:
+            self._load_ends_s = math.inf
+            say(f"warning: {self._loading.name} has been loading for {MAX_LOAD_S:g} s; {self._goes_on}")
+        if self._loading is None and (self._is_asked or now_s >= self._next_look_s):
+            orders += self._look()
+        orders += [{"refused": word} for word in self._uncounted]
+        self._uncounted.clear()
+        return orders
+
+    def on_swapped(self) -> None:
+        """Makes the version that was loaded the one that processes get."""
+        if self._loading is not None:
+            self.previous, self.version, self._loading = self.version, self._loading, None
+            self._load_ends_s = math.inf
+            say(f"serving {self.version.name}; {self.previous.name} stays for calls that ask for it")
+
+    def on_refused(self, why: str) -> None:
+        """Notes that the process has not taken the version, and has counted it."""
+        if self._loading is not None:
+            self._say_refused(self._loading.manifest.version, why)
+            self._loading, self._load_ends_s = None, math.inf
+
+    def on_end(self) -> None:
+        """Notes that the process has ended: what it was loading is not given to the next."""
+        if self._loading is not None:
+            self.on_refused("LOAD_CRASHED: the serving process ended while it loaded it")
+            self._uncounted.append("LOAD_CRASHED")
+
+    def _look(self) -> list[dict[str, Any]]:
+        """Returns the order to load the newest version, if it is newer than the one served, and not tried yet."""
+        is_asked, self._is_asked = self._is_asked, False
+        self._next_look_s = time.monotonic() + (self._config.watch_repository or math.inf)
+        newest = self._newest()
+        if newest is None:
+            if is_asked:
+                say(f"SIGHUP: there is no newer version; {self._goes_on}")
+            return []
+        if newest == self._tried and not is_asked:
+            return []
+        self._tried, number = newest, newest[0]
+        try:
+            self._loading = read_version(self._config, number)
+        except ProgramError as error:
+            return self._refuse(number, error.word, str(error))
+        except Exception as error:  # whatever lies in the repository, the server goes on
+            return self._refuse(number, "UNREADABLE", f"UNREADABLE: {type(error).__name__}: {error}")
+        self._load_ends_s = time.monotonic() + MAX_LOAD_S
+        return [{"load": number, "sha256": self._loading.sha256}]
+
+    def _newest(self) -> Stamp | None:
+        """Returns the newest version that has a manifest, which is written last; None unless it is newer than ours."""
+        model_dir = self._config.repository / self._config.model
+        try:
+            newer = [number for number in list_versions(model_dir) if number > self.version.manifest.version]
+            for number in reversed(newer):
+                files = [(entry.name, entry.stat()) for entry in os.scandir(model_dir / str(number))]
+                if any(name == MANIFEST_NAME for name, _ in files):
+                    return number, sorted((name, found.st_mtime_ns, found.st_size) for name, found in files)
+        except OSError:  # it is being moved
+            pass
+        return None
+
+    def _refuse(self, number: int, word: str, why: str) -> list[dict[str, Any]]:
+        self._say_refused(number, why)
+        return [{"refused": word}]
+
+    def _say_refused(self, number: int, why: str) -> None:
+        say(f"warning: version {number} is refused: {' '.join(why.split())}; {self._goes_on}")
+
+    @property
+    def _goes_on(self) -> str:
+        return f"{self.version.name} serves on"
