@@ -100,7 +100,7 @@ loadtest: $(EXPORTED) $(NATIVE) ## the served model under load, beside PyTorch a
 attack: $(EXPORTED) $(NATIVE) ## attack a server of one's own in 24 ways, an honest client beside each: see docs/attacks.md
 	$(RUN) -m loadtest.attack $(ARGS)
 
-restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, 200 times each, and account for every request
+restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, give it new versions good and bad, and account for every request
 	$(RUN) -m loadtest.restarts $(ARGS)
 
 bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Front(Protocol):
-    """What a front end does with versions; called from the loader's thread, too."""
+    """Takes versions and serves them: a front end, as the loader's thread calls it."""
 
     @property
     def model(self) -> ServedModel:

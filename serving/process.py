@@ -19,7 +19,7 @@ from serving.models import ModelVersion, ServedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the supervisor wants, one of these."""
+    """Says what the supervisor wants: one of these."""
 
     drain: bool = False
     load: int = 0  # a version, to be served from now on

@@ -1,5 +1,6 @@
 """What docs/ says can be done, can be done."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.restarts.versions import Shelf
 from loadtest.server_process import server_process
 from tests.conftest import command
+from tests.serving.running import wait_for
 from training.dataset import FashionMNIST
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -60,3 +63,20 @@ def test_server_on_several_addresses_is_asked_as_the_docs_say(
     with server_process("serving", *settings, *hosts):
         done = command("loadtest.samples", "--count", 4, *asked)
     assert "of 4 right" in done.stdout, done.stderr
+
+
+def test_newer_version_is_served_as_the_docs_say(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    watch, serve, hang_up = commands_of("serving.md", "New versions without a restart")
+    assert arguments_of(watch, "serve") == ["--watch-repository"]
+    shelf = Shelf(repository=tmp_path / "models", source=small_repository)
+    shelf.publish(1)
+    settings = ("--repository", str(shelf.repository), "--backend", "onnxruntime", "--port", "0")
+    with server_process("serving", *settings, *arguments_of(serve, "serve")) as server:
+        Path("ready.json").write_text(json.dumps(server.ready))  # the fixture's own is another
+        shelf.publish(2)
+        subprocess.run(["bash", "-euc", hang_up], check=True)
+        wait_for(lambda: "serving lenet5 version 2;" in server.output)
+        assert server.stop() == 0
