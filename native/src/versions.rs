@@ -48,8 +48,10 @@ impl Versions {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    fn previous(&self) -> Option<Arc<Served>> {
-        self.loaded.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    /// All that calls can ask for, the newest first.
+    pub fn loaded(&self) -> Vec<Arc<Served>> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        [Some(&loaded.0), loaded.1.as_ref()].into_iter().flatten().cloned().collect()
     }
 
     pub fn engines(&self) -> Vec<Arc<Engine>> {
@@ -67,10 +69,9 @@ impl Versions {
         if version.is_empty() || version == model.version {
             return Ok(served);
         }
-        match self.previous() {
-            Some(previous) if previous.model.version == version => Ok(previous),
-            previous => Err(unknown_version(version, model, previous.as_ref().map(|served| &served.model))),
-        }
+        let loaded = self.loaded();
+        let found = loaded.iter().find(|served| served.model.version == version);
+        found.cloned().ok_or_else(|| unknown_version(version, &loaded))
     }
 
     /// Serves this one from now on. What was current stays, for calls that ask for it; what was before that goes.
@@ -97,9 +98,8 @@ impl Versions {
     }
 }
 
-fn unknown_version(version: &str, current: &Model, previous: Option<&Model>) -> Status {
-    let what = format!("version {} of {} is not served here", quoted(version), current.name);
-    let or = previous.map_or(String::new(), |model| format!(" or {}", quoted(&model.version)));
-    let cure = format!("ask for {}{or}, or leave it empty", quoted(&current.version));
-    Status::not_found("UNKNOWN_VERSION", what, &cure)
+fn unknown_version(version: &str, loaded: &[Arc<Served>]) -> Status {
+    let what = format!("version {} of {} is not served here", quoted(version), loaded[0].model.name);
+    let known: Vec<String> = loaded.iter().map(|served| quoted(&served.model.version)).collect();
+    Status::not_found("UNKNOWN_VERSION", what, &format!("ask for {}, or leave it empty", known.join(" or ")))
 }
