@@ -1,4 +1,7 @@
-"""The command that asks a server about picture files: `atelier classify shirt.png bag.jpg`."""
+"""The command that asks a server about picture files: `atelier classify shirt.png bag.jpg`.
+
+With `--out labels.parquet` about a whole folder or Parquet file of them: atelier/bulk/.
+"""
 
 import argparse
 import sys
@@ -15,6 +18,11 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 def main(arguments: list[str]) -> int:
     """Classifies each file. One that fails is reported, and the others go on; the exit code is the first failure's."""
     options = _parser().parse_args(arguments)
+    if options.out or options.ray is not None:
+        from atelier.bulk import run  # needs the extra `bulk`
+
+        return run.main(options)
+    options.timeout_s = DEFAULT_TIMEOUT_S if options.timeout_s is None else options.timeout_s
     if not options.files and not options.health:
         raise UsageError("NO_FILES", "there is no picture to classify", "name PNG, JPEG or WebP files")
     with connect(options) as client:
@@ -64,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="classes per picture (default: %(default)s)",
     )
-    parser.add_argument("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="per picture (default: %(default)s)")
+    parser.add_argument("--timeout-s", type=float, help=f"per request (default: {DEFAULT_TIMEOUT_S:g}, with --out 30)")
+    parser.add_argument("--out", type=Path, help="label a folder or a Parquet file into this .parquet, .csv or .jsonl")
+    parser.add_argument("--ray", metavar="ADDRESS", help="with --out: on this Ray cluster, such as auto")
     parser.add_argument("--health", action="store_true", help="only ask whether the server serves: exit 0 or 69")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -114,4 +124,4 @@ def _bar(share: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, extras="bulk"))

@@ -76,6 +76,13 @@ def test_program_without_its_extra_says_which_and_how_to_install_it(
     assert list(tmp_path.iterdir()) == []  # nothing was fetched or made before
 
 
+def test_bulk_classification_without_its_extra_says_which(client_only: Path, tmp_path: Path) -> None:
+    done = run(client_only, tmp_path, "atelier.classify", "--out", "labels.csv", ".")
+    assert done.returncode == 69, done.stderr
+    assert done.stderr.startswith("error: NOT_INSTALLED: this program needs the package ")
+    assert "pip install '.[bulk]'" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_server_without_metrics_library_or_runtime_says_what_to_install(client_only: Path, tmp_path: Path) -> None:
     files = {ONNX_NAME: b"never read so far"}
     digests = {ONNX_NAME: hashlib.sha256(files[ONNX_NAME]).hexdigest()}

@@ -64,6 +64,6 @@ class ScriptedServer(grpc.GenericRpcHandler):
     def _get_model(self, _message: bytes, context: Any) -> bytes:
         self.seconds_left.append(context.time_remaining())
         spec = pb.TensorSpec(name="images", dtype="uint8", shape=[-1, 1, 28, 28])
-        return pb.GetModelResponse(
-            model_name="lenet5", classes=CLASSES, input=spec, max_batch_size=64
-        ).SerializeToString()
+        response = pb.GetModelResponse(model_name="lenet5", classes=CLASSES, input=spec, max_batch_size=64)
+        response.max_message_bytes, response.max_images_per_request = 1 << 20, 100
+        return response.SerializeToString()

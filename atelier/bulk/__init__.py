@@ -1,0 +1,1 @@
+"""Classifies a folder or a Parquet file of pictures into one table; needs the extra `bulk`."""
