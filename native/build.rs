@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let names = [
         "atelier/wire/classifier.proto",
+        "atelier/wire/open_inference.proto",
         "atelier/wire/health.proto",
         "atelier/wire/reflection.proto",
         "atelier/wire/reflection_v1alpha.proto",
@@ -31,8 +32,5 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(names, [&out])?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
-    // What the load client reads, but the server does not speak.
-    let inference = protox::compile(["atelier/wire/open_inference.proto"], [&out])?;
-    prost_build::Config::new().bytes(["."]).compile_fds(inference)?;
     Ok(())
 }

@@ -69,6 +69,11 @@ class Engine:
         """Requests that were accepted and are not answered yet."""
         return self._batcher.num_unanswered
 
+    @property
+    def refusal(self) -> NotServingError | None:
+        """Why requests are refused now, if they are."""
+        return self._batcher.refusal
+
     async def start(self) -> None:
         """Warms up every batch size on the device; before that, requests are refused with NOT_WARM."""
         await self._batcher.start()

@@ -15,7 +15,7 @@ from serving.triton_metrics import TritonMetrics
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("Classify", "GetModel", "other")  # other: health, reflection, and what does not exist
+METHODS = ("Classify", "GetModel", "ModelInfer", "other")  # other: health, metadata, and what does not exist
 # The statuses that the server answers with; any other would count as UNKNOWN.
 CODES = (
     "OK",
@@ -82,7 +82,7 @@ class Metrics:
             for name, about in (
                 ("queue", "What a request waited for its batch."),
                 ("inference", "What a batch took on the device."),
-                ("request", "What an answered Classify call took, from its whole message to its answer."),
+                ("request", "What an answered Classify or ModelInfer took, from its whole message to its answer."),
             )
         )
         self._triton = TritonMetrics(
@@ -96,7 +96,7 @@ class Metrics:
         self._calls[method, code if code in CODES else "UNKNOWN"].inc()
 
     def observe_request(self, seconds: float) -> None:
-        """Notes how long after its message was there a Classify call was answered."""
+        """Notes how long after its message was there a call was answered."""
         self._request.observe(seconds)
 
     def observe_queue(self, seconds: float) -> None:
@@ -126,6 +126,11 @@ class Metrics:
         """Counts a newer version that is not served, for this reason."""
         self._refused_versions.labels(word).inc()
 
+    def triton(self, name: str, **labels: str) -> int:
+        """Returns what is counted under a name of Triton's, without its `nv_inference_`."""
+        labels |= {"model": self._labels.get("model", ""), "version": self._labels.get("model_version", "")}
+        return int(self.registry.get_sample_value(f"nv_inference_{name}", labels) or 0)
+
     def set_ready(self, queue_images: Callable[[], int], queue_requests: Callable[[], int] = lambda: 0) -> None:
         """Says that the process serves; the functions return how many images and requests wait."""
         self._info.info(self._labels)
@@ -152,6 +157,10 @@ class NoMetrics(Metrics):
     def count_swap(self, labels: Mapping[str, str]) -> None: ...
 
     def count_refused_version(self, word: str) -> None: ...
+
+    def triton(self, name: str, **labels: str) -> int:  # noqa: ARG002
+        """Returns 0."""
+        return 0
 
     def set_ready(self, queue_images: Callable[[], int], queue_requests: Callable[[], int] = lambda: 0) -> None: ...
 

@@ -7,6 +7,9 @@ names do not, so their type is `unknown`.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+INFERENCES = ("Classify", "ModelInfer")  # methods that are inferences, each over all its protocols
+
+FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 # Statuses of calls that failed, as the reasons that Triton knows; any other is OTHER.
 REASONS = {
     "CANCELLED": "CANCELED",
@@ -40,7 +43,7 @@ class TritonMetrics:
             (
                 "request_success",
                 "Inference requests that were answered.",
-                _total(self._calls, method="Classify", code="OK"),
+                sum(_total(self._calls, method=method, code="OK") for method in INFERENCES),
             ),
             ("count", "Images answered.", _total(self._images)),
             ("exec_count", "Runs of the model.", _total(self._batches, outcome="ok")),
@@ -53,9 +56,9 @@ class TritonMetrics:
         yield self._family("pending_request_count", "Requests that wait for a batch.", "gauge", waiting)
 
     def _failures(self) -> Any:
-        counts = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0.0)
-        for sample in _samples(self._calls, method="Classify"):
-            if sample.labels["code"] != "OK":
+        counts = dict.fromkeys(FAILURES, 0.0)
+        for sample in _samples(self._calls):
+            if sample.labels["code"] != "OK" and sample.labels["method"] in INFERENCES:
                 counts[REASONS.get(sample.labels["code"], "OTHER")] += sample.value
         return self._family("request_failure", "Inference requests that failed, by Triton's reason.", "unknown", counts)
 

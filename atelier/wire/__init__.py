@@ -2,3 +2,4 @@
 
 SERVICE = "atelier.v1.Classifier"
 HEALTH = "grpc.health.v1.Health"
+OPEN_INFERENCE = "inference.GRPCInferenceService"

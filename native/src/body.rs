@@ -26,11 +26,19 @@ pub enum Body {
     Empty,
     /// Plain HTTP.
     Page(Option<Bytes>),
+    /// Plain HTTP, for who may not take it.
+    Held(Option<Bytes>, #[allow(dead_code)] Unsent),
     Message(Option<Bytes>, Option<Unsent>),
     Stream(Option<Messages>),
 }
 
 impl Body {
+    pub fn map_page(&mut self, map: impl FnOnce(Bytes) -> Bytes) {
+        if let Self::Page(page) | Self::Held(page, _) = self {
+            *page = page.take().map(map);
+        }
+    }
+
     fn trailers_of(outcome: Option<&Status>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(Some(Ok(Frame::trailers(trailers(outcome)))))
     }
@@ -46,7 +54,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Page(page) => Poll::Ready(page.take().map(|page| Ok(Frame::data(page)))),
+            Self::Page(page) | Self::Held(page, _) => Poll::Ready(page.take().map(|page| Ok(Frame::data(page)))),
             Self::Message(message, unsent) => {
                 if let Some(message) = message.take() {
                     return Poll::Ready(Some(Ok(Frame::data(message))));
@@ -72,7 +80,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Page(page) => page.is_none(),
+            Self::Page(page) | Self::Held(page, _) => page.is_none(),
             Self::Message(_, unsent) => unsent.is_none(),
             Self::Stream(stream) => stream.is_none(),
         }
@@ -80,7 +88,7 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Page(Some(page)) => SizeHint::with_exact(page.len() as u64),
+            Self::Page(Some(page)) | Self::Held(Some(page), _) => SizeHint::with_exact(page.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
             _ => SizeHint::default(),
         }
@@ -109,7 +117,7 @@ fn grpc(body: Body) -> Response<Body> {
     response
 }
 
-fn trailers(failure: Option<&Status>) -> HeaderMap {
+pub fn trailers(failure: Option<&Status>) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(4);
     let Some(status) = failure else {
         trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));

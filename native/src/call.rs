@@ -16,8 +16,10 @@ use crate::aside::done_aside;
 use crate::budget::Hold;
 use crate::connection::Peer;
 use crate::framing::{Decoder, Encoding, Raw, inflated};
+use crate::http::{Decoding, GrpcWeb};
 use crate::metrics::Method;
 use crate::server::Server;
+use crate::shared::Clock;
 use crate::status::{Code, Status};
 
 /// What is inflated on the spot; more goes to a thread that may take its time.
@@ -53,6 +55,18 @@ impl Call {
         let limit_us = (settings.max_deadline_s * 1e6) as u64;
         let deadline_us = now_us + timeout_us.unwrap_or(default_us).min(limit_us);
         Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false, place: None }
+    }
+
+    pub fn max_message_bytes(&self) -> usize {
+        let limit = self.server.settings.max_message_bytes;
+        if self.method.has_images() { limit } else { limit.min(MAX_OTHER_BYTES) }
+    }
+
+    /// The client may have said twice how long it waits: the smaller holds.
+    pub fn shorten_deadline(&mut self, timeout_us: Option<u64>) {
+        if let Some(timeout_us) = timeout_us.filter(|&timeout_us| timeout_us > 0) {
+            self.deadline_us = self.deadline_us.min(self.server.now_us().saturating_add(timeout_us));
+        }
     }
 
     /// Whether it is still the only one, which it may have been when it began.
@@ -112,6 +126,8 @@ pub struct Messages {
     peer: u64,
     deadline_us: u64,
     body: Incoming,
+    /// Of gRPC-Web in base64.
+    text: Option<Decoding>,
     decoder: Decoder,
     encoding: Encoding,
     is_first: bool,
@@ -127,11 +143,10 @@ impl Messages {
             None => Encoding::Identity,
         };
         let (server, peer, deadline_us) = (call.server.clone(), call.peer.number, call.deadline_us);
-        let limit = server.settings.max_message_bytes;
-        let limit = if call.method == Method::Classify { limit } else { limit.min(MAX_OTHER_BYTES) };
-        let decoder = Decoder::new(limit);
+        let decoder = Decoder::new(call.max_message_bytes());
+        let text = (GrpcWeb::from_headers(headers) == Some(GrpcWeb::Text)).then(Decoding::default);
         let (is_first, is_at_end, hold) = (true, false, None);
-        Ok(Self { server, peer, deadline_us, body, decoder, encoding, is_first, is_at_end, hold })
+        Ok(Self { server, peer, deadline_us, body, text, decoder, encoding, is_first, is_at_end, hold })
     }
 
     /// They are waited for, as the client sends them before it hears anything, and not kept.
@@ -160,21 +175,8 @@ impl Messages {
     }
 
     async fn next_in_time(&mut self) -> Result<Option<Raw>, Status> {
-        let server = self.server.clone();
-        let timeout = server.settings.message_timeout();
-        let place = server.waiting.enter(self.peer);
-        tokio::select! {
-            biased;
-            raw = poll_fn(|context| self.poll_next(context)) => raw,
-            () = place.is_taken() => {
-                let what = format!("{} calls wait for their messages, and this one has waited longest", server.waiting.limit);
-                Err(Status::overloaded("TOO_MANY_WAITING", what, "send headers and message together"))
-            }
-            () = tokio::time::sleep(timeout) => {
-                let what = format!("no whole message came within {} s of the headers", timeout.as_secs_f64());
-                Err(Status::expired("SLOW_MESSAGE", what))
-            }
-        }
+        let (server, peer) = (self.server.clone(), self.peer);
+        in_time(&server, peer, poll_fn(|context| self.poll_next(context))).await
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Raw>, Status>> {
@@ -197,7 +199,10 @@ impl Messages {
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(piece) = frame.into_data() {
-                        self.decoder.push(piece);
+                        self.decoder.push(match &mut self.text {
+                            Some(text) => text.push(&piece)?,
+                            None => piece,
+                        });
                     }
                 }
             }
@@ -224,18 +229,50 @@ impl Messages {
             return inflated(&bytes, encoding, limit);
         }
         self.hold(bytes.len())?;
-        let hold = self.hold.take();
-        let (clock, deadline_us) = (self.server.clock(), self.deadline_us);
-        let (message, _hold) = done_aside(move || {
-            if clock.now_us() >= deadline_us {
-                let what = "the deadline passed before the message was decompressed";
-                return (Err(Status::expired("EXPIRED", what)), hold);
-            }
-            (inflated(&bytes, encoding, limit), hold)
-        })
-        .await?;
-        message
+        inflated_aside(self.server.clock(), self.deadline_us, bytes, encoding, limit, self.hold.take()).await
     }
+}
+
+/// Waits for what the client must send soon.
+pub async fn in_time<T>(
+    server: &Server,
+    peer: u64,
+    reading: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let timeout = server.settings.message_timeout();
+    let place = server.waiting.enter(peer);
+    tokio::select! {
+        biased;
+        read = reading => read,
+        () = place.is_taken() => {
+            let what = format!("{} calls wait for their messages, and this one has waited longest", server.waiting.limit);
+            Err(Status::overloaded("TOO_MANY_WAITING", what, "send headers and message together"))
+        }
+        () = tokio::time::sleep(timeout) => {
+            let what = format!("no whole message came within {} s of the headers", timeout.as_secs_f64());
+            Err(Status::expired("SLOW_MESSAGE", what))
+        }
+    }
+}
+
+/// What a message holds, on a thread that may take its time; it is held until then.
+pub async fn inflated_aside(
+    clock: Clock,
+    deadline_us: u64,
+    bytes: Bytes,
+    encoding: Encoding,
+    limit: usize,
+    hold: Option<Hold>,
+) -> Result<Bytes, Status> {
+    let (message, _hold) = done_aside(move || {
+        if clock.now_us() >= deadline_us {
+            let what = "the deadline passed before the message was decompressed";
+            return (Err(Status::expired("EXPIRED", what)), hold);
+        }
+        (inflated(&bytes, encoding, limit), hold)
+    })
+    .await?;
+    message
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::call::Call;
 use crate::framing::framed;
-use crate::job::{Outcome, Work};
+use crate::job::{Outcome, Wanted, Work};
 use crate::model::IMAGE_BYTES;
 use crate::pictures;
 use crate::proto::atelier::v1::{ClassifyRequest, GetModelRequest};
 use crate::response::NUM_CLASSES;
 use crate::server::Server;
 use crate::status::Status;
+use crate::versions::Served;
 
 /// Of more, the memory that a request came in is kept rather than its images copied out of it.
 const SMALL_BYTES: usize = 16 << 10;
@@ -24,15 +25,21 @@ const SMALL_BYTES: usize = 16 << 10;
 const NUM_OTHER_FIELDS: usize = 16;
 
 pub async fn classify(call: &Call, message: Bytes) -> Outcome {
-    let (server, num_bytes) = (&call.server, message.len());
-    let began_us = server.now_us();
+    let num_bytes = message.len();
     let malformed = |_| Status::malformed(num_bytes, "atelier.v1.ClassifyRequest");
-    check_num_fields(server, &message)?;
-    let request = ClassifyRequest::decode(message).map_err(malformed)?;
+    check_num_fields(&call.server, &message)?;
+    answered(call, ClassifyRequest::decode(message).map_err(malformed)?).await
+}
+
+/// The ClassifyResponse, with its prefix.
+pub async fn answered(call: &Call, request: ClassifyRequest) -> Outcome {
+    let server = &call.server;
+    let began_us = server.now_us();
     let served = server.versions.find(&request.model_name, &request.model_version)?;
     let top_k = checked_top_k(request.top_k)?;
     let images = if request.pictures.is_empty() {
-        raw_images(server, &request)?
+        check_form(&request)?;
+        raw_images(server, &request.images)?
     } else {
         if !request.images.is_empty() {
             let what = "both images and pictures are set, so their order is not defined";
@@ -41,8 +48,13 @@ pub async fn classify(call: &Call, message: Bytes) -> Outcome {
         check_count(server, request.pictures.len())?;
         pictures::decoded(call, request.pictures, request.invert).await?
     };
-    let is_lone = call.is_still_lone();
-    let work = Work { images, top_k, deadline_us: call.deadline_us, peer: call.peer.number, is_lone };
+    run(call, &served, images, Wanted::Classes { top_k }, began_us).await
+}
+
+/// What the model says of the images.
+pub async fn run(call: &Call, served: &Served, images: Bytes, wanted: Wanted, began_us: u64) -> Outcome {
+    let (server, deadline_us, peer) = (&call.server, call.deadline_us, call.peer.number);
+    let work = Work { images, wanted, deadline_us, peer, is_lone: call.is_still_lone() };
     let answer = served.engine.classify(work).await?;
     server.metrics().request.observe(server.now_us() - began_us);
     Ok(answer)
@@ -63,16 +75,20 @@ fn checked_top_k(top_k: u32) -> Result<usize, Status> {
     Ok(top_k.max(1) as usize)
 }
 
-fn raw_images(server: &Server, request: &ClassifyRequest) -> Result<Bytes, Status> {
-    let images = &request.images;
+fn check_form(request: &ClassifyRequest) -> Result<(), Status> {
     if request.invert {
         let what = "invert is set, but it is for pictures only";
         return Err(Status::invalid("BAD_INVERT", what, "send 255 - images, which are light on dark"));
     }
-    if images.is_empty() {
+    if request.images.is_empty() {
         let cure = format!("send {IMAGE_BYTES} bytes per image, or encoded pictures");
         return Err(Status::invalid("NO_IMAGES", "the request holds neither images nor pictures", &cure));
     }
+    Ok(())
+}
+
+/// Of images that are raw, or should be: not none.
+pub fn raw_images(server: &Server, images: &Bytes) -> Result<Bytes, Status> {
     if !images.len().is_multiple_of(IMAGE_BYTES) || may_be_a_file(images) {
         pictures::check_raw(server, images)?;
     }
@@ -86,7 +102,7 @@ fn may_be_a_file(images: &[u8]) -> bool {
     images[..4] != [0; 4] && (b"\x89\xff\xefRGBIM<%i/Ud \t\r\n".contains(&images[0]) || &images[4..8] == b"ftyp")
 }
 
-fn check_count(server: &Server, num_images: usize) -> Result<(), Status> {
+pub fn check_count(server: &Server, num_images: usize) -> Result<(), Status> {
     let limit = server.settings.max_images_per_request;
     if num_images > limit { Err(too_many_images(num_images, limit)) } else { Ok(()) }
 }
@@ -106,7 +122,7 @@ fn check_num_fields(server: &Server, mut message: &[u8]) -> Result<(), Status> {
     Ok(())
 }
 
-fn too_many_images(number: impl Display, limit: usize) -> Status {
+pub fn too_many_images(number: impl Display, limit: usize) -> Status {
     Status::invalid("TOO_MANY_IMAGES", format!("{number} images in one request"), &format!("send at most {limit}"))
 }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
-use crate::job::{Job, Outcome, Work};
+use crate::job::{Job, Outcome, Wanted, Work};
 use crate::model::{IMAGE_BYTES, Model};
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
 use crate::shared::{Shared, locked};
@@ -82,9 +82,9 @@ impl Engine {
 
     /// Queues it, and sees to it that somebody comes for it: this thread where it is the quickest.
     fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Outcome>) -> Result<Place, Status> {
-        let Work { images, top_k, deadline_us, peer, is_lone } = work;
+        let Work { images, wanted, deadline_us, peer, is_lone } = work;
         let num_images = images.len() / IMAGE_BYTES;
-        let job = Arc::new(Job::new(images, top_k, Some(reply)));
+        let job = Arc::new(Job::new(images, wanted, Some(reply)));
         let now_us = self.now_us();
         let mut batching = self.batching();
         let number = batching.submit(job, num_images, deadline_us, peer, now_us)?;
@@ -243,7 +243,7 @@ impl Engine {
     pub fn rehearse(&self, sizes: &[usize]) -> Result<(), Status> {
         for &size in sizes {
             let images = Bytes::from(vec![0; size * IMAGE_BYTES]);
-            let job = Arc::new(Job::new(images, 1, None));
+            let job = Arc::new(Job::new(images, Wanted::Logits, None));
             let batch = self.batching().rehearse(job, size, self.now_us());
             let result = self.model.run(&batch);
             self.batching().finish(result.is_ok(), self.now_us());

@@ -143,7 +143,7 @@ pub fn framed(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-fn too_large(what: String, limit: usize) -> Status {
+pub fn too_large(what: String, limit: usize) -> Status {
     let cure = "send less at once, or raise --max-message-bytes";
     let status = Status::overloaded("MESSAGE_TOO_LARGE", format!("{what}, the limit is {limit}"), cure);
     Status { pushback_ms: None, ..status } // later it is as large

@@ -1,4 +1,4 @@
-//! grpc.health.v1: of the whole server ("") and of the classifier.
+//! grpc.health.v1: of the whole server ("") and of its services.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use crate::body;
 use crate::call::Messages;
 use crate::framing::framed;
 use crate::job::Outcome;
+use crate::open_inference;
 use crate::proto::grpc::health::v1::health_check_response::ServingStatus;
 use crate::proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
 use crate::routes::CLASSIFIER;
@@ -60,7 +61,7 @@ async fn service(messages: &mut Messages) -> Result<String, Status> {
 }
 
 fn is_known(service: &str) -> bool {
-    service.is_empty() || service == CLASSIFIER
+    matches!(service, "" | CLASSIFIER | open_inference::SERVICE)
 }
 
 fn status_of(server: &Server) -> ServingStatus {

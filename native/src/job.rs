@@ -6,18 +6,27 @@ use std::sync::Mutex;
 use bytes::{BufMut, Bytes};
 use tokio::sync::oneshot;
 
-use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
+use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit, write_logits};
 use crate::shared::locked;
 use crate::status::Status;
 
-/// A message with its prefix, or why there is none.
+/// What was asked for, a message with its prefix if it is a whole one; or why there is none.
 pub type Outcome = Result<Bytes, Status>;
+
+/// What an answer is made of: the batches write it, part by part.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// A ClassifyResponse with the best classes of each image.
+    Classes { top_k: usize },
+    /// The rows as the model gives them, float32 in little-endian.
+    Logits,
+}
 
 /// What a call wants of the model.
 #[derive(Debug)]
 pub struct Work {
     pub images: Bytes,
-    pub top_k: usize,
+    pub wanted: Wanted,
     pub deadline_us: u64,
     /// The connection.
     pub peer: u64,
@@ -28,15 +37,15 @@ pub struct Work {
 #[derive(Debug)]
 pub struct Job {
     pub images: Bytes,
-    top_k: usize,
+    wanted: Wanted,
     reply: Mutex<Option<oneshot::Sender<Outcome>>>,
     /// What its batches so far have answered: the message, and the times.
     so_far: Mutex<(Vec<u8>, TimeSplit)>,
 }
 
 impl Job {
-    pub fn new(images: Bytes, top_k: usize, reply: Option<oneshot::Sender<Outcome>>) -> Self {
-        Self { images, top_k, reply: Mutex::new(reply), so_far: Mutex::default() }
+    pub fn new(images: Bytes, wanted: Wanted, reply: Option<oneshot::Sender<Outcome>>) -> Self {
+        Self { images, wanted, reply: Mutex::new(reply), so_far: Mutex::default() }
     }
 
     /// Tells the call, which hears it once.
@@ -46,15 +55,19 @@ impl Job {
         }
     }
 
-    /// Adds what a batch has answered; the whole message behind the last of them.
+    /// Adds what a batch has answered; the whole answer behind the last of them.
     pub fn answer(&self, writer: &ResponseWriter, rows: &[f32], time: TimeSplit, is_last: bool) -> Option<Bytes> {
         let mut so_far = locked(&self.so_far);
         let (message, times) = &mut *so_far;
+        let Wanted::Classes { top_k } = self.wanted else {
+            write_logits(message, rows);
+            return is_last.then(|| std::mem::take(message).into());
+        };
         if message.is_empty() {
-            message.reserve(128 + 32 * self.top_k * rows.len() / NUM_CLASSES);
+            message.reserve(128 + 32 * top_k * rows.len() / NUM_CLASSES);
             message.put_bytes(0, 5);
         }
-        writer.classifications(message, rows, self.top_k);
+        writer.classifications(message, rows, top_k);
         times.add(time);
         if !is_last {
             return None;

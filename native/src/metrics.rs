@@ -19,8 +19,16 @@ pub const BATCH_SIZE_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512,
 pub enum Method {
     Classify,
     GetModel,
-    /// Health, reflection, and what does not exist.
+    /// Of the Open Inference Protocol, over gRPC and over HTTP.
+    ModelInfer,
+    /// Health, metadata, reflection, and what does not exist.
     Other,
+}
+
+impl Method {
+    pub fn has_images(self) -> bool {
+        matches!(self, Self::Classify | Self::ModelInfer)
+    }
 }
 
 #[derive(Debug)]
@@ -47,7 +55,7 @@ impl Histogram {
 /// Numbers that only grow, from the server's start.
 #[derive(Debug)]
 pub struct Metrics {
-    pub calls: [[AtomicU64; 17]; 3], // by method and code
+    pub calls: [[AtomicU64; 17]; 4], // by method and code
     pub images: AtomicU64,           // answered
     pub version_swaps: AtomicU64,
     pub versions_refused: Mutex<BTreeMap<String, u64>>, // by the reason's word
@@ -87,7 +95,13 @@ impl Metrics {
         *locked(&self.versions_refused).entry(word).or_default() += 1;
     }
 
-    pub fn num_calls(&self, method: Method, code: Code) -> u64 {
-        self.calls[method as usize][code as usize].load(Relaxed)
+    /// Of each code, the calls that are inferences.
+    pub fn num_inferences(&self) -> impl Iterator<Item = u64> {
+        let [classify, infer] = [Method::Classify, Method::ModelInfer].map(|method| &self.calls[method as usize]);
+        classify.iter().zip(infer).map(|(one, other)| one.load(Relaxed) + other.load(Relaxed))
+    }
+
+    pub fn num_answered(&self) -> u64 {
+        self.num_inferences().next().unwrap_or(0)
     }
 }

@@ -4,12 +4,11 @@
 use std::fmt::{Arguments, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::metrics::{Histogram, Method};
+use crate::metrics::Histogram;
 use crate::server::Server;
 use crate::shared::locked;
-use crate::status::Code;
 
-const METHODS: [&str; 3] = ["Classify", "GetModel", "other"];
+const METHODS: [&str; 4] = ["Classify", "GetModel", "ModelInfer", "other"];
 const CODES: [(usize, &str); 12] = [
     (0, "OK"),
     (1, "CANCELLED"),
@@ -94,7 +93,11 @@ fn our_metrics(server: &Server, page: &mut Page) {
     for (name, about, histogram) in [
         ("queue", "What a request waited for its batch.", &metrics.queue),
         ("inference", "What a batch took on the device.", &metrics.inference),
-        ("request", "What an answered Classify call took, from its whole message to its answer.", &metrics.request),
+        (
+            "request",
+            "What an answered Classify or ModelInfer took, from its whole message to its answer.",
+            &metrics.request,
+        ),
     ] {
         page.histogram(&format!("atelier_{name}_duration_seconds"), about, histogram, 1e6);
     }
@@ -107,14 +110,13 @@ fn tritons_metrics(server: &Server, page: &mut Page) {
     let (model, version) = (escaped(&served.model.name), escaped(&served.model.version));
     let name = "nv_inference_request_failure";
     page.head(name, "unknown", "Inference requests that failed, by Triton's reason.");
-    let calls = &metrics.calls[Method::Classify as usize];
     for reason in ["REJECTED", "CANCELED", "BACKEND", "OTHER"] {
-        let failures = calls.iter().enumerate().skip(1).filter(|(code, _)| reason_of(*code) == reason);
-        let count: u64 = failures.map(|(_, count)| count.load(Relaxed)).sum();
+        let failures = metrics.num_inferences().enumerate().skip(1).filter(|(code, _)| reason_of(*code) == reason);
+        let count: u64 = failures.map(|(_, count)| count).sum();
         page.line(format_args!("{name}{{model=\"{model}\",reason=\"{reason}\",version=\"{version}\"}} {count}.0"));
     }
     for (name, about, value) in [
-        ("request_success", "Inference requests that were answered.", metrics.num_calls(Method::Classify, Code::Ok)),
+        ("request_success", "Inference requests that were answered.", metrics.num_answered()),
         ("count", "Images answered.", metrics.images.load(Relaxed)),
         ("exec_count", "Runs of the model.", metrics.batches.load(Relaxed)),
         ("request_duration_us", "What answered requests took, added up.", metrics.request.sum.load(Relaxed)),

@@ -34,13 +34,14 @@ struct Version {
     version: String,
     classes: Vec<String>,
     description: Vec<u8>,
+    config: Vec<u8>,
     /// What the metrics page says of it.
     labels: Vec<(String, String)>,
 }
 
 impl Version {
     fn served(self, settings: &Settings, shared: Arc<Shared>) -> Served {
-        let Self { images, run, close, name, version, classes, description, labels } = self;
+        let Self { images, run, close, name, version, classes, description, config, labels } = self;
         let model = Model::new(images, run, close);
         let limits = Limits {
             max_batch_size: model.max_batch_size(),
@@ -49,7 +50,7 @@ impl Version {
         };
         let writer = ResponseWriter::new(&name, &version, &classes);
         let engine = Arc::new(Engine::new(shared, limits, model, writer, settings.max_inline_us));
-        Served { model: versions::Model { name, version, description, labels }, engine }
+        Served { model: versions::Model { name, version, classes, description, config, labels }, engine }
     }
 }
 

@@ -95,17 +95,33 @@ impl ResponseWriter {
     }
 }
 
+/// Appends rows as they are, in little-endian.
+pub fn write_logits(out: &mut Vec<u8>, rows: &[f32]) {
+    out.reserve(size_of_val(rows));
+    rows.iter().for_each(|logit| out.extend_from_slice(&logit.to_le_bytes()));
+}
+
 /// The labels of one image, most probable first, equal ones by their labels; and the probability of each label.
 fn rank(logits: &[f32]) -> ([usize; NUM_CLASSES], [f32; NUM_CLASSES]) {
+    (ranking(logits), probabilities(logits))
+}
+
+/// The labels, best first, equal ones by their labels.
+pub fn ranking(values: &[f32]) -> [usize; NUM_CLASSES] {
+    let mut ranking: [usize; NUM_CLASSES] = std::array::from_fn(|label| label);
+    ranking.sort_by(|&one, &other| compare(values[other], values[one]).then(one.cmp(&other)));
+    ranking
+}
+
+/// Softmax of one image's logits.
+pub fn probabilities(logits: &[f32]) -> [f32; NUM_CLASSES] {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut exponentials = [0.0_f64; NUM_CLASSES];
     for (exponential, &logit) in exponentials.iter_mut().zip(logits) {
         *exponential = (f64::from(logit) - f64::from(largest)).exp();
     }
     let total: f64 = exponentials.iter().sum();
-    let mut ranking: [usize; NUM_CLASSES] = std::array::from_fn(|label| label);
-    ranking.sort_by(|&one, &other| compare(logits[other], logits[one]).then(one.cmp(&other)));
-    (ranking, exponentials.map(|exponential| (exponential / total) as f32))
+    exponentials.map(|exponential| (exponential / total) as f32)
 }
 
 /// Of finite numbers.

@@ -1,20 +1,22 @@
-//! From a request to what answers it: gRPC by its paths, and the one place where other protocols join in.
+//! From a request to what answers it: gRPC by its paths, also from browsers; what is neither is HTTP's.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, HeaderValue, Request, Response};
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::body::{self, Body};
 use crate::call::{Call, Messages};
 use crate::connection::{Peer, Unsent};
+use crate::http::GrpcWeb;
 use crate::metrics::Method;
+use crate::open_inference::about::About;
 use crate::server::Server;
 use crate::status::{Code, Status};
-use crate::{classify, health, reflection};
+use crate::{classify, health, http, open_inference, reflection};
 
 pub const CLASSIFIER: &str = "atelier.v1.Classifier";
 
@@ -24,50 +26,67 @@ pub fn answer(
     peer: Arc<Peer>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<Body>> + Send {
+    let protocol = Protocol::from_headers(request.headers());
     let method = match request.uri().path() {
         "/atelier.v1.Classifier/Classify" => Method::Classify,
         "/atelier.v1.Classifier/GetModel" => Method::GetModel,
+        "/inference.GRPCInferenceService/ModelInfer" => Method::ModelInfer,
+        path if protocol == Protocol::Http => http::method_of(path),
         _ => Method::Other,
     };
     let mut call = Call::begin(server, peer, method, request.headers());
     async move {
-        let is_grpc =
-            request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        if !is_grpc {
-            call.count(Code::Unimplemented);
-            return other_protocols(&request);
+        if protocol == Protocol::Http {
+            let (code, response) = http::answer(&mut call, request).await;
+            call.count(code);
+            return response;
         }
-        match answered(&mut call, request).await {
-            Ok(response) => {
-                call.count(Code::Ok);
-                response
-            }
-            Err(status) => {
-                call.count(status.code);
-                body::failure(&status)
-            }
+        let outcome = answered(&mut call, request).await;
+        call.count(outcome.as_ref().map_or_else(|status| status.code, |_| Code::Ok));
+        match protocol {
+            Protocol::GrpcWeb(form) => form.response(outcome),
+            _ => outcome.unwrap_or_else(|status| body::failure(&status)),
         }
     }
 }
 
-/// JSON, static pages and gRPC-Web will stand here.
-fn other_protocols(request: &Request<Incoming>) -> Response<Body> {
-    let is_post = request.method() == http::Method::POST;
-    let status = if is_post { StatusCode::UNSUPPORTED_MEDIA_TYPE } else { StatusCode::NOT_FOUND };
-    let mut response = Response::new(Body::Page(Some(Bytes::from_static(b"this port speaks gRPC\n"))));
-    *response.status_mut() = status;
-    response
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Grpc,
+    GrpcWeb(GrpcWeb),
+    Http,
+}
+
+impl Protocol {
+    fn from_headers(headers: &HeaderMap) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        match GrpcWeb::from_headers(headers) {
+            Some(form) => Self::GrpcWeb(form),
+            None if kind.starts_with(b"application/grpc") => Self::Grpc,
+            None => Self::Http,
+        }
+    }
 }
 
 async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let (head, incoming) = request.into_parts();
-    if let Some(tokens) = &call.server.tokens
-        && !head.uri.path().starts_with("/grpc.health.v1.Health/")
-    {
+    let about = About::from_path(head.uri.path());
+    let is_health = head.uri.path().starts_with("/grpc.health.v1.Health/") || about.is_some_and(About::is_health);
+    if let Some(tokens) = call.server.tokens.as_ref().filter(|_| !is_health) {
         tokens.check(&head.headers)?;
     }
     let mut messages = Messages::new(call, incoming, &head.headers)?;
+    if let Some(about) = about {
+        let message = messages.next().await?.ok_or_else(|| Status::no_message("send one"))?;
+        return Ok(body::answer(about.answer(&call.server, &message)?, unsent(call)));
+    }
     match head.uri.path() {
+        "/inference.GRPCInferenceService/ModelInfer" => {
+            check_has_room(call, &mut messages).await?;
+            let message = only_message(call, &mut messages).await?;
+            let answer = open_inference::model_infer(call, message).await?;
+            Ok(body::answer(answer, unsent(call)))
+        }
         "/atelier.v1.Classifier/Classify" => {
             check_has_room(call, &mut messages).await?;
             let message = only_message(call, &mut messages).await?;

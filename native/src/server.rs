@@ -12,11 +12,11 @@ use tokio::time::sleep;
 use crate::budget::Budgets;
 use crate::connection::{self, Io};
 use crate::guarded_io::Pushing;
-use crate::metrics::{Method, Metrics};
+use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::settings::Settings;
 use crate::shared::{Clock, Shared, locked};
-use crate::status::{Code, Status};
+use crate::status::Status;
 use crate::tls::Tls;
 use crate::tokens::Tokens;
 use crate::versions::{Served, Versions};
@@ -155,7 +155,7 @@ impl Server {
     }
 
     pub fn num_answered(&self) -> u64 {
-        self.metrics().num_calls(Method::Classify, Code::Ok)
+        self.metrics().num_answered()
     }
 
     /// From the first connection to the last answer.

@@ -13,7 +13,10 @@ use crate::status::Status;
 pub struct Model {
     pub name: String,
     pub version: String,
+    pub classes: Vec<String>,
     pub description: Vec<u8>,
+    /// A ModelConfig of the Open Inference Protocol.
+    pub config: Vec<u8>,
     pub labels: Vec<(String, String)>,
 }
 

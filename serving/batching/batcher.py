@@ -81,7 +81,7 @@ class Batcher:
         self._metrics = metrics
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
+        self.refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._next_dispatch: asyncio.Handle | None = None
@@ -107,15 +107,15 @@ class Batcher:
         """Starts the device thread, which warms up every batch size; returns when it is ready for requests."""
         self._thread.start()
         await self._is_warm
-        self._refusal = None
+        self.refusal = None
 
     def submit(self, images: Images, deadline_s: float) -> Request:
         """Queues (N, 1, 28, 28) uint8 images; `answer_to` the request waits for the answer.
 
         `deadline_s` is on the batcher's clock. Raises OverloadedError, ExpiredError and NotServingError at once.
         """
-        if self._refusal is not None:
-            raise self._refusal.with_traceback(None)  # raised many times: it must not collect tracebacks
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)  # raised many times: it must not collect tracebacks
         now_s = self._clock()
         if now_s >= deadline_s:
             raise ExpiredError("EXPIRED", "the deadline had passed on arrival")
@@ -144,7 +144,7 @@ class Batcher:
 
     def refuse(self, reason: NotServingError) -> None:
         """Makes `submit` raise `reason` from now on; what was accepted is still answered."""
-        self._refusal = reason
+        self.refusal = reason
 
     async def drain(self) -> None:
         """Returns when every accepted request is answered; call `refuse` first."""

@@ -22,7 +22,7 @@ from atelier.errors import ConfigurationError, DeviceError, ProgramError
 from serving.backends.base import Backend
 from serving.config import ServerConfig
 from serving.errors import RequestError
-from serving.frontends.messages import description_of
+from serving.frontends.messages import description_of, model_config
 from serving.loading import Loader
 from serving.models import ServedModel
 from serving.pictures.decode import image_from_picture
@@ -242,6 +242,7 @@ def _version(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
         "version": str(model.manifest.version),
         "classes": model.manifest.classes,
         "description": description_of(model, config),
+        "config": model_config(model, config).SerializeToString(),
         "labels": sorted(labels_of(model).items()),
     }
 

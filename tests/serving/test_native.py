@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 pytest.importorskip("atelier_native", reason="the native front end is not built here (native/)")
 
 from atelier.contract import Images, Logits
-from atelier.wire import SERVICE
+from atelier.wire import OPEN_INFERENCE, SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs, http2
 from loadtest.server_process import server_process
@@ -148,6 +148,7 @@ def test_reflection_knows_services_files_and_a_methods_symbol(version: str) -> N
         services, by_symbol, by_name, unknown = call(iter(questions), timeout=5)
     assert {service.name for service in services.list_services_response.service} == {
         SERVICE,
+        OPEN_INFERENCE,
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -489,7 +490,7 @@ def test_http_1_gets_an_answer_that_says_what_is_spoken_here() -> None:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404 ")
-    assert answer.endswith(b"this port speaks gRPC\n")
+    assert answer.endswith(b"there is nothing at '/' (see /openapi.json)\"}")
 
 
 @pytest.mark.parametrize("num_images", [1, 5, 64])

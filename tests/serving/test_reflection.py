@@ -10,12 +10,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
-from atelier.wire import SERVICE
+from atelier.wire import OPEN_INFERENCE, SERVICE
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.test_server import run, serving
 
 VERSIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-SERVICES = {SERVICE, "grpc.health.v1.Health", *VERSIONS}
+SERVICES = {SERVICE, OPEN_INFERENCE, "grpc.health.v1.Health", *VERSIONS}
 SYMBOLS = [
     SERVICE,
     f"{SERVICE}.Classify",
@@ -23,6 +23,8 @@ SYMBOLS = [
     "atelier.v1.ClassifyRequest",
     "atelier.v1.ClassifyRequest.top_k",
     "atelier.v1.TimeSplit.batch_size",
+    f"{OPEN_INFERENCE}.ModelInfer",
+    "inference.ModelInferRequest.InferInputTensor",
     "grpc.health.v1.Health.Watch",
     "grpc.health.v1.HealthCheckResponse.ServingStatus",
     "grpc.health.v1.HealthCheckResponse.SERVING",

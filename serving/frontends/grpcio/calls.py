@@ -9,13 +9,12 @@ Each method that is registered by name makes every call of all methods dearer, s
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
 
-from atelier.wire import HEALTH
 from serving.access import Tokens
 from serving.config import ServerConfig
 from serving.errors import InvalidRequestError, NotServingError, RequestError
@@ -42,7 +41,9 @@ class RpcHandler(grpc.GenericRpcHandler):
         conversations: Mapping[str, Conversation],
         config: ServerConfig,
         metrics: Metrics,
+        probes: Collection[str],
     ) -> None:
+        """`probes` are the paths of conversations that need no token."""
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
         self._metrics = metrics
@@ -52,8 +53,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             for path, method in methods.items()
         }
         for path, conversation in conversations.items():
-            is_open = path.startswith(f"/{HEALTH}/")  # a probe has no token
-            handler = self._conversation_handler(conversation, _name_of(path), is_open=is_open)
+            handler = self._conversation_handler(conversation, _name_of(path), is_open=path in probes)
             self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":

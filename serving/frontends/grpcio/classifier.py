@@ -59,7 +59,7 @@ class ClassifierService:
             what = "invert is set, but it is for pictures only"
             raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
         images = images_from_bytes(request.images)
-        self._check_count(len(images))
+        self.check_count(len(images))
         return images
 
     async def _decoded_pictures(self, request: pb.ClassifyRequest, deadline_s: float) -> Images:
@@ -67,10 +67,11 @@ class ClassifierService:
         if request.images:
             what = "both images and pictures are set, so their order is not defined"
             raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
-        self._check_count(len(request.pictures))
+        self.check_count(len(request.pictures))
         return await self.pictures.decode(request.pictures, invert=request.invert, deadline_s=deadline_s)
 
-    def _check_count(self, num_images: int) -> None:
+    def check_count(self, num_images: int) -> None:
+        """Raises InvalidRequestError for more images than a request may have."""
         limit = self._config.max_images_per_request
         if num_images > limit:
             raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")

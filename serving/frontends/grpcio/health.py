@@ -16,11 +16,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from atelier.wire import HEALTH, SERVICE, classifier_pb2
+from atelier.wire import HEALTH, OPEN_INFERENCE, SERVICE, classifier_pb2, open_inference_pb2
 from serving.errors import InvalidRequestError
 from serving.frontends.grpcio.calls import Context, Conversation
 from serving.frontends.grpcio.classifier import parse
 
+# What probes ask, which have no token.
+PROBES = frozenset(f"/{HEALTH}/{method}" for method in ("Check", "Watch"))
 # Both versions have the same messages on the wire: the same conversation answers.
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
@@ -29,7 +31,7 @@ def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conve
     """Maps paths to the methods."""
     servicer: Any = health_servicer  # its types ask for contexts of its own messages
     pool = _described()
-    reflector: Any = reflection.aio.ReflectionServicer((SERVICE, HEALTH, *REFLECTIONS), pool)
+    reflector: Any = reflection.aio.ReflectionServicer((SERVICE, OPEN_INFERENCE, HEALTH, *REFLECTIONS), pool)
 
     async def check(messages: AsyncIterator[bytes], context: Context) -> None:
         reply = await servicer.Check(await _only(messages), context)
@@ -55,7 +57,12 @@ def conversations(health_servicer: health.aio.HealthServicer) -> dict[str, Conve
 def _described() -> DescriptorPool:
     """Returns what reflection knows: the files of what is served, and nothing else that the process may have loaded."""
     pool = DescriptorPool()
-    for file in (classifier_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+    for file in (
+        classifier_pb2.DESCRIPTOR,
+        open_inference_pb2.DESCRIPTOR,
+        health_pb2.DESCRIPTOR,
+        reflection_pb2.DESCRIPTOR,
+    ):
         pool.AddSerializedFile(file.serialized_pb)
     pool.AddSerializedFile(_reflection_v1().SerializeToString())
     return pool

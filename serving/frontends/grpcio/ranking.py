@@ -38,10 +38,20 @@ def best(logits: Logits) -> tuple[list[int], list[float]]:
     return labels, probabilities
 
 
+def probabilities(logits: Logits) -> Logits:
+    """Returns the probability of each class, as `rank` has it, of each image."""
+    return np.array([_softmax(row) for row in logits.tolist()], np.float32)
+
+
 def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
     """Returns the `top_k` most probable (label, probability) of one image, best first; equal ones by their labels."""
+    probabilities = _softmax(logits)
+    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
+    return [(label, probabilities[label]) for label in order]
+
+
+def _softmax(logits: list[float]) -> list[float]:
     largest = max(logits)
     exponentials = [exp(logit - largest) for logit in logits]  # the largest is 1
     total = sum(exponentials)
-    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
-    return [(label, exponentials[label] / total) for label in order]
+    return [exponential / total for exponential in exponentials]

@@ -15,13 +15,15 @@ import uvloop
 from grpc_health.v1 import health, health_pb2
 
 from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
-from atelier.wire import SERVICE
+from atelier.wire import OPEN_INFERENCE, SERVICE
 from serving.access import server_credentials
 from serving.config import ServerConfig
 from serving.errors import NotServingError
+from serving.frontends.grpcio import health as probes
+from serving.frontends.grpcio import open_inference
 from serving.frontends.grpcio.calls import RpcHandler
 from serving.frontends.grpcio.classifier import ClassifierService
-from serving.frontends.grpcio.health import conversations
+from serving.frontends.grpcio.open_inference import OpenInferenceService
 from serving.frontends.grpcio.versions import Versions
 from serving.loading import Loader
 from serving.metrics import NO_METRICS, Metrics, serve_page
@@ -109,6 +111,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._versions = Versions(model, config, metrics=metrics, on_failure=self._give_up)
         self._service = ClassifierService(self._versions, config, metrics)
+        self._open_inference = OpenInferenceService(self._versions, self._service, metrics, self._refusal)
 
     async def start(self) -> None:
         """Listens, warms up; then health says SERVING. Raises ResourceUnavailableError if it cannot listen."""
@@ -191,6 +194,10 @@ class Server:
         if self._failure is not None:
             raise self._failure
 
+    def _refusal(self) -> NotServingError | None:
+        """Returns why calls are refused now, if they are."""
+        return self._handler.refusal or self._versions.current.engine.refusal
+
     def _give_up(self, failure: DeviceError) -> None:
         """Stops, as the batcher has abandoned what was accepted: in a drain too, that must not look like success."""
         self.stop(failure)
@@ -203,8 +210,14 @@ class Server:
             options=options, maximum_concurrent_rpcs=config.limits.max_concurrent_requests
         )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        methods = {f"/{SERVICE}/Classify": self._service.classify, f"/{SERVICE}/GetModel": self._service.get_model}
-        self._handler = RpcHandler(methods, conversations(self._health), config, self._metrics)
+        methods = {
+            f"/{SERVICE}/Classify": self._service.classify,
+            f"/{SERVICE}/GetModel": self._service.get_model,
+            f"/{OPEN_INFERENCE}/ModelInfer": self._open_inference.model_infer,
+        }
+        conversations = probes.conversations(self._health) | self._open_inference.conversations()
+        without_token = probes.PROBES | open_inference.PROBES
+        self._handler = RpcHandler(methods, conversations, config, self._metrics, without_token)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
         credentials = server_credentials(config)
         for address in self._addresses:
@@ -230,7 +243,7 @@ class Server:
             self.stop(ProgramError("ACCEPT_FAILED", "gRPC stopped accepting calls", "another process takes over"))
 
     async def _set_health(self, status: int) -> None:
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, OPEN_INFERENCE):
             await self._health.set(service, status)
 
 

@@ -10,7 +10,7 @@ from serving.config import ServerConfig
 from serving.engine import Engine
 from serving.errors import NotServingError, UnknownModelError
 from serving.frontends.grpcio.responses import ResponseWriter
-from serving.frontends.messages import description_of
+from serving.frontends.messages import description_of, model_config
 from serving.metrics import NO_METRICS, Metrics
 from serving.models import ServedModel
 
@@ -26,6 +26,7 @@ class Served:
         self.name, self.version, self.classes = manifest.model_name, str(manifest.version), manifest.classes
         self.writer = ResponseWriter(self.name, self.version, self.classes)
         self.description = description_of(engine.model, config)
+        self.config = model_config(engine.model, config)
         self._num_calls = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -68,10 +69,14 @@ class Versions:
         self._ending: dict[asyncio.Task[None], Served] = {}
 
     @property
+    def loaded(self) -> list[Served]:
+        """All that calls may ask for, the newest first."""
+        return [self.current, *([self.previous] if self.previous else [])]
+
+    @property
     def engines(self) -> list[Engine]:
         """All that are not closed: also those of versions that only calls under way still hold."""
-        loaded = [self.current, *([self.previous] if self.previous else []), *self._ending.values()]
-        return [served.engine for served in loaded]
+        return [served.engine for served in (*self.loaded, *self._ending.values())]
 
     @property
     def num_images(self) -> int:

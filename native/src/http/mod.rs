@@ -1,0 +1,63 @@
+//! HTTP/1.1 and HTTP/2 without gRPC, on the same port: the Open Inference Protocol in JSON, /v1/classify, gRPC-Web.
+#![forbid(unsafe_code)]
+
+mod classify;
+mod grpc_web;
+mod infer;
+mod json;
+mod reply;
+mod request_body;
+mod route;
+mod views;
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+
+pub use grpc_web::{Decoding, Form as GrpcWeb};
+pub use route::Route;
+
+use crate::body::Body;
+use crate::call::Call;
+use crate::metrics;
+use crate::status::{Code, Status};
+use reply::Page;
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// As what such a request is counted.
+pub fn method_of(path: &str) -> metrics::Method {
+    match Route::from_path(path) {
+        Some(Route::Classify) => metrics::Method::Classify,
+        Some(Route::Infer { .. }) => metrics::Method::ModelInfer,
+        _ => metrics::Method::Other,
+    }
+}
+
+/// The answer, and the status that it is counted under.
+pub async fn answer(call: &mut Call, request: Request<Incoming>) -> (Code, Response<Body>) {
+    let (accepted, is_head) = (reply::Accepted::from_headers(request.headers()), request.method() == Method::HEAD);
+    let outcome = page(call, request).await;
+    let code = outcome.as_ref().map_or_else(|status| status.code, |_| Code::Ok);
+    let page = outcome.unwrap_or_else(|status| Page::failure(&status));
+    (code, page.response(call, accepted, is_head).await)
+}
+
+async fn page(call: &mut Call, request: Request<Incoming>) -> Result<Page, Status> {
+    let (head, incoming) = request.into_parts();
+    let path = head.uri.path();
+    let route = Route::from_path(path).ok_or_else(|| route::unknown(path))?;
+    route.check_method(&head.method)?;
+    if let Some(tokens) = call.server.tokens.as_ref().filter(|_| !route.is_health()) {
+        tokens.check(&head.headers)?;
+    }
+    match route {
+        Route::Classify => classify::answer(call, &head, incoming).await,
+        Route::Infer { name, version } => infer::answer(call, name, version, &head.headers, incoming).await,
+        Route::Index => {
+            let body = request_body::whole(call, &head.headers, incoming).await?;
+            views::repository_index(&call.server, &body)
+        }
+        Route::OpenApi => Ok(Page::json_text(OPENAPI)),
+        _ => views::view(&call.server, route),
+    }
+}

@@ -1,0 +1,82 @@
+//! The whole body of a request, within the bounds that messages have.
+#![forbid(unsafe_code)]
+
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::call::{Call, in_time, inflated_aside};
+use crate::framing::{Encoding, too_large};
+use crate::status::{Code, Status};
+
+/// Decompressed, if it was compressed.
+pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: Incoming) -> Result<Bytes, Status> {
+    let encoding = encoding_of(headers)?;
+    let limit = call.max_message_bytes();
+    let said = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if let Some(length) = said.filter(|&length| length > limit) {
+        return Err(too_large(format!("the body has {length} bytes"), limit));
+    }
+    let (server, peer) = (call.server.clone(), call.peer.number);
+    let mut hold = server.budgets.unread_bytes.take(peer, 0)?;
+    let read = in_time(&server, peer, async {
+        let mut body = Collected::default();
+        let mut incoming = incoming;
+        while let Some(frame) = poll_fn(|context| Pin::new(&mut incoming).poll_frame(context)).await {
+            let gone = |_| Status::new(Code::Cancelled, "CANCELLED", "the client has gone", "");
+            if let Ok(piece) = frame.map_err(gone)?.into_data() {
+                body.push(piece);
+            }
+            if body.len() > limit {
+                return Err(too_large(format!("the body has more than {limit} bytes"), limit));
+            }
+            hold.set(body.len())?;
+        }
+        Ok(body.finish())
+    });
+    let body = read.await?;
+    call.take_place()?;
+    if encoding == Encoding::Identity {
+        return Ok(body);
+    }
+    inflated_aside(server.clock(), call.deadline_us, body, encoding, limit, Some(hold)).await
+}
+
+fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Status> {
+    let Some(name) = headers.get(CONTENT_ENCODING) else { return Ok(Encoding::Identity) };
+    Encoding::from_name(name.as_bytes()).map_err(|_| {
+        let what = "a body in this content-encoding cannot be read";
+        Status::invalid("BAD_ENCODING", what, "send identity, gzip or deflate")
+    })
+}
+
+/// One piece is not copied.
+#[derive(Default)]
+struct Collected {
+    one: Bytes,
+    many: BytesMut,
+}
+
+impl Collected {
+    fn len(&self) -> usize {
+        self.one.len() + self.many.len()
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        if self.len() == 0 {
+            self.one = piece;
+        } else {
+            self.many.extend_from_slice(&std::mem::take(&mut self.one));
+            self.many.extend_from_slice(&piece);
+        }
+    }
+
+    fn finish(self) -> Bytes {
+        if self.many.is_empty() { self.one } else { self.many.freeze() }
+    }
+}

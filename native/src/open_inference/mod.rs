@@ -1,0 +1,50 @@
+//! inference.GRPCInferenceService, the Open Inference Protocol (KServe's and Triton's), over the batches of Classify.
+//!
+//! A request is first what both gRPC and JSON say (request.rs); what it may ask for is decided there, for both.
+#![forbid(unsafe_code)]
+
+pub mod about;
+mod answer;
+mod grpc;
+mod request;
+mod tensors;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::call::Call;
+use crate::classify::run;
+use crate::framing::framed;
+use crate::job::{Outcome, Wanted};
+use crate::pictures;
+use crate::proto::inference::ModelInferRequest;
+use crate::status::Status;
+
+pub use answer::{Answer, Output, Values, floats};
+pub use request::{Asked, Data, Input, Request};
+
+pub const SERVICE: &str = "inference.GRPCInferenceService";
+
+/// ModelInfer over gRPC.
+pub async fn model_infer(call: &mut Call, message: Bytes) -> Outcome {
+    let num_bytes = message.len();
+    grpc::check_fields(&call.server, &message)?;
+    let malformed = |_| Status::malformed(num_bytes, "inference.ModelInferRequest");
+    let message = ModelInferRequest::decode(message).map_err(malformed)?;
+    let is_raw = !message.raw_input_contents.is_empty();
+    let answer = infer(call, grpc::request_from(message)?).await?;
+    Ok(framed(&grpc::message_from(answer, is_raw).encode_to_vec()))
+}
+
+/// What the model says of the tensors, whatever protocol they came in.
+pub async fn infer(call: &mut Call, request: Request) -> Result<Answer, Status> {
+    let began_us = call.server.now_us();
+    call.shorten_deadline(request.timeout_us);
+    let served = call.server.versions.find(&request.model_name, &request.model_version)?;
+    let images = match tensors::checked(&call.server, &request)? {
+        tensors::Checked::Images(images) => images,
+        tensors::Checked::Pictures(pictures) => pictures::decoded(call, pictures, request.invert).await?,
+    };
+    let logits = run(call, &served, images, Wanted::Logits, began_us).await?;
+    Ok(Answer::new(&served.model, request, logits))
+}
