@@ -1,0 +1,88 @@
+"""Wheel and sdist: what they install into an empty environment is small, serves an exported model and classifies."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atelier.client import Client
+from atelier.environments import python_with, size_mb
+from atelier.errors import ResourceUnavailableError
+from loadtest.server_process import ServerProcess, program_process
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+BUILDERS = ("build==1.3.0", "hatchling==1.33.0", "grpcio-tools==1.85.1")  # pyproject.toml's, and what calls them
+
+
+def run(*command: object, cwd: Path) -> str:
+    """Runs where our own packages are not found; returns what it printed."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sdist of this tree, and a wheel that was built from that sdist alone."""
+    try:
+        python = python_with(BUILDERS, Path(".cache/packages/build"))
+    except ResourceUnavailableError as error:
+        pytest.skip(f"needs the packages that build: {error}")
+    directory = tmp_path_factory.mktemp("packages")
+    run(python, "-m", "build", "--no-isolation", "--outdir", directory, ROOT, cwd=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def empty(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with what `pip install 'atelier[serve]'` brings, and nothing else."""
+    environment = tmp_path_factory.mktemp("empty") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    [wheel] = packages.glob("*.whl")
+    python = environment / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", f"{wheel}[serve]", cwd=packages)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def served(empty: Path, small_repository: Path) -> Iterator[ServerProcess]:
+    """The command `atelier serve` of that environment, away from this checkout."""
+    options = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0", "--front-end", "grpcio")
+    with program_process([str(empty / "bin" / "atelier"), "serve", *options]) as server:
+        yield server
+
+
+def test_server_only_install_serves_and_classifies(empty: Path, served: ServerProcess, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    printed = run(empty / "bin" / "atelier", "classify", "noise.png", "--target", served.target, cwd=tmp_path)
+    with Client(served.target) as client:
+        assert client.classify(pixels).classifications[0][0].name in printed.splitlines()[1]
+
+
+def test_server_only_install_is_small_and_holds_no_training(empty: Path, served: ServerProcess) -> None:
+    """After it has served, so with what Python compiled."""
+    print(f"{size_mb(empty):.0f} MB")
+    assert size_mb(empty) < 200
+    installed = {path.name for path in empty.glob("lib/*/site-packages/*")}
+    assert {"atelier", "onnxruntime"} <= installed and not installed & {"torch", "onnx", "pyarrow", "matplotlib"}
+
+
+def test_wheel_and_sdist_hold_what_they_need_and_nothing_of_ours_besides(packages: Path) -> None:
+    [wheel], [sdist] = packages.glob("*.whl"), packages.glob("*.tar.gz")
+    in_wheel = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
+    assert in_wheel == {"atelier", "training", "export", "serving", "loadtest"}
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    assert in_sdist >= {"pyproject.toml", "protos", "hatch_build.py", "LICENSE", "README.md"}
+    assert not in_sdist & {"tests", "data", "artifacts", "reports", ".venv", ".cache"}
+    assert wheel.stat().st_size < 1e6 and sdist.stat().st_size < 1e6
