@@ -8,12 +8,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import grpc
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
 from atelier.client import Client
+from atelier.wire import OPEN_INFERENCE
+from atelier.wire import open_inference_pb2 as oip
 from loadtest.server_process import server_process
 from serving.config import ServerConfig
 from tests.deploy.crd import DEPLOY, MANIFESTS, SCHEMAS
@@ -154,3 +157,19 @@ def test_inference_service_names_the_runtime_and_a_protocol_that_it_has() -> Non
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
     assert model["modelFormat"]["name"] in {each["name"] for each in runtime["spec"]["supportedModelFormats"]}
+
+
+def test_server_with_the_runtimes_arguments_is_ready_in_the_protocol_that_kserve_asks_for(
+    small_repository: Path,
+) -> None:
+    runtime = yaml.safe_load((DEPLOY / "kserve" / "runtime.yaml").read_bytes())
+    (container,) = runtime["spec"]["containers"]
+    assert container["ports"][0]["containerPort"] == ServerConfig().port
+    arguments = [each.replace("/mnt/models", str(small_repository)) for each in container["args"]]
+    with (
+        server_process("serving", "--port", "0", "--metrics-port", "0", *arguments) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        call: Any = channel.unary_unary(f"/{OPEN_INFERENCE}/ModelReady")
+        reply = call(oip.ModelReadyRequest(name="lenet5").SerializeToString(), timeout=10)
+    assert oip.ModelReadyResponse.FromString(reply).ready
