@@ -114,7 +114,7 @@ def test_each_server_is_killed_under_load_and_no_call_is_lost(
         servers = [stack.enter_context(serving(small_repository, port)) for port in ports]
         proxy = stack.enter_context(envoy(tmp_path, ports))
         wait_for(lambda: proxy.num_healthy() == 2)
-        with urllib.request.urlopen(f"http://{proxy.target}/v2/health/ready", timeout=5) as reply:  # noqa: S310
+        with urllib.request.urlopen(f"http://{proxy.target}/v2/health/ready", timeout=5) as reply:
             assert json.loads(reply.read()) == {"ready": True}  # HTTP goes the same way
         asked = Classify(target=proxy.target, reference=known_answers(small_repository))
         load = stack.enter_context(Load(asked, client=PLAIN, rate=RATE))
