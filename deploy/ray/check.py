@@ -1,6 +1,6 @@
 """Runs the application on a local cluster of two nodes, under load, and kills a replica: `python -m deploy.ray.check`.
 
-Ray is installed into an environment of its own, `.cache/ray` (some minutes, 0.7 GB), which sees our packages.
+Ray is installed into an environment of its own, `.cache/ray` (some minutes, 0.5 GB), which sees our packages.
 """
 
 import os
