@@ -72,7 +72,7 @@ class _Connection(Methods):
         attempts = Attempts(self, timeout_s, may_retry=may_retry)
         while True:
             try:
-                response = await self._steps.ask(method, request, timeout=attempts.left_s, metadata=self.metadata)
+                response = await self._steps.ask(method, request, attempts.left_s, self.metadata)
             except grpc.RpcError as error:
                 await self._steps.sleep(attempts.pause_s(error))
             else:

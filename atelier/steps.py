@@ -1,7 +1,7 @@
 """The steps of a call in which a client waits, twice: in the caller's thread, and in an event loop.
 
 All that lies between them is written once, as coroutines. In a thread no step suspends, so `blocking` runs such a
-coroutine to its end at once: it costs about a microsecond.
+coroutine to its end at once: it costs about three microseconds a call.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Steps(Protocol):
     def event(self) -> Event:
         """Makes an event that `wait` takes."""
 
-    async def ask(self, method: Any, request: Any, **options: Any) -> Any:
+    async def ask(self, method: Any, request: Any, timeout_s: float | None, metadata: Any) -> Any:
         """Returns the answer to one attempt. Raises grpc.RpcError."""
 
     async def next_of(self, stream: Any) -> Any:
@@ -61,8 +61,8 @@ class InThread:
 
     event = threading.Event
 
-    async def ask(self, method: Any, request: Any, **options: Any) -> Any:
-        return method(request, **options)
+    async def ask(self, method: Any, request: Any, timeout_s: float | None, metadata: Any) -> Any:
+        return method(request, timeout=timeout_s, metadata=metadata)
 
     async def next_of(self, stream: Any) -> Any:
         return next(stream, None)
@@ -87,8 +87,8 @@ class InLoop:
 
     event = asyncio.Event
 
-    async def ask(self, method: Any, request: Any, **options: Any) -> Any:
-        return await method(request, **options)
+    async def ask(self, method: Any, request: Any, timeout_s: float | None, metadata: Any) -> Any:
+        return await method(request, timeout=timeout_s, metadata=metadata)
 
     async def next_of(self, stream: Any) -> Any:
         message = await stream.read()

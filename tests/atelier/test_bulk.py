@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from atelier.client import Client
 from atelier.program import run_program
 from loadtest.server_process import ServerProcess, server_process
 from tests.atelier.scripted_server import ScriptedServer
+from tests.test_docs import commands_of
 
 PICTURE_COLUMNS = ["predicted_label", "predicted_name", "probability", "model_version", "error"]
 
@@ -139,6 +141,22 @@ def test_picture_that_no_message_could_carry_is_a_row_with_the_reason(
     rows = {row["path"]: row["error"] for row in map(json.loads, (tmp_path / "l.jsonl").read_text().splitlines())}
     assert rows["0.png"] is None and rows["2.png"] is None
     assert rows["1.png"].startswith("MESSAGE_TOO_LARGE: the picture has more than 900000 bytes")
+
+
+def test_commands_of_the_docs_do_what_they_say(
+    classify: Classify, served: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(picture(1))
+    pq.write_table(pa.table({"image": [picture(1)]}), "train-00000-of-00001.parquet")
+    commands = commands_of("clients.md", "A folder or a Parquet file of pictures")
+    asked = [shlex.split(command)[2:] for command in commands if command.startswith("atelier classify")]
+    assert len(asked) == 3 and "--ray" in asked.pop()  # which test_bulk_on_ray.py tries
+    for words in asked:
+        local = [f"{served.target},{served.target}" if "," in word else word for word in words]
+        classify(served.target, *local)
+        assert Path(words[words.index("--out") + 1]).exists()
 
 
 # --- What cannot be done ---------------------------------------------------------------------------------------------

@@ -93,6 +93,14 @@ def test_one_that_begins_to_serve_is_waited_for(pair: Pair, ask: Ask) -> None:
     timer.join()
 
 
+def test_name_with_several_addresses_is_asked_at_those_that_answer(pair: Pair, ask: Ask) -> None:
+    """`localhost` is ::1 too on many machines, where nobody listens."""
+    first, _ = pair
+    assert ask(f"dns:///localhost:{first.port}", "classify", IMAGE).labels.tolist() == [8]
+    first.health.set("", NOT_SERVING)
+    assert ask(f"dns:///localhost:{first.port}", "is_serving") is False
+
+
 def test_nobody_there_is_given_up_within_a_second(pair: Pair, ask: Ask) -> None:
     for server in pair:
         server.stop()
