@@ -29,9 +29,9 @@ class Folder:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yields the paths below the folder, in tables of one column."""
-        paths: list[str] = []
+        paths: list[bytes] = []  # a name may be no UTF-8
         for path in self._paths():
-            paths.append(str(path.relative_to(self.path)))
+            paths.append(os.fsencode(path.relative_to(self.path)))
             if len(paths) == ROWS_AT_ONCE:
                 yield pa.table({PATH: paths})
                 paths = []
@@ -42,7 +42,7 @@ class Folder:
         """Yields each picture's bytes, or the reason why there are none; none is longer than `max_bytes`."""
         for name in table[PATH].to_pylist():
             try:
-                with (self.path / name).open("rb") as file:
+                with (self.path / os.fsdecode(name)).open("rb") as file:
                     content = file.read(max_bytes + 1)
             except OSError as error:
                 yield f"NO_PICTURE: {error.strerror}"
@@ -51,7 +51,7 @@ class Folder:
 
     def kept(self, table: pa.Table) -> pa.Table:
         """Returns the columns that stay beside the labels."""
-        return table
+        return pa.table({PATH: [path.decode(errors="backslashreplace") for path in table[PATH].to_pylist()]})
 
     def _paths(self) -> Iterator[Path]:
         folders = [self.path]
@@ -60,7 +60,7 @@ class Folder:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(Path(entry.path))
-                    elif entry.name.lower().endswith(SUFFIXES):
+                    elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
                         yield Path(entry.path)
 
 

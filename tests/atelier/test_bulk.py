@@ -110,6 +110,18 @@ def test_csv_and_json_lines_say_the_same(
         assert sorted((row["path"], row["predicted_label"]) for row in rows) == sorted(wanted)
 
 
+def test_names_of_any_encoding_are_asked_about_and_what_is_no_file_is_not(
+    classify: Classify, served: ServerProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in (b"\xe9t\xe9.png", "冬.png".encode()):
+        Path(os.fsdecode(os.fsencode(tmp_path / "pictures") + b"/" + name)).write_bytes(picture(1))
+    os.mkfifo(tmp_path / "pictures" / "pipe.png")  # whoever opens it waits for ever
+    classify(served.target, "--out", tmp_path / "labels.csv", tmp_path / "pictures")
+    rows = pyarrow.csv.read_csv(tmp_path / "labels.csv").to_pylist()
+    assert sorted(row["path"] for row in rows) == [r"\xe9t\xe9.png", "冬.png"]
+
+
 @pytest.mark.parametrize("form", ["bytes", "Hugging Face's"])
 def test_rows_of_a_parquet_file_keep_their_other_columns(
     classify: Classify, served: ServerProcess, tmp_path: Path, form: str
