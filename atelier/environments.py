@@ -1,11 +1,13 @@
 """Throw-away environments for packages that we do not depend on: installed once and kept, under .cache."""
 
+import fcntl
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from atelier.errors import ResourceUnavailableError
@@ -22,11 +24,12 @@ def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool =
     Raises ResourceUnavailableError NO_ENVIRONMENT if pip cannot make it.
     """
     python = environment / "bin" / "python"
-    if not _holds(environment, packages):
-        shutil.rmtree(environment, ignore_errors=True)
-        _run(sys.executable, "-m", "venv", str(environment))
-        _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
-        (environment / _MARKER).write_text("\n".join(packages))
+    with _only_installer(environment):
+        if not _holds(environment, packages):
+            shutil.rmtree(environment, ignore_errors=True)
+            _run(sys.executable, "-m", "venv", str(environment))
+            _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+            (environment / _MARKER).write_text("\n".join(packages))
     if sees_ours:  # written after the installation: pip does not see it
         own = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         (own / "zz-atelier.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -35,12 +38,13 @@ def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool =
 
 def node_modules_with(packages: Sequence[str], environment: Path) -> Path:
     """Returns a `node_modules` that holds these packages. Raises ResourceUnavailableError NO_ENVIRONMENT as above."""
-    if not _holds(environment, packages):
-        shutil.rmtree(environment, ignore_errors=True)
-        environment.mkdir(parents=True)
-        options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefix", str(environment))
-        _run("npm", "install", *options, *packages)
-        (environment / _MARKER).write_text("\n".join(packages))
+    with _only_installer(environment):
+        if not _holds(environment, packages):
+            shutil.rmtree(environment, ignore_errors=True)
+            environment.mkdir(parents=True)
+            options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefix", str(environment))
+            _run("npm", "install", *options, *packages)
+            (environment / _MARKER).write_text("\n".join(packages))
     return (environment / "node_modules").absolute()
 
 
@@ -50,6 +54,15 @@ def size_mb(environment: Path) -> float:
     folders = [path for path in packages.iterdir() if not _COMES_WITH_PYTHON.match(path.name)]
     files = (file for folder in folders for file in (folder.rglob("*") if folder.is_dir() else (folder,)))
     return sum(file.lstat().st_size for file in files if not file.is_dir()) / 1e6
+
+
+@contextmanager
+def _only_installer(environment: Path) -> Iterator[None]:
+    """Waits until no other process installs there: tests run two at a time."""
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    with (environment.parent / f".{environment.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _holds(environment: Path, packages: Sequence[str]) -> bool:

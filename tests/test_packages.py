@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from atelier.client import Client
 from atelier.environments import python_with, size_mb
 from atelier.errors import ResourceUnavailableError
-from loadtest.server_process import ServerProcess, program_process
+from loadtest.server_process import program_process
 
 pytestmark = pytest.mark.slow
 
@@ -53,26 +52,19 @@ def empty(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment
 
 
-@pytest.fixture(scope="module")
-def served(empty: Path, small_repository: Path) -> Iterator[ServerProcess]:
-    """The command `atelier serve` of that environment, away from this checkout."""
-    options = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0", "--front-end", "grpcio")
-    with program_process([str(empty / "bin" / "atelier"), "serve", *options]) as server:
-        yield server
-
-
-def test_server_only_install_serves_and_classifies(empty: Path, served: ServerProcess, tmp_path: Path) -> None:
+def test_server_only_install_serves_and_classifies_and_is_small(
+    empty: Path, small_repository: Path, tmp_path: Path
+) -> None:
+    """The commands `atelier serve` and `atelier classify` of that environment, away from this checkout."""
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
-    printed = run(empty / "bin" / "atelier", "classify", "noise.png", "--target", served.target, cwd=tmp_path)
-    with Client(served.target) as client:
-        assert client.classify(pixels).classifications[0][0].name in printed.splitlines()[1]
-
-
-def test_server_only_install_is_small_and_holds_no_training(empty: Path, served: ServerProcess) -> None:
-    """After it has served, so with what Python compiled."""
-    print(f"{size_mb(empty):.0f} MB")
-    assert size_mb(empty) < 200
+    atelier = empty / "bin" / "atelier"
+    options = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0", "--front-end", "grpcio")
+    with program_process([str(atelier), "serve", *options]) as served:
+        printed = run(atelier, "classify", "noise.png", "--target", served.target, cwd=tmp_path)
+        with Client(served.target) as client:
+            assert client.classify(pixels).classifications[0][0].name in printed.splitlines()[1]
+    assert size_mb(empty) < 200  # after it has served, so with what Python compiled
     installed = {path.name for path in empty.glob("lib/*/site-packages/*")}
     assert {"atelier", "onnxruntime"} <= installed and not installed & {"torch", "onnx", "pyarrow", "matplotlib"}
 

@@ -103,9 +103,9 @@ def test_configuration_is_what_tritons_own_schema_says(tmp_path: Path, engines: 
 
 
 def tritonclient_python() -> Path:
-    """The Python of an environment with Triton's client, whose protobuf is older than ours."""
+    """The environment of tests/serving/test_clients.py: the protobuf of Triton's client is older than ours."""
     try:
-        return python_with(["tritonclient[grpc]==2.73.0"], Path(".cache/clients/tritonclient-grpc"))
+        return python_with(["tritonclient[grpc,http]==2.73.0"], Path(".cache/clients/tritonclient"))
     except ResourceUnavailableError as error:
         if "ATELIER_REQUIRE_CLIENTS" in os.environ:
             raise
