@@ -18,9 +18,23 @@ from atelier.errors import PermissionRefusedError, ProgramError, ResourceUnavail
 
 def say(line: str) -> None:
     """Prints a line for the operator. A server goes on if nobody reads it: a closed pipe, a full one."""
+    level = "warning" if line.startswith("warning: ") else "info"
     with contextlib.suppress(OSError, ValueError):
         if _takes_a_line(sys.stdout):
-            print(f"atelier: {line}\n", end="", flush=True)  # one write: the second might block
+            print(_line_of(level, line) + "\n", end="", flush=True)  # one write: the second might block
+
+
+def say_in(line_of: Callable[[str, str], str]) -> None:
+    """Has `say` and `report` print what this makes of a level (info, warning, error) and a text."""
+    global _line_of
+    _line_of = line_of
+
+
+def _plain_line(level: str, text: str) -> str:
+    return f"{'error' if level == 'error' else 'atelier'}: {text}"
+
+
+_line_of = _plain_line
 
 
 class NonBlockingHandler(logging.StreamHandler[TextIO]):
@@ -55,7 +69,7 @@ def can_print(text: str) -> bool:
 def report(error: ProgramError) -> None:
     """Prints an error as one line on stderr, whatever a library's message has in it; a pipe stuck for 1 s gets none."""
     if _takes_a_line(sys.stderr, wait_s=1.0):
-        print(f"error: {' '.join(str(error).split())}\n", end="", file=sys.stderr, flush=True)
+        print(_line_of("error", " ".join(str(error).split())) + "\n", end="", file=sys.stderr, flush=True)
 
 
 def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None, *, extras: str = "") -> int:

@@ -8,6 +8,7 @@ from atelier.settings import parse_settings
 from serving.backends.select import KINDS
 from serving.limits import Limits
 from serving.listening import is_unix, path_from
+from serving.logs import FORMATS
 
 DEFAULT_METRICS_PORT = 8002  # Triton's
 FRONT_ENDS = ("auto", "native", "grpcio")
@@ -85,6 +86,17 @@ class ServerConfig:
     max_message_bytes: int = 16 << 20
     """Largest request on the wire; it bounds the pictures that can be sent."""
 
+    log_format: str = "text"
+    """text, for people, or json: one object a line, for collectors."""
+
+    log_requests: bool = False
+    """Log a line for each call that ends: method, status, times, batch size and trace."""
+
+    traces: bool = False
+    """Send an OpenTelemetry span for each call, in the trace that its traceparent names;
+    OTEL_EXPORTER_OTLP_ENDPOINT says where to, OTEL_TRACES_SAMPLER which. It needs the extra `traces`.
+    """
+
     ready_file: Path | None = None
     """Written once it serves, for programs: JSON with targets, metrics, pid, front_end, backend, device and model."""
 
@@ -103,6 +115,7 @@ class ServerConfig:
         self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
         self._check("front_end", self.front_end in FRONT_ENDS, f"one of {', '.join(FRONT_ENDS)}")
         self._check("host", bool(self.hosts), "an address, or several with commas between")
+        self._check("log_format", self.log_format in FORMATS, f"one of {', '.join(FORMATS)}")
         self._check("tls_key", (self.tls_key is None) == (self.tls_certificate is None), "given with --tls-certificate")
         has_authority = self.tls_client_authority is not None
         self._check("tls_client_authority", self.has_tls or not has_authority, "given with --tls-certificate")
@@ -137,6 +150,11 @@ class ServerConfig:
     def metrics_hosts(self) -> list[str]:
         """The addresses that the metrics page listens on."""
         return [host for host in self.hosts if not is_unix(host)] or ["127.0.0.1"]
+
+    @property
+    def has_records(self) -> bool:
+        """True if each call is to be told of."""
+        return self.log_requests or self.traces
 
     @property
     def has_tls(self) -> bool:

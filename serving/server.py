@@ -2,14 +2,14 @@
 
 import contextlib
 import importlib
-import logging
 import signal
 from importlib.util import find_spec
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
-from atelier.program import NonBlockingHandler, how_to_install, say
+from atelier.program import how_to_install, say
 from serving.config import ServerConfig, parse_arguments
 from serving.listening import Listening, is_loopback
+from serving.logs import set_up_logging
 from serving.models import ModelVersion, read_version
 from serving.process import Process
 from serving.supervisor import Supervisor
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         signal.SIGHUP, signal.SIG_IGN
     )  # until the supervisor looks after it: a closed terminal ends no server
     config = parse_arguments(arguments)
-    _set_up_logging(is_debugging="--debug" in arguments)
+    set_up_logging(config.log_format, is_debugging="--debug" in arguments)
     return serve_version(config, read_version(config))
 
 
@@ -74,11 +74,3 @@ def choose_front_end(wanted: str) -> tuple[str, str]:
     if wanted == "native":
         raise ResourceUnavailableError("NO_NATIVE", f"the native front end ({NATIVE}) is not installed", cure)
     return "grpcio", " (the native one is not installed: with cargo, make setup builds it)"
-
-
-def _set_up_logging(*, is_debugging: bool) -> None:
-    level = logging.INFO if is_debugging else logging.WARNING
-    logging.basicConfig(level=level, handlers=[NonBlockingHandler()])
-    if not is_debugging:  # what strangers send must not fill the log
-        for name in ("grpc", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)

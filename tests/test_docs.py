@@ -65,6 +65,18 @@ def test_server_on_several_addresses_is_asked_as_the_docs_say(
     assert "of 4 right" in done.stdout, done.stderr
 
 
+def test_log_for_collectors_is_written_as_the_docs_say(small_repository: Path) -> None:
+    serve, install, traces = commands_of("serving.md", "Logs and traces")
+    settings = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0")
+    with server_process("serving", *settings, *arguments_of(serve, "serve")) as server:
+        command("atelier.classify", "--target", f"localhost:{server.port}", "--health")
+        wait_for(lambda: "grpc.health.v1.Health/Check" in server.output)
+        assert all(json.loads(line)["level"] == "info" for line in server.output.splitlines())
+    assert "'.[traces]'" in install
+    with server_process("serving", *settings, *arguments_of(traces.partition(" ")[2], "serve")) as server:
+        assert command("atelier.classify", "--target", f"localhost:{server.port}", "--health").returncode == 0
+
+
 def test_newer_version_is_served_as_the_docs_say(
     small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -18,6 +18,7 @@ use crate::connection::Peer;
 use crate::framing::{Decoder, Encoding, Raw, inflated};
 use crate::http::{Decoding, GrpcWeb};
 use crate::metrics::Method;
+use crate::records::Begun;
 use crate::server::Server;
 use crate::shared::Clock;
 use crate::status::{Code, Status};
@@ -38,23 +39,26 @@ pub struct Call {
     pub method: Method,
     pub deadline_us: u64,
     pub is_lone: bool,
+    /// Where somebody wants to hear of it.
+    pub record: Option<Box<Begun>>,
     is_counted: bool,
     place: Option<Hold>,
 }
 
 impl Call {
-    pub fn begin(server: Arc<Server>, peer: Arc<Peer>, method: Method, headers: &HeaderMap) -> Self {
+    pub fn begin<B>(server: Arc<Server>, peer: Arc<Peer>, method: Method, request: &Request<B>) -> Self {
         let num_others = server.num_calls.fetch_add(1, Relaxed);
         peer.num_calls.fetch_add(1, Relaxed);
         let now_us = server.now_us();
         peer.last_use_us.store(now_us, Relaxed);
         peer.has_called.store(true, Relaxed);
         let settings = &server.settings;
-        let timeout_us = headers.get("grpc-timeout").and_then(|value| timeout_us(value.as_bytes()));
+        let timeout_us = request.headers().get("grpc-timeout").and_then(|value| timeout_us(value.as_bytes()));
         let default_us = (settings.default_deadline_s * 1e6) as u64;
         let limit_us = (settings.max_deadline_s * 1e6) as u64;
         let deadline_us = now_us + timeout_us.unwrap_or(default_us).min(limit_us);
-        Self { server, peer, method, deadline_us, is_lone: num_others == 0, is_counted: false, place: None }
+        let record = server.records.are_wanted.then(|| Box::new(Begun::new(request, now_us)));
+        Self { server, peer, method, deadline_us, is_lone: num_others == 0, record, is_counted: false, place: None }
     }
 
     pub fn max_message_bytes(&self) -> usize {
@@ -88,6 +92,9 @@ impl Call {
     pub fn count(&mut self, code: Code) {
         self.is_counted = true;
         self.server.metrics().count_call(self.method, code);
+        if let Some(record) = self.record.take() {
+            self.server.records.keep(*record, code, self.server.now_us());
+        }
     }
 }
 

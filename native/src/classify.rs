@@ -13,6 +13,7 @@ use crate::job::{Outcome, Wanted, Work};
 use crate::model::IMAGE_BYTES;
 use crate::pictures;
 use crate::proto::atelier::v1::{ClassifyRequest, GetModelRequest};
+use crate::records::Ran;
 use crate::response::NUM_CLASSES;
 use crate::server::Server;
 use crate::status::Status;
@@ -54,8 +55,13 @@ pub async fn answered(call: &Call, request: ClassifyRequest) -> Outcome {
 /// What the model says of the images.
 pub async fn run(call: &Call, served: &Served, images: Bytes, wanted: Wanted, began_us: u64) -> Outcome {
     let (server, deadline_us, peer) = (&call.server, call.deadline_us, call.peer.number);
+    let num_images = images.len() / IMAGE_BYTES;
     let work = Work { images, wanted, deadline_us, peer, is_lone: call.is_still_lone() };
-    let answer = served.engine.classify(work).await?;
+    let (answer, time) = served.engine.classify(work).await?;
+    if let Some(record) = &call.record {
+        let version = served.model.version.clone();
+        let _ = record.ran.set(Ran { version, num_images, time }); // a call runs the model once
+    }
     server.metrics().request.observe(server.now_us() - began_us);
     Ok(answer)
 }

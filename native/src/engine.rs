@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
-use crate::job::{Job, Outcome, Wanted, Work};
+use crate::job::{Job, Settled, Wanted, Work};
 use crate::model::{IMAGE_BYTES, Model};
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
 use crate::shared::{Shared, locked};
@@ -67,7 +67,7 @@ impl Engine {
     }
 
     /// Runs the images in one batch or several. A caller that goes away gives up its place.
-    pub async fn classify(self: &Arc<Self>, work: Work) -> Outcome {
+    pub async fn classify(self: &Arc<Self>, work: Work) -> Settled {
         let (reply, answer) = oneshot::channel();
         let _place = self.admit(work, reply)?;
         let lost = || Status::internal("INTERNAL", "the request was lost", "see the server's log");
@@ -81,7 +81,7 @@ impl Engine {
     }
 
     /// Queues it, and sees to it that somebody comes for it: this thread where it is the quickest.
-    fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Outcome>) -> Result<Place, Status> {
+    fn admit(self: &Arc<Self>, work: Work, reply: oneshot::Sender<Settled>) -> Result<Place, Status> {
         let Work { images, wanted, deadline_us, peer, is_lone } = work;
         let num_images = images.len() / IMAGE_BYTES;
         let job = Arc::new(Job::new(images, wanted, Some(reply)));
@@ -163,7 +163,7 @@ impl Engine {
     }
 
     /// Books a batch that has run, and makes the answers; answer i belongs to image i of the batch.
-    fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Vec<f32>, Status>) -> Vec<(Arc<Job>, Outcome)> {
+    fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Vec<f32>, Status>) -> Vec<(Arc<Job>, Settled)> {
         let now_us = self.now_us();
         let given_up = self.batching().finish(result.is_ok(), now_us);
         let took_us = now_us - batch.began_us;
@@ -181,7 +181,7 @@ impl Engine {
     }
 
     /// The answers to those requests whose last part this was.
-    fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Outcome)> {
+    fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Settled)> {
         let metrics = &self.shared.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.batch_size.observe(batch.num_images as u64);

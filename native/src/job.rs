@@ -12,6 +12,8 @@ use crate::status::Status;
 
 /// What was asked for, a message with its prefix if it is a whole one; or why there is none.
 pub type Outcome = Result<Bytes, Status>;
+/// The same from the batches, with the times that it took there.
+pub type Settled = Result<(Bytes, TimeSplit), Status>;
 
 /// What an answer is made of: the batches write it, part by part.
 #[derive(Clone, Copy, Debug)]
@@ -38,43 +40,49 @@ pub struct Work {
 pub struct Job {
     pub images: Bytes,
     wanted: Wanted,
-    reply: Mutex<Option<oneshot::Sender<Outcome>>>,
+    reply: Mutex<Option<oneshot::Sender<Settled>>>,
     /// What its batches so far have answered: the message, and the times.
     so_far: Mutex<(Vec<u8>, TimeSplit)>,
 }
 
 impl Job {
-    pub fn new(images: Bytes, wanted: Wanted, reply: Option<oneshot::Sender<Outcome>>) -> Self {
+    pub fn new(images: Bytes, wanted: Wanted, reply: Option<oneshot::Sender<Settled>>) -> Self {
         Self { images, wanted, reply: Mutex::new(reply), so_far: Mutex::default() }
     }
 
     /// Tells the call, which hears it once.
-    pub fn settle(&self, outcome: Outcome) {
+    pub fn settle(&self, outcome: Settled) {
         if let Some(reply) = locked(&self.reply).take() {
             let _ = reply.send(outcome); // the client may be gone
         }
     }
 
     /// Adds what a batch has answered; the whole answer behind the last of them.
-    pub fn answer(&self, writer: &ResponseWriter, rows: &[f32], time: TimeSplit, is_last: bool) -> Option<Bytes> {
+    pub fn answer(
+        &self,
+        writer: &ResponseWriter,
+        rows: &[f32],
+        time: TimeSplit,
+        is_last: bool,
+    ) -> Option<(Bytes, TimeSplit)> {
         let mut so_far = locked(&self.so_far);
         let (message, times) = &mut *so_far;
-        let Wanted::Classes { top_k } = self.wanted else {
-            write_logits(message, rows);
-            return is_last.then(|| std::mem::take(message).into());
-        };
-        if message.is_empty() {
-            message.reserve(128 + 32 * top_k * rows.len() / NUM_CLASSES);
-            message.put_bytes(0, 5);
-        }
-        writer.classifications(message, rows, top_k);
         times.add(time);
-        if !is_last {
-            return None;
+        match self.wanted {
+            Wanted::Logits => write_logits(message, rows),
+            Wanted::Classes { top_k } => {
+                if message.is_empty() {
+                    message.reserve(128 + 32 * top_k * rows.len() / NUM_CLASSES);
+                    message.put_bytes(0, 5);
+                }
+                writer.classifications(message, rows, top_k);
+                if is_last {
+                    writer.finish(message, *times);
+                    let length = (message.len() - 5) as u32;
+                    message[1..5].copy_from_slice(&length.to_be_bytes());
+                }
+            }
         }
-        writer.finish(message, *times);
-        let length = (message.len() - 5) as u32;
-        message[1..5].copy_from_slice(&length.to_be_bytes());
-        Some(std::mem::take(message).into())
+        is_last.then(|| (std::mem::take(message).into(), *times))
     }
 }

@@ -27,6 +27,7 @@ mod open_inference;
 mod peers;
 mod pictures;
 mod python;
+mod records;
 mod reflection;
 mod response;
 mod routes;

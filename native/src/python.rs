@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use crate::batching::Limits;
 use crate::engine::Engine;
 use crate::model::{Model, attached};
+use crate::records::Record;
 use crate::response::ResponseWriter;
 use crate::server::Server;
 use crate::serving;
@@ -114,6 +115,11 @@ impl PyServer {
     fn wait(&self, py: Python<'_>, timeout_s: f64) -> Option<String> {
         let timeout = Duration::from_secs_f64(timeout_s);
         py.detach(|| self.server.wait(timeout)).map(|outcome| outcome.err().unwrap_or_default())
+    }
+
+    /// The calls that have ended since the last time, where the settings have records; and how many more there were.
+    fn take_records(&self) -> (Vec<Record>, u64) {
+        self.server.records.take()
     }
 
     /// Requests and images that were answered, and images that wait.

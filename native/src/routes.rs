@@ -34,7 +34,7 @@ pub fn answer(
         path if protocol == Protocol::Http => http::method_of(path),
         _ => Method::Other,
     };
-    let mut call = Call::begin(server, peer, method, request.headers());
+    let mut call = Call::begin(server, peer, method, &request);
     async move {
         if protocol == Protocol::Http {
             let (code, response) = http::answer(&mut call, request).await;

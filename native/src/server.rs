@@ -14,6 +14,7 @@ use crate::connection::{self, Io};
 use crate::guarded_io::Pushing;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::records::Records;
 use crate::settings::Settings;
 use crate::shared::{Clock, Shared, locked};
 use crate::status::Status;
@@ -45,6 +46,7 @@ pub struct Server {
     /// Calls under way.
     pub num_calls: AtomicUsize,
     pub pushing: Pushing,
+    pub records: Records,
     phase: watch::Sender<Phase>,
     stop: Notify,
     peers: Peers,
@@ -67,6 +69,7 @@ impl Server {
             peers: Peers::new(settings.max_connections),
             waiting: Waiting::new(settings.max_waiting_for_messages()),
             budgets: Budgets::new(&settings),
+            records: Records::new(settings.has_records),
             settings,
             versions: Versions::new(first),
             shared,

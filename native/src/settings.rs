@@ -33,6 +33,8 @@ pub struct Settings {
     pub hang_timeout_s: f64,
     pub lame_duck_s: f64,
     pub drain_timeout_s: f64,
+    /// Whether Python wants to hear of each call that ended.
+    pub has_records: bool,
     /// Times that this process' forerunners were replaced; for the metrics page.
     pub num_restarts: u64,
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::job::{Job, Outcome};
+use crate::job::{Job, Settled};
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -25,7 +25,7 @@ impl Clock {
 pub struct Shared {
     pub clock: Clock,
     pub metrics: Metrics,
-    settled: Mutex<Vec<(Arc<Job>, Outcome)>>,
+    settled: Mutex<Vec<(Arc<Job>, Settled)>>,
     deliver: Notify,
     /// Told when an engine is asked for a dispatch.
     pub dispatch: Notify,
@@ -47,7 +47,7 @@ impl Shared {
         }
     }
 
-    pub fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Outcome)>) {
+    pub fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Settled)>) {
         if !outcomes.is_empty() {
             locked(&self.settled).extend(outcomes);
             self.deliver.notify_one();

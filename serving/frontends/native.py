@@ -29,6 +29,7 @@ from serving.pictures.decode import image_from_picture
 from serving.pictures.raw_images import check_raw_images
 from serving.pictures.threads import give_way
 from serving.process import Process, labels_of
+from serving.request_log import CallRecord, RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ SETTINGS = (
     "max_encoded_bytes",
     "hang_timeout_s",
     "drain_timeout_s",
+    "has_records",
 )
 
 
@@ -63,24 +65,28 @@ def serve(process: Process) -> None:
         metrics_sockets=process.metrics_sockets,
         num_restarts=process.num_restarts,
     )
+    log = RequestLog(process.config, labels_of(model))
     server.start()
     for each in process.sockets:  # Rust has its own: when that closes them in a drain, nobody keeps the port open
         each.close()
     process.tell_ready(model)
     try:
-        _wait(server, process, Loader(process, server))
+        _wait(server, process, Loader(process, server), log)
     except DeviceError as failure:
         process.tell_failure(failure)
         raise
     finally:
+        log.write(server.take_records())
+        log.close()
         process.tell_answered(server.num_requests, server.num_images)
     server.close()
 
 
-def _wait(server: "NativeServer", process: Process, loader: Loader) -> None:
+def _wait(server: "NativeServer", process: Process, loader: Loader, log: RequestLog) -> None:
     is_stopping = False
     while not server.wait(TICK_S):
         process.tell_alive()
+        log.write(server.take_records())
         while not is_stopping and (order := process.next_order()):
             loader.carry_out(order)
             if order.drain:
@@ -154,6 +160,13 @@ class NativeServer:
         if outcome:
             raise _failure_from(outcome)
         return outcome is not None
+
+    def take_records(self) -> list[CallRecord]:
+        """Returns the calls that have ended since the last time, if the settings want them."""
+        records, num_lost = self._server.take_records()
+        if num_lost:
+            logger.warning("%d calls ended too fast to be told of", num_lost)
+        return [CallRecord(*record) for record in records]
 
     @property
     def num_requests(self) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -19,6 +19,7 @@ from serving.access import Tokens
 from serving.config import ServerConfig
 from serving.errors import InvalidRequestError, NotServingError, RequestError
 from serving.metrics import Metrics
+from serving.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,16 @@ Method = Callable[[bytes, float], Awaitable[bytes]]
 Conversation = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
 
+UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
+
+
+class Call(NamedTuple):
+    """A call that has begun."""
+
+    path: str
+    began_s: float  # on the monotonic clock
+
+
 class RpcHandler(grpc.GenericRpcHandler):
     """Routes calls by their path, hands over raw messages, and turns RequestError into a status."""
 
@@ -42,18 +53,20 @@ class RpcHandler(grpc.GenericRpcHandler):
         config: ServerConfig,
         metrics: Metrics,
         probes: Collection[str],
+        log: RequestLog | None = None,
     ) -> None:
-        """`probes` are the paths of conversations that need no token."""
+        """`probes` are the paths of conversations that need no token; `log` hears of each call."""
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
         self._metrics = metrics
+        self._log = log
         self._tokens = Tokens(config.tokens) if config.tokens else None
         self._handlers: dict[str, Handler] = {
-            path: grpc.stream_unary_rpc_method_handler(self._method_handler(method, _name_of(path)))
+            path: grpc.stream_unary_rpc_method_handler(self._method_handler(method, path))
             for path, method in methods.items()
         }
         for path, conversation in conversations.items():
-            handler = self._conversation_handler(conversation, _name_of(path), is_open=path in probes)
+            handler = self._conversation_handler(conversation, path, is_open=path in probes)
             self._handlers[path] = grpc.stream_stream_rpc_method_handler(handler)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
@@ -61,20 +74,23 @@ class RpcHandler(grpc.GenericRpcHandler):
         handler = self._handlers.get(call.method)
         if handler is None:
             self._metrics.count_call("other", "UNIMPLEMENTED")
+            if self._log is not None:
+                self._log.write_call(str(call.method), UNIMPLEMENTED, time.monotonic(), "")
         return handler
 
-    def _method_handler(self, method: Method, name: str) -> Callable[..., Coroutine[Any, Any, bytes]]:
+    def _method_handler(self, method: Method, path: str) -> Callable[..., Coroutine[Any, Any, bytes]]:
         async def handle(_messages: Any, context: Context) -> bytes:
-            outcome = await self._outcome_of(method, name, context)
+            call = Call(path, time.monotonic())
+            outcome = await self._outcome_of(method, call, context)
             if isinstance(outcome, bytes):
-                self._metrics.count_call(name, "OK")
+                self._count(call, "OK", context)
                 return outcome
-            self._metrics.count_call(name, _status_of(outcome, context))
+            self._count(call, _status_of(outcome, context), context)
             return await _abort(context, outcome)
 
         return handle
 
-    async def _outcome_of(self, method: Method, name: str, context: Context) -> "bytes | Failure":
+    async def _outcome_of(self, method: Method, call: Call, context: Context) -> "bytes | Failure":
         try:
             if self.refusal is not None:
                 raise self.refusal.with_traceback(None)
@@ -87,13 +103,13 @@ class RpcHandler(grpc.GenericRpcHandler):
                 left_s = self._config.limits.default_deadline_s
             return await method(message, time.monotonic() + min(left_s, self._config.limits.max_deadline_s))
         except asyncio.CancelledError:
-            self._metrics.count_call(name, _end_by_client(context))
+            self._count(call, _end_by_client(context), context)
             raise
         except Exception as error:
             return _failure_from(error)
 
     def _conversation_handler(
-        self, conversation: Conversation, name: str, *, is_open: bool
+        self, conversation: Conversation, path: str, *, is_open: bool
     ) -> Callable[..., Coroutine[Any, Any, None]]:
         async def converse(messages: AsyncIterator[bytes], context: Context) -> None:
             if not is_open:
@@ -101,24 +117,31 @@ class RpcHandler(grpc.GenericRpcHandler):
             await conversation(messages, context)
 
         async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
-            failure = await self._failure_of(converse, messages, name, context)
-            self._metrics.count_call(name, "OK" if failure is None else _status_of(failure, context))
+            call = Call(path, time.monotonic())
+            failure = await self._failure_of(converse, messages, call, context)
+            self._count(call, "OK" if failure is None else _status_of(failure, context), context)
             if failure is not None:
                 await _abort(context, failure)
 
         return handle
 
     async def _failure_of(
-        self, conversation: Conversation, messages: AsyncIterator[bytes], name: str, context: Context
+        self, conversation: Conversation, messages: AsyncIterator[bytes], call: Call, context: Context
     ) -> "Failure | None":
         try:
             await conversation(messages, context)
             return None
         except asyncio.CancelledError:
-            self._metrics.count_call(name, _end_by_client(context))
+            self._count(call, _end_by_client(context), context)
             raise
         except Exception as error:
             return _failure_from(error)
+
+    def _count(self, call: Call, status: str, context: Context) -> None:
+        self._metrics.count_call(_name_of(call.path), status)
+        if self._log is not None:
+            traceparent = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+            self._log.write_call(call.path, grpc.StatusCode[status].value[0], call.began_s, traceparent)
 
     def _check_token(self, context: Context) -> None:
         """Raises UnauthenticatedError if tokens are asked for and the call carries none that is known."""

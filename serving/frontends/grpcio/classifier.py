@@ -42,7 +42,7 @@ class ClassifierService:
                 images = await self._decoded_pictures(request, deadline_s)
             else:
                 images = self._raw_images(request)
-            answer = await served.engine.classify(images, deadline_s)
+            answer = await served.classify(images, deadline_s)
         self.num_requests += 1
         response = served.writer.write(answer, top_k)
         self._metrics.observe_request(time.monotonic() - began_s)

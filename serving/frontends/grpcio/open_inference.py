@@ -52,7 +52,7 @@ class OpenInferenceService:
         with self._versions.find(request.model_name, request.model_version) as served:
             outputs = _outputs_of(request)
             images = await self._images_of(request, deadline_s)
-            answer = await served.engine.classify(images, deadline_s)
+            answer = await served.classify(images, deadline_s)
         self._classifier.num_requests += 1
         response = _response(request, served, answer.logits, outputs)
         self._metrics.observe_request(time.monotonic() - began_s)

@@ -29,6 +29,7 @@ from serving.loading import Loader
 from serving.metrics import NO_METRICS, Metrics, serve_page
 from serving.models import ServedModel
 from serving.process import Process, labels_of
+from serving.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,15 @@ async def _serve(process: Process) -> None:
     metrics = Metrics(labels_of(model), process.num_restarts) if process.metrics_sockets else NO_METRICS
     if process.metrics_sockets:
         serve_page(metrics, process.metrics_sockets)
+    log = RequestLog(process.config, labels_of(model))
     server = Server(
-        process.config, model, process.addresses, metrics=metrics, on_failure=process.tell_failure, shares_port=True
+        process.config,
+        model,
+        process.addresses,
+        metrics=metrics,
+        log=log if process.config.has_records else None,
+        on_failure=process.tell_failure,
+        shares_port=True,
     )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stop)
@@ -62,6 +70,7 @@ async def _serve(process: Process) -> None:
     finally:
         alive.cancel()
         gc.unfreeze()
+        log.close()
         process.tell_answered(server.num_requests, server.num_images)
 
 
@@ -93,6 +102,7 @@ class Server:
         *,
         shares_port: bool = False,
         metrics: Metrics = NO_METRICS,
+        log: RequestLog | None = None,
         on_failure: Callable[[ProgramError], None] = lambda _failure: None,
     ) -> None:
         """`addresses` are gRPC's targets; `shares_port` if a supervisor keeps their ports.
@@ -104,6 +114,7 @@ class Server:
         self._addresses = addresses
         self._shares_port = shares_port
         self._metrics = metrics
+        self._log = log
         self._on_failure = on_failure
         self._health = health.aio.HealthServicer()
         self._is_stopping = asyncio.Event()
@@ -217,7 +228,7 @@ class Server:
         }
         conversations = probes.conversations(self._health) | self._open_inference.conversations()
         without_token = probes.PROBES | open_inference.PROBES
-        self._handler = RpcHandler(methods, conversations, config, self._metrics, without_token)
+        self._handler = RpcHandler(methods, conversations, config, self._metrics, without_token, self._log)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
         credentials = server_credentials(config)
         for address in self._addresses:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from atelier.contract import Images
 from atelier.errors import DeviceError
+from serving.batching.batcher import Answer
 from serving.config import ServerConfig
 from serving.engine import Engine
 from serving.errors import NotServingError, UnknownModelError
@@ -13,6 +15,7 @@ from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.messages import description_of, model_config
 from serving.metrics import NO_METRICS, Metrics
 from serving.models import ServedModel
+from serving.request_log import Ran, ran
 
 RETIRED = NotServingError("RETIRED", "this version is not served any more", "ask for the current one")
 
@@ -27,6 +30,7 @@ class Served:
         self.writer = ResponseWriter(self.name, self.version, self.classes)
         self.description = description_of(engine.model, config)
         self.config = model_config(engine.model, config)
+        self._has_records = config.has_records
         self._num_calls = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -42,6 +46,13 @@ class Served:
         self._num_calls -= 1
         if not self._num_calls:
             self._is_idle.set()
+
+    async def classify(self, images: Images, deadline_s: float) -> Answer:
+        """Answers as `Engine.classify`, and notes what the model did for the call."""
+        answer = await self.engine.classify(images, deadline_s)
+        if self._has_records:
+            ran.set(Ran(self.version, len(images), answer.queue_us, answer.inference_us, answer.batch_size))
+        return answer
 
     async def end(self) -> None:
         """Frees the device once no call holds it."""
