@@ -29,6 +29,8 @@ const MAX_HEADER_BYTES: u32 = 8 << 10;
 const MANY_UNSENT: usize = 32;
 const MAX_SILENCE_US: u64 = 10_000_000;
 const PING_AFTER: Duration = Duration::from_secs(30);
+/// Clients of HTTP/1 keep connections for a while. One that is slow is idle too: when there are too many, it goes.
+const HTTP1_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is known of a connection.
@@ -149,7 +151,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(PING_TIMEOUT)
+        .header_read_timeout(HTTP1_IDLE_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES as usize * 2);
     builder
 }

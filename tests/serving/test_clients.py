@@ -6,6 +6,7 @@ is set. KServe's client takes minutes to install, and runs only with ATELIER_KSE
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from atelier.client import Client
+from atelier.contract import Images
 from atelier.environments import node_modules_with, python_with
 from atelier.errors import ResourceUnavailableError
 from loadtest.server_process import ServerProcess, server_process
@@ -25,9 +27,11 @@ from tests.serving.conftest import FRONT_ENDS, HAS_NATIVE, needs_native
 SCRIPTS = Path(__file__).parent / "clients"
 CACHE = Path(".cache/clients")
 ROOT = Path(__file__).parents[2]
-IMAGES = np.random.default_rng(5).integers(0, 256, (20, 1, 28, 28)).astype(np.uint8)
+IMAGES: Images = np.random.default_rng(5).integers(0, 256, (20, 1, 28, 28)).astype(np.uint8)
 IMAGES[:, 0, 0, :4] = 0
 
+ADDRESS = "localhost:50051"  # on the page
+TRITONCLIENT = "tritonclient[grpc,http]==2.73.0"
 HAS_NODE = shutil.which("npm") is not None
 REFUSED = {
     "wrong name": ("INVALID_ARGUMENT", "400", "UNKNOWN_INPUT"),
@@ -81,11 +85,31 @@ def serving(repository: Path, front_end: str) -> Any:
     return server_process("serving", "--repository", str(repository), *settings)
 
 
+def section(name: str) -> str:
+    """Of docs/http.md."""
+    text = (ROOT / "docs" / "http.md").read_text()
+    return text.split(f"## {name}\n", 1)[1].split("\n## ")[0]
+
+
+def commands_of(name: str, beginning: str) -> list[str]:
+    """The commands of a section of the page that begin so."""
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", section(name), re.DOTALL))
+    return [line for line in blocks.splitlines() if line.startswith(beginning)]
+
+
+def run_in_shell(command: str, server: ServerProcess) -> str:
+    return printed(["bash", "-euc", command.replace(ADDRESS, server.target)], cwd=ROOT)
+
+
 def probabilities_from(server: ServerProcess) -> Any:
+    return probabilities_of(server, IMAGES)
+
+
+def probabilities_of(server: ServerProcess, images: Images) -> Any:
     """What Classify says, (N, 10) by label."""
     with Client(server.target) as client:
-        answer = client.classify(IMAGES, top_k=10)
-    rows = np.zeros((len(IMAGES), 10), np.float32)
+        answer = client.classify(images, top_k=10)
+    rows = np.zeros((len(images), 10), np.float32)
     for row, predictions in zip(rows, answer.classifications, strict=True):
         for prediction in predictions:
             row[prediction.label] = prediction.probability
@@ -93,7 +117,7 @@ def probabilities_from(server: ServerProcess) -> Any:
 
 
 def what_tritonclient_says(server: ServerProcess, kind: str, directory: Path) -> dict[str, Any]:
-    python = python_of("tritonclient", "tritonclient[grpc,http]==2.73.0")
+    python = python_of("tritonclient", TRITONCLIENT)
     np.save(directory / "images.npy", IMAGES)
     np.save(directory / "probabilities.npy", probabilities_from(server))
     files = [str(directory / name) for name in ("images.npy", "probabilities.npy")]
@@ -137,16 +161,43 @@ def test_tritonclient_over_http_gets_bitwise_the_answers_of_classify(native: Ser
     assert said == {**COMMON, "JSON": True, "deflate": True}
 
 
-def test_node_calls_by_the_proto_files(server: ServerProcess, tmp_path: Path) -> None:
-    if not HAS_NODE:
-        pytest.skip("npm is not installed")
+@pytest.mark.skipif(not HAS_NODE, reason="npm is not installed")
+def test_node_calls_by_the_proto_files_as_the_page_says(server: ServerProcess, tmp_path: Path) -> None:
     packages = ("@grpc/grpc-js@1.14.7", "@grpc/proto-loader@0.8.1")
     modules = installed(lambda: node_modules_with(packages, CACHE / "node"))
-    (tmp_path / "images").write_bytes(IMAGES.tobytes())
-    script = [str(SCRIPTS / "node_calls.mjs"), str(modules), server.target, str(ROOT / "protos")]
-    classified, inferred = json.loads(printed(["node", *script, str(tmp_path / "images")]))
+    (tmp_path / "images.bin").write_bytes(IMAGES.tobytes())
+    (command,) = commands_of("Others", "node ")
+    command = command.replace(" node_modules ", f" {modules} ").replace("images.bin", str(tmp_path / "images.bin"))
+    classified, inferred = json.loads(run_in_shell(command, server))
     expected = probabilities_from(server).argmax(1).tolist()
     assert classified == inferred == expected
+
+
+@pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not on the PATH")
+def test_grpcurl_asks_as_the_page_says(server: ServerProcess) -> None:
+    (command,) = commands_of("Others", "grpcurl ")
+    assert json.loads(run_in_shell(command, server))["platform"] == "onnxruntime_onnx"
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_lines_of_the_page_for_tritons_client_work(native: ServerProcess, kind: str) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", section("Triton's client"), re.DOTALL)
+    lines = block.replace("tritonclient.http", f"tritonclient.{kind}").replace(ADDRESS, native.target)
+    expected = probabilities_of(native, np.zeros((2, 1, 28, 28), np.uint8)).argmax(1)
+    assert printed([python_of("tritonclient", TRITONCLIENT), "-c", lines]) == f"{expected}\n"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_asks_as_the_page_says(native: ServerProcess, tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0, 0]).save(tmp_path / "shirt.png")
+    commands = commands_of("curl", "curl ")
+    plain, with_options, refused, ready, model = (
+        json.loads(run_in_shell(command.replace("@shirt.png", f"@{tmp_path}/shirt.png"), native))
+        for command in commands
+    )
+    assert [len(each["classifications"][0]["predictions"]) for each in (plain, with_options)] == [1, 3]
+    assert refused["error"].startswith("BAD_IMAGE_SIZE: ")
+    assert (ready, model["versions"]) == ({"ready": True}, ["1"])
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
