@@ -198,10 +198,8 @@ class Supervisor:
         elif "limits" in message:
             child.ready_s = time.monotonic()
             self._announce(message["limits"], message["labels"])
-        elif "swapped" in message:
-            self._upgrades.on_swapped()
-        elif "refused" in message:
-            self._upgrades.on_refused(message["refused"])
+        elif "swapped" in message or "refused" in message:
+            self._upgrades.conclude(message.get("refused", ""))
         return True
 
     def _announce(self, limits: str, labels: dict[str, str]) -> None:

@@ -61,23 +61,19 @@ class Upgrades:
         self._uncounted.clear()
         return orders
 
-    def on_swapped(self) -> None:
-        """Makes the version that was loaded the one that processes get."""
-        if self._loading is not None:
-            self.previous, self.version, self._loading = self.version, self._loading, None
-            self._load_ends_s = math.inf
+    def conclude(self, why_not: str = "") -> None:
+        """Makes the version that was loaded the one that processes get; or says why the process has refused it."""
+        loaded, self._loading = self._loading, None
+        if loaded is not None and why_not:
+            self._say_refused(loaded.manifest.version, why_not)
+        elif loaded is not None:
+            self.previous, self.version = self.version, loaded
             say(f"serving {self.version.name}; {self.previous.name} stays for calls that ask for it")
-
-    def on_refused(self, why: str) -> None:
-        """Notes that the process has not taken the version, and has counted it."""
-        if self._loading is not None:
-            self._say_refused(self._loading.manifest.version, why)
-            self._loading, self._load_ends_s = None, math.inf
 
     def on_end(self) -> None:
         """Notes that the process has ended: what it was loading is not given to the next."""
         if self._loading is not None:
-            self.on_refused("LOAD_CRASHED: the serving process ended while it loaded it")
+            self.conclude("LOAD_CRASHED: the serving process ended while it loaded it")
             self._uncounted.append("LOAD_CRASHED")
 
     def _look(self) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What is done to a server under load: SIGTERM and a new start, or SIGKILL to the process that serves."""
 
+import bisect
 import contextlib
+import math
 import random
 import socket
 import statistics
@@ -58,13 +60,16 @@ class Cycles:
 
     def p99_ms(self, *, inside: bool) -> float:
         """The 99th percentile of the latencies of the requests that were due inside of `spans`, or outside."""
-        ended = [entry for entry in self.journal if entry.ended_s is not None]
         latencies = [
-            (entry.ended_s or 0.0) - entry.due_s
-            for entry in ended
-            if any(began_s <= entry.due_s <= ended_s for began_s, ended_s in self.spans) == inside
+            entry.ended_s - entry.due_s
+            for entry in self.journal
+            if entry.ended_s is not None and self._is_in_span(entry.due_s) == inside
         ]
         return statistics.quantiles(latencies, n=100)[98] * 1e3 if len(latencies) > 1 else 0.0
+
+    def _is_in_span(self, due_s: float) -> bool:
+        index = bisect.bisect(self.spans, (due_s, math.inf)) - 1
+        return index >= 0 and due_s <= self.spans[index][1]
 
     def faults(self, promise: End) -> list[str]:
         """What is not as it was promised."""

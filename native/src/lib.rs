@@ -1,6 +1,6 @@
 //! Atelier's front end: atelier.v1.Classifier over gRPC, entering Python once per batch.
 //!
-//! From the outside in: listeners -> connection -> routes -> call -> classify -> engine -> batching, model.
+//! From the outside in: listeners -> connection -> routes -> call -> classify -> versions -> engine -> batching, model.
 #![deny(unsafe_code)] // the files python.rs have what PyO3's macros make; every other file forbids it
 
 mod aside;

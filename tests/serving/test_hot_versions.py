@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -196,7 +197,7 @@ def test_sighup_before_a_process_is_ready_waits_and_two_are_as_one(shelf: Shelf)
     assert order["load"] == 2
     assert decides.orders() == []
     assert decides.version.manifest.version == 1  # until the process has swapped
-    decides.on_swapped()
+    decides.conclude()
     assert decides.version.manifest.version == 2
     assert decides.previous is not None
 
@@ -209,7 +210,7 @@ def test_sighup_while_a_version_is_loaded_looks_again_afterwards(shelf: Shelf) -
     shelf.publish(3)
     decides.ask()
     assert decides.orders() == []
-    decides.on_swapped()
+    decides.conclude()
     assert [order["load"] for order in decides.orders()] == [3]
 
 
@@ -220,6 +221,28 @@ def test_word_of_a_crash_is_told_to_the_next_process(shelf: Shelf) -> None:
     decides.on_end()
     assert decides.orders() == [{"refused": "LOAD_CRASHED"}]
     assert decides.orders() == []
+
+
+def test_whatever_lies_in_the_repository_the_supervisor_goes_on(shelf: Shelf) -> None:
+    decides = upgrades(shelf)
+    shelf.publish(2)
+    (shelf.repository / "lenet5" / "2" / "manifest.json").write_text("[" * 100_000)
+    decides.ask()
+    assert decides.orders() == [{"refused": "UNREADABLE"}]
+    shutil.rmtree(shelf.repository)
+    decides.ask()
+    assert decides.orders() == []
+
+
+def test_load_that_hangs_is_warned_about_once(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    decides = upgrades(shelf)
+    shelf.publish(2)
+    decides.ask()
+    with patch("serving.upgrades.MAX_LOAD_S", 0.0):
+        decides.orders()
+        decides.orders()
+        decides.orders()
+    assert capsys.readouterr().out.count("lenet5 version 2 has been loading for 0 s; lenet5 version 1 serves on") == 1
 
 
 def test_flag_stands_alone_or_with_seconds_but_not_beside_a_pinned_version() -> None:
