@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=range(1, 11),
         default=3,
         metavar="K",
-        help="classes per picture (default: %(default)s)",
+        help="classes per picture (default: %(default)s; with --out always the best one)",
     )
     parser.add_argument("--timeout-s", type=float, help=f"per request (default: {DEFAULT_TIMEOUT_S:g}, with --out 30)")
     parser.add_argument("--out", type=Path, help="label a folder or a Parquet file into this .parquet, .csv or .jsonl")

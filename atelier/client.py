@@ -60,6 +60,8 @@ class _Connection(Methods):
         every call, over TLS or to this machine only. `coalesce_ms`: while a call is under way, single images are
         collected for so long and sent together; 0 sends each by itself.
         """
+        if not coalesce_ms >= 0:
+            raise ValueError(f"coalesce_ms is {coalesce_ms}: pass milliseconds, or 0 to send each image by itself")
         options, access = channel_options(target), access_from(target, tls, certificate, token)
         channel = self._steps.channel(grpc_target(target), access.credentials, options)
         super().__init__(target, channel, access)

@@ -126,6 +126,13 @@ def test_closed_client_and_time_outs_that_are_none_are_refused(server: ScriptedS
         Client(server.target, coalesce_ms=1).classify(image(1), timeout_s=float("nan"))
 
 
+@pytest.mark.parametrize("window_ms", [-1, float("nan")])
+def test_window_that_is_no_time_is_refused(window_ms: float) -> None:
+    for client in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=r"coalesce_ms is .*: pass milliseconds"):
+            client("localhost:1", coalesce_ms=window_ms)
+
+
 def test_followers_of_a_task_that_is_cancelled_are_answered(server: ScriptedServer) -> None:
     async def cancel_the_leader() -> list[Answer]:
         server.gate.clear()
