@@ -8,9 +8,9 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use crate::body;
-use crate::call::Messages;
 use crate::framing::framed;
 use crate::job::Outcome;
+use crate::messages::Messages;
 use crate::open_inference;
 use crate::proto::grpc::health::v1::health_check_response::ServingStatus;
 use crate::proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};

@@ -20,6 +20,7 @@ mod job;
 mod listeners;
 mod load_client;
 mod log;
+mod messages;
 mod metrics;
 mod metrics_page;
 mod model;

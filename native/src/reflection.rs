@@ -10,8 +10,9 @@ use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use tokio::sync::mpsc;
 
 use crate::body;
-use crate::call::{Call, Messages};
+use crate::call::Call;
 use crate::framing::framed;
+use crate::messages::Messages;
 use crate::proto::grpc::reflection::v1::server_reflection_request::MessageRequest as Ask;
 use crate::proto::grpc::reflection::v1::server_reflection_response::MessageResponse as Reply;
 use crate::proto::grpc::reflection::v1::{

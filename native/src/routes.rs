@@ -9,9 +9,10 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 
 use crate::body::{self, Body};
-use crate::call::{Call, Messages};
+use crate::call::Call;
 use crate::connection::{Peer, Unsent};
 use crate::http::GrpcWeb;
+use crate::messages::Messages;
 use crate::metrics::Method;
 use crate::open_inference::about::About;
 use crate::server::Server;

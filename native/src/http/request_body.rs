@@ -10,8 +10,9 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use crate::call::{Call, in_time, inflated_aside};
+use crate::call::Call;
 use crate::framing::{Encoding, too_large};
+use crate::messages::{in_time, inflated_aside};
 use crate::status::{Code, Status};
 
 /// Decompressed, if it was compressed.
