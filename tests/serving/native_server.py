@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from serving.config import ServerConfig
-from serving.frontends.native import NativeServer
+from serving.frontends.native.server import NativeServer
 from serving.listening import Listening
 from serving.models import ServedModel
 from tests.serving.fake_backend import MANIFEST, FakeBackend

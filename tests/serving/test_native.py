@@ -28,7 +28,7 @@ from loadtest.server_process import server_process
 from serving.batching.batcher import Answer
 from serving.config import ServerConfig
 from serving.frontends.grpcio.responses import ResponseWriter
-from serving.frontends.native import NativeServer
+from serving.frontends.native.server import NativeServer
 from serving.listening import Listening
 from serving.metrics import Metrics
 from serving.models import ServedModel

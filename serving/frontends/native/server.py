@@ -1,56 +1,30 @@
-"""The front end in Rust (native/): connections, gRPC, batches and metrics there; here the model, once a batch."""
+"""Serves with the front end in Rust (native/): sockets, protocols and batches there; here the model, once a batch."""
 
 import contextlib
 import ctypes
 import logging
 import os
 import re
-import resource
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import atelier_native
-import numpy as np
-from numpy.typing import NDArray
 
-from atelier.contract import IMAGE_SHAPE, Images, Logits
 from atelier.errors import ConfigurationError, DeviceError, ProgramError
-from serving.backends.base import Backend
 from serving.config import ServerConfig
-from serving.errors import RequestError
-from serving.frontends.messages import description_of, model_config
+from serving.frontends.native.callbacks import check_images, decode, measured_sizes, version_for
+from serving.frontends.native.settings import settings_for
 from serving.loading import Loader
 from serving.models import ServedModel
-from serving.pictures.decode import image_from_picture
-from serving.pictures.raw_images import check_raw_images
-from serving.pictures.threads import give_way
 from serving.process import Process, labels_of
 from serving.request_log import CallRecord, RequestLog
 
 logger = logging.getLogger(__name__)
 
-# The thread that read a lone request runs it itself if that takes no longer than this: handing it to another thread
-# and back costs as much as the model. A GPU may hang; what runs there has a thread of its own, which is watched.
-MAX_INLINE_US = 500
-MAX_CONNECTIONS = 2048
-SPARE_FILES = 100  # that are no connections
 TICK_S = 0.25
 SWITCH_S = 0.0005  # for so long the model may wait for Python's lock while pictures are decoded; by default it is 5 ms
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
-# What Rust's side of the front end needs of the settings, besides all limits, under the same names.
-SETTINGS = (
-    "max_queue_size",
-    "max_images_per_request",
-    "max_message_bytes",
-    "max_encoded_bytes",
-    "hang_timeout_s",
-    "drain_timeout_s",
-    "has_records",
-)
 
 
 def serve(process: Process) -> None:
@@ -114,9 +88,9 @@ class NativeServer:
         self._previous: ServedModel | None = None
         self._config = config
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
-        settings = _settings(config, model) | {"num_restarts": num_restarts}
+        settings = settings_for(config, model) | {"num_restarts": num_restarts}
         try:
-            self._server = atelier_native.Server(settings, _version(model, config), _decode, _check_images)
+            self._server = atelier_native.Server(settings, version_for(model, config), decode, check_images)
         except OSError as error:
             raise _configuration_error(error) from None
 
@@ -124,7 +98,7 @@ class NativeServer:
         """Accepts, warms up; then health says SERVING."""
         self._server.start(_duplicates(self._sockets), _duplicates(self._metrics_sockets))
         self.model.backend.warm_up()
-        self._server.set_serving(_measured_sizes(self.model))
+        self._server.set_serving(measured_sizes(self.model))
 
     def swap(self, model: ServedModel) -> None:
         """Warms it up, serves it from now on, and keeps the present one for calls that ask for it.
@@ -132,13 +106,13 @@ class NativeServer:
         The one that was kept until now is freed once its last call is answered.
         """
         model.backend.warm_up()
-        self._server.swap(_version(model, self._config), _measured_sizes(model))
+        self._server.swap(version_for(model, self._config), measured_sizes(model))
         self._previous, self.model = self.model, model
 
     def keep(self, model: ServedModel) -> None:
         """Warms it up, and serves it to calls that ask for it: the version before the present one."""
         model.backend.warm_up()
-        self._server.keep(_version(model, self._config), _measured_sizes(model))
+        self._server.keep(version_for(model, self._config), measured_sizes(model))
         self._previous = model
 
     def count_refused(self, word: str) -> None:
@@ -208,92 +182,6 @@ def _failure_from(outcome: str) -> ProgramError:
     return ProgramError(word, what, cure)
 
 
-def _settings(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
-    backend = model.backend
-    may_run_inline = (backend.name, backend.device) == ("onnxruntime", "cpu")
-    return (
-        asdict(config.limits)
-        | {name: getattr(config, name) for name in SETTINGS}
-        | {
-            "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
-            "max_connections": _max_connections(),
-            "tls_certificate": _path(config.tls_certificate),
-            "tls_key": _path(config.tls_key),
-            "tls_client_authority": _path(config.tls_client_authority),
-            "tokens": _path(config.tokens),
-        }
-    )
-
-
-def _max_connections() -> int:
-    """Returns as many as there can be files, with some left for what else is open; raises the soft limit for it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = MAX_CONNECTIONS + SPARE_FILES
-    if soft < needed and (hard == resource.RLIM_INFINITY or hard > soft):
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(MAX_CONNECTIONS, soft - SPARE_FILES))
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
 def _duplicates(sockets: Sequence[socket.socket]) -> list[int]:
     """Duplicates the sockets for Rust, which closes its own."""
     return [os.dup(each.fileno()) for each in sockets]
-
-
-def _version(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
-    """Returns what Rust is to know of a version, and to run it by."""
-    images, run = _images_and_run(model.backend)
-    return {
-        "images": images,
-        "run": run,
-        "close": model.backend.close,
-        "name": model.manifest.model_name,
-        "version": str(model.manifest.version),
-        "classes": model.manifest.classes,
-        "description": description_of(model, config),
-        "config": model_config(model, config).SerializeToString(),
-        "labels": sorted(labels_of(model).items()),
-    }
-
-
-def _measured_sizes(model: ServedModel) -> list[int]:
-    """Returns the batch sizes from whose runs Rust learns the model's pace: twice, for the first may be slow."""
-    return sorted({1, model.backend.max_batch_size}) * 2
-
-
-def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
-    """Returns the buffer that Rust fills with images, and what runs its first n."""
-    images: Images = np.zeros((backend.max_batch_size, *IMAGE_SHAPE), np.uint8)
-    views = [images[:count] for count in range(backend.max_batch_size + 1)]
-    infer = backend.infer
-
-    def run(num_images: int) -> Logits | None:
-        try:
-            return infer(views[num_images])
-        except Exception:
-            logger.exception("a batch of %d images failed", num_images)
-            return None
-
-    return images, run
-
-
-def _check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | None:
-    """Returns what is wrong with raw images that may be none: word, what and cure for the client."""
-    try:
-        check_raw_images(beginning, num_bytes)
-        return None
-    except RequestError as error:
-        return error.word, error.what, error.cure
-
-
-def _decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str, str]:
-    """Returns a picture's image; or word, what and cure for the client."""
-    give_way()  # the thread is Rust's
-    try:
-        return image_from_picture(picture, index=index, invert=invert).tobytes()
-    except RequestError as error:
-        return error.word, error.what, error.cure

@@ -1,0 +1,76 @@
+"""Hands Rust's side of the front end what it runs in Python: a version of the model, and the reading of pictures."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atelier.contract import IMAGE_SHAPE, Images, Logits
+from serving.backends.base import Backend
+from serving.config import ServerConfig
+from serving.errors import RequestError
+from serving.frontends.messages import description_of, model_config
+from serving.models import ServedModel
+from serving.pictures.decode import image_from_picture
+from serving.pictures.raw_images import check_raw_images
+from serving.pictures.threads import give_way
+from serving.process import labels_of
+
+logger = logging.getLogger(__name__)
+
+
+def version_for(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
+    """Returns what Rust is to know of a version, and to run it by."""
+    images, run = _images_and_run(model.backend)
+    return {
+        "images": images,
+        "run": run,
+        "close": model.backend.close,
+        "name": model.manifest.model_name,
+        "version": str(model.manifest.version),
+        "classes": model.manifest.classes,
+        "description": description_of(model, config),
+        "config": model_config(model, config).SerializeToString(),
+        "labels": sorted(labels_of(model).items()),
+    }
+
+
+def measured_sizes(model: ServedModel) -> list[int]:
+    """Returns the batch sizes from whose runs Rust learns the model's pace: twice, for the first may be slow."""
+    return sorted({1, model.backend.max_batch_size}) * 2
+
+
+def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
+    """Returns the buffer that Rust fills with images, and what runs its first n."""
+    images: Images = np.zeros((backend.max_batch_size, *IMAGE_SHAPE), np.uint8)
+    views = [images[:count] for count in range(backend.max_batch_size + 1)]
+    infer = backend.infer
+
+    def run(num_images: int) -> Logits | None:
+        try:
+            return infer(views[num_images])
+        except Exception:
+            logger.exception("a batch of %d images failed", num_images)
+            return None
+
+    return images, run
+
+
+def check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | None:
+    """Returns what is wrong with raw images that may be none: word, what and cure for the client."""
+    try:
+        check_raw_images(beginning, num_bytes)
+        return None
+    except RequestError as error:
+        return error.word, error.what, error.cure
+
+
+def decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str, str]:
+    """Returns a picture's image; or word, what and cure for the client."""
+    give_way()  # the thread is Rust's
+    try:
+        return image_from_picture(picture, index=index, invert=invert).tobytes()
+    except RequestError as error:
+        return error.word, error.what, error.cure
