@@ -1,8 +1,11 @@
 """Serves: `python -m serving`."""
 
 import os
+import signal
 import sys
 
+# A terminal that is closed ends no server; and the version that is about to be read is the newest.
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 # Read by libraries when they are imported.
 if "--debug" not in sys.argv:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines beside our one
@@ -11,7 +14,7 @@ if "--debug" not in sys.argv:
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy only copies here; its threads would idle in every process
 
-from atelier.program import run_program
-from serving.server import main
+from atelier.program import run_program  # noqa: E402 - importing takes a while, in which a signal may come
+from serving.server import main  # noqa: E402
 
 sys.exit(run_program(main))

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import signal
 from importlib.util import find_spec
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
@@ -20,9 +19,6 @@ NATIVE = "atelier_native"  # the package of native/
 
 def main(arguments: list[str]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises ProgramError if it cannot start."""
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # until the supervisor looks after it: a closed terminal ends no server
     config = parse_arguments(arguments)
     set_up_logging(config.log_format, is_debugging="--debug" in arguments)
     return serve_version(config, read_version(config))

@@ -1,7 +1,10 @@
 """New versions without a restart, over real servers: what is found, served, refused and kept."""
 
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +161,27 @@ def test_pinned_version_stays(shelf: Shelf, front_end: str) -> None:
         with Client(server.target) as client:
             assert version_of(client) == "1"
         assert server.stop() == 0
+
+
+def minds_hangups(pid: int) -> bool:
+    """Whether SIGHUP no longer ends a process: it is ignored or caught."""
+    masks = re.findall(r"Sig(?:Ign|Cgt):\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return any(int(mask, 16) & 1 << signal.SIGHUP - 1 for mask in masks)
+
+
+def test_sighups_in_a_start_end_no_server(shelf: Shelf, tmp_path: Path) -> None:
+    ready_file = tmp_path / "ready.json"
+    command = [sys.executable, "-m", "serving", *settings(shelf, "grpcio"), "--ready-file", str(ready_file)]
+    process = subprocess.Popen(command)
+    try:
+        wait_for(lambda: minds_hangups(process.pid))
+        while not ready_file.exists():
+            assert process.poll() is None
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.01)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_sighup_in_a_drain_changes_nothing(shelf: Shelf, front_end: str) -> None:
