@@ -1,7 +1,5 @@
 """Serves with the front end in Rust (native/): sockets, protocols and batches there; here the model, once a batch."""
 
-import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -14,6 +12,7 @@ import atelier_native
 from atelier.errors import ConfigurationError, DeviceError, ProgramError
 from serving.config import ServerConfig
 from serving.frontends.native.callbacks import check_images, decode, measured_sizes, version_for
+from serving.frontends.native.heap import Heap
 from serving.frontends.native.settings import settings_for
 from serving.loading import Loader
 from serving.models import ServedModel
@@ -24,12 +23,11 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
 SWITCH_S = 0.0005  # for so long the model may wait for Python's lock while pictures are decoded; by default it is 5 ms
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def serve(process: Process) -> None:
     """Serves until the supervisor says otherwise. Raises ProgramError if it cannot go on."""
-    keep_heap_small()
+    heap = Heap()
     sys.setswitchinterval(SWITCH_S)
     model = process.open_model()
     server = NativeServer(
@@ -45,7 +43,7 @@ def serve(process: Process) -> None:
         each.close()
     process.tell_ready(model)
     try:
-        _wait(server, process, Loader(process, server), log)
+        _wait(server, process, Loader(process, server), log, heap)
     except DeviceError as failure:
         process.tell_failure(failure)
         raise
@@ -56,11 +54,12 @@ def serve(process: Process) -> None:
     server.close()
 
 
-def _wait(server: "NativeServer", process: Process, loader: Loader, log: RequestLog) -> None:
+def _wait(server: "NativeServer", process: Process, loader: Loader, log: RequestLog, heap: Heap) -> None:
     is_stopping = False
     while not server.wait(TICK_S):
         process.tell_alive()
         log.write(server.take_records())
+        heap.look()
         while not is_stopping and (order := process.next_order()):
             loader.carry_out(order)
             if order.drain:
@@ -156,15 +155,6 @@ class NativeServer:
     def num_waiting(self) -> int:
         """Images that wait for a batch."""
         return self._server.counts()[2]
-
-
-def keep_heap_small() -> None:
-    """Has the C library give back what large messages took: by default it keeps up to twice the largest, per thread."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 256 << 10)
-        mallopt(M_TRIM_THRESHOLD, 1 << 20)
-        mallopt(M_ARENA_MAX, 2)
 
 
 def _configuration_error(error: OSError) -> Exception:
