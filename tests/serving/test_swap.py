@@ -8,9 +8,10 @@ import grpc
 import pytest
 
 from atelier.wire import classifier_pb2 as pb
+from atelier.wire import open_inference_pb2 as oip
 from serving.models import ServedModel
 from tests.serving.conftest import needs_native
-from tests.serving.fake_backend import MANIFEST, FakeBackend
+from tests.serving.fake_backend import MANIFEST, FakeBackend, image
 from tests.serving.test_server import Calls, device_started, request, run, serving
 
 
@@ -92,6 +93,33 @@ def test_last_two_versions_can_be_asked_for_and_older_ones_are_freed(serving: An
             assert server.num_images == server.num_requests == 6  # of all versions
 
     run(test())
+
+
+@pytest.mark.parametrize("serving", SERVERS)
+def test_open_inference_protocol_knows_both_versions(serving: Any) -> None:
+    async def test() -> None:
+        async with serving(FakeBackend()) as (server, calls, _):
+            await swap(server, 4)
+            await swap(server, 5)
+            infer: Any = method(calls, "ModelInfer", oip.ModelInferResponse)
+            for asked, expected in (("", "5"), ("5", "5"), ("4", "4")):
+                wanted = oip.ModelInferRequest(model_name="lenet5", model_version=asked)
+                wanted.inputs.add(name="images", datatype="UINT8", shape=[1, 1, 28, 28])
+                wanted.raw_input_contents.append(image(7).tobytes())
+                reply = await infer(wanted.SerializeToString())
+                assert reply.model_version == expected
+            wanted.model_version = "3"
+            with pytest.raises(grpc.aio.AioRpcError, match="UNKNOWN_VERSION"):
+                await infer(wanted.SerializeToString())
+            metadata: Any = method(calls, "ModelMetadata", oip.ModelMetadataResponse)
+            about = await metadata(oip.ModelMetadataRequest(name="lenet5").SerializeToString())
+            assert sorted(about.versions) == ["4", "5"]
+
+    run(test())
+
+
+def method(calls: Calls, name: str, reply: Any) -> Any:
+    return calls.channel.unary_unary(f"/inference.GRPCInferenceService/{name}", None, reply.FromString)
 
 
 @pytest.mark.parametrize("serving", SERVERS)
