@@ -6,8 +6,9 @@ from pathlib import Path
 
 from atelier.contract import Images
 from atelier.errors import DeviceError
-from serving.batching.batcher import Answer, Batcher
+from serving.batching.batcher import Batcher
 from serving.batching.queue import BatchQueue
+from serving.batching.request import Answer
 from serving.config import ServerConfig
 from serving.errors import NotServingError
 from serving.metrics import NO_METRICS, Metrics

@@ -8,27 +8,21 @@ The event loop owns the queue; one thread owns the device; a batch travels there
 A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
 outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
 device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say, and when the device is
-given up is DeviceWatch's; this file has the thread and the hand-over.
+given up is DeviceWatch's; the thread is DeviceThread's. This file has the hand-over.
 """
 
 import asyncio
-import contextlib
 import logging
-import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import NamedTuple
 
-import numpy as np
-
-from atelier.contract import IMAGE_SHAPE, Images, Logits
+from atelier.contract import Images, Logits
 from atelier.errors import DeviceError
 from serving.backends.base import Backend
-from serving.batching.queue import BatchQueue, Part, Request
+from serving.batching.device import Batch, DeviceThread
+from serving.batching.queue import BatchQueue
+from serving.batching.request import Answer, Part, Request
 from serving.batching.watchdog import DeviceWatch
 from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
 from serving.frontends.grpcio.ranking import checked_logits
@@ -40,26 +34,8 @@ logger = logging.getLogger(__name__)
 BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
 
 
-class Answer(NamedTuple):
-    """Holds what a request's future resolves to."""
-
-    logits: Logits  # (N, 10) float32
-    queue_us: int
-    inference_us: int
-    batch_size: int  # images, those of other requests too
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Holds what is handed to the device thread, which notes when it began."""
-
-    parts: list[Part]
-    images: Images  # (N, 1, 28, 28) uint8
-    started_s: float = math.inf
-
-
 class Batcher:
-    """Lives on the event loop; only `_work` and `_infer` run on the device thread."""
+    """Lives on the event loop."""
 
     def __init__(
         self,
@@ -74,7 +50,6 @@ class Batcher:
         """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
         self.num_answered = 0  # images
         self.num_unanswered = 0  # accepted requests
-        self._backend = backend
         self._queue = queue
         self._watch = DeviceWatch(self._busy_s, hang_timeout_s=hang_timeout_s, on_failure=self._give_up)
         self._on_failure = on_failure
@@ -87,9 +62,7 @@ class Batcher:
         self._next_dispatch: asyncio.Handle | None = None
         self._end_of_window: asyncio.Handle | None = None
         self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
-        self._to_device: SimpleQueue[Batch | None] = SimpleQueue()
-        self._is_warm: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._device = DeviceThread(backend, self._deliver, clock)
 
     @property
     def num_waiting(self) -> int:
@@ -101,12 +74,11 @@ class Batcher:
         """Requests of which that is true."""
         return self._queue.num_requests
 
-    # --- On the event loop: the way in ---------------------------------------------------------------------------
+    # --- The way in ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Starts the device thread, which warms up every batch size; returns when it is ready for requests."""
-        self._thread.start()
-        await self._is_warm
+        await self._device.start()
         self.refusal = None
 
     def submit(self, images: Images, deadline_s: float) -> Request:
@@ -132,8 +104,7 @@ class Batcher:
     async def answer_to(self, request: Request) -> Answer:
         """Waits for a submitted request; if the waiter is cancelled, the request gives up its place in the queue."""
         try:
-            answer: Answer = await request.future
-            return answer
+            return await request.future
         except asyncio.CancelledError:
             self._queue.forget(request)
             raise
@@ -156,8 +127,7 @@ class Batcher:
             if handle is not None:
                 handle.cancel()
         self._watch.close()
-        self._to_device.put(None)
-        await asyncio.to_thread(self._thread.join, timeout_s)
+        await self._device.close(timeout_s)
 
     def _dispatch(self) -> None:
         """Hands batches to the device: one if it is free, and a full one behind the one that runs.
@@ -183,7 +153,7 @@ class Batcher:
 
     def _hand_over(self, parts: list[Part]) -> None:
         try:
-            batch = Batch(parts, _images_of(parts))
+            batch = Batch.of(parts)
         except Exception:
             logger.exception("a batch of %d requests could not be assembled", len(parts))
             self._metrics.count_failed_batch()
@@ -191,41 +161,14 @@ class Batcher:
                 self._settle(part.request, BATCH_FAILED)
             return
         self._on_device.append(batch)
-        self._to_device.put(batch)
+        self._device.put(batch)
         self._watch.begin()
 
     def _close_window(self) -> None:
         self._end_of_window = None
         self._dispatch()
 
-    # --- On the device thread ------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        try:
-            self._backend.warm_up()
-        except Exception as error:
-            self._loop.call_soon_threadsafe(self._is_warm.set_exception, error)
-            return
-        self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
-        while (batch := self._to_device.get()) is not None:
-            batch.started_s = self._clock()
-            outcome = self._infer(batch.images)
-            with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
-                self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._clock() - batch.started_s)
-        try:
-            self._backend.close()
-        except Exception:  # nothing can be done with a broken one; the system frees what the process had
-            logger.exception("the device could not be freed")
-
-    def _infer(self, images: Images) -> Logits | None:
-        """Runs the batch; None if the backend failed. Why stands in the log, not on the wire."""
-        try:
-            return self._backend.infer(images)
-        except Exception:
-            logger.exception("a batch of %d images failed", len(images))
-            return None
-
-    # --- On the event loop: the way out --------------------------------------------------------------------------
+    # --- The way out ---------------------------------------------------------------------------------------------
 
     def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
         """Gives answer i to image i of the batch."""
@@ -265,7 +208,7 @@ class Batcher:
             request.parts.append(answer)
             if part.stop < len(request.images):
                 return
-            answer = _rejoined(request.parts)
+            answer = Answer.joined(request.parts)
         self._settle(request, answer)
 
     def _settle(self, request: Request, outcome: Answer | RequestError) -> None:
@@ -293,17 +236,3 @@ class Batcher:
         running = [part.request for batch in self._on_device for part in batch.parts]
         for request in [*running, *self._queue.clear()]:
             self._settle(request, reason)
-
-
-def _images_of(parts: list[Part]) -> Images:
-    """Joins the images of all parts: (N, 1, 28, 28) uint8; a single part's are not copied."""
-    if len(parts) == 1:
-        return parts[0].images
-    return np.frombuffer(b"".join([part.images.data for part in parts]), np.uint8).reshape(-1, *IMAGE_SHAPE)
-
-
-def _rejoined(parts: list[Answer]) -> Answer:
-    """Joins the answers to a split request: longest wait, sum of the batches' run times, largest batch."""
-    logits = np.concatenate([part.logits for part in parts])
-    queue_us, batch_size = max(part.queue_us for part in parts), max(part.batch_size for part in parts)
-    return Answer(logits, queue_us, sum(part.inference_us for part in parts), batch_size)

@@ -4,51 +4,13 @@ Nothing here waits, locks or reads a clock: every method that depends on time is
 tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue_size`, `max_queue_delay_us`.
 """
 
-import asyncio
 import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
-from atelier.contract import Images
+from serving.batching.request import Part, Request
 from serving.errors import OverloadedError
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Request:
-    """One client's images and the future that its answer goes to."""
-
-    images: Images  # (N, 1, 28, 28) uint8
-    future: "asyncio.Future[Any]"
-    arrived_s: float
-    deadline_s: float
-    num_taken: int = 0  # images that are already part of a batch
-    parts: list[Any] = field(default_factory=list)  # what the batches so far answered; used only when split
-
-    @property
-    def num_waiting(self) -> int:
-        """Images that no batch has taken yet."""
-        return len(self.images) - self.num_taken
-
-
-class Part(NamedTuple):
-    """The images `start` to `stop` of a request, as they lie in one batch."""
-
-    request: Request
-    start: int
-    stop: int
-
-    @property
-    def images(self) -> Images:
-        """(stop - start, 1, 28, 28) uint8, a view."""
-        return self.request.images[self.start : self.stop]
-
-    @property
-    def is_whole(self) -> bool:
-        """The part is all of its request: it was not split."""
-        return self.stop - self.start == len(self.request.images)
 
 
 class BatchQueue:

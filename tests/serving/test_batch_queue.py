@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from serving.batching.queue import BatchQueue, Request
+from serving.batching.queue import BatchQueue
+from serving.batching.request import Request
 from serving.errors import OverloadedError
 from tests.serving.fake_backend import image
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from atelier.errors import ProgramError
-from serving.batching.batcher import Answer, Batcher
+from serving.batching.batcher import Batcher
 from serving.batching.queue import BatchQueue
+from serving.batching.request import Answer
 from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError, RequestError
 from tests.serving.fake_backend import FakeBackend, image
 

@@ -25,7 +25,7 @@ from atelier.wire import OPEN_INFERENCE, SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs, http2
 from loadtest.server_process import server_process
-from serving.batching.batcher import Answer
+from serving.batching.request import Answer
 from serving.config import ServerConfig
 from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.native.server import NativeServer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atelier.wire import classifier_pb2 as pb
-from serving.batching.batcher import Answer
+from serving.batching.request import Answer
 from serving.frontends.grpcio.ranking import MANY_IMAGES, rank
 from serving.frontends.grpcio.responses import ResponseWriter
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from atelier.contract import Logits
 from atelier.wire import classifier_pb2 as pb
-from serving.batching.batcher import Answer
+from serving.batching.request import Answer
 from serving.frontends.grpcio.ranking import MANY_IMAGES, best, rank
 
 _as_float = struct.Struct("<f").pack

@@ -7,7 +7,7 @@ from typing import Self
 
 from atelier.contract import Images
 from atelier.errors import DeviceError
-from serving.batching.batcher import Answer
+from serving.batching.request import Answer
 from serving.config import ServerConfig
 from serving.engine import Engine
 from serving.errors import NotServingError, UnknownModelError
