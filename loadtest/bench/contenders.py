@@ -13,10 +13,11 @@ from atelier.channel import proxy_options
 from atelier.client import Client
 from atelier.contract import IMAGE_SHAPE
 from atelier.errors import ProgramError
+from atelier.wire import OPEN_INFERENCE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.bench import paced_server
 from loadtest.bench.cpp_echo import cpp_echo
-from loadtest.bench.h2load import CLASSIFY, Target, classify_body, random_images
+from loadtest.bench.h2load import CLASSIFY, Target, classify_body, infer_body, random_images
 from loadtest.bench.paced_server import PACE
 from loadtest.front_ends import available_front_ends, front_end_flags
 from loadtest.load.protocols import Classify, Reference
@@ -26,6 +27,7 @@ from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, find_version, read_verified
 
 CPP_ECHO, PYTHON_ECHO = "C++ echo", "Python echo"
+INFER = "ModelInfer"
 NUM_IMAGES = 256  # that are sent past saturation, each with an answer of its own
 COUNT_TIMEOUT_S = 5.0  # until the metrics page has the last answers
 
@@ -54,6 +56,7 @@ def contenders_from(repository: Path) -> Iterator[Contenders]:
         reply_bytes = reply_bytes_of(served["grpcio"])
         python_echo = server_process("loadtest.echo_server", "--reply-bytes", str(reply_bytes), "--uvloop")
         targets = {name: target_of(name, server) for name, server in served.items()}
+        targets |= {f"{name}, {INFER}": infer_target_of(name, server) for name, server in served.items()}
         for name, echo in ((CPP_ECHO, cpp_echo(reply_bytes)), (PYTHON_ECHO, python_echo)):
             targets[name] = target_of(name, stack.enter_context(echo), reply_bytes)
         yield Contenders(served, targets, raw)
@@ -83,6 +86,12 @@ def target_of(name: str, server: ServerProcess, reply_bytes: int | None = None) 
     url = f"http://{server.target}{CLASSIFY}"
     frame_bytes = None if reply_bytes is None else reply_bytes + 5
     return Target(name=name, pid=server.process.pid, url=url, body_for=classify_body, reply_bytes=frame_bytes)
+
+
+def infer_target_of(name: str, server: ServerProcess) -> Target:
+    """How h2load asks the same server by the Open Inference Protocol."""
+    url = f"http://{server.target}/{OPEN_INFERENCE}/{INFER}"
+    return Target(name=f"{name}, {INFER}", pid=server.process.pid, url=url, body_for=infer_body)
 
 
 def inferences_at_once(server: ServerProcess) -> int:

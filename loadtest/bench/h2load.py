@@ -20,6 +20,7 @@ from atelier.contract import IMAGE_SHAPE, Images
 from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
+from atelier.wire import open_inference_pb2 as oip
 from loadtest.memory import processes_of
 
 CLASSIFY = f"/{SERVICE}/Classify"
@@ -75,6 +76,14 @@ def grpc_frame(message: bytes) -> bytes:
 def classify_body(images: Images) -> bytes:
     """Returns the body of a ClassifyRequest."""
     return grpc_frame(pb.ClassifyRequest(images=images.tobytes()).SerializeToString())
+
+
+def infer_body(images: Images) -> bytes:
+    """Returns the body of a ModelInferRequest that names no outputs."""
+    request = oip.ModelInferRequest(model_name="lenet5")
+    request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+    request.raw_input_contents.append(images.tobytes())
+    return grpc_frame(request.SerializeToString())
 
 
 def random_images(num_images: int) -> Images:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from atelier.tables import aligned
-from loadtest.bench.contenders import CPP_ECHO, PYTHON_ECHO
+from loadtest.bench.contenders import CPP_ECHO, INFER, PYTHON_ECHO
 from loadtest.bench.measure import Figures
 from loadtest.bench.overload import Runs, overload_rows
 from loadtest.bench.rows import Row, shown, with_spread
@@ -18,6 +18,7 @@ class Targets:
     over_cpp_echo: float | None = None
     over_python_echo: float | None = None
     over_grpcio: float | None = None
+    over_classify: float | None = None
     cpu_us: float | None = None
     p99_ms: float | None = None
     alone: float | None = None  # at most, over the C++ echo and one raw inference
@@ -33,6 +34,7 @@ TARGETS = {
     "native": Targets(
         over_cpp_echo=0.30,
         over_grpcio=3.5,
+        over_classify=0.9,
         cpu_us=45,
         p99_ms=8,
         alone=1.15,
@@ -79,6 +81,7 @@ def _rows_of(figures: Figures, name: str, is_beside_grpcio: bool) -> list[Row]:
         row("the same, CPU time of a request", "us", "CPU us", targets.cpu_us, is_limit=limit),
         row("the same, p50", "ms", "p50 ms", None, is_limit=limit),
         row("the same, p99", "ms", "p99 ms", targets.p99_ms, is_limit=limit),
+        row(f"{single}, {INFER} beside Classify", "requests/s", f"{INFER}, 1", targets.over_classify, f"{name}, 1"),
         row("one at a time, p50", "us", "alone us", targets.alone, f"{CPP_ECHO} + raw, alone us", limit),
         row("64 images, 32 in flight", "images/s", "64", targets.over_raw, f"raw beside {name}, 64"),
         row("start to first answer", "s", "first answer s", targets.first_answer_s, is_limit=limit),

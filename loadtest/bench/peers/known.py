@@ -13,7 +13,7 @@ import numpy as np
 from atelier.contract import Images, Logits
 from atelier.errors import ResourceUnavailableError
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.bench.h2load import GRPC, grpc_frame
+from loadtest.bench.h2load import GRPC, infer_body
 from loadtest.load.open_inference import OIP_SERVICE
 
 HERE = Path(__file__).parent
@@ -68,13 +68,6 @@ def _torchserve(python: Path, model: Path, directory: Path, ports: Sequence[int]
     return [*command, "--log-config", str(directory / "log4j2.xml")]
 
 
-def _oip_body(images: Images) -> bytes:
-    request = oip.ModelInferRequest(model_name="lenet5")
-    request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
-    request.raw_input_contents.append(images.tobytes())
-    return grpc_frame(request.SerializeToString())
-
-
 def _oip_logits(body: bytes) -> Logits:
     return np.frombuffer(oip.ModelInferResponse.FromString(body[5:]).raw_output_contents[0], np.float32)
 
@@ -91,7 +84,7 @@ PEERS = {
     "KServe": Peer(
         command=_script("kserve_server.py", 1, 0),  # HTTP, gRPC
         path=f"/{OIP_SERVICE}/ModelInfer",
-        body_for=_oip_body,
+        body_for=infer_body,
         logits_in=_oip_logits,
     ),
     "LitServe": Peer(
