@@ -13,7 +13,7 @@ from serving.models import ModelVersion, read_version
 from serving.process import Process
 from serving.supervisor import Supervisor
 
-FRONT_ENDS = {"native": "serving.frontends.native.server", "grpcio": "serving.frontends.grpcio.server"}
+FRONT_ENDS = {"native": "serving.frontends.native.server", "grpcio": "serving.frontends.grpcio.serve"}
 NATIVE = "atelier_native"  # the package of native/
 
 

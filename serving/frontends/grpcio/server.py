@@ -5,13 +5,10 @@ for a moment, answering UNAVAILABLE, and only then stops.
 """
 
 import asyncio
-import gc
 import logging
-import signal
 from collections.abc import Callable, Sequence
 
 import grpc
-import uvloop
 from grpc_health.v1 import health, health_pb2
 
 from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
@@ -22,73 +19,16 @@ from serving.errors import NotServingError
 from serving.frontends.grpcio import health as probes
 from serving.frontends.grpcio import open_inference
 from serving.frontends.grpcio.calls import RpcHandler
+from serving.frontends.grpcio.channel_arguments import channel_arguments
 from serving.frontends.grpcio.classifier import ClassifierService
 from serving.frontends.grpcio.open_inference import OpenInferenceService
 from serving.frontends.grpcio.versions import Versions
-from serving.loading import Loader
-from serving.metrics import NO_METRICS, Metrics, serve_page
+from serving.metrics import NO_METRICS, Metrics
 from serving.models import ServedModel
-from serving.process import Process, labels_of
+from serving.process import labels_of
 from serving.request_log import RequestLog
 
 logger = logging.getLogger(__name__)
-
-
-def serve(process: Process) -> None:
-    """Serves until the supervisor says otherwise. Raises ProgramError if it cannot go on."""
-    uvloop.run(_serve(process))  # under load, a tenth to a fifth faster than asyncio's own loop
-
-
-async def _serve(process: Process) -> None:
-    model = process.open_model()
-    metrics = Metrics(labels_of(model), process.num_restarts) if process.metrics_sockets else NO_METRICS
-    if process.metrics_sockets:
-        serve_page(metrics, process.metrics_sockets)
-    log = RequestLog(process.config, labels_of(model))
-    server = Server(
-        process.config,
-        model,
-        process.addresses,
-        metrics=metrics,
-        log=log if process.config.has_records else None,
-        on_failure=process.tell_failure,
-        shares_port=True,
-    )
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, server.stop)
-    loop.add_reader(process.link.fileno(), _on_orders, loop, process, server, None)
-    await server.start()
-    metrics.set_ready(lambda: server.num_waiting, lambda: server.num_waiting_requests)
-    loader = Loader(process, server)
-    loop.add_reader(process.link.fileno(), _on_orders, loop, process, server, loader)
-    process.tell_ready(model)
-    gc.freeze()  # what exists now stays: no collection needs to walk over it again
-    gc.set_threshold(50_000, 20, 100)  # looking for cycles, which calls hardly leave, is 6 % of a small request
-    alive = asyncio.create_task(_tell_alive(process))
-    try:
-        await server.run_until_stopped()
-    finally:
-        alive.cancel()
-        gc.unfreeze()
-        log.close()
-        process.tell_answered(server.num_requests, server.num_images)
-
-
-def _on_orders(loop: asyncio.AbstractEventLoop, process: Process, server: "Server", loader: Loader | None) -> None:
-    """Does what the supervisor wants; drains on its death too. While the server is starting there is no loader yet."""
-    while order := process.next_order():
-        if order.drain:
-            loop.remove_reader(process.link.fileno())
-            server.stop()
-            break
-        if loader is not None:
-            loader.carry_out(order)
-
-
-async def _tell_alive(process: Process) -> None:
-    while True:
-        process.tell_alive()
-        await asyncio.sleep(1.0)
 
 
 class Server:
@@ -216,7 +156,7 @@ class Server:
 
     async def _listen(self) -> None:
         config = self._config
-        options = _channel_arguments(config, shares_port=self._shares_port)
+        options = channel_arguments(config, shares_port=self._shares_port)
         self._grpc_server = grpc.aio.server(
             options=options, maximum_concurrent_rpcs=config.limits.max_concurrent_requests
         )
@@ -256,26 +196,3 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE, OPEN_INFERENCE):
             await self._health.set(service, status)
-
-
-def _channel_arguments(config: ServerConfig, *, shares_port: bool) -> list[tuple[str, int]]:
-    """Returns channel arguments (grpc/grpc's channel_arg_names.h), whose defaults set no bound on streams."""
-    return [
-        ("grpc.so_reuseport", int(shares_port)),
-        ("grpc.max_concurrent_streams", 128),
-        # A stream counts for a moment after its end; a client that fills all streams again at once was refused.
-        ("grpc.http2.max_deallocating_streams", 256),
-        # Calls that have come while the event loop was busy: beyond the first, ever more of them were CANCELLED.
-        ("grpc.server.max_pending_requests", config.limits.max_concurrent_requests),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * config.limits.max_concurrent_requests),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.max_metadata_size", 8 << 10),
-        ("grpc.max_connection_idle_ms", 300_000),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        # Clients may ping to keep an idle connection alive: each of gRPC's libraries and proxies can be told to. More
-        # than two pings that come within half a second of the last, with no answer between, end their connection.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 500),
-    ]
