@@ -27,6 +27,12 @@ class _Batch:
     answer: Answer | None = None
     failure: ClassifyError | None = None
 
+    @property
+    def may_have_one_that_is_refused(self) -> bool:
+        """Whether the server has refused the images for what one of them is, or for how many they are."""
+        is_refused = self.failure is not None and self.failure.status == "INVALID_ARGUMENT"
+        return is_refused and len(self.images) > 1
+
 
 class Coalescer:
     """Gathers requests of one image each; for threads and for tasks of an event loop, as its steps are."""
@@ -39,7 +45,7 @@ class Coalescer:
 
     async def classify(self, request: pb.ClassifyRequest, timeout_s: float | None) -> Answer:
         """Returns the answer about this request's image. Raises as a call of its own would."""
-        key = (request.top_k, timeout_s)
+        key, began_s = (request.top_k, timeout_s), time.monotonic()
         batch, index = self._joined(request.images, key)
         if index == 0:
             await self._lead(batch, key)
@@ -48,9 +54,10 @@ class Coalescer:
         if batch.answer is not None:
             classification = batch.answer.classifications[index]
             return dataclasses.replace(batch.answer, classifications=(classification,))
-        if batch.failure is not None:
+        if batch.failure is not None and not batch.may_have_one_that_is_refused:
             raise ClassifyError(batch.failure.status, batch.failure.message)
-        return await self._ask(request, timeout_s)  # the leader was cancelled or interrupted, which is its own affair
+        # Or the leader was cancelled or interrupted, which is its own affair.
+        return await self._ask(request, _left_s(timeout_s, began_s))
 
     def _joined(self, image: bytes, key: Key) -> tuple[_Batch, int]:
         """Adds the image to the batch that is gathering, or to a new one; returns it, and the image's place in it."""
@@ -74,8 +81,7 @@ class Coalescer:
             finally:
                 self._depart(batch, key)
             request = pb.ClassifyRequest(images=b"".join(batch.images), top_k=top_k)
-            waited_s = time.monotonic() - began_s
-            batch.answer = await self._ask(request, None if timeout_s is None else max(0.001, timeout_s - waited_s))
+            batch.answer = await self._ask(request, _left_s(timeout_s, began_s))
         except ClassifyError as error:
             batch.failure = error
         finally:
@@ -96,3 +102,7 @@ class Coalescer:
             if not self._num_under_way:
                 for batch in self._gathering.values():
                     batch.may_go.set()
+
+
+def _left_s(timeout_s: float | None, began_s: float) -> float | None:
+    return None if timeout_s is None else max(0.001, timeout_s - (time.monotonic() - began_s))

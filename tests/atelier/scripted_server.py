@@ -19,6 +19,7 @@ class ScriptedServer(grpc.GenericRpcHandler):
     def __init__(self, *, port: int = 0) -> None:
         self.script: list[tuple[grpc.StatusCode, str]] = []
         self.after: dict[int, tuple[grpc.StatusCode, str]] = {}  # what refuses the request of this number
+        self.refused: int | None = None  # the first pixel of what is no image
         self.pushback_ms = 1  # what a refusal asks for
         self.requests: list[pb.ClassifyRequest] = []
         self.seconds_left: list[float] = []
@@ -52,6 +53,8 @@ class ScriptedServer(grpc.GenericRpcHandler):
         if self.script:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
             context.abort(*self.script.pop(0))
+        if self.refused is not None and self.refused in request.images[::784]:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "PICTURE_IN_IMAGES: images looks like PNG")
         firsts = [picture[0] for picture in request.pictures] or list(request.images[::784])
         response = pb.ClassifyResponse(model_name="lenet5", model_version="3")
         response.time.queue_us, response.time.inference_us, response.time.batch_size = 20, 30, 5

@@ -93,6 +93,14 @@ def test_refusal_reaches_each_caller_as_its_own(server: ScriptedServer, ask: Any
 
 
 @both
+def test_image_that_is_refused_costs_no_other_caller_its_answer(server: ScriptedServer, ask: Any) -> None:
+    server.refused = 7
+    answers = ask(server, [{"images": image(label)} for label in (1, 7, 2, 3)])
+    assert [answer.labels.tolist() for answer in (answers[0], *answers[2:])] == [[1], [2], [3]]
+    assert (answers[1].status, answers[1].word) == ("INVALID_ARGUMENT", "PICTURE_IN_IMAGES")
+
+
+@both
 def test_no_more_than_64_go_together(server: ScriptedServer, ask: Any) -> None:
     answers = ask(server, [{"images": image(index % 9)} for index in range(100)])
     assert sorted(sizes(server)) == [1, 35, 64]
@@ -149,6 +157,22 @@ def test_followers_of_a_task_that_is_cancelled_are_answered(server: ScriptedServ
             return [await task for task in (first, *followers)]
 
     assert [answer.labels.tolist() for answer in asyncio.run(cancel_the_leader())] == [[1], [3], [4]]
+
+
+def test_follower_of_a_task_that_is_cancelled_has_the_deadline_of_its_call(server: ScriptedServer) -> None:
+    async def cancel_the_leader() -> None:
+        server.gate.clear()
+        async with AsyncClient(server.target, coalesce_ms=LONG_MS) as client:
+            asyncio.create_task(client.classify(image(1), timeout_s=20))  # noqa: RUF006
+            await asyncio.to_thread(until, lambda: server.requests)
+            leader, follower = [asyncio.create_task(client.classify(image(label), timeout_s=2)) for label in (2, 3)]
+            await asyncio.sleep(1)
+            leader.cancel()
+            with pytest.raises(ClassifyError, match="DEADLINE_EXCEEDED"):
+                await follower
+
+    asyncio.run(cancel_the_leader())
+    assert server.seconds_left[-1] < 1.2
 
 
 def test_deadline_counts_from_the_call_not_from_the_sending(server: ScriptedServer) -> None:
