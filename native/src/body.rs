@@ -18,6 +18,10 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
+/// Of a longer answer the last byte goes by itself. HTTP/2 takes a piece whole as soon as the client has room for one byte
+/// of it, and the next only once that has been sent: so what is not taken is noticed, and does not pile up.
+const UNNOTICED_BYTES: usize = 1024;
+
 /// Messages of a stream, with their prefixes; an error ends it.
 pub type Messages = mpsc::Receiver<Result<Bytes, Status>>;
 
@@ -27,7 +31,7 @@ pub enum Body {
     /// Plain HTTP.
     Page(Option<Bytes>),
     /// Plain HTTP, for who may not take it.
-    Held(Option<Bytes>, #[allow(dead_code)] Unsent),
+    Held(Option<Bytes>, Option<Unsent>),
     Message(Option<Bytes>, Option<Unsent>),
     Stream(Option<Messages>),
 }
@@ -54,10 +58,17 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Page(page) | Self::Held(page, _) => Poll::Ready(page.take().map(|page| Ok(Frame::data(page)))),
+            Self::Page(page) => Poll::Ready(page.take().map(|page| Ok(Frame::data(page)))),
+            Self::Held(page, unsent) => {
+                if let Some(piece) = next_piece(page) {
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
+                unsent.take().into_iter().for_each(Unsent::note_sent);
+                Poll::Ready(None)
+            }
             Self::Message(message, unsent) => {
-                if let Some(message) = message.take() {
-                    return Poll::Ready(Some(Ok(Frame::data(message))));
+                if let Some(piece) = next_piece(message) {
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
                 if let Some(unsent) = unsent.take() {
                     unsent.note_sent();
@@ -80,8 +91,8 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Page(page) | Self::Held(page, _) => page.is_none(),
-            Self::Message(_, unsent) => unsent.is_none(),
+            Self::Page(page) => page.is_none(),
+            Self::Held(_, unsent) | Self::Message(_, unsent) => unsent.is_none(),
             Self::Stream(stream) => stream.is_none(),
         }
     }
@@ -93,6 +104,14 @@ impl HttpBody for Body {
             _ => SizeHint::default(),
         }
     }
+}
+
+fn next_piece(rest: &mut Option<Bytes>) -> Option<Bytes> {
+    let mut bytes = rest.take()?;
+    if bytes.len() > UNNOTICED_BYTES {
+        *rest = Some(bytes.split_off(bytes.len() - 1));
+    }
+    Some(bytes)
 }
 
 /// A call's answer: `message` has its prefix.

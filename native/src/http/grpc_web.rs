@@ -47,7 +47,7 @@ impl Form {
             frames.extend_from_slice(&message.take().unwrap_or_default());
             add_trailers(&mut frames, &trailers(None));
             let frames = Some(frames.freeze());
-            body = unsent.take().map_or(Body::Page(frames.clone()), |unsent| Body::Held(frames, unsent));
+            body = unsent.take().map_or(Body::Page(frames.clone()), |unsent| Body::Held(frames, Some(unsent)));
         }
         if self == Self::Text {
             body.map_page(|page| STANDARD.encode(page).into());

@@ -83,7 +83,7 @@ impl Page {
             }
         }
         let unsent = Unsent::new(call.peer.clone(), call.server.clock());
-        let body = if is_head { Body::Empty } else { Body::Held(Some(self.body), unsent) };
+        let body = if is_head { Body::Empty } else { Body::Held(Some(self.body), Some(unsent)) };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
