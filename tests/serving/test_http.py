@@ -91,7 +91,7 @@ def asking(backend: FakeBackend | None = None, **settings: Any) -> Iterator[Aske
 
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Asker]:
-    with asking(max_images_per_request=8, max_message_bytes=64 << 10) as asker:
+    with asking(max_images_per_request=8, max_message_bytes=80 << 10) as asker:
         yield asker
 
 
@@ -155,8 +155,8 @@ BAD_BODIES: dict[str, tuple[Any, dict[str, str], tuple[int, str]]] = {
     "version": (b'{"images": [1], "model_version": "7"}', JSON, (404, "UNKNOWN_VERSION")),
     "encoding": (b"[]", JSON | {"Content-Encoding": "br"}, (415, "BAD_ENCODING")),
     "no gzip": (b"[]", JSON | {"Content-Encoding": "gzip"}, (400, "MALFORMED")),
-    "too large": (bytes(70_000), {}, (413, "MESSAGE_TOO_LARGE")),
-    "too large unpacked": (gzip.compress(bytes(70_000)), {"Content-Encoding": "gzip"}, (413, "MESSAGE_TOO_LARGE")),
+    "too large": (bytes(90_000), {}, (413, "MESSAGE_TOO_LARGE")),
+    "too large unpacked": (gzip.compress(bytes(90_000)), {"Content-Encoding": "gzip"}, (413, "MESSAGE_TOO_LARGE")),
 }
 
 
@@ -169,7 +169,7 @@ def test_bad_body_is_refused_with_its_word(
 
 
 def test_too_large_a_body_without_a_length_is_refused_too(ask: Asker) -> None:
-    reply = ask("POST", CLASSIFY, iter([bytes(1000)] * 80))
+    reply = ask("POST", CLASSIFY, iter([bytes(1000)] * 90))
     assert reply.refusal == (413, "MESSAGE_TOO_LARGE")
 
 
@@ -247,6 +247,8 @@ BAD_DOCUMENTS: dict[str, tuple[Any, tuple[int, str]]] = {
     "datatype": ({"inputs": [tensor(1, datatype="INT8")]}, (400, "BAD_DATATYPE")),
     "name": ({"inputs": [tensor(1, name="x" * 5000)]}, (400, "UNKNOWN_INPUT")),
     "output": ({"inputs": [tensor(1)], "outputs": [{"name": "labels"}]}, (400, "UNKNOWN_OUTPUT")),
+    "outputs": ({"inputs": [tensor(1)], "outputs": [{"name": "logits"}] * 5}, (400, "TOO_MANY_OUTPUTS")),
+    "long id": ({"inputs": [tensor(1)], "id": "x" * 70_000}, (400, "FIELD_TOO_LARGE")),
     "timeout": ({"inputs": [tensor(1)], "parameters": {"timeout": "soon"}}, (400, "BAD_JSON")),
     "id": ({"inputs": [tensor(1)], "id": 7}, (400, "BAD_JSON")),
 }

@@ -218,6 +218,7 @@ REFUSED: dict[str, tuple[oip.ModelInferRequest, str, str]] = {
     "wrong input": (changed(name="image"), "INVALID_ARGUMENT", "UNKNOWN_INPUT"),
     "wrong datatype": (changed(datatype="FP32"), "INVALID_ARGUMENT", "BAD_DATATYPE"),
     "wrong output": (infer_request(IMAGES[:1], "probs"), "INVALID_ARGUMENT", "UNKNOWN_OUTPUT"),
+    "many outputs": (infer_request(IMAGES[:1], *["logits"] * 5), "INVALID_ARGUMENT", "TOO_MANY_OUTPUTS"),
     "wrong shape": (with_shape(2, 1, 28, 27), "INVALID_ARGUMENT", "BAD_SHAPE"),
     "no batch": (with_shape(1, 28, 28), "INVALID_ARGUMENT", "BAD_SHAPE"),
     "no images": (with_shape(0, 1, 28, 28), "INVALID_ARGUMENT", "BAD_SHAPE"),

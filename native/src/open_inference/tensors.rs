@@ -16,12 +16,18 @@ pub const PROBABILITIES: &str = "probabilities";
 
 const IMAGE_DIMS: [i64; 3] = [1, 28, 28];
 
+/// Each as values and as classes. Of all images, every one is as long as the rest of the answer.
+const MAX_OUTPUTS: usize = 4;
+/// It is kept until the answer, which has it again.
+const MAX_ID_BYTES: usize = 64 << 10;
+
 pub enum Checked {
     Images(Bytes),
     Pictures(Vec<Bytes>),
 }
 
 pub fn checked(server: &Server, request: &Request) -> Result<Checked, Status> {
+    check_bounds(request.outputs.len(), request.id.len())?;
     for asked in &request.outputs {
         if !matches!(asked.name.as_str(), LOGITS | PROBABILITIES) {
             let what = format!("there is no output {}", quoted(&asked.name));
@@ -40,6 +46,18 @@ pub fn checked(server: &Server, request: &Request) -> Result<Checked, Status> {
             Err(Status::invalid("UNKNOWN_INPUT", what, "send images or pictures"))
         }
     }
+}
+
+fn check_bounds(num_outputs: usize, num_id_bytes: usize) -> Result<(), Status> {
+    if num_outputs > MAX_OUTPUTS {
+        let what = format!("the request asks for {num_outputs} outputs");
+        return Err(Status::invalid("TOO_MANY_OUTPUTS", what, &format!("ask for at most {MAX_OUTPUTS}")));
+    }
+    if num_id_bytes > MAX_ID_BYTES {
+        let what = format!("the id has {num_id_bytes} bytes, the limit is {MAX_ID_BYTES}");
+        return Err(Status::invalid("FIELD_TOO_LARGE", what, "send a shorter one"));
+    }
+    Ok(())
 }
 
 fn images(server: &Server, input: &Input) -> Result<Bytes, Status> {

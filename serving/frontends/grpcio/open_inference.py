@@ -23,6 +23,8 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 # What is asked by probes, which have no token.
 PROBES = frozenset(f"/{OPEN_INFERENCE}/{method}" for method in ("ServerLive", "ServerReady", "ModelReady"))
 
+MAX_OUTPUTS = 4  # each as values and as classes
+
 Outputs = list[tuple[str, int]]  # name, and how many classes instead of values
 
 
@@ -161,6 +163,9 @@ class OpenInferenceService:
 
 
 def _outputs_of(request: oip.ModelInferRequest) -> Outputs:
+    if len(request.outputs) > MAX_OUTPUTS:
+        what = f"the request asks for {len(request.outputs)} outputs"
+        raise InvalidRequestError("TOO_MANY_OUTPUTS", what, f"ask for at most {MAX_OUTPUTS}")
     for output in request.outputs:
         if output.name not in (LOGITS, PROBABILITIES):
             what = f"there is no output {output.name[:64]!r}"
