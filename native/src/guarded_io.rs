@@ -23,7 +23,7 @@ const MAX_READS: usize = 2;
 const PUSHED_BYTES: usize = 2 << 10;
 const PAUSE_US: usize = 20;
 
-/// The connections that push.
+/// The connections that push, and have something to be read.
 pub type Pushing = Arc<AtomicUsize>;
 
 pub struct GuardedIo {
@@ -34,25 +34,31 @@ pub struct GuardedIo {
     num_reads: usize, // without a pause
     pushing: Pushing,
     is_pushing: bool,
+    is_counted: bool, // among those
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl GuardedIo {
     pub fn new(io: Box<dyn Io>, clock: Clock, peer: Arc<Peer>, pushing: Pushing, is_unix: bool) -> Self {
         let watch = FrameWatch::new(clock.now_us(), is_unix);
-        Self { io, clock, peer, watch, num_reads: 0, pushing, is_pushing: false, pause: None }
+        Self { io, clock, peer, watch, num_reads: 0, pushing, is_pushing: false, is_counted: false, pause: None }
     }
 
     /// Has the next bytes wait, the longer the more others push too.
     fn slow_down(&mut self) {
         let pushed = self.watch.num_pushed();
-        if pushed.is_some() != self.is_pushing {
-            self.is_pushing = pushed.is_some();
-            let change = if self.is_pushing { AtomicUsize::fetch_add } else { AtomicUsize::fetch_sub };
-            change(&self.pushing, 1, Relaxed);
-        }
+        self.is_pushing = pushed.is_some();
+        self.count(self.is_pushing);
         let pause_us = pushed.unwrap_or(0) * PAUSE_US * self.pushing.load(Relaxed);
         self.pause = (pause_us > 0).then(|| Box::pin(sleep(Duration::from_micros(pause_us as u64))));
+    }
+
+    fn count(&mut self, is_counted: bool) {
+        if is_counted != self.is_counted {
+            self.is_counted = is_counted;
+            let change = if is_counted { AtomicUsize::fetch_add } else { AtomicUsize::fetch_sub };
+            change(&self.pushing, 1, Relaxed);
+        }
     }
 
     fn read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -79,7 +85,7 @@ impl GuardedIo {
 
 impl Drop for GuardedIo {
     fn drop(&mut self) {
-        self.pushing.fetch_sub(usize::from(self.is_pushing), Relaxed);
+        self.count(false);
     }
 }
 
@@ -97,6 +103,9 @@ impl AsyncRead for GuardedIo {
         let num_before = into.filled().len();
         let read = self.read(context, into);
         self.num_reads = if read.is_pending() { 0 } else { self.num_reads + 1 };
+        if read.is_pending() {
+            self.count(false); // who has pushed and is silent slows nobody down
+        }
         ready!(read)?;
         let now_us = self.clock.now_us();
         if self.peer.is_leaving.load(Relaxed) {

@@ -7,7 +7,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +306,50 @@ def test_client_that_opens_no_window_loses_its_connection() -> None:
             client.sendall(frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, len(message)) + message))
             assert 0.4 < seconds_to_close(client) < 4.0
         assert label_from(server.addresses[0], 2) == 2
+
+
+@pytest.mark.parametrize("protocol", ["gRPC", "HTTP"])
+def test_client_that_has_room_for_one_byte_of_each_answer_loses_its_connection(protocol: str) -> None:
+    images = pb.ClassifyRequest(images=bytes(16 * 784), top_k=10).SerializeToString()
+    view = b"\x82\x86" + http2.literal(b":authority", b"x") + http2.literal(b":path", b"/openapi.json")
+    with server_of(FakeBackend(), write_timeout_s=0.5) as server:
+        host, port = server.addresses[0].rsplit(":", 1)
+        with http2.Connection((host, int(port)), http2.setting(http2.INITIAL_WINDOW, 1)) as client:
+            for _ in range(3):
+                stream = client.next_stream()
+                if protocol == "HTTP":
+                    client.send(http2.opening(stream, view, http2.END_HEADERS | http2.END_STREAM))
+                else:
+                    message = http2.frame(http2.DATA, http2.END_STREAM, stream, http2.message(images))
+                    client.send(http2.opening(stream) + message)
+            began_s = time.monotonic()
+            while client.read(0.05) and time.monotonic() < began_s + 5:
+                pass
+            assert client.received[http2.DATA] == 3
+            assert not client.is_open
+            assert 0.3 < time.monotonic() - began_s < 4.0
+        assert label_from(server.addresses[0], 2) == 2
+
+
+def test_connections_that_have_pushed_and_are_silent_slow_nobody_down() -> None:
+    pings = http2.frame(http2.PING, 0, 0, bytes(8))
+    with server_of(FakeBackend()) as server, ExitStack() as stack:
+        host, port = server.addresses[0].rsplit(":", 1)
+        clients = [stack.enter_context(http2.Connection((host, int(port)))) for _ in range(101)]
+        for client in clients[:100]:
+            client.send(pings * 300)
+            client.read(0.01)
+        time.sleep(1)
+        one = clients[100]
+        one.send(pings * 300)
+        one.read(0.5)
+        began_s = time.monotonic()
+        for _ in range(10):
+            stream = one.next_stream()
+            message = http2.frame(http2.DATA, http2.END_STREAM, stream, http2.ONE_IMAGE)
+            one.send(pings * 20 + http2.opening(stream) + message)
+            assert one.wait_for(stream, time.monotonic() + 5)
+        assert time.monotonic() - began_s < 0.3  # with a hundred that push it would be 10 x 20 x 2 ms
 
 
 def test_call_that_crosses_the_end_of_a_drain_costs_no_other_call_its_answer() -> None:
