@@ -78,6 +78,9 @@ impl Call {
 
     pub fn count(&mut self, code: Code) {
         self.is_counted = true;
+        if code == Code::Ok {
+            self.peer.has_answer.store(true, Relaxed);
+        }
         self.server.metrics().count_call(self.method, code);
         if let Some(record) = self.record.take() {
             self.server.records.keep(*record, code, self.server.now_us());

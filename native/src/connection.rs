@@ -47,6 +47,8 @@ pub struct Peer {
     pub last_use_us: AtomicU64,
     /// It has made a call.
     pub has_called: AtomicBool,
+    /// A call of it has been answered, and well.
+    pub has_answer: AtomicBool,
     /// It has said what it speaks.
     pub has_begun: AtomicBool,
     /// It is told to go.

@@ -19,7 +19,9 @@ use crate::shared::Clock;
 
 /// Reads in a row, behind which other connections have their turn.
 const MAX_READS: usize = 2;
-/// Of a connection that pushes, at once, and the pause behind each frame of it: a frame takes about a microsecond.
+/// Of a connection that has no answer yet, at once: it may be one of many that only make work until they are cut.
+const NEW_BYTES: usize = 4 << 10;
+/// Of one that pushes, and the pause behind each frame of it: a frame takes about a microsecond.
 const PUSHED_BYTES: usize = 2 << 10;
 const PAUSE_US: usize = 20;
 
@@ -62,10 +64,12 @@ impl GuardedIo {
     }
 
     fn read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.is_pushing {
-            return Pin::new(&mut self.io).poll_read(context, into);
-        }
-        let num_bytes = PUSHED_BYTES.min(into.remaining());
+        let num_bytes = match (self.is_pushing, self.peer.has_answer.load(Relaxed)) {
+            (true, _) => PUSHED_BYTES,
+            (false, false) => NEW_BYTES,
+            (false, true) => return Pin::new(&mut self.io).poll_read(context, into),
+        };
+        let num_bytes = num_bytes.min(into.remaining());
         let mut few = ReadBuf::new(into.initialize_unfilled_to(num_bytes));
         ready!(Pin::new(&mut self.io).poll_read(context, &mut few))?;
         let num_read = few.filled().len();
@@ -95,7 +99,8 @@ impl AsyncRead for GuardedIo {
             ready!(pause.as_mut().poll(context));
             self.pause = None;
         }
-        if self.num_reads == MAX_READS {
+        let max_reads = if self.peer.has_answer.load(Relaxed) { MAX_READS } else { 1 };
+        if self.num_reads >= max_reads {
             self.num_reads = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
