@@ -31,6 +31,8 @@ NOT_TRIED: tuple[str, ...] = (
     "kubectl create",
 )
 NOT_TRIED += ("torchrun", ".venv/bin/python -m deploy.ray.check")
+# The server's own flags: tests/test_docs.py starts it with them.
+NOT_TRIED += ("make serve", "OTEL_EXPORTER_OTLP_ENDPOINT=")
 
 
 def run(command: str) -> str:

@@ -12,6 +12,7 @@ use crate::status::Code;
 
 /// Python comes by four times a second. What it does not fetch in time is counted and forgotten.
 const MAX_KEPT: usize = 50_000;
+/// Longest that a path or a header is kept of.
 const MAX_PATH: usize = 200;
 
 /// What Python's CallRecord has: method, status, version, images, end (Unix time in ns), the microseconds of the call, of
@@ -39,6 +40,7 @@ impl Begun {
     pub fn new<B>(request: &Request<B>, now_us: u64) -> Self {
         let path = request.uri().path().trim_start_matches('/').chars().take(MAX_PATH).collect();
         let header = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+        let header = header.filter(|header| header.len() <= MAX_PATH);
         Self { path, traceparent: header.unwrap_or_default().into(), began_us: now_us, ran: OnceLock::new() }
     }
 

@@ -14,6 +14,9 @@ use crate::server::{Phase, Server};
 /// Two: enough to overlap, and a bound on the memory that decoding takes at any moment.
 const BLOCKING_THREADS: usize = 2;
 
+/// New connections in a row, behind which calls have their turn.
+const ACCEPTED_AT_ONCE: usize = 4;
+
 /// Serves until the drain has ended.
 pub fn run(server: Arc<Server>, calls: Vec<OwnedFd>, scrapes: Vec<OwnedFd>) {
     let runtime = match runtime() {
@@ -44,7 +47,10 @@ fn bad_socket(error: std::io::Error) -> String {
 
 async fn accept(server: Arc<Server>, listener: Listener) {
     let mut phase = server.phase();
-    loop {
+    for number in 1_usize.. {
+        if number.is_multiple_of(ACCEPTED_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = phase.wait_for(|&phase| phase == Phase::Leaving) => return,
