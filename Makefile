@@ -83,7 +83,7 @@ test: $(SETUP) $(NATIVE) ## run the tests that are fast, in four minutes (no GPU
 	$(CARGO_TEST)
 	$(RUN) -m pytest --numprocesses 2 -m "not slow and not timing" $(ARGS)
 
-test-all: $(SETUP) $(NATIVE) ## run all tests, in twelve minutes; those that measure time come last, one at a time
+test-all: $(SETUP) $(NATIVE) ## run all tests, in twenty minutes; those that measure time come last, one at a time
 	$(CARGO_TEST)
 	$(RUN) -m pytest --numprocesses 2 -m "not timing"
 	$(RUN) -m pytest -m timing

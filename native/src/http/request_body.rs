@@ -20,20 +20,22 @@ pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: Incoming) -> 
     let encoding = encoding_of(headers)?;
     let limit = call.max_message_bytes();
     let said = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if let Some(length) = said.filter(|&length| length > limit) {
-        return Err(too_large(format!("the body has {length} bytes"), limit));
-    }
     let (server, peer) = (call.server.clone(), call.peer.number);
     let mut hold = server.budgets.unread_bytes.take(peer, 0)?;
     let read = in_time(&server, peer, async {
         let mut body = Collected::default();
         let mut incoming = incoming;
+        if let Some(length) = said.filter(|&length| length > limit) {
+            pass_over(&mut incoming, limit).await;
+            return Err(too_large(format!("the body has {length} bytes"), limit));
+        }
         while let Some(frame) = poll_fn(|context| Pin::new(&mut incoming).poll_frame(context)).await {
             let gone = |_| Status::new(Code::Cancelled, "CANCELLED", "the client has gone", "");
             if let Ok(piece) = frame.map_err(gone)?.into_data() {
                 body.push(piece);
             }
             if body.len() > limit {
+                pass_over(&mut incoming, limit).await;
                 return Err(too_large(format!("the body has more than {limit} bytes"), limit));
             }
             hold.set(body.len())?;
@@ -46,6 +48,16 @@ pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: Incoming) -> 
         return Ok(body);
     }
     inflated_aside(server.clock(), call.deadline_us, body, encoding, limit, Some(hold)).await
+}
+
+/// Reads on, as far as that is not much: over HTTP/1 a client that still sends hears of a refusal only if that is taken.
+async fn pass_over(incoming: &mut Incoming, most: usize) {
+    let mut num_bytes = 0;
+    while num_bytes <= most
+        && let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut *incoming).poll_frame(context)).await
+    {
+        num_bytes += frame.data_ref().map_or(0, Bytes::len);
+    }
 }
 
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Status> {
