@@ -17,6 +17,7 @@ from serving.logs import FIELDS
 
 logger = logging.getLogger("atelier.requests")
 
+MAX_PATH = 200  # of a method that there is not, strangers choose the name
 STATUSES = {status.value[0]: status.name for status in grpc.StatusCode}
 # https://www.w3.org/TR/trace-context/#traceparent-header, of version 00 and of later ones, which may be longer
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -99,7 +100,7 @@ class RequestLog:
         """Writes a call of this task that ends now; it began at `began_s`, on the monotonic clock."""
         version, num_images, queue_us, inference_us, batch_size = ran.get()
         record = CallRecord(
-            path.removeprefix("/"),
+            path.removeprefix("/")[:MAX_PATH],
             code,
             version,
             num_images,
