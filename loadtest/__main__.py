@@ -1,16 +1,6 @@
 """`python -m loadtest`: see run.py."""
 
-import sys
+from loadtest.lazily import run_lazily
 
-from atelier.program import run_program
-
-
-def main(arguments: list[str]) -> int:
-    """Imports the program only here, so that a package it lacks is told as every other failure."""
-    from loadtest.run import main as loadtest
-
-    return loadtest(arguments)
-
-
-if __name__ == "__main__":  # the generator's processes import this module too
-    sys.exit(run_program(main, extras="load,serve"))
+if __name__ == "__main__":  # processes that are spawned import this module too
+    run_lazily("loadtest.run", "load,serve")

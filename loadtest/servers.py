@@ -103,7 +103,7 @@ def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) 
     with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
         for size in sorted(set(sizes)):
             method: Any = channel.unary_unary(served.method)
-            reply: bytes = method(served.request(range(size)), timeout=READY_TIMEOUT_S)
+            reply: bytes = method(served.request([0] * size), timeout=READY_TIMEOUT_S)
             arguments = ("--reply-bytes", str(len(reply)), "--uvloop")
             process = stack.enter_context(server_process("loadtest.echo_server", *arguments, own_group=True))
             echoes[echo_name(size)] = Echo(asked=served, target=process.target, reply_bytes=len(reply))

@@ -64,6 +64,9 @@ def test_client_data_and_the_servers_help_need_no_extra(client_only: Path, tmp_p
         ("export", "torch", "export,serve"),
         ("loadtest", "mlperf_loadgen", "load,serve"),
         ("loadtest.bench", "matplotlib", "load,serve,train"),
+        ("loadtest.attack", "psutil", "load,serve"),
+        ("loadtest.restarts", "psutil", "load,serve,export"),
+        ("loadtest.gpu_report", "psutil", "load,serve,train"),
     ],
 )
 def test_program_without_its_extra_says_which_and_how_to_install_it(

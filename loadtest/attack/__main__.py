@@ -1,8 +1,6 @@
 """`python -m loadtest.attack`: see run.py."""
 
-import sys
+from loadtest.lazily import run_lazily
 
-from atelier.program import run_program
-from loadtest.attack.run import main
-
-sys.exit(run_program(main))
+if __name__ == "__main__":  # processes that are spawned import this module too
+    run_lazily("loadtest.attack.run", "load,serve")

@@ -1,15 +1,6 @@
-"""`python -m loadtest.bench`."""
+"""`python -m loadtest.bench`: see run.py."""
 
-import sys
+from loadtest.lazily import run_lazily
 
-from atelier.program import run_program
-
-
-def main(arguments: list[str]) -> int:
-    """Imports the program only here, so that a package it lacks is told as every other failure."""
-    from loadtest.bench.run import main as bench
-
-    return bench(arguments)
-
-
-sys.exit(run_program(main, extras="load,serve,train"))
+if __name__ == "__main__":  # processes that are spawned import this module too
+    run_lazily("loadtest.bench.run", "load,serve,train")

@@ -1,9 +1,6 @@
 """`python -m loadtest.gpu_report`: see run.py."""
 
-import sys
+from loadtest.lazily import run_lazily
 
-from atelier.program import run_program
-from loadtest.gpu_report.run import main
-
-if __name__ == "__main__":
-    sys.exit(run_program(main))
+if __name__ == "__main__":  # processes that are spawned import this module too
+    run_lazily("loadtest.gpu_report.run", "load,serve,train")

@@ -73,7 +73,7 @@ class OneAtATime:
 
     def warm_up(self) -> None:
         """See System."""
-        message = self._server.request(range(self._load.images_per_request))
+        message = self._server.request([0] * self._load.images_per_request)
         try:
             self._method(message, timeout=WARM_UP_TIMEOUT_S)
             for _ in range(20):
@@ -131,7 +131,7 @@ class Concurrent:
         """See System."""
         if self._load.images_per_request == 1:
             self._messages = [self._server.request((index,)) for index in range(self._num_images)]
-        messages = [self._server.request(range(self._load.images_per_request))] * self._num_connections
+        messages = [self._server.request([0] * self._load.images_per_request)] * self._num_connections
         for number in range(WARM_UP_CALLS):
             timeout_s = self._load.timeout_s if number else WARM_UP_TIMEOUT_S
             self._client.submit(np.arange(len(messages)), messages, timeout_s)

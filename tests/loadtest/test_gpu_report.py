@@ -224,7 +224,7 @@ def test_json_is_read_from_the_last_line_whatever_a_library_prints_before(module
 @pytest.fixture
 def trained(tmp_path: Path) -> Plan:
     """A plan whose training is done: seeded weights, and data that is not Fashion-MNIST."""
-    write_idx_files(tmp_path / "data", num_train=10, num_test=100)  # more than in a request
+    write_idx_files(tmp_path / "data", num_train=10, num_test=10)  # fewer than in a request
     plan = plan_in(tmp_path, 250, ("--data-dir", str(tmp_path / "data"), "--unverified-data"))
     plan.checkpoint_dir.mkdir()
     save_checkpoint(plan.checkpoint_dir, seeded_model().state_dict(), RECORD)

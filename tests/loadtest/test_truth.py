@@ -234,6 +234,24 @@ def test_multi_stream_and_offline_answer_every_image(client: str) -> None:
         assert run.count("pending") == 0
 
 
+@pytest.mark.parametrize("scenario", ["multi_stream", "server", "offline"])
+def test_requests_of_more_images_than_there_are_have_some_of_them_twice(scenario: str, client: str) -> None:
+    size = NUM_IMAGES + 56
+    load = Load(
+        contender="null",
+        scenario=scenario,
+        images_per_request=size,
+        target_qps=100.0,
+        duration_s=0.3,
+        expected=size * 100 if scenario == "offline" else 1e-2,
+        client=client,
+    )
+    with null_server() as server:
+        run = measured(server, load)
+    assert run.count("correct") == run.num_requests > 0
+    assert run.count("images") >= size * run.num_requests - size
+
+
 def test_server_that_is_not_there_is_an_error_that_names_it() -> None:
     gone = Classify(target="127.0.0.1:9", reference=reference())
     with (
