@@ -20,6 +20,7 @@ from export.repository import triton_config
 from serving.backends.select import open_backend
 from serving.manifest import (
     ENGINE_NAME,
+    LAYERS_NAME,
     ONNX_NAME,
     PROGRAM_NAME,
     RTX_ENGINE_NAME,
@@ -84,7 +85,7 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
 
     first_dir = workplace / "models" / "lenet5" / "1"
     manifest = load_manifest(first_dir)
-    assert set(manifest.files) == {PROGRAM_NAME, ONNX_NAME, RTX_ENGINE_NAME, "parity.json", "parity.md"}
+    assert set(manifest.files) == {PROGRAM_NAME, ONNX_NAME, RTX_ENGINE_NAME, LAYERS_NAME, "parity.json", "parity.md"}
     (engine,) = manifest.engines
     assert (engine.file, engine.onnx_sha256) == (RTX_ENGINE_NAME, manifest.files[ONNX_NAME])
     assert (engine.min_batch_size, engine.opt_batch_size, engine.max_batch_size) == (1, 16, 16)
@@ -230,7 +231,7 @@ def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_
     version_dir = workplace / "models" / "lenet5" / "1"
     manifest = load_manifest(version_dir)
     assert manifest.precision == "int8"
-    assert set(manifest.files) - {RTX_ENGINE_NAME} == {ONNX_NAME, "parity.json", "parity.md"}
+    assert set(manifest.files) - {RTX_ENGINE_NAME} == {ONNX_NAME, LAYERS_NAME, "parity.json", "parity.md"}
     report = json.loads(read_verified(version_dir, manifest, "parity.json"))
     assert [runtime["precision"] for runtime in report["runtimes"] if runtime["device"] == "cpu"] == ["fp32", "int8"]
     backend, *_ = open_backend("onnxruntime", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)

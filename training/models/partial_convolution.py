@@ -27,6 +27,7 @@ class PartialConv2d(nn.Module):
     def __init__(self, in_channels: int, table: Sequence[Sequence[int]], kernel_size: int) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.kernel_size = in_channels, len(table), kernel_size
+        self.table = tuple(map(tuple, table))  # output map -> the input maps it sees
         self.num_inputs = [len(inputs) for inputs in table]  # of each output map
         num_kernels = sum(self.num_inputs)
         self.weight = nn.Parameter(torch.empty(num_kernels, kernel_size, kernel_size))

@@ -1,0 +1,162 @@
+"""Describes the exported graph layer by layer, for the page that looks inside the served network: `layers.json`.
+
+Only the exporter knows both sides: the modules, and the names that their values and weights have in the ONNX graph.
+A network is a chain of modules, and its graph a chain of operators in the same order, so the two are walked together.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+from onnx import ModelProto, NodeProto
+from torch import nn
+
+from atelier.errors import BadDataError
+from serving.manifest import LAYERS_NAME
+from training.models import LeNet
+from training.models.classic import Rescale
+from training.models.lenet import ACTIVATION_LAYERS
+from training.models.partial_convolution import PartialConv2d
+
+FORMAT = 1
+Layer = dict[str, Any]
+
+# The operators of each module's values, in order; the last one's output is the module's.
+OPERATORS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("Conv",),
+    nn.Linear: ("Gemm",),
+    nn.AvgPool2d: ("AveragePool",),
+    nn.MaxPool2d: ("MaxPool",),
+    nn.ZeroPad2d: ("Pad",),
+    nn.ReplicationPad2d: ("Pad",),
+    Rescale: ("Mul", "Add"),
+    nn.Flatten: ("Reshape",),
+    nn.Sigmoid: ("Sigmoid",),
+    nn.Tanh: ("Tanh",),
+    nn.ReLU: ("Relu",),
+    nn.GELU: ("Gelu",),
+    ACTIVATION_LAYERS["scaled_tanh"]: ("Mul", "Tanh", "Mul"),
+}
+FUNCTIONS = {kind: name for name, kind in ACTIVATION_LAYERS.items()}
+NOT_LAYERS = ("Cast", "QuantizeLinear", "DequantizeLinear", "Constant")  # of other precisions than float32
+
+
+def layer_files(model: LeNet, inferring: LeNet, onnx_bytes: bytes) -> dict[str, bytes]:
+    """Returns `layers.json`, or nothing for a network that cannot be described: it is served all the same."""
+    try:
+        return {LAYERS_NAME: layers_json(model, inferring, onnx_bytes)}
+    except BadDataError as error:
+        print(f"note: no page will look inside this version: {error}")
+        return {}
+
+
+def layers_json(model: LeNet, inferring: LeNet, onnx_bytes: bytes) -> bytes:
+    """Writes the layers of an exported ONNX model, with where their values and weights start.
+
+    `model` is the trained one, `inferring` what was exported of it. Raises BadDataError UNKNOWN_LAYER for a module
+    that OPERATORS does not have, or whose operators are others.
+    """
+    onnx_model = onnx.load_from_string(onnx_bytes)
+    layers = list(_layers(model, inferring, onnx_model))
+    weights = {name: shape for layer in layers for name, shape in layer.pop("weights", {}).items()}
+    num_values = num_weights = 0
+    for layer in layers:
+        layer["start"], num_values = num_values, num_values + math.prod(layer["shape"])
+    described = {}
+    for name, shape in weights.items():
+        described[name] = {"shape": shape, "start": num_weights}
+        num_weights += math.prod(shape)
+    document = {"format": FORMAT, "layers": layers, "weights": described}
+    return (json.dumps(document | {"num_values": num_values, "num_weights": num_weights}) + "\n").encode()
+
+
+def _layers(model: LeNet, inferring: LeNet, onnx_model: ModelProto) -> Iterator[Layer]:
+    shapes = _shapes(onnx_model)
+    nodes = iter([node for node in onnx_model.graph.node if node.op_type not in NOT_LAYERS])
+    scaled = next(nodes).output[0]
+    yield {"name": "input", "kind": "input", "value": scaled, "shape": shapes[scaled][1:]}
+    padded: Layer | None = None  # a border that the next module may rescale
+    for name, module in inferring.layers.named_modules():
+        if any(module.children()):
+            continue
+        node = _node_of(name, module, nodes)
+        layer = {"name": name, "value": _value_of(node), "shape": shapes[_value_of(node)][1:]}
+        if padded is not None and isinstance(module, Rescale):
+            padded |= layer | {"name": padded["name"]} | _scaling(module)
+            layer = {}
+        if padded is not None:
+            yield padded
+            padded = None
+        if isinstance(module, nn.ZeroPad2d | nn.ReplicationPad2d):
+            padded = layer | _border(module)
+        elif layer and not isinstance(module, nn.Flatten):
+            yield layer | _description(module, node, shapes, model.layers.get_submodule(name))
+
+
+def _node_of(name: str, module: nn.Module, nodes: Iterator[NodeProto]) -> NodeProto:
+    """Takes the module's operators off the chain; the last one. Raises BadDataError UNKNOWN_LAYER."""
+    wanted = OPERATORS.get(type(module), ())
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        wanted = ("Pad", *wanted)
+    taken = list(itertools.islice(nodes, len(wanted)))
+    found = tuple(node.op_type for node in taken)
+    if not wanted or found != wanted:
+        what = f"layer {name} is {type(module).__name__}, which is {', '.join(found) or 'unknown'} in ONNX"
+        raise BadDataError("UNKNOWN_LAYER", what, "describe it in export/layer_table.py")
+    return taken[-1]
+
+
+def _value_of(node: NodeProto) -> str:
+    """Names the value; the last one may be cast to be `logits`."""
+    name: str = node.output[0]
+    return "logits" if name.startswith("logits") else name
+
+
+def _border(module: nn.ZeroPad2d | nn.ReplicationPad2d) -> Layer:
+    mode = "zeros" if isinstance(module, nn.ZeroPad2d) else "replicate"
+    return {"kind": "pad", "padding": [module.padding[2], module.padding[0]], "padding_mode": mode}
+
+
+def _scaling(module: Rescale) -> Layer:
+    return {"factor": module.high - module.low, "offset": module.low}
+
+
+def _description(module: nn.Module, node: NodeProto, shapes: dict[str, list[int]], trained: nn.Module) -> Layer:
+    """Describes what the module does; `weights` are names and shapes."""
+    if type(module) in FUNCTIONS:
+        return {"kind": "activation", "function": FUNCTIONS[type(module)]}
+    if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
+        mode = "max" if isinstance(module, nn.MaxPool2d) else "avg"
+        return {"kind": "pool", "mode": mode, **_window(module)}
+    names = [*node.input[1:], None, None]
+    weights = {name: shapes[name] for name in node.input[1:]}
+    layer: Layer = {"weight": names[0], "bias": names[1], "weights": weights}
+    if isinstance(module, nn.Linear):
+        return {"kind": "linear", **layer}
+    if not isinstance(module, nn.Conv2d):
+        raise BadDataError("UNKNOWN_LAYER", f"{type(module).__name__} has no description", "add it to layer_table.py")
+    is_scale = module.groups == module.in_channels > 1 and module.kernel_size == (1, 1)
+    table = [list(inputs) for inputs in trained.table] if isinstance(trained, PartialConv2d) else None
+    kind = {"kind": "scale" if is_scale else "conv", "padding_mode": module.padding_mode, "table": table}
+    return kind | _window(module) | layer
+
+
+def _window(module: nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d) -> Layer:
+    return {
+        name: _pair(getattr(module, name + at)) for name, at in (("kernel", "_size"), ("stride", ""), ("padding", ""))
+    }
+
+
+def _pair(size: Any) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
+
+
+def _shapes(onnx_model: ModelProto) -> dict[str, list[int]]:
+    """Returns the shapes of all values and weights; a free batch is 0 there."""
+    graph = onnx.shape_inference.infer_shapes(onnx_model).graph
+    values = [*graph.value_info, *graph.output]
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
