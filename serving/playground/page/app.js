@@ -1,0 +1,147 @@
+/** Starts the page, and holds its state: everything else reads `app.state` and calls `app.set`. */
+
+import * as api from './api.js';
+import { HOME } from './camera.js';
+import { readHash, writeHash } from './hash.js';
+import { keepLooking, loadNetwork } from './look.js';
+import { loadText } from './text.js';
+
+/** What can be chosen, as it is at first; the URL's hash changes it. */
+const CHOICES = {
+  lang: navigator.language.startsWith('zh') ? 'zh' : 'en',
+  theme: 'system', // or 'light', 'dark'
+  view: matchMedia('(max-width: 700px), (prefers-reduced-motion: reduce)').matches ? 'flat' : '3d',
+  minus: false, // the empty image's values are subtracted
+  tab: 'arithmetic',
+  image: null, // what the network gets: 784 bytes
+  source: { kind: 'garment', index: 29 }, // or {kind: 'drawing'}, {kind: 'photograph', inverted, box, url}
+  cell: null, // {layer, map, y, x}: `layer` is the first of its shelf
+  camera: HOME,
+  version: null, // null is the served one
+  epoch: null, // null is the last
+  off: [], // [{layer, map}]: maps that are switched off
+  tour: null, // step
+};
+
+/** What changes by itself, or is nobody's to send. */
+const REST = {
+  sheet: false, // the phone's sheet is open
+  drawing: false, // the pen is down
+  ink: new Uint8Array(112 * 112), // what is drawn
+  fill: true, // drawings are filled and centred
+  hover: null, // a cell, as `cell`
+  marks: [], // [{layer, map}]: framed
+  canTurn: true, // the browser has WebGL2
+  network: null,
+  weights: null, weightsKey: null,
+  values: null, valuesKey: null, looked: null, head: null, // of the last look
+  empty: null, // values of the empty image
+  difference: null, // {values, title}: drawn instead of the values
+  overlay: null, // {values, height, width, title}: drawn over the input
+  problem: null, // {reason, message, cure}
+};
+
+function createApp() {
+  const subscriptions = new Set(), changed = new Set();
+  const dark = matchMedia('(prefers-color-scheme: dark)');
+  const app = {
+    api,
+    state: { ...CHOICES, ...REST },
+    set(patch) {
+      if (!changed.size) queueMicrotask(flush);
+      for (const [key, value] of Object.entries(patch)) {
+        if (!(key in app.state)) throw new Error(`no state ${key}`);
+        if (!Object.is(app.state[key], value)) changed.add(key);
+        app.state[key] = value;
+      }
+    },
+    subscribe(keys, listener) {
+      const subscription = { keys, listener };
+      subscriptions.add(subscription);
+      return () => subscriptions.delete(subscription);
+    },
+    className: (index) => app.t(`class_${index}`),
+    dark: () => (app.state.theme === 'system' ? dark.matches : app.state.theme === 'dark'),
+    announce: announcer(),
+  };
+  function flush() {
+    const keys = new Set(changed);
+    changed.clear();
+    for (const { keys: wanted, listener } of [...subscriptions]) if (wanted.some((key) => keys.has(key))) listener(app.state, keys);
+  }
+  dark.addEventListener('change', () => {
+    changed.add('theme');
+    flush();
+  });
+  return app;
+}
+
+/** Speaks to screen readers, at most once a second, the last always. */
+function announcer() {
+  const region = document.getElementById('live');
+  let next = null;
+  return (text) => {
+    if (next === null) setTimeout(() => { region.textContent = next; next = null; }, 1000);
+    next = text;
+  };
+}
+
+function keepLanguage(app) {
+  app.subscribe(['lang'], async ({ lang }) => {
+    app.t = await loadText(lang);
+    document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
+    mountAll(app);
+  });
+}
+
+function keepTheme(app) {
+  const show = () => { document.documentElement.dataset.theme = app.dark() ? 'dark' : 'light'; };
+  app.subscribe(['theme'], show);
+  show();
+}
+
+function keepHash(app) {
+  let timer = null;
+  app.subscribe(Object.keys(CHOICES), () => {
+    clearTimeout(timer); // browsers refuse to change the address often
+    timer = setTimeout(() => history.replaceState(null, '', writeHash(app.state, CHOICES)), 300);
+  });
+  addEventListener('hashchange', () => app.set(readHash(location.hash)));
+}
+
+/** Fills the page; again when the language or the network changes: the old listeners are dropped. */
+async function mountAll(app) {
+  const parts = ['header', 'input', 'answer', 'stage', 'panel'];
+  const modules = await Promise.all(parts.map((part) => import(`./${part}.js`)));
+  app.unmount?.();
+  const ends = [];
+  const scoped = { ...app, cleanUp: (end) => ends.push(end), subscribe: (...wanted) => ends.push(app.subscribe(...wanted)) };
+  app.unmount = () => ends.forEach((end) => end());
+  modules.forEach((module, i) => {
+    const root = document.getElementById(parts[i]);
+    root.replaceChildren();
+    module.mount(root, scoped);
+  });
+}
+
+async function start() {
+  const app = createApp();
+  app.set(readHash(location.hash));
+  globalThis.atelier = app; // for the console
+  app.t = await loadText(app.state.lang);
+  document.documentElement.lang = app.state.lang === 'zh' ? 'zh-CN' : 'en';
+  keepTheme(app);
+  keepLooking(app);
+  await loadNetwork(app);
+  await mountAll(app);
+  keepLanguage(app);
+  keepHash(app);
+  app.subscribe(['network'], () => mountAll(app));
+  document.documentElement.dataset.ready = 'yes';
+}
+
+start().catch((error) => {
+  document.documentElement.dataset.ready = 'failed';
+  document.querySelector('main').textContent = `${error.reason ?? error.name}: ${error.message} ${error.cure ?? ''}`;
+  throw error;
+});
