@@ -1,0 +1,104 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright, which is installed once, in .cache/playwright.
+
+Without either the tests are skipped and say so, unless ATELIER_REQUIRE_BROWSER is set.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from atelier.environments import python_with
+from atelier.errors import ResourceUnavailableError
+
+PACKAGES = ("playwright==1.65.0", "axe-playwright-python==0.1.8")
+ENVIRONMENT = Path(".cache/playwright")
+PAGE_DIR = Path(__file__).parents[2] / "serving" / "playground" / "page"
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
+OpenPage = Callable[..., Any]
+
+
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        raise ResourceUnavailableError("NO_BROWSER", "chromium is not installed", "apt-get install chromium")
+    return found
+
+
+def use_playwright() -> None:
+    """Installs it unless it is there, and lets this process import it, behind its own packages."""
+    python = python_with(PACKAGES, ENVIRONMENT)
+    packages = sysconfig.get_path("purelib", vars={"base": str(python.parents[1])})
+    if packages not in sys.path:
+        sys.path.append(packages)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    try:
+        program = chromium()
+        use_playwright()
+    except ResourceUnavailableError as error:
+        if "ATELIER_REQUIRE_BROWSER" in os.environ:
+            raise
+        pytest.skip(str(error))
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=program, args=["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[OpenPage]:
+    """Opens an address in a context of its own; at the end nobody must have asked another host, or complained."""
+    contexts: list[Any] = []
+    elsewhere: list[str] = []
+    complaints: list[str] = []
+
+    def opened(address: str, *, width: int = 1440, height: int = 900, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.route(lambda url: not is_same_origin(url, address), lambda route: elsewhere.append(route.request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert (elsewhere, complaints) == ([], [])
+
+
+def is_same_origin(url: str, address: str) -> bool:
+    return urlsplit(url)[:2] == urlsplit(address)[:2] or url.startswith(("blob:", "data:"))
+
+
+@pytest.fixture(scope="module")
+def modules(browser: Any) -> Iterator[Any]:
+    """An empty page whose address has the page's modules, without a server behind them."""
+    page = browser.new_page()
+    page.route("**/*", lambda route: answer_with_file(route, urlsplit(route.request.url).path))
+    page.goto("http://modules.test/")
+    yield page
+    page.close()
+
+
+def answer_with_file(route: Any, path: str) -> None:
+    if path == "/":
+        route.fulfill(body="<!doctype html><title>modules</title>", content_type="text/html")
+    else:
+        file = PAGE_DIR / path[1:]
+        route.fulfill(path=file, content_type=TYPES[file.suffix])
