@@ -1,4 +1,5 @@
-// Finds what the lines of a drawing enclose, and where an outline is open. Pixels are 0 or 1, size x size of them.
+/** Finds what the lines of a drawing enclose, and where an outline is open. Pixels are 0 or 1, size x size of them. */
+
 const LINE = 60; // ink above this is a line
 const CLOSED = 3; // gaps of up to twice this are closed, in pixels of 112
 

@@ -1,5 +1,8 @@
-// Turns a drawing (light on black, size x size) into what Fashion-MNIST's makers would have made of the garment:
-// 28 x 28, cloth filled, its box as large as the image and in the middle. Mass is not centred: theirs is not.
+/**
+ * Turns a drawing (light on black, size x size) into what Fashion-MNIST's makers would have made of the garment:
+ * 28 x 28, cloth filled, its box as large as the image and in the middle. Mass is not centred: theirs is not.
+ */
+
 import { closing, gapOf, grow, hasInside, linesOf, outside, square } from './outline.js';
 
 const CLOTH = 200; // brightness of cloth
