@@ -3,6 +3,7 @@
 Pictures come from strangers: whatever their bytes are, what is raised is InvalidRequestError, in our own words.
 """
 
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -17,7 +18,7 @@ from atelier.contract import IMAGE_SHAPE
 from serving.errors import InvalidRequestError
 from serving.pictures.grays import gray_and_alpha
 from serving.pictures.kinds import kind_of
-from serving.pictures.orientation import ORIENTATION, orientation_from
+from serving.pictures.orientation import LYING, ORIENTATION, orientation_from
 from serving.pictures.parts import BrokenPictureError, TooLargeError, parts_of
 
 EDGE = IMAGE_SHAPE[-1]
@@ -35,18 +36,37 @@ DECODERS: dict[str, type[ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFi
 SMALLER = "scale it down; 28 x 28 is enough"
 
 
+# A picture's grays and its alpha, both of mode "L" -> grays alone, and not many of them.
+Reduce = Callable[[Image.Image, Image.Image | None], Image.Image]
+
+
 def image_from_picture(data: bytes, *, index: int, invert: bool) -> NDArray[np.uint8]:
     """Decodes a PNG, JPEG or WebP of any size and colour to (1, 28, 28) uint8.
 
     `invert` is for what is dark on a light background. `index` is the picture's place in the request, for the message
     of the InvalidRequestError that is raised if it cannot be decoded or is too large to be.
     """
+
+    def light_on_black(gray: Image.Image, alpha: Image.Image | None) -> Image.Image:
+        if invert:
+            gray = ImageChops.invert(gray)
+        return _scaled(gray if alpha is None else ImageChops.multiply(gray, alpha))  # inverted, white is the background
+
+    return fitted(gray_from_picture(data, light_on_black, index=index, edge=4 * EDGE)[0])
+
+
+def gray_from_picture(data: bytes, reduce: Reduce, *, index: int, edge: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Decodes a picture to what `reduce` makes of it, turned upright; with the (height, width) of the whole, upright.
+
+    A JPEG may be decoded at a smaller size, but for `edge` pixels of its longest edge. Raises InvalidRequestError as
+    `image_from_picture` does.
+    """
     kind = kind_of(data)
     format = kind.name if kind else ""
     cure = "send a whole PNG, JPEG or WebP file"
     try:
         if format in DECODERS:
-            return _decoded(data, format, invert)
+            return _decoded(data, format, reduce, edge)
         what = f"begins with the bytes {data[:8].hex(' ')}, as no PNG, JPEG or WebP does" if data else "is empty"
         if kind:
             what, cure = f"looks like {kind.name}", kind.cure
@@ -63,20 +83,27 @@ def image_from_picture(data: bytes, *, index: int, invert: bool) -> NDArray[np.u
     raise InvalidRequestError("BAD_PICTURE", f"pictures[{index}] {what}", cure)
 
 
-def _decoded(data: bytes, format: str, invert: bool) -> NDArray[np.uint8]:
+def fitted(gray: Image.Image) -> NDArray[np.uint8]:
+    """Scales the longest edge to 28, small pictures too, and centres the rest in (1, 28, 28), filled with 0."""
+    scaled = _scaled(gray)
+    image = np.zeros(IMAGE_SHAPE, np.uint8)
+    top, left = (EDGE - scaled.height) // 2, (EDGE - scaled.width) // 2
+    image[0, top : top + scaled.height, left : left + scaled.width] = np.asarray(scaled)
+    return image
+
+
+def _decoded(data: bytes, format: str, reduce: Reduce, edge: int) -> tuple[Image.Image, tuple[int, int]]:
     parts = parts_of(format, data)
     picture = DECODERS[format](BytesIO(parts.pixels))  # reads the header, decodes nothing yet
     _check_size(picture, format, parts.num_scans)
-    # Leaves JPEG's decoder four pixels per pixel of the result, and its colours undecoded; nothing to the others.
-    longest = max(picture.size)
-    picture.draft("L", (max(1, picture.width * 4 * EDGE // longest), max(1, picture.height * 4 * EDGE // longest)))
-    gray, alpha = gray_and_alpha(picture, parts)
-    if invert:
-        gray = ImageChops.invert(gray)
-    light_on_black = gray if alpha is None else ImageChops.multiply(gray, alpha)  # white is the background, if inverted
+    width, height = picture.size
+    # Leaves JPEG's decoder few pixels, and its colours undecoded; nothing to the others.
+    longest = max(width, height)
+    picture.draft("L", (max(1, width * edge // longest), max(1, height * edge // longest)))
+    gray = reduce(*gray_and_alpha(picture, parts))
     notes = parts.notes or picture.info  # libwebp finds WebP's
     orientation = orientation_from(notes.get("exif", b""), notes.get("xmp", b""))
-    return _centred(_upright(_shrunk(light_on_black), orientation))
+    return _upright(gray, orientation), (width, height) if orientation in LYING else (height, width)
 
 
 def _check_size(picture: ImageFile, format: str, num_scans: int) -> None:
@@ -92,7 +119,7 @@ def _check_size(picture: ImageFile, format: str, num_scans: int) -> None:
         raise TooLargeError(f"is {size}: {num_pixels:,} in all, the limit is {limit:,}")
 
 
-def _shrunk(gray: Image.Image) -> Image.Image:
+def _scaled(gray: Image.Image) -> Image.Image:
     """Resizes the longest edge to 28; small pictures grow."""
     longest = max(gray.size)
     size = (max(1, round(gray.width * EDGE / longest)), max(1, round(gray.height * EDGE / longest)))
@@ -104,11 +131,3 @@ def _upright(gray: Image.Image, orientation: int) -> Image.Image:
     gray.info.clear()  # it may still say what was read already
     gray.getexif()[ORIENTATION] = orientation
     return ImageOps.exif_transpose(gray)
-
-
-def _centred(gray: Image.Image) -> NDArray[np.uint8]:
-    """Centres (h, w) in (1, 28, 28), what is missing filled with 0."""
-    image = np.zeros(IMAGE_SHAPE, np.uint8)
-    top, left = (EDGE - gray.height) // 2, (EDGE - gray.width) // 2
-    image[0, top : top + gray.height, left : left + gray.width] = np.asarray(gray)
-    return image

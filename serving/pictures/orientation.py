@@ -7,6 +7,7 @@ import re
 import struct
 
 ORIENTATION = 0x0112
+LYING = (5, 6, 7, 8)  # those in which width and height change places
 XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 MAX_ENTRIES = 1024  # cameras write tens
 
