@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import uvloop
 from packaging.requirements import Requirement
 
 from export.repository import publish
@@ -96,12 +95,8 @@ def test_server_without_its_libraries_says_what_to_install(client_only: Path, tm
     assert no_page.returncode == 69 and no_page.stderr.startswith("error: NO_LIBRARY: prometheus_client is not"), (
         no_page
     )
-    no_loop = run(client_only, tmp_path, "serving", "--port", "0", "--metrics-port", "0", *model)
-    assert no_loop.returncode == 69, no_loop
-    assert "error: NOT_INSTALLED: this program needs the package uvloop, which is not installed (" in no_loop.stderr
-    (tmp_path / "uvloop").symlink_to(Path(uvloop.__file__).parent)
     no_runtime = run(client_only, tmp_path, "serving", "--port", "0", "--metrics-port", "0", *model)
     assert no_runtime.returncode == 69, no_runtime
     assert "error: NO_ONNXRUNTIME: asked for onnxruntime: No module named 'onnxruntime' (" in no_runtime.stderr
-    for done in (no_page, no_loop, no_runtime):
+    for done in (no_page, no_runtime):
         assert "pip install '.[serve]' in Atelier's directory" in done.stderr
