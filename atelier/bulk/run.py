@@ -17,6 +17,7 @@ from atelier.bulk.sources import source_from
 from atelier.bulk.writers import check_out, written
 from atelier.classify import connect
 from atelier.errors import BadDataError, UsageError
+from atelier.program import say
 
 TIMEOUT_S = 30.0  # of a request: it may hold 64 large photographs
 NUM_THREADS = 4  # requests under way: the server batches them, and decodes pictures with all its cores
@@ -49,6 +50,7 @@ def main(options: argparse.Namespace) -> int:
     if num_bad:
         what = f"{num_bad} of {num_all} pictures have no label"
         raise BadDataError("BAD_PICTURES", what, f"the column error of {options.out} says why")
+    say(f"{options.out} has the labels of {num_all} picture{'s' if num_all > 1 else ''}")
     return 0
 
 

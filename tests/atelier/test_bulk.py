@@ -50,9 +50,9 @@ Classify = Callable[..., str]
 @pytest.fixture
 def classify(capsys: pytest.CaptureFixture[str]) -> Classify:
     def classified(target: str, *arguments: object, exit_code: int = 0) -> str:
-        """What the command says on stderr."""
+        """What the command says."""
         assert run_program(main, ["--target", target, *map(str, arguments)], extras="bulk") == exit_code
-        return capsys.readouterr().err
+        return "".join(capsys.readouterr())
 
     return classified
 
@@ -167,8 +167,9 @@ def test_commands_of_the_docs_do_what_they_say(
     assert len(asked) == 3 and "--ray" in asked.pop()  # which test_bulk_on_ray.py tries
     for words in asked:
         local = [f"{served.target},{served.target}" if "," in word else word for word in words]
-        classify(served.target, *local)
-        assert Path(words[words.index("--out") + 1]).exists()
+        out = words[words.index("--out") + 1]
+        assert f"atelier: {out} has the labels of 1 picture\n" in classify(served.target, *local)
+        assert Path(out).exists()
 
 
 # --- What cannot be done ---------------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(served: ServerProcess,
         asked = [sys.executable, "-c", PEAK, *command, str(tmp_path / f"{number}.parquet"), str(folder)]
         peak = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
         assert pq.read_table(tmp_path / f"{number}.parquet").num_rows == number
-        return int(peak)
+        return int(peak.splitlines()[-1])
 
     few, many = peak_mb(500), peak_mb(5000)
     assert many < few + 60, (few, many)
