@@ -105,7 +105,7 @@ function restOf({ t, network, values, state, cell, group }, z, base) {
       parts.push(el('p', { class: 'sum' }, `${t('coefficient')} ${number(kernel[0], 3)} · ${number(z)} + ${t('bias')} ${number(bias, 3)} = `, el('b', {}, number(next, 4))));
       z = next;
     } else if (layer.kind === 'activation') {
-      parts.push(el('p', { class: 'sum' }, `${t(`function_${layer.function}`)}(${number(z)}) = `, el('b', {}, number(FUNCTIONS[layer.function](z), 4))));
+      parts.push(el('p', { class: 'sum' }, `${t(`function_${layer.function}`, { z: number(z) })} = `, el('b', {}, number(FUNCTIONS[layer.function](z), 4))));
       z = FUNCTIONS[layer.function](z);
     }
   }

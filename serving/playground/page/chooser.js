@@ -2,6 +2,7 @@
 
 import { el } from './dom.js';
 import { shape3 } from './explain.js';
+import { nameOf } from './labels.js';
 import { groupsOf } from './layout.js';
 
 /** Fills `root`, once; afterwards brings the fields up to date. */
@@ -13,7 +14,7 @@ export function makeChooser(root, app) {
 function build(root, app) {
   const { t, state: { network } } = app, groups = groupsOf(network);
   const layer = el('select', { on: { change: () => app.set({ cell: { layer: layer.value, map: 0, y: 0, x: 0 } }) } });
-  layer.append(el('option', { value: '' }, '…'), ...groups.map(({ kind, first }) => el('option', { value: first }, kind === 'input' ? t('kind_input') : `${t(`kind_${kind}`)} ${first}`)));
+  layer.append(el('option', { value: '' }, '…'), ...groups.map((group, i) => el('option', { value: group.first }, titleOf(t, group, i === groups.length - 1))));
   const fields = ['map', 'y', 'x'].map((key) => el('input', { type: 'number', min: 0, step: 1, on: { input: (event) => put(key, event.target) } }));
   const off = el('button', { class: 'small', on: { click: () => switchMap(app) } });
   function put(key, field) {
@@ -23,6 +24,11 @@ function build(root, app) {
   const labels = fields.map((field, i) => el('label', {}, t(['field_map', 'field_row', 'field_column'][i]), ' ', field));
   root.append(el('div', { class: 'row chooser' }, el('label', {}, t('field_layer'), ' ', layer), ...labels, off));
   return { show: () => show(app, groups, layer, fields, labels, off) };
+}
+
+function titleOf(t, { kind, first }, isLast) {
+  if (kind === 'input') return t('kind_input');
+  return `${t(isLast ? 'kind_output' : `kind_${kind}`)} ${nameOf(first)}`;
 }
 
 function show(app, groups, layer, fields, labels, off) {

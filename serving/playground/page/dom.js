@@ -63,7 +63,7 @@ export function heatTable(values, columns, { palette, caption, reach = reachOf(v
 /** Makes one coloured cell; its text is black or white, whichever is easier to read. */
 export function heatCell(value, range, palette) {
   const color = colorOf(value, range, palette);
-  const cell = el('td', {}, number(value));
+  const cell = el('td', {}, number(value).replace(/^(−?)0\./, '$1.')); // .47, as there is little room
   cell.style.background = css(color);
   cell.style.color = textOn(color);
   return cell;

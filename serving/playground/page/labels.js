@@ -7,6 +7,7 @@ import { colorOf, css } from './palette.js';
 import { cornersOf, middleOf, placeOf } from './layout.js';
 
 const NARROW = 560; // pixels: below, labels stand above their shelves
+const NAMES = 60; // pixels that the classes' names take, slanting
 const LEGEND = 120; // pixels
 
 export function makeLabels(app) {
@@ -16,7 +17,12 @@ export function makeLabels(app) {
 /** What a shelf is called: "Convolution", "conv1", "6 × 28 × 28". */
 export function wordsOf({ t, state: { network } }, shelf) {
   const { shape } = network.layers[shelf.shown], kind = t(shelf.isLast ? 'kind_output' : `kind_${shelf.kind}`);
-  return { kind, name: shelf.kind === 'input' ? '' : shelf.first, shape: shape.filter((n, i) => i === 0 || shape[1] * shape[2] > 1).join(' × ') };
+  return { kind, name: shelf.kind === 'input' ? '' : nameOf(shelf.first), shape: shape.filter((n, i) => i === 0 || shape[1] * shape[2] > 1).join(' × ') };
+}
+
+/** A layer's name for people: of `s2.pool` and `s2.scale` it is `s2`. */
+export function nameOf(layer) {
+  return layer.split('.')[0];
 }
 
 class Labels {
@@ -33,10 +39,9 @@ class Labels {
   /** Pixels that words need round the maps, and between the shelves. */
   marginsFor(width) {
     this.isNarrow = width < NARROW;
-    const names = 62; // the classes', slanting
     return this.isNarrow
-      ? { top: names, right: 10, bottom: 40, left: 10, gap: 21 }
-      : { top: names, right: 190, bottom: 56, left: 16, gap: 8 };
+      ? { top: NAMES + 2, right: 10, bottom: 40, left: 10, gap: 21 }
+      : { top: NAMES + 2, right: 190, bottom: 56, left: 16, gap: 8 };
   }
 
   /** Puts all words where the maps are now. */
@@ -58,7 +63,8 @@ class Labels {
       if (node.dataset.text !== text) node.replaceChildren(kind, el('small', {}, ` ${name && `${name} · `}${shape}`));
       node.dataset.text = text;
       const own = view.box(shelf.quads), size = { width: node.offsetWidth, height: node.offsetHeight };
-      const place = this.isNarrow ? { left: own.left, top: own.top - size.height - 1 } : besides(view.box([rightmost(shelf)]), size, boxes);
+      const above = shelf.isLast ? { left: 4, top: own.top - NAMES } : { left: own.left, top: own.top - size.height - 1 };
+      const place = this.isNarrow ? above : besides(view.box([rightmost(shelf)]), size, boxes);
       const { width, height } = view.screen;
       const fits = place.left >= 0 && place.left + size.width <= width && place.top >= 0 && place.top + size.height <= height - 20;
       move(node, place, fits && !(this.isNarrow && boxes.some((box) => overlaps(box, place, size))));
@@ -81,7 +87,7 @@ class Labels {
     if (!hover) return;
     const shelf = shelfOf(layout, hover), layer = network.layers[shelf.shown], place = placeOf(shelf, hover.map, hover.y, hover.x);
     const [, height, width] = shape3(layer), where = height * width > 1 ? [hover.map, hover.y, hover.x] : [hover.map];
-    this.tip.textContent = `${shelf.first}[${where.join(', ')}] = ${precise(shown[indexOf(layer, hover.map, hover.y, hover.x)])}`;
+    this.tip.textContent = `${nameOf(shelf.first)}[${where.join(', ')}] = ${precise(shown[indexOf(layer, hover.map, hover.y, hover.x)])}`;
     const [x, y] = view.toPixels(middleOf(cornersOf(place.quad, place.y, place.x)));
     const left = Math.max(2, Math.min(view.screen.width - this.tip.offsetWidth - 2, x + 12));
     move(this.tip, { left, top: Math.max(2, y - 34) }, true);
@@ -98,7 +104,7 @@ class Labels {
     }
     const middle = low < center && center < high ? `${number(center, 1)} … ` : '';
     const title = range.isLog ? this.app.t('log_scale') : '';
-    this.legend.replaceChildren(el('span', {}, `${shelf.first} ${title}`), this.gradient, el('span', {}, `${number(low)} … ${middle}${number(high)}`));
+    this.legend.replaceChildren(el('span', {}, `${nameOf(shelf.first)} ${title}`), this.gradient, el('span', {}, `${number(low)} … ${middle}${number(high)}`));
   }
 }
 

@@ -59,7 +59,7 @@ function shelfOf(net, group, isLast, widest) {
   let [maps, rows, columns] = shape3(layer);
   const isVector = rows * columns === 1;
   if (isVector) [maps, rows, columns] = [1, 1, maps];
-  const cell = isLast ? 15 : isVector ? Math.min(2.4, 200 / columns) : Math.sqrt(28 / rows);
+  const cell = isLast ? Math.max(15, widest * 0.06) : isVector ? Math.min(3, (widest * 0.85) / columns) : Math.sqrt(28 / rows);
   const width = columns * cell, height = rows * cell * (isVector && !isLast ? 5 : 1); // the cells of a vector are tall
   const fitting = Math.max(1, Math.min(maps, Math.floor((widest + GAP) / (width + GAP))));
   const lines = Math.ceil(maps / fitting), perLine = Math.ceil(maps / lines);

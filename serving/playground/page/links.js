@@ -4,6 +4,7 @@ import { explain, shape3, windowOf } from './explain.js';
 import { cornersOf, groupsOf, middleOf, placeOf } from './layout.js';
 
 const STRONGEST = 24; // lines of a dense unit
+const MANY_MAPS = 8; // more of them are too close for a ring round each
 
 /** The shelf of a cell, by the name of the shelf's first layer. */
 export function shelfOf(layout, cell) {
@@ -107,7 +108,7 @@ export function ringOf(net, layout, cell) {
   const [down, across] = layer.padding ?? [0, 0];
   if (shelf.kind !== 'conv' || !down || layer.padding_mode === 'replicate') return { frames: [], links: [] };
   const below = layout.shelves[index - 1], maps = layer.table?.[cell.map] ?? below.quads.map((quad) => quad.map);
-  const quads = maps.map((map) => below.quads[map]);
+  const quads = (maps.length > MANY_MAPS ? maps.slice(0, 1) : maps).map((map) => below.quads[map]);
   const frames = quads.map((quad) => ({ corners: cornersOf(quad, -down, -across, quad.rows + 2 * down, quad.columns + 2 * across), width: 0.7 }));
   return { frames, links: quads.flatMap((quad) => hatchesOf(quad, down, across)) };
 }

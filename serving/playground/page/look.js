@@ -50,8 +50,7 @@ async function lookOnce(app, isOutdated) {
     try {
       const { head, values } = await app.api.look(image, { version, epoch, off });
       head.http_us = Math.round((performance.now() - began) * 1000);
-      const isNew = version === null && head.version !== app.state.network.model.version; // the server has a newer one now
-      if (isNew) return await loadNetwork(app);
+      if (values.length !== app.state.network.num_values || isOther(app, head)) return await loadNetwork(app);
       return app.set({ head, values, valuesKey, looked: image, problem: head.refusal });
     } catch (error) {
       app.set({ problem: { reason: error.reason ?? error.name, message: error.message, cure: error.cure } });
@@ -59,6 +58,11 @@ async function lookOnce(app, isOutdated) {
       await pause(error.retryAfterMs || 1000);
     }
   }
+}
+
+/** Whether the server serves another version by now than the page shows. */
+function isOther({ state: { version, network } }, head) {
+  return version === null && head.version !== network.model.version;
 }
 
 /** The values of the empty image, which `minus` subtracts: with the same weights. */
