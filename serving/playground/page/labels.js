@@ -4,7 +4,7 @@ import { el, number, precise } from './dom.js';
 import { indexOf, shape3 } from './explain.js';
 import { shelfOf } from './links.js';
 import { colorOf, css } from './palette.js';
-import { cornersOf, middleOf, placeOf } from './layout.js';
+import { cornersOf, groupsOf, middleOf, placeOf } from './layout.js';
 
 const NARROW = 560; // pixels: below, labels stand above their shelves
 const NAMES = 60; // pixels that the classes' names take, slanting
@@ -28,20 +28,21 @@ export function nameOf(layer) {
 class Labels {
   constructor(app) {
     this.app = app;
-    this.shelves = [];
+    this.shelves = shelvesWithoutPlace(app.state.network).map((shelf) => labelOf(app, shelf));
     this.classes = app.state.network.classes.map((_, i) => el('span', { class: 'label class' }, app.className(i)));
     this.tip = el('span', { class: 'tip', hidden: true });
     this.legend = el('div', { class: 'legend soft small' });
     this.gradient = el('canvas', { width: LEGEND, height: 1 });
-    this.root = el('div', { class: 'labels', 'aria-hidden': 'true' }, ...this.classes, this.legend, this.tip);
+    this.root = el('div', { class: 'labels', 'aria-hidden': 'true' }, ...this.shelves, ...this.classes, this.legend, this.tip);
   }
 
   /** Pixels that words need round the maps, and between the shelves. */
   marginsFor(width) {
     this.isNarrow = width < NARROW;
+    const widest = Math.max(...this.shelves.map((node) => node.offsetWidth));
     return this.isNarrow
-      ? { top: NAMES + 2, right: 10, bottom: 40, left: 10, gap: 21 }
-      : { top: NAMES + 2, right: 190, bottom: 56, left: 16, gap: 8 };
+      ? { top: NAMES + 20, right: 10, bottom: 40, left: 10, gap: 21 }
+      : { top: NAMES + 2, right: widest + 16, bottom: 56, left: 16, gap: 8 };
   }
 
   /** Puts all words where the maps are now. */
@@ -56,14 +57,10 @@ class Labels {
   }
 
   placeShelves(view, layout, boxes) {
-    while (this.shelves.length < layout.shelves.length) this.shelves.push(this.root.insertBefore(el('span', { class: 'label' }), this.root.firstChild));
     layout.shelves.forEach((shelf, i) => {
-      const node = this.shelves[i], { kind, name, shape } = wordsOf(this.app, shelf);
-      const text = `${kind}|${name}|${shape}`;
-      if (node.dataset.text !== text) node.replaceChildren(kind, el('small', {}, ` ${name && `${name} · `}${shape}`));
-      node.dataset.text = text;
-      const own = view.box(shelf.quads), size = { width: node.offsetWidth, height: node.offsetHeight };
-      const above = shelf.isLast ? { left: 4, top: own.top - NAMES } : { left: own.left, top: own.top - size.height - 1 };
+      const node = this.shelves[i], size = { width: node.offsetWidth, height: node.offsetHeight };
+      const corner = view.box([shelf.quads[0]]);
+      const above = shelf.isLast ? { left: 4, top: corner.top - NAMES - size.height } : { left: corner.left, top: corner.top - size.height - 1 };
       const place = this.isNarrow ? above : besides(view.box([rightmost(shelf)]), size, boxes);
       const { width, height } = view.screen;
       const fits = place.left >= 0 && place.left + size.width <= width && place.top >= 0 && place.top + size.height <= height - 20;
@@ -106,6 +103,17 @@ class Labels {
     const title = range.isLog ? this.app.t('log_scale') : '';
     this.legend.replaceChildren(el('span', {}, `${nameOf(shelf.first)} ${title}`), this.gradient, el('span', {}, `${number(low)} … ${middle}${number(high)}`));
   }
+}
+
+/** The shelves in their order, before anybody has laid them out. */
+export function shelvesWithoutPlace(network) {
+  const groups = groupsOf(network);
+  return groups.map((group, i) => ({ ...group, shown: group.layers.at(-1), isLast: i === groups.length - 1 }));
+}
+
+function labelOf(app, shelf) {
+  const { kind, name, shape } = wordsOf(app, shelf);
+  return el('span', { class: 'label' }, kind, el('small', {}, ` ${name && `${name} · `}${shape}`));
 }
 
 /** The map at the upper right of a shelf. */

@@ -38,8 +38,9 @@ function pause(ms) {
   return ms > 0 ? new Promise((done) => setTimeout(done, ms)) : undefined;
 }
 
-function keyOf({ version, epoch }) {
-  return `${version ?? ''}/${epoch ?? ''}`;
+/** Which values and weights belong together. */
+function keyOf({ network, epoch }) {
+  return `${network.model.version}/${epoch ?? ''}`;
 }
 
 /** One look; one that came too soon is tried again, unless something newer is due. */

@@ -4,9 +4,8 @@ import { View } from './camera.js';
 import { el } from './dom.js';
 import { Flat } from './flat.js';
 import { makeLabels } from './labels.js';
-import { shelvesOf } from './layout.js';
+import { cornersOf, shelvesOf } from './layout.js';
 import { framesOf, linksOf, ringOf } from './links.js';
-import { cornersOf } from './layout.js';
 import { PALETTES } from './palette.js';
 import { listen } from './pointer.js';
 import { rangesOf, shownValues } from './ranges.js';
@@ -16,7 +15,7 @@ import { makeTree } from './tree.js';
 const TURN_MS = 500; // from 3D to flat
 
 export function mount(root, app) {
-  new Stage(root, app);
+  root.stage = new Stage(root, app); // for the console
 }
 
 class Stage {
@@ -64,6 +63,7 @@ class Stage {
     this.canvas.width = Math.round(width * ratio);
     this.canvas.height = Math.round(height * ratio);
     const { network } = this.app.state, margins = this.labels.marginsFor(width);
+    this.root.classList.toggle('narrow', this.labels.isNarrow);
     const room = { width: width - margins.left - margins.right, height: height - margins.top - margins.bottom, gap: margins.gap };
     this.layout = shelvesOf(network, room);
     this.view = new View(this.layout, { width, height, margins });

@@ -2,13 +2,11 @@
 
 import { el, number } from './dom.js';
 import { shape3 } from './explain.js';
-import { groupsOf } from './layout.js';
-import { wordsOf } from './labels.js';
+import { shelvesWithoutPlace, wordsOf } from './labels.js';
 import { strongestOf } from './pointer.js';
 
 export function makeTree(app) {
-  const { t, state: { network } } = app, groups = groupsOf(network);
-  const shelves = groups.map((group, i) => ({ ...group, shown: group.layers.at(-1), isLast: i === groups.length - 1 }));
+  const { t, state: { network } } = app, shelves = shelvesWithoutPlace(network);
   const tree = el('ul', { class: 'tree card', role: 'tree', 'aria-label': t('tree') });
   const items = shelves.map((shelf) => shelfItem(app, shelf));
   tree.append(...items);
