@@ -14,7 +14,7 @@ EXPORTED := artifacts/models/lenet5/config.pbtxt
 # A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
 comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
-EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,dev
+EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,playground,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 INSTALL = PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable
 # The native front end: built by cargo, and without it left out.

@@ -11,6 +11,7 @@ from serving.listening import is_unix, path_from
 from serving.logs import FORMATS
 
 DEFAULT_METRICS_PORT = 8002  # Triton's
+DEFAULT_PLAYGROUND_PORT = 8003
 FRONT_ENDS = ("auto", "native", "grpcio")
 
 
@@ -44,6 +45,14 @@ class ServerConfig:
     """Port of the page for Prometheus, /metrics, on the same hosts (127.0.0.1 beside a Unix socket); 0 turns metrics
     off. None takes 8002, or if --port is 0 one that the system chooses, which is printed.
     """
+
+    playground_port: int | None = None
+    """Port of the page that looks inside the served network, which costs nothing until it is opened; 0 turns it off.
+    None takes 8003, or if --port is 0 one that the system chooses, which is printed.
+    """
+
+    playground_host: str = "127.0.0.1"
+    """Address of that page, whatever --host is; it has no password, so one that others can reach needs --insecure."""
 
     front_end: str = "auto"
     """native, grpcio or auto: what speaks to clients. auto takes native, in Rust, if it is installed, and says so."""
@@ -113,6 +122,10 @@ class ServerConfig:
         self._check("backend", self.backend in KINDS, f"one of {', '.join(KINDS)}")
         self._check("port", 0 <= self.port <= 65535, "0 to 65535")
         self._check("metrics_port", self.metrics_port is None or 0 <= self.metrics_port <= 65535, "0 to 65535")
+        port = self.playground_port
+        self._check("playground_port", port is None or 0 <= port <= 65535, "0 to 65535")
+        self._check("playground_host", bool(self.playground_host.strip()), "an address, such as 127.0.0.1")
+        self._check("playground_host", not is_unix(self.playground_host), "an address that a browser opens")
         self._check("front_end", self.front_end in FRONT_ENDS, f"one of {', '.join(FRONT_ENDS)}")
         self._check("host", bool(self.hosts), "an address, or several with commas between")
         self._check("log_format", self.log_format in FORMATS, f"one of {', '.join(FORMATS)}")
@@ -170,6 +183,11 @@ class ServerConfig:
     def metrics_port_to_open(self) -> int:
         """For a server that has metrics; 0 lets the system choose."""
         return self.metrics_port or (DEFAULT_METRICS_PORT if self.port else 0)
+
+    @property
+    def playground_port_to_open(self) -> int:
+        """For a server that has the page; 0 lets the system choose."""
+        return self.playground_port or (DEFAULT_PLAYGROUND_PORT if self.port else 0)
 
     @property
     def max_encoded_bytes(self) -> int:

@@ -30,3 +30,6 @@ class Limits:
 
     lame_duck_s: float = 0.3
     """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""
+
+    playground_idle_s: float = 600.0
+    """The process of the page that looks inside ends once nobody has looked for so long."""

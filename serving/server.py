@@ -10,6 +10,7 @@ from serving.config import ServerConfig, parse_arguments
 from serving.listening import Listening, is_loopback
 from serving.logs import set_up_logging
 from serving.models import ModelVersion, read_version
+from serving.playground.process import Playground, listen
 from serving.process import Process
 from serving.supervisor import Supervisor
 
@@ -39,23 +40,33 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
             sockets = Listening(config.metrics_hosts, config.metrics_port_to_open, flag="--metrics-port")
             metrics = stack.enter_context(sockets)
 
+        page = listen(config)
+        playground = Playground(config, stack.enter_context(page) if page else None, listening.addresses)
+        stack.callback(playground.stop)
+
         def serve(process: Process) -> None:  # in the process: the supervisor loads no front end and no runtime
             importlib.import_module(FRONT_ENDS[front_end]).serve(process)
 
         if config.ready_file:
             config.ready_file.unlink(missing_ok=True)  # an earlier server's
-        return Supervisor(config, version, serve, listening, metrics, front_end, why).run()
+        return Supervisor(config, version, serve, listening, metrics, playground, front_end, why).run()
 
 
 def _check_access(config: ServerConfig) -> None:
     """Raises ConfigurationError INSECURE for an address that others reach without TLS and tokens."""
+    if config.playground_port != 0 and not is_loopback(config.playground_host):
+        what = f"the page on --playground-host {config.playground_host} may be reached by others, without a password"
+        _refuse_or_warn(config, what, "leave --playground-host out, or say --insecure")
     lacking = [name for name, has in (("TLS", config.has_tls), ("tokens", config.tokens is not None)) if not has]
     open_hosts = [host for host in config.hosts if not is_loopback(host)]
     if not lacking or not open_hosts:
         return
     what = f"{' and '.join(open_hosts)} may be reached by others, without {' and '.join(lacking)}"
+    _refuse_or_warn(config, what, "give --tls-certificate, --tls-key and --tokens, or say --insecure")
+
+
+def _refuse_or_warn(config: ServerConfig, what: str, cure: str) -> None:
     if not config.insecure:
-        cure = "give --tls-certificate, --tls-key and --tokens, or say --insecure"
         raise ConfigurationError("INSECURE", what, cure)
     say(f"warning: {what}")
 

@@ -8,23 +8,22 @@ tells the process to drain.
 
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
 from atelier.files import write_atomically
 from atelier.program import say
 from atelier.wire import SERVICE
+from serving.child import Child
 from serving.config import ServerConfig
 from serving.fork import SIGNALS, start_process
 from serving.listening import Listening
 from serving.models import ModelVersion
+from serving.playground.process import Playground
 from serving.process import Process, Serve, run_process
 from serving.upgrades import Upgrades
 
@@ -32,37 +31,7 @@ MAX_START_S = 300  # without a word, until a process is ready
 # What breaks one process may break the next: a device that is gone, a library that crashes. So one that failed before
 # it was ready, or within STABLE_S of it, is replaced at once the first time, and then after 0.25, 0.5, 1 ...
 # MAX_PAUSE_S. What others cause from outside (kill -9, what ends grpcio's accept loop) is never a reason to wait.
-STABLE_S = 5.0
 MAX_PAUSE_S = 5.0
-
-
-@dataclass(eq=False)
-class Child:
-    """The serving process, and the supervisor's end of the pipe to it."""
-
-    process: BaseProcess
-    link: Connection
-    ready_s: float = math.inf  # when it said that it was, on the monotonic clock
-    failure: str = ""  # why it cannot go on, a word
-    has_lost_device: bool = False
-    num_silent: int = 0  # seconds of the supervisor's own running in which nothing was heard of it
-
-    @property
-    def is_ready(self) -> bool:
-        """It serves, or has served."""
-        return self.ready_s < math.inf
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of a process that has ended, as a shell reports it."""
-        code = self.process.exitcode or 0
-        return 128 - code if code < 0 else code
-
-    @property
-    def may_fail_again(self) -> bool:
-        """It broke by itself, and before it was ready or soon after."""
-        is_own_fault = self.has_lost_device or not (self.failure or self.process.exitcode == -signal.SIGKILL)
-        return is_own_fault and (not self.is_ready or time.monotonic() - self.ready_s < STABLE_S)
 
 
 class Supervisor:
@@ -75,13 +44,14 @@ class Supervisor:
         serve: Serve,
         listening: Listening,
         metrics: Listening | None,
+        playground: Playground,
         front_end: str,
         why: str,
     ) -> None:
         """`why` says in words why this front end serves; it may be empty."""
         self._config, self._serve = config, serve
         self._upgrades = Upgrades(config, version)
-        self._listening, self._metrics = listening, metrics
+        self._listening, self._metrics, self._playground = listening, metrics, playground
         self._front_end, self._why = front_end, why
         self._is_announced = False
         self._is_stopping = False
@@ -96,9 +66,10 @@ class Supervisor:
         A process that has served once is replaced for as long as it takes: a device may come back.
         """
         num_failures = 0
-        with _signals() as (signals, sender):
+        with _signals() as self._signal_sockets:
+            signals = self._signal_sockets[0]
             while True:
-                child = self._start(signals, sender)
+                child = self._start()
                 self._watch(child, signals)
                 exit_code = child.exit_code
                 if self._is_stopping or not (self._is_announced or child.is_ready):
@@ -112,7 +83,7 @@ class Supervisor:
             say(f"answered {self._num_requests} requests, {self._num_images} images")
         return self._kill_code or exit_code
 
-    def _start(self, *inherited: socket.socket) -> Child:
+    def _start(self) -> Child:
         metrics_sockets = self._metrics.sockets if self._metrics else []
 
         def work(link: Connection) -> int:
@@ -128,7 +99,12 @@ class Supervisor:
             )
             return run_process(self._serve, process)
 
-        return Child(*start_process(work, inherited, "serve"))
+        return Child(*start_process(work, [*self._signal_sockets, *self._playground.inherited], "serve"))
+
+    def _look_after_page(self, events: Sequence[object], child: Child) -> None:
+        versions = filter(None, (self._upgrades.version, self._upgrades.previous))
+        sockets = [*self._listening.sockets, *(self._metrics.sockets if self._metrics else [])]
+        self._playground.act(events, list(versions), [*self._signal_sockets, *sockets, child.link])
 
     def _watch(self, child: Child, signals: socket.socket) -> None:
         """Returns when the process has ended; one that is not heard of, or drains for too long, is killed."""
@@ -138,7 +114,9 @@ class Supervisor:
             if child.is_ready and not self._is_stopping:
                 self._give_orders(child)
                 timeout_s = min(timeout_s, self._upgrades.due_in_s())
-            events = wait([signals, child.link, child.process.sentinel], timeout=timeout_s)
+            awaited = [signals, child.link, child.process.sentinel, *self._playground.awaited()]
+            events = wait(awaited, timeout=timeout_s)
+            self._look_after_page(events, child)
             if signals in events:
                 self._on_signal(signals.recv(1)[0], child)
             if child.link in events and not self._on_message(child):
@@ -210,9 +188,12 @@ class Supervisor:
         pages = [f"http://{address}/metrics" for address in self._metrics.addresses] if self._metrics else []
         for page in pages:
             say(f"metrics at {page}")
+        for page in self._playground.addresses:
+            say(f"look inside at {page}")
         targets = self._listening.addresses
         say(f"serving {SERVICE} on {', '.join(targets)}: front end {self._front_end}{self._why}, {limits}")
-        about = {"targets": targets, "metrics": pages, "pid": os.getpid(), "front_end": self._front_end} | labels
+        about = {"targets": targets, "metrics": pages, "playground": self._playground.addresses, "pid": os.getpid()}
+        about |= {"front_end": self._front_end} | labels
         if self._config.ready_file:
             try:
                 write_atomically(self._config.ready_file, (json.dumps(about) + "\n").encode())

@@ -71,7 +71,11 @@ def test_server_only_install_serves_and_classifies_and_is_small(
 
 def test_wheel_and_sdist_hold_what_they_need_and_nothing_of_ours_besides(packages: Path) -> None:
     [wheel], [sdist] = packages.glob("*.whl"), packages.glob("*.tar.gz")
-    in_wheel = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
+    files = zipfile.ZipFile(wheel).namelist()
+    assert {f"serving/playground/page/{name}" for name in ("index.html", "app.js", "style.css", "garments.png")} <= {
+        *files
+    }
+    in_wheel = {name.split("/")[0] for name in files if ".dist-info" not in name}
     assert in_wheel == {"atelier", "training", "export", "serving", "loadtest"}
     with tarfile.open(sdist) as archive:
         in_sdist = {name.split("/")[1] for name in archive.getnames() if "/" in name}

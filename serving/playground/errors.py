@@ -3,6 +3,7 @@
 from typing import Any
 
 from atelier.errors import AtelierError, ProgramError
+from serving.errors import InvalidRequestError
 
 
 class PageError(AtelierError):
@@ -15,7 +16,12 @@ class PageError(AtelierError):
 
 def described(error: AtelierError) -> tuple[int, dict[str, Any]]:
     """Returns the status and what the page is told; 404 for what is not there, 503 for what cannot be used."""
-    missing = ("NO_MODEL", "NO_EPOCH")
-    default = (404 if error.word in missing else 503) if isinstance(error, ProgramError) else 500
-    status: int = getattr(error, "status", default)
+    if isinstance(error, PageError):
+        status = error.status
+    elif isinstance(error, InvalidRequestError):
+        status = 400
+    elif isinstance(error, ProgramError):
+        status = 404 if error.word == "NO_MODEL" else 503
+    else:
+        status = 500
     return status, {"reason": error.word, "message": str(error), "cure": error.cure}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from atelier.contract import Images, TensorSpec
+from export.layer_table import layer_files
 from export.onnx_model import onnx_from_program
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs, Truth
@@ -46,6 +47,7 @@ def version_for_servers() -> tuple[dict[str, bytes], Manifest]:
     model = model_for(dataclasses.replace(RECIPES["tutorial"], activation="relu"))
     initialise(model, seed=0)
     files = program_and_onnx(model.eval(), 64)
+    files |= layer_files(model, model, files[ONNX_NAME])
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return files, dataclasses.replace(manifest_for(digests), max_batch_size=64, probes=probes_of(truth_of(model)))
 

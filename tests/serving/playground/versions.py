@@ -1,5 +1,6 @@
 """Exported versions of all architectures with seeded weights: small, real, and made once."""
 
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -44,7 +45,7 @@ def exported(architecture: str, precision: str = "fp32") -> dict[str, bytes]:
 
 def manifest_of(files: dict[str, bytes], architecture: str, precision: str) -> Manifest:
     manifest = manifest_for({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-    return Manifest(**vars(manifest) | {"version": 1, "architecture": architecture, "precision": precision})
+    return dataclasses.replace(manifest, version=1, architecture=architecture, precision=precision)
 
 
 def version_in(directory: Path, architecture: str, precision: str = "fp32") -> ModelVersion:

@@ -1,0 +1,172 @@
+"""Answers what the page asks: the served answer by `Classify`, the values between the layers by a probe."""
+
+import contextlib
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atelier.answers import Answer, ClassifyError, ModelDescription
+from atelier.client import AsyncClient
+from atelier.contract import Images
+from serving.errors import NotServingError, OverloadedError
+from serving.manifest import ONNX_NAME
+from serving.pictures.photographs import prepared
+from serving.playground.errors import PageError
+from serving.playground.occlusion import occluded
+from serving.playground.probe import Floats, Probe
+from serving.playground.versions import Versions
+
+CLASSIFY_TIMEOUT_S = 0.5  # who draws has drawn on by then
+PUSHBACK_MS = {error.status: error.retry_pushback_ms for error in (OverloadedError, NotServingError)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Says what to look at an image with: the served network, or an experiment, which nobody serves."""
+
+    version: int | None = None
+    off: dict[str, set[int]] = field(default_factory=dict)  # layer -> maps switched off
+    wants_answer: bool = True
+
+    @property
+    def is_served(self) -> bool:
+        """True for the served network as it is."""
+        return self.version is None and not self.off
+
+
+class Looks:
+    """Looks into the network for all who have the page open."""
+
+    def __init__(self, client: AsyncClient, versions: Versions) -> None:
+        self._client, self._versions = client, versions
+        self._served: ModelDescription | None = None
+
+    async def network(self, version: int | None) -> dict[str, Any]:
+        """Describes the version that is served, or another one."""
+        await self._ask_what_is_served()
+        probe = self._probe(version)
+        manifest, served = probe.manifest, self._served
+        is_served = served is not None and served.model_version == str(manifest.version)
+        model = {
+            name: getattr(manifest, name) for name in ("version", "architecture", "precision", "checkpoint_sha256")
+        }
+        model |= {"name": manifest.model_name, "model_sha256": manifest.files[ONNX_NAME]}
+        model |= {"backend": served.backend, "device": served.device} if served and is_served else {}
+        same = is_served and (model["backend"], model["device"]) == ("onnxruntime", "cpu")
+        return {
+            **probe.table,
+            "model": {"backend": None, "device": None, **model},
+            "served_version": int(served.model_version) if served else None,
+            "classes": manifest.classes,
+            "probe": {"runtime": "onnxruntime", "device": "cpu", "is_served_runtime": same},
+            "epochs": [],
+            "versions": self._versions.listed(),
+        }
+
+    def weights(self, version: int | None) -> bytes:
+        """Returns (num_weights,) float32, what the graph multiplies with."""
+        return self._probe(version).weights.astype("<f4", copy=False).tobytes()
+
+    async def look(self, image: Images, question: Question) -> bytes:
+        """Returns a frame with all values, (num_values,) float32, for (1, 1, 28, 28) uint8, and the served answer."""
+        header: dict[str, Any] = {"answer": None, "refusal": None, "max_abs_diff_probability": None}
+        answer = None
+        if question.wants_answer and question.is_served:
+            began_s = time.perf_counter()
+            try:
+                answer = await self._client.classify(image, top_k=10, timeout_s=CLASSIFY_TIMEOUT_S)
+            except ClassifyError as error:
+                header["refusal"] = _refusal(error)
+            else:
+                header["answer"] = _answer(answer, _us_since(began_s))
+        probe = await self._probe_of(answer, question.version)
+        began_s = time.perf_counter()
+        values = probe.look(image, probe.switched_off(question.off))
+        header |= {"version": probe.manifest.version, "probe_us": _us_since(began_s)}
+        if header["answer"]:
+            diff = np.abs(_softmax(values[-10:]) - header["answer"]["probabilities"]).max()
+            header["max_abs_diff_probability"] = float(diff)
+        return _floats(header, values)
+
+    async def occlusion(self, image: Images, size: int, stride: int) -> bytes:
+        """Returns a frame with (N, N) float32: what the best class loses with a square of the image covered."""
+        images, num_places = occluded(image, size, stride)
+        if self._served is None:
+            await self._ask_what_is_served()
+        began_s = time.perf_counter()
+        try:
+            answer = await self._client.classify(images, top_k=10)
+        except ClassifyError as error:
+            raise PageError(503, error.word or error.status, error.message, "wait until the server serves") from None
+        took_us = _us_since(began_s)
+        probabilities = np.array([_by_label(answer, index) for index in range(len(images))])  # (1 + N * N, 10)
+        best = probabilities[0].argmax()
+        batch_size = self._served.max_batch_size if self._served else answer.batch_size or 1
+        header = {"images": len(images), "batches": math.ceil(len(images) / batch_size), "round_trip_us": took_us}
+        header |= {"rows": num_places, "label": int(best)}
+        return _floats(header, (probabilities[0, best] - probabilities[1:, best]).astype(np.float32))
+
+    def _probe(self, version: int | None) -> Probe:
+        if version is None:
+            version = int(self._served.model_version) if self._served else self._versions.first
+        return self._versions.probe(version, self._served)
+
+    async def _probe_of(self, answer: Answer | None, version: int | None) -> Probe:
+        """Returns the probe of the version that has answered: it may be a newer one than a moment ago."""
+        if answer and (self._served is None or answer.model_version != self._served.model_version):
+            await self._ask_what_is_served()
+        return self._probe(int(answer.model_version) if answer else version)
+
+    async def _ask_what_is_served(self) -> None:
+        with contextlib.suppress(ClassifyError):  # what it served before is what there is to look into
+            self._served = await self._client.model(timeout_s=CLASSIFY_TIMEOUT_S)
+
+
+def photograph(picture: bytes) -> bytes:
+    """Returns a frame with the photograph as the network wants it, 784 bytes, and what was done to it.
+
+    Raises InvalidRequestError for what is no picture, or too large a one.
+    """
+    image, facts = prepared(picture)
+    return framed(facts._asdict(), image.tobytes())
+
+
+def framed(header: dict[str, Any], content: bytes) -> bytes:
+    """Packs a header and content: u32 bytes of JSON, little-endian, and the JSON with spaces to a multiple of 4."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 4)
+    return len(text).to_bytes(4, "little") + text + content
+
+
+def _floats(header: dict[str, Any], values: Floats) -> bytes:
+    return framed(header, values.astype("<f4", copy=False).tobytes())
+
+
+def _answer(answer: Answer, round_trip_us: int) -> dict[str, Any]:
+    times = {"queue_us": answer.queue_us, "inference_us": answer.inference_us, "batch_size": answer.batch_size}
+    return {"probabilities": _by_label(answer, 0), "round_trip_us": round_trip_us, **times}
+
+
+def _by_label(answer: Answer, index: int) -> list[float]:
+    return [each.probability for each in sorted(answer.classifications[index], key=lambda each: each.label)]
+
+
+def _refusal(error: ClassifyError) -> dict[str, Any]:
+    cure = error.message.rpartition(" (")[2].removesuffix(")") if error.message.endswith(")") else ""
+    wait_ms = PUSHBACK_MS.get(error.status)
+    return {"reason": error.word or error.status, "message": error.message, "cure": cure, "retry_after_ms": wait_ms}
+
+
+def _softmax(logits: Floats) -> NDArray[np.float64]:
+    exponentials: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum()
+    return probabilities
+
+
+def _us_since(began_s: float) -> int:
+    return round((time.perf_counter() - began_s) * 1e6)

@@ -1,0 +1,98 @@
+"""Serves the page, in its process: HTTP by Starlette on uvicorn, on the sockets that the supervisor holds."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+import anyio.to_thread
+import uvicorn
+from starlette.types import ASGIApp
+
+from atelier.client import AsyncClient
+from serving.config import ServerConfig
+from serving.models import ModelVersion
+from serving.playground.app import make_app
+from serving.playground.connection import MAX_SILENCE_S, BoundedProtocol
+from serving.playground.guard import MAX_HEADER_BYTES, SECURITY_HEADERS
+from serving.playground.looks import Looks
+from serving.playground.versions import Versions
+
+MAX_THREADS = 4  # that read files
+TICK_S = 1.0
+
+
+def serve(
+    config: ServerConfig,
+    versions: Sequence[ModelVersion],
+    targets: Sequence[str],
+    sockets: list[socket.socket],
+    link: Connection,
+) -> None:
+    """Serves until nobody has looked for a while, or the supervisor has gone."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # strangers' requests are no warnings
+    asyncio.run(_serve(config, versions, targets, sockets, link))
+
+
+async def _serve(
+    config: ServerConfig,
+    versions: Sequence[ModelVersion],
+    targets: Sequence[str],
+    sockets: list[socket.socket],
+    link: Connection,
+) -> None:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_THREADS
+    async with AsyncClient(target_from(targets)) as client:
+        server = server_for(make_app(Looks(client, Versions(config, versions)), [config.playground_host]))
+        asyncio.get_running_loop().add_reader(link.fileno(), _on_supervisors_end, server, link)
+        idle = asyncio.create_task(_end_when_idle(server, config.limits.playground_idle_s))
+        try:
+            await server.serve(sockets)
+        finally:
+            idle.cancel()
+
+
+def server_for(app: ASGIApp) -> uvicorn.Server:
+    """Returns the HTTP server, which is to serve on sockets that listen."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            headers=SECURITY_HEADERS,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=round(MAX_SILENCE_S) + 1,  # the protocol's own comes first
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+def target_from(targets: Sequence[str]) -> str:
+    """Chooses an address of the server's that can be called from here: one that listens on all is no address."""
+    target = targets[0]
+    for everywhere, here in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:")):  # compared only
+        if target.startswith(everywhere):
+            return here + target.removeprefix(everywhere)
+    return target
+
+
+def _on_supervisors_end(server: uvicorn.Server, link: Connection) -> None:
+    asyncio.get_running_loop().remove_reader(link.fileno())
+    server.should_exit = True
+
+
+async def _end_when_idle(server: uvicorn.Server, max_idle_s: float) -> None:
+    """Ends the process once nobody has asked anything, nor kept a connection open, for so long."""
+    state = server.server_state
+    idle_since_s, num_requests = time.monotonic(), -1
+    while time.monotonic() - idle_since_s < max_idle_s:
+        await asyncio.sleep(min(TICK_S, max_idle_s / 2))
+        if state.connections or state.total_requests != num_requests:
+            idle_since_s, num_requests = time.monotonic(), state.total_requests
+    server.should_exit = True
