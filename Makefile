@@ -81,11 +81,11 @@ classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag
 
 test: $(SETUP) $(NATIVE) ## run the tests that are fast, in four minutes (no GPU needed)
 	$(CARGO_TEST)
-	$(RUN) -m pytest --numprocesses 2 -m "not slow and not timing" $(ARGS)
+	$(RUN) -m pytest --numprocesses 4 -m "not slow and not timing" $(ARGS)
 
 test-all: $(SETUP) $(NATIVE) ## run all tests, in twenty minutes; those that measure time come last, one at a time
 	$(CARGO_TEST)
-	$(RUN) -m pytest --numprocesses 2 -m "not timing"
+	$(RUN) -m pytest --numprocesses 4 -m "not timing"
 	$(RUN) -m pytest -m timing
 
 check: $(SETUP) ## lint, format and types
