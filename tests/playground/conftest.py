@@ -3,11 +3,14 @@
 Without either the tests are skipped and say so, unless ATELIER_REQUIRE_BROWSER is set.
 """
 
+import functools
 import os
 import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,12 +19,15 @@ import pytest
 
 from atelier.environments import python_with
 from atelier.errors import ResourceUnavailableError
+from loadtest.server_process import server_process
+from tests.conftest import Job
 
 PACKAGES = ("playwright==1.65.0", "axe-playwright-python==0.1.8")
 ENVIRONMENT = Path(".cache/playwright")
 PAGE_DIR = Path(__file__).parents[2] / "serving" / "playground" / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 OpenPage = Callable[..., Any]
+Served = Callable[..., str]
 
 
 def chromium() -> str:
@@ -56,6 +62,38 @@ def browser() -> Iterator[Any]:
         )
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def served(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Returns the page's address, of a server of the tutorial's network (trained for an epoch), or of another's.
+
+    The tutorial's has a second version, which is not served. All are started when they are first asked for.
+    """
+    with ExitStack() as servers:
+
+        @functools.cache
+        def address_of(architecture: str = "tutorial") -> str:
+            repository = tmp_path_factory.mktemp(architecture) / "models"
+            if architecture == "tutorial":
+                shutil.copytree(job.repository, repository)
+            publish_seeded(architecture, repository)
+            settings = ["--port", "0", "--metrics-port", "0", "--front-end", "grpcio", "--model-version", "1"]
+            server = servers.enter_context(server_process("serving", "--repository", str(repository), *settings))
+            return str(server.ready["playground"][0])
+
+        yield address_of
+
+
+def publish_seeded(architecture: str, repository: Path) -> None:
+    from export.parity import truth_of  # these import torch
+    from export.repository import publish
+    from tests.export.small_model import probes_of
+    from tests.serving.playground.versions import exported, manifest_of, seeded
+
+    files = exported(architecture)
+    manifest = manifest_of(files, architecture, "fp32")
+    publish(repository / "lenet5", files, replace(manifest, probes=probes_of(truth_of(seeded(architecture)))))
 
 
 @pytest.fixture

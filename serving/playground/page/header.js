@@ -26,7 +26,7 @@ export function mount(root, app) {
   };
   app.subscribe(['view', 'canTurn', 'minus', 'theme', 'network', 'version', 'epoch', 'off'], show);
   show();
-  if (state.tour !== null) openTour(app);
+  if (state.tour !== null) openTour(app, true);
 }
 
 function toggle(text, click) {
@@ -44,9 +44,10 @@ function servedParts({ state, t }) {
   return parts;
 }
 
-async function openTour(app) {
+/** Opens the tour; `isNew` builds it again, in another language. */
+async function openTour(app, isNew = false) {
   const root = document.getElementById('tour');
   const { mount: mountTour } = await import('./tour.js');
-  if (root.hidden) mountTour(root, app);
+  if (root.hidden || isNew) mountTour(root, app);
   root.hidden = false;
 }

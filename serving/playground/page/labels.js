@@ -100,7 +100,7 @@ class Labels {
       context.fillRect(i, 0, 1, 1);
     }
     const middle = low < center && center < high ? `${number(center, 1)} … ` : '';
-    const title = range.isLog ? this.app.t('log_scale') : '';
+    const { difference } = this.app.state, title = range.isLog ? this.app.t('log_scale') : difference?.title ?? '';
     this.legend.replaceChildren(el('span', {}, `${nameOf(shelf.first)} ${title}`), this.gradient, el('span', {}, `${number(low)} … ${middle}${number(high)}`));
   }
 }

@@ -5,6 +5,10 @@ import { el } from './dom.js';
 /** Tab, and its module; a module has `mount(root, app)`. */
 const PANELS = [
   ['arithmetic', () => import('./arithmetic.js')],
+  ['connections', () => import('./connections.js')],
+  ['calculator', () => import('./calculator.js')],
+  ['training', () => import('./training.js')],
+  ['compare', () => import('./compare.js')],
 ];
 
 export function mount(root, app) {

@@ -18,7 +18,7 @@ export function rangesOf(net, shelves, values, { minus, difference }) {
       high = Math.max(high, value);
     }
     const largest = Math.max(Math.abs(low), Math.abs(high)) || 1;
-    if (difference) return { center: 0, reach: largest, low, high, isLog: true };
+    if (difference) return { center: 0, reach: largest, low, high, isLog: !difference.isLinear };
     if (i === 0) return { center: Math.min(0, low), reach: Math.max(1, high) - Math.min(0, low), low, high, isInput: true };
     if (minus) return { center: 0, reach: largest, low, high };
     const isSigmoid = comesFromSigmoid(net, shelf.shown);

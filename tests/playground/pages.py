@@ -1,0 +1,77 @@
+"""What tests know of the open page: its state, its canvas, and what the server answers to the same image."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Floats = NDArray[np.float32]
+OpenPage = Callable[..., Any]
+
+READY = "() => document.documentElement.dataset.ready === 'yes' && atelier.state.values !== null"
+SETTLED = """() => {
+  const { looked, values, drawing } = atelier.state;
+  return values && !drawing && looked === atelier.state.image;
+}"""
+
+
+def opened(open_page: OpenPage, address: str, choices: str = "", **options: Any) -> Any:
+    """The page, once the server has looked at its first image."""
+    page = open_page(f"{address}#{choices}", **options)
+    page.wait_for_function(READY)
+    return page
+
+
+def settle(page: Any) -> None:
+    """Waits until the last image has been looked at, and what it gave is on the screen."""
+    page.wait_for_function(SETTLED)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def choose(page: Any, **choices: Any) -> None:
+    page.evaluate("(choices) => atelier.set(choices)", choices)
+    settle(page)
+
+
+def image_of(page: Any) -> NDArray[np.uint8]:
+    return np.array(page.evaluate("() => [...atelier.state.image]"), np.uint8)
+
+
+def network_of(address: str) -> Any:
+    return json.loads(_asked(address, "GET", "/api/network"))
+
+
+def _asked(address: str, method: str, path: str, body: bytes | None = None) -> bytes:
+    connection = HTTPConnection(urlsplit(address).netloc, timeout=20)
+    connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
+    reply = connection.getresponse()
+    content = reply.read()
+    connection.close()
+    assert reply.status == 200, content
+    return content
+
+
+@dataclass(frozen=True)
+class Look:
+    head: Any
+    values: Floats  # (num_values,)
+
+
+def look(address: str, image: NDArray[np.uint8]) -> Look:
+    """Asks the server as the page does, beside it."""
+    frame = _asked(address, "POST", "/api/look", image.tobytes())
+    length = int.from_bytes(frame[:4], "little")
+    return Look(json.loads(frame[4 : 4 + length]), np.frombuffer(frame, "<f4", offset=4 + length))
+
+
+def picture_of(page: Any) -> NDArray[np.uint8]:
+    """What is seen of the stage: (H, W, 3)."""
+    png = page.locator("#maps").screenshot()
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -1,0 +1,145 @@
+"""Table, training, comparison and tour, held to what the server says beside the page."""
+
+import json
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.playground.conftest import use_playwright
+from tests.playground.pages import choose, image_of, network_of, opened, settle
+
+PARAMETERS = {"tutorial": "61,706", "classic": "60,850"}
+
+
+def asked(address: str, route: str, image: Any) -> tuple[Any, Any]:
+    """Header and values of a frame, asked for beside the page."""
+    headers = {"Content-Type": "application/octet-stream"}
+    request = urllib.request.Request(f"{address}api/{route}", image.tobytes(), headers)  # noqa: S310 # it is http
+    with urllib.request.urlopen(request, timeout=20) as reply:  # noqa: S310
+        frame = reply.read()
+    length = int.from_bytes(frame[:4], "little")
+    return json.loads(frame[4 : 4 + length]), np.frombuffer(frame, "<f4", offset=4 + length)
+
+
+def text_of(locator: Any) -> str:
+    return " ".join(locator.inner_text().split())
+
+
+@pytest.mark.parametrize("architecture", ["tutorial", "classic"])
+def test_the_table_says_who_is_connected_and_counts_only_that(served: Any, open_page: Any, architecture: str) -> None:
+    page = opened(open_page, served(architecture), "tab=connections&lang=en")
+    panel = page.locator("#panel-connections")
+    assert text_of(panel.locator("table.list tr").last) == f"Σ {PARAMETERS[architecture]}"
+    if architecture == "tutorial":
+        assert panel.get_by_text("Every one of the 16 output maps sees all 6 input maps.").is_visible()
+        assert "conv2 (16, 6, 5, 5) 2,416" in text_of(panel)
+        return
+    assert "60 connections × 25 weights + 16 biases = 1516 parameters." in text_of(panel)
+    table = next(layer["table"] for layer in network_of(served(architecture))["layers"] if layer["name"] == "c3")
+    rows = panel.locator("table.connections tbody tr").all()
+    assert [[td.inner_text() == "×" for td in row.locator("td").all()] for row in rows] == [
+        [i in inputs for inputs in table] for i in range(6)
+    ]
+    panel.get_by_role("button", name="Output map 3 sees input maps 3, 4, 5").focus()
+    assert page.evaluate("() => atelier.state.marks") == [
+        {"layer": "c3", "map": 3},
+        *({"layer": "s2.pool", "map": i} for i in (3, 4, 5)),
+    ]
+
+
+def test_two_versions_are_compared_value_by_value(served: Any, open_page: Any) -> None:
+    page, address = opened(open_page, served(), "tab=compare&lang=en"), served()
+    panel = page.locator("#panel-compare")
+    panel.get_by_label("Compare with").select_option("2")
+    panel.locator("table.list").wait_for()
+    here, there = (asked(address, f"look?answer=0{query}", image_of(page))[1] for query in ("", "&version=2"))
+    shown = page.evaluate("() => [...atelier.state.difference.values]")
+    assert shown == pytest.approx((here - there).tolist(), abs=1e-6)
+    layers = network_of(address)["layers"]
+    conv2 = layers[[layer["name"] for layer in layers].index("conv2")]  # has no activation
+    of_layer = np.abs(here - there)[conv2["start"] :][:1600].reshape(16, 10, 10)
+    map_, y, x = (int(i) for i in np.unravel_index(of_layer.argmax(), of_layer.shape))
+    panel.get_by_role("button", name=f"conv2[{map_}, {y}, {x}]").click()
+    assert page.evaluate("() => atelier.state.cell") == {"layer": "conv2", "map": map_, "y": y, "x": x}
+    choose(page, tab="arithmetic")
+    assert page.evaluate("() => atelier.state.difference") is None
+
+
+def test_the_pixels_that_matter_are_found_by_the_server(served: Any, open_page: Any) -> None:
+    page, address = opened(open_page, served(), "tab=compare&lang=en"), served()
+    panel = page.locator("#panel-compare")
+    panel.get_by_role("button", name="Ask the server").click()
+    panel.locator("canvas").wait_for()
+    head, values = asked(address, "occlusion?size=5&stride=2", image_of(page))
+    losses = values.reshape(13, 13)
+    row, column = np.unravel_index(losses.argmax(), losses.shape)
+    name = network_of(address)["classes"][head["label"]]
+    said = f"{name} loses most, {100 * losses.max():.1f} points, when row {2 * row + 1}, column {2 * column + 1} is"
+    assert panel.get_by_text(said).first.is_visible()
+    assert "170 images in one call" in text_of(panel)
+
+
+def test_maps_are_switched_off_and_on(served: Any, open_page: Any) -> None:
+    page = opened(open_page, served(), "tab=compare&lang=en")
+    panel = page.locator("#panel-compare")
+    panel.get_by_role("button", name="Switch off map 5 of conv2").click()
+    settle(page)
+    shown = page.evaluate("() => [...atelier.state.values]")
+    assert shown == asked(served(), "look?answer=0&off=conv2:5", image_of(page))[1].tolist()
+    assert "not served" in text_of(page.locator("#header"))
+    panel.get_by_label("Compare with").select_option("served")
+    panel.locator("table.list").wait_for()
+    assert "conv1 0" in text_of(panel.locator("table.list"))  # before conv2 nothing differs
+    panel.get_by_role("button", name="All on").click()
+    settle(page)
+    assert "not served" not in text_of(page.locator("#header"))
+
+
+@pytest.mark.parametrize(("architecture", "lang"), [("tutorial", "en"), ("classic", "zh"), ("modern", "en")])
+def test_the_tour_goes_through_eleven_steps(served: Any, open_page: Any, architecture: str, lang: str) -> None:
+    page = opened(open_page, served(architecture), f"lang={lang}")
+    page.locator("#tour-button").click()
+    tour, seen = page.locator("#tour"), []
+    for step in range(11):
+        tour.get_by_text(f"{step + 1} of 11" if lang == "en" else f"{step + 1} / 11").wait_for()
+        settle(page)
+        state = page.evaluate("() => { const { cell, source, tour } = atelier.state; return { cell, source, tour }; }")
+        seen.append(state["cell"] and state["cell"]["layer"])
+        words = tour.locator("p").first.inner_text()
+        assert (state["tour"], "{" in words, "undefined" in words) == (step, False, False)
+        tour.get_by_role(
+            "button", name=["Next", "End"][step == 10] if lang == "en" else ["下一步", "结束"][step == 10], exact=True
+        ).click()
+    assert tour.is_hidden()
+    assert len(set(seen[:9])) >= 6 and seen[9:] == [None, None]
+
+
+def test_the_tour_changes_its_language_and_subtracts_two_garments(served: Any, open_page: Any) -> None:
+    page = opened(open_page, served(), "lang=en&tour=9")
+    page.get_by_role("button", name="中文").click()
+    page.locator("#tour").get_by_role("button", name="外套减套头衫").click()
+    page.locator(".legend").get_by_text("外套减套头衫").wait_for(state="attached")
+    pixels = page.evaluate("() => [...atelier.state.difference.values.slice(0, 784)]")
+    images = [page.evaluate(f"async () => [...await (await import('/garments.js')).garment({i})]") for i in (4, 2)]
+    assert pixels == pytest.approx(((np.array(images[0], float) - images[1]) / 255).tolist(), abs=1e-6)
+
+
+def test_without_the_weights_of_epochs_the_training_tab_says_how_to_keep_them(served: Any, open_page: Any) -> None:
+    page = opened(open_page, served(), "tab=training&lang=en")
+    assert "--keep-epochs" in text_of(page.locator("#panel-training"))
+
+
+@pytest.mark.parametrize(("lang", "scheme", "width"), [("en", "dark", 1440), ("zh", "light", 390)])
+def test_no_tab_breaks_a_rule_of_accessibility(served: Any, open_page: Any, lang: str, scheme: str, width: int) -> None:
+    use_playwright()
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(open_page, served("classic"), f"lang={lang}&tour=5", width=width, color_scheme=scheme)
+    for tab in ("connections", "calculator", "training", "compare"):
+        choose(page, tab=tab, sheet=True)
+        page.locator(f"#panel-{tab} > *").first.wait_for()
+        page.wait_for_timeout(250)  # until the sheet is up
+        found = Axe().run(page).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], tab
