@@ -1,0 +1,157 @@
+"""The maps are the served values: every colour, every number, and every place that is pointed at."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.playground.pages import Look, OpenPage, choose, image_of, look, network_of, opened, picture_of
+
+pytestmark = pytest.mark.slow
+
+NUM_CELLS = 200
+# Random cells whose sides are at least so many pixels; with 5 the pixel in the middle is the cell's alone.
+CELLS = """async ([count, smallest]) => {
+  const { shape3 } = await import('/explain.js'), { cornersOf, middleOf, placeOf } = await import('/layout.js');
+  const { stage } = document.getElementById('stage'), { network } = atelier.state, cells = [];
+  let seed = 1;
+  const random = (n) => { seed = (seed * 48271) % 2147483647; return seed % n; };
+  while (cells.length < count) {
+    const shelf = stage.layout.shelves[random(stage.layout.shelves.length)], layer = network.layers[shelf.shown];
+    const [map, y, x] = shape3(layer).map(random), place = placeOf(shelf, map, y, x);
+    const corners = cornersOf(place.quad, place.y, place.x);
+    const points = corners.map((corner) => stage.view.toPixels(corner));
+    const width = points[1][0] - points[0][0], height = points[3][1] - points[0][1];
+    if (Math.min(width, height) < smallest) continue;
+    const middle = stage.view.toPixels(middleOf(corners));
+    const [, rows, columns] = shape3(layer);
+    cells.push({ layer: shelf.first, shown: shelf.shown, map, y, x, index: layer.start + (map * rows + y) * columns + x,
+      middle, picked: stage.cellAt(...middle) });
+  }
+  return cells;
+}"""
+PALETTE = "async (theme) => (await import('/palette.js')).PALETTES[theme]"
+
+
+def expected_color(value: float, of_layer: Any, is_sigmoid: bool, is_input: bool, palette: Any) -> list[float]:
+    """The colour of a value on its shelf's scale: by the page's promise, not by its code."""
+    center = 0.5 if is_sigmoid else min(0.0, float(of_layer.min())) if is_input else 0.0
+    reach = (
+        0.5 if is_sigmoid else max(1.0, float(of_layer.max())) - center if is_input else float(np.abs(of_layer).max())
+    )
+    t = max(-1.0, min(1.0, (value - center) / reach))
+    end = palette["paper"] if is_input else palette["cool"] if t < 0 else palette["warm"]
+    share = max(0.0, t) if is_input else abs(t) ** palette["gamma"]
+    return [255 * (zero + (e - zero) * share) for zero, e in zip(palette["zero"], end, strict=True)]
+
+
+def check_colors(page: Any, network: Any, values: Any, theme: str) -> None:
+    picture, palette = picture_of(page), page.evaluate(PALETTE, theme)
+    cells = page.evaluate(CELLS, [NUM_CELLS, 5])
+    assert len({cell["layer"] for cell in cells}) >= 5
+    for cell in cells:
+        layer = network["layers"][cell["shown"]]
+        of_layer = values[layer["start"] :][: math.prod(layer["shape"])]
+        before = [each for each in network["layers"][: cell["shown"] + 1] if each["kind"] not in ("pool", "pad")]
+        is_sigmoid, is_input = before[-1].get("function") == "sigmoid", cell["layer"] == "input"
+        wanted = expected_color(values[cell["index"]], of_layer, is_sigmoid, is_input, palette)
+        x, y = (int(part) for part in cell["middle"])
+        assert np.abs(picture[y, x] - wanted).max() <= 2, cell
+        assert cell["picked"] == {key: cell[key] for key in ("layer", "map", "y", "x")}
+
+
+@pytest.mark.parametrize(("theme", "view"), [("dark", "3d"), ("light", "flat")])
+def test_every_cell_has_the_color_of_its_served_value_and_is_found_under_the_pointer(
+    theme: str, view: str, served: Any, open_page: OpenPage
+) -> None:
+    address = served()
+    page = opened(open_page, address, f"theme={theme}&view={view}", width=1900, height=1300)
+    check_colors(page, network_of(address), look(address, image_of(page)).values, theme)
+
+
+def test_without_webgl_a_plain_canvas_has_the_same_colors(served: Any, open_page: OpenPage) -> None:
+    address = served()
+    page = opened(open_page, address, "theme=dark", width=1900, height=1300)
+    page.context.add_init_script(
+        "const get = HTMLCanvasElement.prototype.getContext;"
+        "HTMLCanvasElement.prototype.getContext = function (kind, ...more)"
+        " { return kind === 'webgl2' ? null : get.call(this, kind, ...more); };"
+    )
+    page.reload()
+    page.wait_for_function("() => document.documentElement.dataset.ready === 'yes' && atelier.state.values !== null")
+    page.wait_for_timeout(200)
+    assert page.evaluate("() => atelier.state.canTurn") is False
+    assert page.get_by_role("button", name="Flat").is_disabled()
+    check_colors(page, network_of(address), look(address, image_of(page)).values, "dark")
+
+
+@pytest.mark.parametrize("architecture", ["tutorial", "classic", "modern"])
+def test_the_panel_shows_the_served_values_and_the_same_recomputed(
+    architecture: str, served: Any, open_page: OpenPage
+) -> None:
+    address = served(architecture)
+    page = opened(open_page, address, width=1200, height=600)
+    found: Look = look(address, image_of(page))
+    page.evaluate("() => atelier.loadWeights()")
+    for cell in page.evaluate(CELLS, [10, 0]):
+        choose(page, cell={key: cell[key] for key in ("layer", "map", "y", "x")})
+        text = page.locator(".compare").inner_text().replace("−", "-")
+        served_text, here_text = (part.split()[-1] for part in text.split(" · ")[:2])
+        value = float(found.values[cell["index"]])
+        assert float(served_text) == pytest.approx(value, rel=1e-6, abs=1e-9), cell
+        assert float(here_text) == pytest.approx(value, rel=2e-5, abs=2e-5), cell
+
+
+CHECK = """async (spoil) => {
+  await atelier.loadWeights();
+  const { verify } = await import('/verify.js'), { state } = atelier;
+  const net = structuredClone(state.network), weights = state.weights.slice();
+  const conv = net.layers.find(({ kind }) => kind === 'conv'), { start } = net.weights[conv.weight];
+  if (spoil === 'padding') net.layers.find(({ padding }) => padding?.[0]).padding = [0, 0];
+  const transpose = (_, i) => { weights[start + i] = state.weights[start + (i % 5) * 5 + Math.floor(i / 5)]; };
+  if (spoil === 'kernel') Array.from({ length: 25 }, transpose);
+  if (spoil === 'start') conv.start += 1;
+  if (spoil === 'replicate') conv.padding_mode = 'zeros';
+  return verify(net, state.values, weights, state.looked);
+}"""
+
+
+@pytest.mark.parametrize("architecture", ["tutorial", "classic", "modern", "replicate"])
+def test_all_values_are_recomputed_within_the_gate_and_an_error_is_seen(
+    architecture: str, served: Any, open_page: OpenPage
+) -> None:
+    address = served(architecture)
+    page = opened(open_page, address, "image=g2")  # a pullover reaches the border, where padding matters
+    rows = page.evaluate(CHECK, "nothing")
+    assert [row["name"] for row in rows] == [layer["name"] for layer in network_of(address)["layers"]]
+    assert sum(row["count"] for row in rows) == network_of(address)["num_values"]
+    assert max(row["share"] for row in rows) <= 1
+    assert any(row["worst"] > 0 for row in rows)  # float32 is not float64
+    for spoil in ("padding", "kernel", "start", *(["replicate"] if architecture == "replicate" else [])):
+        assert max(row["share"] for row in page.evaluate(CHECK, spoil)) > 1, spoil
+    page.click("#check")
+    page.locator(".check .good").wait_for()
+    assert page.locator(".check tbody tr").count() == len(rows)
+
+
+def test_a_map_that_is_switched_off_is_marked_and_checked_as_such(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served(), "cell=conv2:5,4,5")
+    page.get_by_role("button", name="Switch map 5 off").click()
+    page.wait_for_function("() => atelier.state.head.answer === null")
+    assert "not served" in page.locator("#served").inner_text()
+    assert page.locator(".bars.unserved").count() == 1
+    page.click("#check")
+    page.locator(".check .good").wait_for()
+    assert "off=conv2:5" in page.evaluate("() => new Promise((done) => setTimeout(() => done(location.hash), 500))")
+
+
+def test_a_dense_units_lines_and_the_softmax_are_those_of_the_output(served: Any, open_page: OpenPage) -> None:
+    address = served()
+    page = opened(open_page, address, "cell=linear3:7,0,0")
+    page.locator(".list caption").wait_for()
+    rows = page.locator("table.list").nth(1).locator("tbody tr")
+    found = look(address, image_of(page))
+    shares = [float(rows.nth(i).locator("td").nth(3).inner_text().rstrip(" %")) for i in range(10)]
+    assert shares == pytest.approx([100 * p for p in found.head["answer"]["probabilities"]], abs=0.006)
+    assert rows.nth(7).get_attribute("class") == "chosen"

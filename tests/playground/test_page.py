@@ -1,0 +1,307 @@
+"""The page as somebody uses it: drawing by mouse, finger and keys, choosing, sending links, hearing it read."""
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atelier.tolerances import TOLERANCES
+from tests.playground.conftest import PAGE_DIR
+from tests.playground.drawings import DRAWINGS, Line, lines_of
+from tests.playground.pages import OpenPage, choose, image_of, look, opened, settle
+
+BOOT = lines_of(DRAWINGS[18][1], 0.62, 0.0, 0.0)
+SEEN = """() => {
+  const copy = new OffscreenCanvas(28, 28).getContext('2d', { willReadFrequently: true });
+  copy.drawImage(document.getElementById('gets'), 0, 0);
+  return [...copy.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0);
+}"""
+MAX_SOURCE_BYTES, MAX_GZIPPED_BYTES = 200_000, 62_000  # of scripts, styles and markup, both languages
+
+
+def draw_by_mouse(page: Any, lines: list[Line]) -> None:
+    box = page.locator("#pad").bounding_box()
+    at = [[(box["x"] + x / 112 * box["width"], box["y"] + y / 112 * box["height"]) for x, y in line] for line in lines]
+    for line in at:
+        page.mouse.move(*line[0])
+        page.mouse.down()
+        for point in line[1:]:
+            page.mouse.move(*point, steps=4)
+        page.mouse.up()
+
+
+def at(page: Any, address: str) -> Any:
+    page.goto(address)
+    return page
+
+
+def check_answer(page: Any, address: str) -> None:
+    """What is seen is what the server says of the image that is seen."""
+    settle(page)
+    image = image_of(page)
+    assert page.evaluate(SEEN) == image.tolist()
+    probabilities = look(address, image).head["answer"]["probabilities"]
+    shares = [float(text.rstrip(" %")) for text in page.locator(".bars .share").all_inner_texts()]
+    assert shares == pytest.approx([100 * p for p in probabilities], abs=0.06)
+    assert (
+        page.locator(".bars .top .name").inner_text()
+        == page.locator(".bars .name").nth(int(np.argmax(probabilities))).inner_text()
+    )
+
+
+@pytest.mark.slow
+def test_a_boot_drawn_by_mouse_is_filled_and_answered_at_most_30_times_a_second(
+    served: Any, open_page: OpenPage
+) -> None:
+    address = served()
+    page = opened(open_page, address)
+    draw_by_mouse(page, BOOT)
+    check_answer(page, address)
+    image = image_of(page).reshape(28, 28)
+    assert (image[20:26, 12:24] >= 190).mean() > 0.7  # filled
+    assert max(image.any(1).sum(), image.any(0).sum()) == 28  # and as large as the image
+    starts = page.evaluate(
+        "() => performance.getEntriesByType('resource')"
+        ".filter(({ name }) => name.includes('look')).map(({ startTime }) => startTime)"
+    )
+    assert len(starts) > 3 and min(np.diff(starts)) > 1000 / 30 - 2
+    page.get_by_label("Fill and centre").uncheck()
+    check_answer(page, address)
+    assert image_of(page).sum() < image.sum() / 2
+    page.get_by_role("button", name="Undo").click()
+    check_answer(page, address)
+    assert not image_of(page).any()
+
+
+def test_a_boot_drawn_with_a_finger_is_the_same_boot(served: Any, open_page: OpenPage) -> None:
+    address = served()
+    page = opened(open_page, address, width=390, height=844, has_touch=True, is_mobile=True)
+    box = page.locator("#pad").bounding_box()
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *point: float) -> None:
+        at = (
+            {"x": box["x"] + point[0] / 112 * box["width"], "y": box["y"] + point[1] / 112 * box["height"]}
+            if point
+            else None
+        )
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [at] if at else []})
+
+    for line in BOOT:
+        touch("touchStart", *line[0])
+        for (x0, y0), (x1, y1) in itertools.pairwise(line):
+            for part in (0.5, 1.0):
+                touch("touchMove", x0 + (x1 - x0) * part, y0 + (y1 - y0) * part)
+        touch("touchEnd")
+    check_answer(page, address)
+    assert page.evaluate("() => scrollY") == 0  # the pad draws, it does not scroll
+    assert (image_of(page).reshape(28, 28)[20:26, 12:24] >= 190).mean() > 0.7
+
+
+@pytest.mark.slow
+def test_keys_draw_and_erase(served: Any, open_page: OpenPage) -> None:
+    address = served()
+    page = opened(open_page, address)
+    page.focus("#pad")
+    page.keyboard.press("Space")
+    for key, times in (("ArrowUp", 8), ("ArrowRight", 6), ("ArrowDown", 8), ("ArrowLeft", 6)):
+        for _ in range(times):
+            page.keyboard.press(key)
+    assert page.evaluate("() => atelier.state.drawing")
+    page.keyboard.press("Space")
+    check_answer(page, address)
+    image = image_of(page).reshape(28, 28)
+    assert image.any(1).sum() == 28 and image[14, 14] == 200  # a closed square is filled
+    page.keyboard.press("x")
+    assert page.get_by_role("button", name="Eraser").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Control+z")
+    check_answer(page, address)
+    assert not image_of(page).any()
+
+
+def test_garments_are_test_images_and_the_arrow_keys_choose_among_them(
+    served: Any, open_page: OpenPage, data: Any
+) -> None:
+    page = opened(open_page, served(), "image=g2")
+    first = [np.flatnonzero(data.test_labels == label) for label in range(10)]
+    assert image_of(page).tolist() == data.test_images[first[2][0]].ravel().tolist()
+    page.locator(".garment").nth(2).focus()
+    for key in ("ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    settle(page)
+    assert image_of(page).tolist() == data.test_images[first[3][1]].ravel().tolist()
+    page.get_by_role("button", name="Other test images").click()
+    page.locator(".garment").first.click()
+    settle(page)
+    assert image_of(page).tolist() == data.test_images[first[0][5]].ravel().tolist()
+
+
+@pytest.mark.slow
+def test_a_link_holds_the_picture(served: Any, open_page: OpenPage) -> None:
+    address = served()
+    page = opened(open_page, address)
+    draw_by_mouse(page, BOOT)
+    settle(page)
+    choose(page, cell={"layer": "conv2", "map": 5, "y": 4, "x": 5}, view="flat", lang="zh", theme="light", minus=True)
+    page.wait_for_timeout(500)
+    wanted = image_of(page)
+    link = page.evaluate("() => location.href")
+    other = opened(open_page, address, link.partition("#")[2])
+    settle(other)
+    assert image_of(other).tolist() == wanted.tolist()
+    kept = ("cell", "view", "lang", "theme", "minus")
+    states = [each.evaluate("(keys) => keys.map((key) => atelier.state[key])", list(kept)) for each in (page, other)]
+    assert states[0] == states[1] == [{"layer": "conv2", "map": 5, "y": 4, "x": 5}, "flat", "zh", "light", True]
+    assert other.evaluate("() => [document.documentElement.lang, document.title]") == ["zh-CN", "走进 LeNet-5"]
+    nonsense = "cell=conv1:99,2,3&view=5d&image=g999&camera=a,b&off=conv1:77&epoch=x"
+    assert opened(open_page, address, nonsense).evaluate("() => [atelier.state.cell, atelier.state.off]") == [None, []]
+
+
+def test_an_idle_page_asks_nothing(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served(), "cell=conv2:5,4,5")
+    page.wait_for_load_state("networkidle")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.evaluate(
+        "() => { globalThis.frames0 = 0; const frame = requestAnimationFrame;"
+        " requestAnimationFrame = (paint) => (frames0++, frame(paint)); }"
+    )
+    page.wait_for_timeout(1500)
+    assert (requests, page.evaluate("() => frames0")) == ([], 0)
+
+
+def test_a_refusal_is_told_with_its_cure_and_the_maps_stay(served: Any, open_page: OpenPage) -> None:
+    address = served()
+    page = opened(open_page, address)
+    refusal = {"reason": "QUEUE_FULL", "message": "4090 images wait", "cure": "try again later", "retry_after_ms": None}
+
+    def refuse(route: Any) -> None:
+        frame = route.fetch().body()
+        length = int.from_bytes(frame[:4], "little")
+        head = json.loads(frame[4 : 4 + length]) | {
+            "answer": None,
+            "refusal": refusal,
+            "max_abs_diff_probability": None,
+        }
+        text = json.dumps(head).encode()
+        text += b" " * (-len(text) % 4)
+        route.fulfill(
+            body=len(text).to_bytes(4, "little") + text + frame[4 + length :], content_type="application/octet-stream"
+        )
+
+    page.route("**/api/look*", refuse)
+    page.locator(".garment").nth(3).click()
+    page.locator(".problem").wait_for()
+    assert page.locator(".problem").inner_text().startswith("QUEUE_FULL 4090 images wait; try again later")
+    assert page.locator(".bars.unserved").count() == 1
+    assert page.evaluate("() => atelier.state.looked === atelier.state.image")  # the maps are this image's
+    page.unroute("**/api/look*")
+    page.get_by_role("button", name="Ask again").click()
+    page.locator(".problem").wait_for(state="hidden")
+    check_answer(page, address)
+
+
+def test_a_look_that_came_too_fast_is_made_again(served: Any, browser: Any) -> None:
+    address = served()
+    page = opened(lambda url: at(browser.new_page(), url), address)
+    refused: list[int] = []
+
+    def refuse_once(route: Any) -> None:
+        refused.append(1)
+        body = {"reason": "TOO_FAST", "message": "more than 60 looks a second", "cure": "wait", "retry_after_ms": 100}
+        route.fulfill(status=429, body=json.dumps(body), content_type="application/json")
+
+    page.route("**/api/look*", refuse_once, times=1)
+    page.locator(".garment").nth(3).click()
+    check_answer(page, address)
+    assert refused == [1]
+    page.close()
+
+
+def test_the_tree_leads_readers_through_shelves_and_maps(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served())
+    page.locator("[role=tree] > [role=treeitem]").first.focus()
+    assert page.locator("[role=tree]").bounding_box()["height"] > 50  # seen while it has the focus
+    page.keyboard.press("ArrowDown")
+    shelf = page.evaluate("() => document.activeElement.getAttribute('aria-label')")
+    assert shelf.startswith("Convolution conv1: 6 maps of 28 × 28, from ")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    settle(page)
+    cell = page.evaluate("() => atelier.state.cell")
+    assert (cell["layer"], cell["map"]) == ("conv1", 1)
+    page.focus("#maps")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("() => atelier.state.cell.x") in ((cell["x"] + 1) % 28, 0)
+    page.keyboard.press("PageUp")
+    assert page.evaluate("() => atelier.state.cell.layer") == "pool1"
+
+
+@pytest.mark.slow
+def test_the_answer_is_told_to_readers_once_a_second(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served())
+    page.wait_for_timeout(1200)
+    page.locator("#live").evaluate(
+        "(node) => { node.texts = [];"
+        " new MutationObserver(() => node.texts.push(node.textContent)).observe(node, { childList: true }); }"
+    )
+    for i in range(6):
+        page.locator(".garment").nth(i).click()
+        page.wait_for_timeout(150)
+    page.wait_for_timeout(1200)
+    texts = page.locator("#live").evaluate("(node) => node.texts")
+    top = page.locator(".bars .top")
+    assert (
+        1 <= len(texts) <= 3
+        and texts[-1] == f"{top.locator('.name').inner_text()}, {top.locator('.share').inner_text()}"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lang", "theme"), [("en", "dark"), ("zh", "light")])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_axe_finds_nothing(width: int, lang: str, theme: str, served: Any, open_page: OpenPage) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(open_page, served(), f"lang={lang}&theme={theme}&cell=conv2:5,4,5", width=width)
+    page.locator(".compare").wait_for(state="attached")
+    choose(page, sheet=True)
+    page.wait_for_timeout(300)
+    violations = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in violations] == []
+
+
+def test_both_languages_have_the_same_words(modules: Any) -> None:
+    en, zh = modules.evaluate(
+        "async () => Promise.all(['en', 'zh'].map(async (l) => (await import(`/text.${l}.js`)).default))"
+    )
+    assert list(en) == list(zh)
+    places = [
+        [sorted({part.split("}")[0] for part in text.split("{")[1:]}) for text in words.values()] for words in (en, zh)
+    ]
+    assert places[0] == places[1]
+
+
+def test_the_tolerances_are_the_gates(modules: Any) -> None:
+    tolerances = modules.evaluate("async () => (await import('/verify.js')).TOLERANCES")
+    assert tolerances == {name: [row.rtol, row.atol] for name, row in TOLERANCES.items()}
+
+
+def test_the_page_is_small() -> None:
+    sources = b"".join(
+        path.read_bytes() for path in sorted(PAGE_DIR.iterdir()) if path.suffix in (".js", ".css", ".html")
+    )
+    assert len(sources) <= MAX_SOURCE_BYTES
+    assert len(gzip.compress(sources)) <= MAX_GZIPPED_BYTES
+    assert (PAGE_DIR / "garments.png").stat().st_size < 45_000
+
+
+def test_the_garments_are_the_first_ten_test_images_of_each_class(data: Any, tmp_path: Path) -> None:
+    from examples.playground_garments import main
+
+    main([str(tmp_path / "garments.png")])
+    assert (tmp_path / "garments.png").read_bytes() == (PAGE_DIR / "garments.png").read_bytes()
