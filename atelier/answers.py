@@ -22,6 +22,14 @@ class Prediction:
     probability: float  # 0 to 1
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Facts of how the server prepared a picture."""
+
+    inverted: bool  # it was dark on light
+    box: tuple[int, int, int, int]  # what was kept: y0, x0, y1, x1 in pixels of the upright picture
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """The answer to one request."""
@@ -32,6 +40,8 @@ class Answer:
     queue_us: int  # from arrival at the server to the start of the batch
     inference_us: int  # on the device
     batch_size: int  # images that ran together, those of other requests too; 0 if the server does not report it
+    prepared: tuple[Prepared, ...] = ()  # per picture, if that was asked for and the server knows how
+    light_pictures: tuple[int, ...] = ()  # those with a light border, though neither prepare nor invert was asked for
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -114,6 +124,11 @@ def answer_from_response(response: pb.ClassifyResponse) -> Answer:
         queue_us=response.time.queue_us,
         inference_us=response.time.inference_us,
         batch_size=response.time.batch_size,
+        prepared=tuple(
+            Prepared(picture.inverted, (picture.box.y0, picture.box.x0, picture.box.y1, picture.box.x1))
+            for picture in response.prepared
+        ),
+        light_pictures=tuple(response.light_pictures),
     )
 
 

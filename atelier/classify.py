@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client, program_errors
+from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Answer, Client, program_errors
 from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from atelier.program import can_print, report, run_program
 
@@ -59,11 +59,25 @@ def connect(options: argparse.Namespace) -> Client:
         ) from None
 
 
+def reading_from(options: argparse.Namespace) -> dict[str, bool]:
+    """Returns how `classify_pictures` is to take the pictures. Raises UsageError for flags that exclude each other."""
+    if options.prepare and options.invert:
+        what = "--prepare and --invert are both given, and --prepare decides itself what to invert"
+        raise UsageError("BAD_PREPARE", what, "give one of them")
+    prepare = not options.invert if options.prepare is None else options.prepare
+    return {"prepare": prepare, "invert": options.invert}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="atelier classify", description="Classify pictures of garments.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, up to 16 megapixels")
     add_connection_flags(parser)
-    parser.add_argument("--invert", action="store_true", help="the pictures are dark on a light background")
+    parser.add_argument(
+        "--prepare",
+        action=argparse.BooleanOptionalAction,
+        help="take the background off, cut to the garment, and invert if it is the darker (default, but for --invert)",
+    )
+    parser.add_argument("--invert", action="store_true", help="only invert: the pictures are dark on light")
     parser.add_argument(
         "--top-k",
         type=int,
@@ -107,12 +121,22 @@ def _classify_file(client: Client, path: Path, options: argparse.Namespace) -> N
         raise MissingInputError("NO_PICTURE", f"{path}: {error.strerror}", "name PNG, JPEG or WebP files") from None
     with program_errors(about=f"{path}: "):
         answer = client.classify_pictures(
-            [picture], invert=options.invert, top_k=options.top_k, timeout_s=options.timeout_s
+            [picture], **reading_from(options), top_k=options.top_k, timeout_s=options.timeout_s
         )
-    print(path)
+    print(f"{path}{_preparation(answer)}")
     for prediction in answer.classifications[0]:
         print(f"  {prediction.name:<12} {prediction.probability:6.1%}  {_bar(prediction.probability)}".rstrip())
+    if answer.light_pictures:
+        print("  hint: the border is light, and the model knows black ones: try --prepare, or --invert")
     sys.stdout.flush()  # beside what is reported on stderr
+
+
+def _preparation(answer: Answer) -> str:
+    """Says in a few words what was done to the picture, if anything was."""
+    if not answer.prepared:
+        return ""
+    y0, x0, y1, x1 = answer.prepared[0].box
+    return f"  {'inverted, ' if answer.prepared[0].inverted else ''}{x1 - x0} x {y1 - y0} pixels at ({x0}, {y0})"
 
 
 def _bar(share: float) -> str:

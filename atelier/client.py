@@ -21,6 +21,7 @@ from atelier.answers import (
     ClassifyError,
     ModelDescription,
     Prediction,
+    Prepared,
     answer_from_response,
     model_from_response,
     program_errors,
@@ -32,7 +33,16 @@ from atelier.requests import Picture, checked_timeout_s, is_single, request_from
 from atelier.steps import InLoop, InThread, Steps, blocking
 from atelier.wire import classifier_pb2 as pb
 
-__all__ = ["Answer", "AsyncClient", "ClassifyError", "Client", "ModelDescription", "Prediction", "program_errors"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "ClassifyError",
+    "Client",
+    "ModelDescription",
+    "Prediction",
+    "Prepared",
+    "program_errors",
+]
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 5.0
@@ -104,16 +114,18 @@ class AsyncClient(_Connection):
         self,
         pictures: Picture | Iterable[Picture],
         *,
+        prepare: bool = False,
         invert: bool = False,
         top_k: int = 1,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> Answer:
         """Classifies PNG, JPEG or WebP pictures of up to 16 megapixels: paths, contents, open files or PIL images.
 
-        `invert` if they are dark on a light background. Raises ValueError for what is no picture, OSError for files
-        that cannot be read.
+        `prepare` if they are photographs: the server takes the background off, cuts to the garment, and inverts what
+        is dark on light. `invert`, instead, if they only are dark on light. Raises ValueError for what is no picture,
+        OSError for files that cannot be read.
         """
-        return await self._answer(request_from_pictures(pictures, top_k, invert), timeout_s)
+        return await self._answer(request_from_pictures(pictures, top_k, invert, prepare), timeout_s)
 
     async def model(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> ModelDescription:
         """Returns the model that is served, and the limits of its server."""

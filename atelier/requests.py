@@ -27,11 +27,15 @@ def request_from_images(images: ArrayLike, top_k: int) -> pb.ClassifyRequest:
     return pb.ClassifyRequest(images=images_from(images).tobytes(), top_k=_checked_top_k(top_k))
 
 
-def request_from_pictures(pictures: Picture | Iterable[Picture], top_k: int, invert: bool) -> pb.ClassifyRequest:
+def request_from_pictures(
+    pictures: Picture | Iterable[Picture], top_k: int, invert: bool, prepare: bool
+) -> pb.ClassifyRequest:
     """Builds a request from encoded pictures; a lone one needs no list.
 
     Raises ValueError for none or for what is no picture, OSError for files that cannot be read.
     """
+    if invert and prepare:
+        raise ValueError("prepare and invert are both set, and prepare decides itself what to invert: pass one of them")
     if _is_lone_picture(pictures):
         pictures = [pictures]
     elif not isinstance(pictures, Iterable):
@@ -39,7 +43,9 @@ def request_from_pictures(pictures: Picture | Iterable[Picture], top_k: int, inv
     contents = [_picture_bytes(picture) for picture in pictures]
     if not contents:
         raise ValueError("there is no picture to classify")
-    return pb.ClassifyRequest(pictures=contents, top_k=_checked_top_k(top_k), invert=bool(invert))
+    return pb.ClassifyRequest(
+        pictures=contents, top_k=_checked_top_k(top_k), invert=bool(invert), prepare=bool(prepare)
+    )
 
 
 def is_single(request: pb.ClassifyRequest) -> bool:

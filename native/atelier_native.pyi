@@ -8,7 +8,7 @@ class Server:
         self,
         settings: Mapping[str, Any],
         version: Mapping[str, Any],
-        decode: Callable[[bytes, int, bool], bytes | tuple[str, str, str]],
+        decode: Callable[[bytes, int, bool, bool], tuple[object, ...]],
         check_images: Callable[[bytes, int], tuple[str, str, str] | None],
     ) -> None: ...
     def start(self, sockets: Sequence[int], metrics_sockets: Sequence[int]) -> None: ...

@@ -20,8 +20,11 @@ NUM_TRIES = 8
 class Labeller:
     """Takes tables, returns them labelled. Threads may share it; it connects when it is first called."""
 
-    def __init__(self, connect: Callable[[], Client], source: Source, *, invert: bool, timeout_s: float) -> None:
-        self._client, self._source, self._invert, self._timeout_s = connect(), source, invert, timeout_s
+    def __init__(
+        self, connect: Callable[[], Client], source: Source, *, reading: dict[str, bool], timeout_s: float
+    ) -> None:
+        """`reading`: what `classify_pictures` is told of the pictures, prepare and invert."""
+        self._client, self._source, self._reading, self._timeout_s = connect(), source, reading, timeout_s
         with program_errors():
             model = self._client.model(timeout_s=timeout_s)
         self._max_bytes = int(model.max_message_bytes * SHARE_OF_MESSAGE)
@@ -71,7 +74,7 @@ class Labeller:
         """Asks once, and again while the server has too much to do."""
         for number in range(NUM_TRIES):
             try:
-                answer = self._client.classify_pictures(pictures, invert=self._invert, timeout_s=self._timeout_s)
+                answer = self._client.classify_pictures(pictures, **self._reading, timeout_s=self._timeout_s)
                 break
             except ClassifyError as error:
                 is_busy = error.status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from atelier.bulk.labeller import Labeller
 from atelier.bulk.sources import source_from
 from atelier.bulk.writers import check_out, written
-from atelier.classify import connect
+from atelier.classify import connect, reading_from
 from atelier.errors import BadDataError, UsageError
 from atelier.program import say
 
@@ -31,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
     check_out(options.out)
     source = source_from(options.files[0])
     timeout_s = TIMEOUT_S if options.timeout_s is None else options.timeout_s
-    labeller = partial(Labeller, partial(connect, options), source, invert=options.invert, timeout_s=timeout_s)
+    labeller = partial(Labeller, partial(connect, options), source, reading=reading_from(options), timeout_s=timeout_s)
     num_all, num_bad = source.count(), 0
     if num_all == 0:
         cure = "PNG, JPEG and WebP are found by their suffix"

@@ -8,11 +8,11 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::call::Call;
-use crate::framing::framed;
+use crate::framing::{extended, framed};
 use crate::job::{Outcome, Wanted, Work};
 use crate::model::IMAGE_BYTES;
-use crate::pictures;
-use crate::proto::atelier::v1::{ClassifyRequest, GetModelRequest};
+use crate::pictures::{self, Reading};
+use crate::proto::atelier::v1::{ClassifyRequest, ClassifyResponse, GetModelRequest};
 use crate::records::Ran;
 use crate::response::NUM_CLASSES;
 use crate::server::Server;
@@ -38,18 +38,20 @@ pub async fn answered(call: &Call, request: ClassifyRequest) -> Outcome {
     let began_us = server.now_us();
     let served = server.versions.find(&request.model_name, &request.model_version)?;
     let top_k = checked_top_k(request.top_k)?;
-    let images = if request.pictures.is_empty() {
+    let (images, notes) = if request.pictures.is_empty() {
         check_form(&request)?;
-        raw_images(server, &request.images)?
+        (raw_images(server, &request.images)?, ClassifyResponse::default())
     } else {
         if !request.images.is_empty() {
             let what = "both images and pictures are set, so their order is not defined";
             return Err(Status::invalid("AMBIGUOUS_IMAGES", what, "send two requests"));
         }
         check_count(server, request.pictures.len())?;
-        pictures::decoded(call, request.pictures, request.invert).await?
+        let reading = Reading { invert: request.invert, prepare: request.prepare };
+        pictures::decoded(call, request.pictures, reading).await?
     };
-    run(call, &served, images, Wanted::Classes { top_k }, began_us).await
+    let answer = run(call, &served, images, Wanted::Classes { top_k }, began_us).await?;
+    Ok(if notes == ClassifyResponse::default() { answer } else { extended(&answer, &notes) })
 }
 
 /// What the model says of the images.
@@ -85,6 +87,10 @@ fn check_form(request: &ClassifyRequest) -> Result<(), Status> {
     if request.invert {
         let what = "invert is set, but it is for pictures only";
         return Err(Status::invalid("BAD_INVERT", what, "send 255 - images, which are light on dark"));
+    }
+    if request.prepare {
+        let what = "prepare is set, but it is for pictures only";
+        return Err(Status::invalid("BAD_PREPARE", what, "send the photographs as pictures"));
     }
     if request.images.is_empty() {
         let cure = format!("send {IMAGE_BYTES} bytes per image, or encoded pictures");

@@ -143,6 +143,11 @@ pub fn framed(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
+/// A message and its prefix, with what stands in another one of the same kind behind it: protobuf merges them.
+pub fn extended(frame: &[u8], more: &impl prost::Message) -> Bytes {
+    framed(&[&frame[PREFIX..], &more.encode_to_vec()].concat())
+}
+
 pub fn too_large(what: String, limit: usize) -> Status {
     let cure = "send less at once, or raise --max-message-bytes";
     let status = Status::overloaded("MESSAGE_TOO_LARGE", format!("{what}, the limit is {limit}"), cure);

@@ -12,29 +12,54 @@ use crate::budget::Hold;
 use crate::call::Call;
 use crate::log;
 use crate::model::IMAGE_BYTES;
+use crate::proto::atelier::v1::{Box, ClassifyResponse, Prepared};
 use crate::server::Server;
 use crate::status::Status;
 
 /// Enough to know every kind of file by.
 const BEGINNING_BYTES: usize = 1024;
 
-/// The images, end to end. One picture at a time: other requests' have their turn between them.
-pub async fn decoded(call: &Call, pictures: Vec<Bytes>, invert: bool) -> Result<Bytes, Status> {
+/// What a request says of its pictures: dark on light, or photographs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    pub invert: bool,
+    pub prepare: bool,
+}
+
+/// How Python answers: an image, whether it was inverted and the box of it that was kept, whether its border is light.
+type Read = (Vec<u8>, Option<(bool, (u32, u32, u32, u32))>, bool);
+
+/// The images, end to end, and what a ClassifyResponse says of its pictures, in one that says nothing else.
+/// One picture at a time: other requests' have their turn between them.
+pub async fn decoded(call: &Call, pictures: Vec<Bytes>, reading: Reading) -> Result<(Bytes, ClassifyResponse), Status> {
+    if reading.invert && reading.prepare {
+        let what = "prepare and invert are both set, and prepare decides itself what to invert";
+        return Err(Status::invalid("BAD_PREPARE", what, "set one of them"));
+    }
     let hold = Arc::new(held(call, &pictures)?);
     let mut images = BytesMut::with_capacity(pictures.len() * IMAGE_BYTES);
+    let mut notes = ClassifyResponse::default();
     for (index, picture) in pictures.into_iter().enumerate() {
         let (server, deadline_us, hold) = (call.server.clone(), call.deadline_us, hold.clone());
-        let image = done_aside(move || {
+        let read = done_aside(move || {
             let _hold = hold; // also of a client that has gone, until this is taken out of the threads' queue
             if server.now_us() >= deadline_us {
                 let what = format!("the deadline passed after {index} pictures were decoded");
                 return Err(Status::expired("EXPIRED", what));
             }
-            decode(&server.decode, &picture, index, invert)
+            decode(&server.decode, &picture, index, reading)
         });
-        images.extend_from_slice(&image.await??);
+        let (image, prepared, is_light) = read.await??;
+        images.extend_from_slice(&image);
+        notes.prepared.extend(prepared.map(|(inverted, (y0, x0, y1, x1))| {
+            let r#box = Some(Box { y0, x0, y1, x1 });
+            Prepared { inverted, r#box }
+        }));
+        if is_light {
+            notes.light_pictures.push(index as u32);
+        }
     }
-    Ok(images.freeze())
+    Ok((images.freeze(), notes))
 }
 
 fn held(call: &Call, pictures: &[Bytes]) -> Result<[Hold; 2], Status> {
@@ -43,15 +68,16 @@ fn held(call: &Call, pictures: &[Bytes]) -> Result<[Hold; 2], Status> {
     Ok([budgets.pictures.take(peer, pictures.len())?, budgets.picture_bytes.take(peer, num_bytes)?])
 }
 
-/// Python's `decode(picture, index, invert)`: the image's bytes, or the message for the client.
-fn decode(decode: &Py<PyAny>, picture: &[u8], index: usize, invert: bool) -> Result<Vec<u8>, Status> {
+/// Python's `decode(picture, index, invert, prepare)`, or the message for the client.
+fn decode(decode: &Py<PyAny>, picture: &[u8], index: usize, reading: Reading) -> Result<Read, Status> {
     Python::attach(|py| {
-        let answer = decode.call1(py, (PyBytes::new(py, picture), index, invert)).map_err(|error| {
+        let arguments = (PyBytes::new(py, picture), index, reading.invert, reading.prepare);
+        let answer = decode.call1(py, arguments).map_err(|error| {
             log::exception(py, "a picture could not be decoded", &error);
             failed()
         })?;
-        if let Ok(image) = answer.extract::<Vec<u8>>(py) {
-            return if image.len() == IMAGE_BYTES { Ok(image) } else { Err(failed()) };
+        if let Ok(read) = answer.extract::<Read>(py) {
+            return if read.0.len() == IMAGE_BYTES { Ok(read) } else { Err(failed()) };
         }
         let (word, what, cure) = answer.extract::<(String, String, String)>(py).map_err(|_| failed())?;
         Err(Status::invalid(&word, what, &cure))

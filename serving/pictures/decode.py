@@ -40,26 +40,26 @@ SMALLER = "scale it down; 28 x 28 is enough"
 Reduce = Callable[[Image.Image, Image.Image | None], Image.Image]
 
 
-def image_from_picture(data: bytes, *, index: int, invert: bool) -> NDArray[np.uint8]:
-    """Decodes a PNG, JPEG or WebP of any size and colour to (1, 28, 28) uint8.
+def light_on_black(data: bytes, *, index: int, invert: bool) -> Image.Image:
+    """Decodes a PNG, JPEG or WebP of any size and colour to grays whose longest edge is 28.
 
     `invert` is for what is dark on a light background. `index` is the picture's place in the request, for the message
     of the InvalidRequestError that is raised if it cannot be decoded or is too large to be.
     """
 
-    def light_on_black(gray: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    def reduce(gray: Image.Image, alpha: Image.Image | None) -> Image.Image:
         if invert:
             gray = ImageChops.invert(gray)
         return _scaled(gray if alpha is None else ImageChops.multiply(gray, alpha))  # inverted, white is the background
 
-    return fitted(gray_from_picture(data, light_on_black, index=index, edge=4 * EDGE)[0])
+    return gray_from_picture(data, reduce, index=index, edge=4 * EDGE)[0]
 
 
 def gray_from_picture(data: bytes, reduce: Reduce, *, index: int, edge: int) -> tuple[Image.Image, tuple[int, int]]:
     """Decodes a picture to what `reduce` makes of it, turned upright; with the (height, width) of the whole, upright.
 
     A JPEG may be decoded at a smaller size, but for `edge` pixels of its longest edge. Raises InvalidRequestError as
-    `image_from_picture` does.
+    `light_on_black` does.
     """
     kind = kind_of(data)
     format = kind.name if kind else ""

@@ -5,15 +5,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from atelier.contract import Images
 from serving.config import ServerConfig
 from serving.errors import ExpiredError, OverloadedError
-from serving.pictures.decode import image_from_picture
+from serving.pictures.read import Reading, ReadPicture, read_picture
 from serving.pictures.threads import give_way
 
 MANY_PICTURES = 16  # of more, decoding takes long; requests of so many may take up half of the queue
@@ -32,12 +27,12 @@ class DecoderPool:
         self._is_done = asyncio.Event()
         self._is_done.set()
 
-    async def decode(self, pictures: Sequence[bytes], *, invert: bool, deadline_s: float) -> Images:
-        """Returns (N, 1, 28, 28) uint8. Raises OverloadedError, ExpiredError and InvalidRequestError."""
+    async def decode(self, pictures: Sequence[bytes], reading: Reading, *, deadline_s: float) -> list[ReadPicture]:
+        """Raises OverloadedError, ExpiredError and InvalidRequestError."""
+        reading.check()
         with self._place_for(pictures):
             # One by one: other requests' pictures get their turn between them, and the wait ends when nobody waits.
-            images = [await self._decoded(picture, index, invert, deadline_s) for index, picture in enumerate(pictures)]
-        return np.stack(images)
+            return [await self._decoded(picture, index, reading, deadline_s) for index, picture in enumerate(pictures)]
 
     async def finish(self) -> None:
         """Returns when no accepted picture waits to be decoded: then all that was accepted is the engine's."""
@@ -47,12 +42,11 @@ class DecoderPool:
         """Ends the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _decoded(self, picture: bytes, index: int, invert: bool, deadline_s: float) -> NDArray[np.uint8]:
-        """Decodes a picture in a thread to (1, 28, 28) uint8."""
+    async def _decoded(self, picture: bytes, index: int, reading: Reading, deadline_s: float) -> ReadPicture:
+        """Decodes a picture in a thread."""
         if time.monotonic() >= deadline_s:
             raise ExpiredError("EXPIRED", f"the deadline passed after {index} pictures were decoded")
-        decode = partial(image_from_picture, picture, index=index, invert=invert)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, decode)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, picture, index, reading)
 
     @contextmanager
     def _place_for(self, pictures: Sequence[bytes]) -> Iterator[None]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import InvalidRequestError
-from serving.pictures.decode import image_from_picture
+from serving.pictures.read import Reading, read_picture
 
 WHITE = 255
 
@@ -47,7 +47,7 @@ def png(samples: NDArray[np.integer[Any]], depth: int, colour: int, **chunks: by
 
 def decoded(data: bytes, *, invert: bool = False) -> NDArray[np.uint8]:
     """(28, 28) uint8."""
-    image = image_from_picture(data, index=0, invert=invert)
+    image = read_picture(data, 0, Reading(invert=invert, prepare=False)).image
     assert image.shape == (1, 28, 28)
     assert image.dtype == np.uint8
     pixels: NDArray[np.uint8] = image[0]
@@ -57,7 +57,7 @@ def decoded(data: bytes, *, invert: bool = False) -> NDArray[np.uint8]:
 def refusal(data: bytes, index: int = 0) -> str:
     """The message with which a picture is refused."""
     with pytest.raises(InvalidRequestError) as caught:
-        image_from_picture(data, index=index, invert=False)
+        read_picture(data, index, Reading(invert=False, prepare=False))
     assert caught.value.word == "BAD_PICTURE"
     return str(caught.value)
 

@@ -72,6 +72,14 @@ def test_side_of_the_background_on_which_more_stands_out_is_the_garments(gray: t
     assert (result[[0, 1, 2, -3, -2, -1]] == 0).all()
 
 
+@pytest.mark.parametrize("other", [(4, 4, 90, 60), (100, 280, 140, 310), (200, 100, 230, 200)], ids=str)
+def test_of_two_things_the_larger_is_kept(other: Box) -> None:
+    box = (60, 100, 180, 260)
+    pixels = table(250, 60, box)
+    pixels[other[0] : other[2], other[1] : other[3]] = 20
+    assert prepared_pixels(pixels)[1] == Prepared(True, box)
+
+
 def test_exposure_makes_no_difference(data: FashionMNIST) -> None:
     images, _ = sample(data, 20)
     likenesses = []

@@ -25,6 +25,7 @@ from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.grpcio.server import Server
 from serving.metrics import NO_METRICS
 from serving.models import ServedModel
+from serving.pictures.read import Reading, ReadPicture
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
 from tests.serving.settings import config_with
 
@@ -153,7 +154,13 @@ BAD_REQUESTS: list[tuple[bytes, str, str]] = [
     (request(1, top_k=11).SerializeToString(), "INVALID_ARGUMENT", "BAD_TOP_K"),
     (request(1, top_k=2**32 - 1).SerializeToString(), "INVALID_ARGUMENT", "BAD_TOP_K"),
     (request(1, invert=True).SerializeToString(), "INVALID_ARGUMENT", "BAD_INVERT"),
+    (request(1, prepare=True).SerializeToString(), "INVALID_ARGUMENT", "BAD_PREPARE"),
     (request(1, pictures=[PNG.getvalue()]).SerializeToString(), "INVALID_ARGUMENT", "AMBIGUOUS_IMAGES"),
+    (
+        pb.ClassifyRequest(pictures=[PNG.getvalue()], prepare=True, invert=True).SerializeToString(),
+        "INVALID_ARGUMENT",
+        "BAD_PREPARE",
+    ),
     (
         pb.ClassifyRequest(images=PNG.getvalue().ljust(1568)).SerializeToString(),
         "INVALID_ARGUMENT",
@@ -208,12 +215,12 @@ def test_pictures_are_decoded_in_order() -> None:
 def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
 
-    def slow(picture: bytes, *, index: int, invert: bool) -> Any:
+    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
         time.sleep(0.2)
         decoded.append(index)
-        return image(1)[0]
+        return ReadPicture(image(1)[0], None, is_light=False)
 
-    monkeypatch.setattr("serving.pictures.decoder_pool.image_from_picture", slow)
+    monkeypatch.setattr("serving.pictures.decoder_pool.read_picture", slow)
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_queue_size": 60}
@@ -239,12 +246,12 @@ def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.Monke
 def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[int] = []
 
-    def slow(picture: bytes, *, index: int, invert: bool) -> Any:
+    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
         time.sleep(0 if 7 in order else 0.1)  # the other one has two seconds to arrive
         order.append(len(picture))
-        return image(1)[0]
+        return ReadPicture(image(1)[0], None, is_light=False)
 
-    monkeypatch.setattr("serving.pictures.decoder_pool.image_from_picture", slow)
+    monkeypatch.setattr("serving.pictures.decoder_pool.read_picture", slow)
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_message_bytes": 50_000, "max_encoded_bytes": 50_000}
@@ -282,12 +289,12 @@ def test_drain_waits_for_pictures_that_are_being_decoded(monkeypatch: pytest.Mon
     async def test() -> None:
         loop = asyncio.get_running_loop()
 
-        def slow(picture: bytes, *, index: int, invert: bool) -> Any:
+        def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
             loop.call_soon_threadsafe(decoding.set)
             time.sleep(0.4)  # longer than the lame duck of 0.05 s
-            return image(6)[0]
+            return ReadPicture(image(6)[0], None, is_light=False)
 
-        monkeypatch.setattr("serving.pictures.decoder_pool.image_from_picture", slow)
+        monkeypatch.setattr("serving.pictures.decoder_pool.read_picture", slow)
         async with serving(FakeBackend()) as (server, calls, stopped):
             accepted = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[b"x"])))
             await decoding.wait()

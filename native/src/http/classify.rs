@@ -18,6 +18,8 @@ use crate::classify::{answered, quoted};
 use crate::proto::atelier::v1::{ClassifyRequest, ClassifyResponse};
 use crate::status::Status;
 
+const PARAMETERS: &str = "there are top_k=1 to 10, prepare=true, invert=true, model_name and model_version";
+
 /// Those of the path behind the question mark, and of the document, which are the same.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +28,7 @@ struct Document {
     pictures: Option<Few<String, 65_536>>,
     top_k: Option<u32>,
     invert: Option<bool>,
+    prepare: Option<bool>,
     model_name: Option<String>,
     model_version: Option<String>,
 }
@@ -78,10 +81,11 @@ fn options_from(query: &str) -> Result<Document, Status> {
         let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
         let bad = || {
             let what = format!("the parameter {} is {}", quoted(name), quoted(value));
-            Status::invalid("BAD_PARAMETER", what, "there are top_k=1 to 10, invert=true, model_name and model_version")
+            Status::invalid("BAD_PARAMETER", what, PARAMETERS)
         };
         match name {
             "top_k" => asked.top_k = Some(value.parse().map_err(|_| bad())?),
+            "prepare" => asked.prepare = Some(value.parse().map_err(|_| bad())?),
             "invert" => asked.invert = Some(value.parse().map_err(|_| bad())?),
             "model_name" => asked.model_name = Some(value.into()),
             "model_version" => asked.model_version = Some(value.into()),
@@ -96,6 +100,7 @@ fn merged(document: Document, asked: Document) -> Document {
     Document {
         top_k: document.top_k.or(asked.top_k),
         invert: document.invert.or(asked.invert),
+        prepare: document.prepare.or(asked.prepare),
         model_name: document.model_name.or(asked.model_name),
         model_version: document.model_version.or(asked.model_version),
         ..document
@@ -116,6 +121,7 @@ fn request_from(document: Document) -> Result<ClassifyRequest, Status> {
         pictures: pictures?,
         top_k: document.top_k.unwrap_or(0),
         invert: document.invert.unwrap_or(false),
+        prepare: document.prepare.unwrap_or(false),
         model_name: document.model_name.unwrap_or_default(),
         model_version: document.model_version.unwrap_or_default(),
     })
@@ -127,6 +133,17 @@ struct AnswerDocument<'a> {
     classifications: Vec<Classification<'a>>,
     model_name: &'a str,
     model_version: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    prepared: Vec<Prepared>,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    light_pictures: &'a [u32],
+}
+
+/// The box as y0, x0, y1 and x1.
+#[derive(Serialize)]
+struct Prepared {
+    inverted: bool,
+    r#box: [u32; 4],
 }
 
 #[derive(Serialize)]
@@ -151,10 +168,16 @@ impl<'a> From<&'a ClassifyResponse> for AnswerDocument<'a> {
             });
             Classification { predictions: predictions.collect() }
         });
+        let prepared = response.prepared.iter().map(|of_picture| {
+            let kept = of_picture.r#box.unwrap_or_default();
+            Prepared { inverted: of_picture.inverted, r#box: [kept.y0, kept.x0, kept.y1, kept.x1] }
+        });
         Self {
             classifications: classifications.collect(),
             model_name: &response.model_name,
             model_version: &response.model_version,
+            prepared: prepared.collect(),
+            light_pictures: &response.light_pictures,
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::call::Call;
 use crate::classify::quoted;
 use crate::model::IMAGE_BYTES;
 use crate::open_inference::{Answer, Asked, Data, Input, Output, Request, Values, floats, infer};
+use crate::pictures::Reading;
 use crate::status::Status;
 
 pub const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -35,6 +36,7 @@ struct Document {
 struct Parameters {
     timeout: Option<u64>,
     invert: Option<bool>,
+    prepare: Option<bool>,
     classification: Option<usize>,
     binary_data_output: Option<bool>,
     binary_data: Option<bool>,
@@ -120,7 +122,7 @@ fn request_from(document: Document, mut binary: Bytes) -> Result<Request, Status
     Ok(Request {
         id: document.id,
         timeout_us: parameters.timeout,
-        invert: parameters.invert.unwrap_or(false),
+        reading: Reading { invert: parameters.invert.unwrap_or(false), prepare: parameters.prepare.unwrap_or(false) },
         inputs,
         outputs: outputs.collect(),
         is_binary,

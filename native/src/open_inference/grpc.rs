@@ -10,6 +10,7 @@ use super::answer::{Answer, Values, floats};
 use super::request::{Asked, Data, Input, Request};
 use crate::classify::quoted;
 use crate::model::IMAGE_BYTES;
+use crate::pictures::Reading;
 use crate::proto::inference::infer_parameter::ParameterChoice;
 use crate::proto::inference::model_infer_request::InferInputTensor;
 use crate::proto::inference::model_infer_response::InferOutputTensor;
@@ -83,7 +84,10 @@ pub fn request_from(message: ModelInferRequest) -> Result<Request, Status> {
     });
     Ok(Request {
         timeout_us: number_of(&message.parameters, "timeout")?,
-        invert: flag_of(&message.parameters, "invert")?,
+        reading: Reading {
+            invert: flag_of(&message.parameters, "invert")?,
+            prepare: flag_of(&message.parameters, "prepare")?,
+        },
         inputs: inputs.collect::<Result<_, Status>>()?,
         outputs: outputs.collect::<Result<_, Status>>()?,
         model_name: message.model_name,

@@ -43,7 +43,7 @@ pub async fn infer(call: &mut Call, request: Request) -> Result<Answer, Status> 
     let served = call.server.versions.find(&request.model_name, &request.model_version)?;
     let images = match tensors::checked(&call.server, &request)? {
         tensors::Checked::Images(images) => images,
-        tensors::Checked::Pictures(pictures) => pictures::decoded(call, pictures, request.invert).await?,
+        tensors::Checked::Pictures(pictures) => pictures::decoded(call, pictures, request.reading).await?.0,
     };
     let logits = run(call, &served, images, Wanted::Logits, began_us).await?;
     Ok(Answer::new(&served.model, request, logits))

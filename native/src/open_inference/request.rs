@@ -3,6 +3,8 @@
 
 use bytes::Bytes;
 
+use crate::pictures::Reading;
+
 #[derive(Debug, Default)]
 pub struct Request {
     pub model_name: String,
@@ -11,8 +13,8 @@ pub struct Request {
     /// Is in the answer again.
     pub id: String,
     pub timeout_us: Option<u64>,
-    /// The pictures are dark on a light background.
-    pub invert: bool,
+    /// Of pictures.
+    pub reading: Reading,
     pub inputs: Vec<Input>,
     /// None stands for all.
     pub outputs: Vec<Asked>,

@@ -18,6 +18,7 @@ from serving.frontends.grpcio.versions import Versions
 from serving.metrics import NO_METRICS, Metrics
 from serving.pictures.decoder_pool import DecoderPool
 from serving.pictures.raw_images import images_from_bytes
+from serving.pictures.read import Reading, images_of, notes_of
 
 RequestMessage = TypeVar("RequestMessage", bound=Message)
 
@@ -38,13 +39,14 @@ class ClassifierService:
         request = parse(pb.ClassifyRequest(), message)
         with self._versions.find(request.model_name, request.model_version) as served:
             top_k = _checked_top_k(request.top_k, served.classes)
+            notes = b""
             if request.pictures:
-                images = await self._decoded_pictures(request, deadline_s)
+                images, notes = await self._decoded_pictures(request, deadline_s)
             else:
                 images = self._raw_images(request)
             answer = await served.classify(images, deadline_s)
         self.num_requests += 1
-        response = served.writer.write(answer, top_k)
+        response = served.writer.write(answer, top_k) + notes
         self._metrics.observe_request(time.monotonic() - began_s)
         return response
 
@@ -58,17 +60,22 @@ class ClassifierService:
         if request.invert:
             what = "invert is set, but it is for pictures only"
             raise InvalidRequestError("BAD_INVERT", what, "send 255 - images, which are light on dark")
+        if request.prepare:
+            what = "prepare is set, but it is for pictures only"
+            raise InvalidRequestError("BAD_PREPARE", what, "send the photographs as pictures")
         images = images_from_bytes(request.images)
         self.check_count(len(images))
         return images
 
-    async def _decoded_pictures(self, request: pb.ClassifyRequest, deadline_s: float) -> Images:
-        """Decodes the pictures in a thread, off the event loop: (N, 1, 28, 28) uint8."""
+    async def _decoded_pictures(self, request: pb.ClassifyRequest, deadline_s: float) -> tuple[Images, bytes]:
+        """Decodes the pictures in a thread, off the event loop: (N, 1, 28, 28) uint8, and what to say of them."""
         if request.images:
             what = "both images and pictures are set, so their order is not defined"
             raise InvalidRequestError("AMBIGUOUS_IMAGES", what, "send two requests")
         self.check_count(len(request.pictures))
-        return await self.pictures.decode(request.pictures, invert=request.invert, deadline_s=deadline_s)
+        reading = Reading(invert=request.invert, prepare=request.prepare)
+        pictures = await self.pictures.decode(request.pictures, reading, deadline_s=deadline_s)
+        return images_of(pictures), notes_of(pictures)
 
     def check_count(self, num_images: int) -> None:
         """Raises InvalidRequestError for more images than a request may have."""

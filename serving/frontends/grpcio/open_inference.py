@@ -17,6 +17,7 @@ from serving.frontends.grpcio.ranking import probabilities
 from serving.frontends.grpcio.versions import Served, Versions
 from serving.frontends.messages import EXTENSIONS
 from serving.metrics import Metrics
+from serving.pictures.read import Reading, images_of
 from serving.triton_metrics import FAILURES
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
@@ -91,9 +92,9 @@ class OpenInferenceService:
         if tensor.name == "images":
             return tensors.images_from(tensor, raw, check_count)
         if tensor.name == "pictures":
-            invert = tensors.flag_of(request.parameters, "invert")
+            reading = Reading(*(tensors.flag_of(request.parameters, name) for name in Reading._fields))
             pictures = tensors.pictures_from(tensor, raw, check_count)
-            return await self._classifier.pictures.decode(pictures, invert=invert, deadline_s=deadline_s)
+            return images_of(await self._classifier.pictures.decode(pictures, reading, deadline_s=deadline_s))
         what = f"there is no input {tensor.name[:64]!r}"
         raise InvalidRequestError("UNKNOWN_INPUT", what, "send images or pictures")
 

@@ -13,8 +13,9 @@ from serving.config import ServerConfig
 from serving.errors import RequestError
 from serving.frontends.messages import description_of, model_config
 from serving.models import ServedModel
-from serving.pictures.decode import image_from_picture
+from serving.pictures.photographs import Prepared
 from serving.pictures.raw_images import check_raw_images
+from serving.pictures.read import Reading, read_picture
 from serving.pictures.threads import give_way
 from serving.process import labels_of
 
@@ -67,10 +68,13 @@ def check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | Non
         return error.word, error.what, error.cure
 
 
-def decode(picture: bytes, index: int, invert: bool) -> bytes | tuple[str, str, str]:
-    """Returns a picture's image; or word, what and cure for the client."""
+def decode(
+    picture: bytes, index: int, invert: bool, prepare: bool
+) -> tuple[bytes, Prepared | None, bool] | tuple[str, str, str]:
+    """Returns a picture's image, how it was prepared and whether it is light; or word, what and cure for the client."""
     give_way()  # the thread is Rust's
     try:
-        return image_from_picture(picture, index=index, invert=invert).tobytes()
+        read = read_picture(picture, index, Reading(invert, prepare))
+        return read.image.tobytes(), read.prepared, read.is_light
     except RequestError as error:
         return error.word, error.what, error.cure
