@@ -104,7 +104,7 @@ restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, give it ne
 	$(RUN) -m loadtest.restarts $(ARGS)
 
 bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers
-	$(RUN) -m loadtest.bench $(if $(PEERS),--peers --chart docs/peers.svg) $(ARGS)
+	$(RUN) -m loadtest.bench $(if $(PEERS),--measure peers,overload,training) $(ARGS)
 
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
 	$(RUN) -m export.ladder $(ARGS)

@@ -1,4 +1,4 @@
-"""How fast one backend is in this process, and what it holds: `python -m loadtest.backend_speed`, one JSON on stdout.
+"""Speed and memory of one backend in this process: `python -m loadtest.backend_speed`, one JSON on stdout.
 
 On a GPU by CUDA events on the backend's own stream, with the wall clock beside them; on a CPU by the wall clock.
 """
@@ -28,6 +28,7 @@ from serving.manifest import ONNX_NAME, PROGRAM_NAME, TENSORRT, TENSORRT_RTX, Ma
 
 # tensorrt-rtx is the portable engine, on this GPU whatever it was built for; tensorrt-rtx-here one built for this GPU.
 BACKENDS = ("torch", "torch-compiled", "onnxruntime", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-here", "floor")
+REPEATS, SECONDS = 5, 0.2  # figures for each batch size, and how long each takes
 LEGACY_STREAM = 0  # PyTorch's own
 
 
@@ -203,8 +204,6 @@ def main(arguments: list[str]) -> int:
     add("--backend", choices=BACKENDS, default="onnxruntime", help="floor: the copies alone, on a GPU")
     add("--device", default="cpu", help="(%(default)s)")
     add("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256, 1024], help="(%(default)s)")
-    add("--repeats", type=int, default=7, help="figures for each batch size (%(default)s)")
-    add("--seconds", type=float, default=0.5, help="of each repeat (%(default)s)")
     add("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     before = device_bytes(options.device)
@@ -213,7 +212,7 @@ def main(arguments: list[str]) -> int:
     is_floor = backend.name == "floor"  # computes nothing
     probes = "" if is_floor else str(prove(backend, find_version(options.repository, "lenet5")[1]))
     clock = clock_of(backend)
-    rows = [row_of(backend, size, options.repeats, options.seconds, clock) for size in options.batch_sizes]
+    rows = [row_of(backend, size, REPEATS, SECONDS, clock) for size in options.batch_sizes]
     after = device_bytes(options.device)
     grown = None if before is None or after is None else after - before
     memory = {"resident_bytes": int(psutil.Process().memory_info().rss), "device_bytes": grown}

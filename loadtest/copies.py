@@ -26,7 +26,7 @@ class Floor:
         self._device_logits = DeviceMemory(max_batch_size * LOGITS_BYTES)
 
     def infer(self, images: Images) -> Logits:
-        """(N, 1, 28, 28) uint8 -> (N, 10) float32, whatever lies on the device."""
+        """Returns (N, 10) float32 for (N, 1, 28, 28) uint8, whatever lies on the device."""
         num_images = len(images)
 
         def copy() -> None:

@@ -1,6 +1,6 @@
-"""The least that a grpc.aio server can do: take a message, answer with one of a given size. The yardstick of `bench`.
+"""Echo server, the least that a grpc.aio server can do: takes a message, answers with one of a given size.
 
-python -m loadtest.echo_server --reply-bytes 60
+python -m loadtest.echo_server 60
 """
 
 import argparse
@@ -26,7 +26,7 @@ class EchoHandler(grpc.GenericRpcHandler):
         self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(handle)
 
     def service(self, _call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
-        """The one handler, whatever is called."""
+        """Returns the one handler, whatever is called."""
         return self._handler
 
 
@@ -36,11 +36,11 @@ def write_ready_file(path: Path, port: int) -> None:
     write_atomically(path, json.dumps(about).encode())
 
 
-async def serve(port: int, reply_bytes: int, ready_file: Path | None = None) -> None:
+async def serve(reply_bytes: int, ready_file: Path | None) -> None:
     """Runs until SIGTERM or SIGINT."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((EchoHandler(b"x" * reply_bytes),))
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port("127.0.0.1:0")
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -53,15 +53,12 @@ async def serve(port: int, reply_bytes: int, ready_file: Path | None = None) -> 
 
 
 def main() -> None:
-    """`python -m loadtest.echo_server`."""
+    """Runs `python -m loadtest.echo_server`, on a port that the system chooses."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.echo_server", description=__doc__.partition("\n")[0])
-    parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default)")
-    parser.add_argument("--reply-bytes", type=int, default=60, help="size of the answer, 60 like a label (default)")
-    parser.add_argument("--uvloop", action="store_true", help="on uvloop instead of asyncio's own loop")
+    parser.add_argument("reply_bytes", type=int, help="size of the answer; 60 is about a label's")
     parser.add_argument("--ready-file", type=Path, help="written once it serves, as by python -m serving")
     arguments = parser.parse_args()
-    run = uvloop.run if arguments.uvloop else asyncio.run
-    run(serve(arguments.port, arguments.reply_bytes, arguments.ready_file))
+    uvloop.run(serve(arguments.reply_bytes, arguments.ready_file))
 
 
 if __name__ == "__main__":

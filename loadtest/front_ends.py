@@ -43,7 +43,7 @@ NOT_PROMISED: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class End:
-    """What a front end promises while its processes are ended: no answer is wrong, no request is lost, and ..."""
+    """Promise of a front end while its processes are ended: no answer is wrong, no request is lost, and ..."""
 
     excused: tuple[str, ...] = ()  # ... calls fail with no status but these
     longest_s: float | None = None  # ... and service is back within this; None promises nothing

@@ -1,4 +1,4 @@
-"""What a program with all its processes holds in memory: resident on the host, and on the GPU."""
+"""Memory of a program with all its processes: resident on the host, and on the GPU."""
 
 import contextlib
 import subprocess
@@ -7,13 +7,13 @@ import psutil
 
 
 def processes_of(pid: int) -> list[psutil.Process]:
-    """A program's first process and those that it started."""
+    """Returns a program's first process and those that it started."""
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def resident_bytes_of(pid: int) -> int:
-    """What all the program's processes hold; pages that they share count once (PSS), where the system tells."""
+    """Sums up what all its processes hold; pages that they share count once (PSS), if the system reports it."""
     total = 0
     for process in processes_of(pid):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
@@ -28,7 +28,7 @@ def memory_of(pid: int) -> dict[str, int | None]:
 
 
 def device_bytes_of(pid: int) -> int | None:
-    """What all the program's processes hold on GPUs, contexts included, as nvidia-smi tells; None where it does not."""
+    """Sums up what all its processes hold on GPUs, contexts included; None if nvidia-smi reports nothing."""
     command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603

@@ -1,4 +1,4 @@
-"""The references, in this process: PyTorch running the exported program op by op, and the raw runtime.
+"""References in this process: PyTorch running the exported program op by op, and the raw runtime.
 
 Every answer is held against PyTorch's logits; where torch is not installed, against ONNX Runtime's, and that is said.
 """
@@ -23,6 +23,7 @@ from serving.manifest import Manifest, find_version
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
 FP32_ATOL = 1e-4  # of a probability
+MODEL = "lenet5"
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
 
 
@@ -38,23 +39,23 @@ class References:
     by: str
     notes: list[str]  # what is not as one would expect
 
-    def add_raw(self, kind: str, device: str, num_threads: int) -> None:
-        """The runtime that serves, in this process; ONNX Runtime where it cannot be had here, which is noted."""
+    def add_raw(self, kind: str, device: str) -> None:
+        """Opens the runtime that serves in this process; if it is unavailable here, ONNX Runtime, which is noted."""
         name = RUNTIMES.get(kind, "ONNX Runtime")
         if name in self.backends:
             return
         kind = kind if kind in RUNTIMES else "onnxruntime"
         try:
-            self.backends[name] = _opened(kind, device, self.version_dir, self.manifest, num_threads)
+            self.backends[name] = _opened(kind, device, self.version_dir, self.manifest)
         except ProgramError as error:
             if kind == "onnxruntime" and device == "cpu":
                 raise
             self.notes.append(f"the runtime that serves cannot be measured here: {error}")
-            self.add_raw("onnxruntime", "cpu", num_threads)
+            self.add_raw("onnxruntime", "cpu")
 
 
 def latency_of(runs: Sequence[Speed]) -> HdrHistogram:
-    """The calls of all of them, in microseconds."""
+    """Sums up the calls of all of them, in microseconds."""
     return histogram_from(np.array([call.wall_s for run in runs for call in run.calls]) * 1e6)
 
 
@@ -64,33 +65,33 @@ def open_references(config: LoadTestConfig, images: Images) -> References:
     Raises MissingInputError if there is no version, ConfigurationError if the reference is another model's, and what
     the backends raise.
     """
-    version_dir, manifest = find_version(config.repository, config.model)
-    asked = find_version(config.reference_repository or config.repository, config.model)
+    version_dir, manifest = find_version(config.repository, MODEL)
+    asked = find_version(config.reference_repository or config.repository, MODEL)
     if asked[1].checkpoint_sha256 != manifest.checkpoint_sha256:
         what = f"{config.reference_repository} and {config.repository} are of different checkpoints"
         raise ConfigurationError("OTHER_MODEL", what, "--reference-repository needs the same model in fp32")
-    by, notes, num_threads = "PyTorch", [], config.reference_threads
+    by, notes = "PyTorch", []
     try:
-        backend = _opened("torch", config.device, *asked, num_threads)
+        backend = _opened("torch", config.device, *asked)
     except ResourceUnavailableError as error:
         if error.word != "NO_TORCH":
             raise
         by, notes = "ONNX Runtime", [f"PyTorch is not in this comparison: {error}"]
-        backend = _opened("onnxruntime", "cpu", *asked, num_threads)
+        backend = _opened("onnxruntime", "cpu", *asked)
     return References(
         version_dir=version_dir,
         manifest=manifest,
         backends={by: backend},
         logits=logits_of(backend, images),
-        atol=config.atol or max(FP32_ATOL, TOLERANCES[manifest.precision].tie_margin / 2),
+        atol=max(FP32_ATOL, TOLERANCES[manifest.precision].tie_margin / 2),
         by=by,
         notes=notes,
     )
 
 
-def _opened(kind: str, device: str, version_dir: Path, manifest: Manifest, num_threads: int) -> Backend:
-    size = manifest.max_batch_size
-    return open_backend(kind, device, version_dir, manifest, max_batch_size=size, num_threads=num_threads)[0]
+def _opened(kind: str, device: str, version_dir: Path, manifest: Manifest) -> Backend:
+    """Opens a backend with one thread, as an inference on our server has."""
+    return open_backend(kind, device, version_dir, manifest, max_batch_size=manifest.max_batch_size, num_threads=1)[0]
 
 
 def logits_of(backend: Backend, images: Images) -> Logits:
@@ -99,13 +100,7 @@ def logits_of(backend: Backend, images: Images) -> Logits:
     return np.concatenate([backend.infer(images[start : start + size]) for start in range(0, len(images), size)])
 
 
-def measure_backend(backend: Backend, images: Images, batch_size: int, duration_s: float) -> Speed:
-    """Measures it over the data set, batch after batch, and over again."""
-    batches = [images[start : start + batch_size] for start in range(0, len(images) - batch_size + 1, batch_size)]
-    return measure(backend.infer, batches, duration_s)
-
-
 def rates_by_batch_size(backend: Backend, images: Images) -> dict[int, float]:
-    """Images per second with batches of 1, 2, 4, ... up to what the backend takes."""
+    """Measures images per second with batches of 1, 2, 4, ... up to what the backend takes."""
     sizes = [1 << exponent for exponent in range(min(backend.max_batch_size, len(images)).bit_length())]
-    return {size: measure_backend(backend, images, size, CALIBRATION_S).images_per_s for size in sizes}
+    return {size: measure(backend.infer, [images[:size]], CALIBRATION_S).images_per_s for size in sizes}

@@ -1,4 +1,4 @@
-"""Who is asked: the served model, started here or found at an address, and echo servers that answer as many bytes."""
+"""Servers under load: the served model, started here or found at an address, and echo servers of its reply sizes."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
 from loadtest.load.open_inference import OIP_SERVICE, OpenInference
 from loadtest.load.protocols import Classify, Echo, Reference, ServerProtocol
-from loadtest.reference import References
+from loadtest.reference import MODEL, References
 from loadtest.server_process import server_process
 
 SERVED = "served"
@@ -34,11 +34,11 @@ def open_served(config: LoadTestConfig, references: References, reference: Refer
     Raises ResourceUnavailableError if it cannot be reached, ConfigurationError if it serves another model.
     """
     if config.protocol == "oip":
-        references.add_raw("onnxruntime", "auto", config.reference_threads)
+        references.add_raw("onnxruntime", "auto")
         return _open_inference(config, reference)
     target, pid = config.target, None
     if not target:
-        settings = ["--repository", str(config.repository), "--model", config.model, "--port", "0"]
+        settings = ["--repository", str(config.repository), "--port", "0"]
         settings += ["--device", config.device, "--front-end", config.front_end]
         try:
             server = stack.enter_context(server_process("serving", *settings, own_group=True))
@@ -58,13 +58,13 @@ def open_served(config: LoadTestConfig, references: References, reference: Refer
         what += f"{config.repository} has version {references.manifest.version} of"
         what += f" {references.manifest.checkpoint_sha256[:12]}…"
         raise ConfigurationError("OTHER_MODEL", what, "name the repository that it serves: --repository")
-    references.add_raw(model.backend, model.device, config.reference_threads)
+    references.add_raw(model.backend, model.device)
     words = f"{model.model_name} version {model.model_version} on {model.backend}, {model.device}, {model.precision}"
-    return Served(Classify(target=target, reference=reference, top_k=config.top_k), words, pid)
+    return Served(Classify(target=target, reference=reference), words, pid)
 
 
 def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
-    """A server of the Open Inference Protocol, once it is ready and takes `images` for `logits`."""
+    """Finds a server of the Open Inference Protocol, once it is ready and takes `images` for `logits`."""
     with grpc.insecure_channel(config.target, options=proxy_options(config.target)) as channel:
         ready = channel.unary_unary(
             f"/{OIP_SERVICE}/ModelReady",
@@ -77,39 +77,34 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
             response_deserializer=oip.ModelMetadataResponse.FromString,
         )
         try:
-            is_ready = ready(
-                oip.ModelReadyRequest(name=config.model), timeout=READY_TIMEOUT_S, wait_for_ready=True
-            ).ready
-            model = describe(oip.ModelMetadataRequest(name=config.model), timeout=READY_TIMEOUT_S)
+            is_ready = ready(oip.ModelReadyRequest(name=MODEL), timeout=READY_TIMEOUT_S, wait_for_ready=True).ready
+            model = describe(oip.ModelMetadataRequest(name=MODEL), timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
             what = f"{config.target}: {error.code().name}: {error.details()}"
             raise ResourceUnavailableError("NO_SERVER", what, "does it speak the Open Inference Protocol?") from None
     if not is_ready:
-        raise ResourceUnavailableError(
-            "NOT_SERVING", f"{config.target} says {config.model} is not ready", "see its log"
-        )
+        raise ResourceUnavailableError("NOT_SERVING", f"{config.target} says {MODEL} is not ready", "see its log")
     tensors = [(spec.name, spec.datatype) for spec in (*model.inputs, *model.outputs)]
     if tensors != [("images", "UINT8"), ("logits", "FP32")]:
-        what = f"{config.model} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
-        raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, or name it with --model")
+        what = f"{MODEL} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
+        raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, as lenet5")
     words = f"{model.name} on {model.platform or 'a server'} by the Open Inference Protocol"
-    protocol = OpenInference(target=config.target, reference=reference, model_name=config.model)
+    protocol = OpenInference(target=config.target, reference=reference, model_name=MODEL)
     return Served(protocol, words)
 
 
 def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) -> dict[str, ServerProtocol]:
-    """An echo server for each number of images a request may have, whose replies are as long as the model's."""
+    """Starts an echo server for each number of images a request may have, with replies as long as the model's."""
     echoes: dict[str, ServerProtocol] = {}
     with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
         for size in sorted(set(sizes)):
             method: Any = channel.unary_unary(served.method)
             reply: bytes = method(served.request([0] * size), timeout=READY_TIMEOUT_S)
-            arguments = ("--reply-bytes", str(len(reply)), "--uvloop")
-            process = stack.enter_context(server_process("loadtest.echo_server", *arguments, own_group=True))
+            process = stack.enter_context(server_process("loadtest.echo_server", str(len(reply)), own_group=True))
             echoes[echo_name(size)] = Echo(asked=served, target=process.target, reply_bytes=len(reply))
     return echoes
 
 
 def echo_name(images_per_request: int) -> str:
-    """The echo server for requests of so many images."""
+    """Names the echo server for requests of so many images."""
     return f"echo {images_per_request}"

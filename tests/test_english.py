@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("atelier", "export", "serving")
+FOLDERS = ("atelier", "training", "export", "serving", "loadtest")
 FRAGMENTS = {"As", "By", "From", "How", "Of", "What", "When", "Where", "Whether", "Which", "Who"}
 NO_VERBS = {"As", "Images", "Its", "Rows", "This"}
 MADE_BY_OTHERS = ("wire", "runtimes")

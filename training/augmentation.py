@@ -16,7 +16,7 @@ from training.recipes import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What happens to each of N images, in the order in which they are shown."""
+    """Changes to each of N images, in the order in which they are shown."""
 
     is_flipped: Tensor  # (N,) bool
     shifts: Tensor  # (2, N) int64: pixels down and to the right, from 0 to 2 * max_shift; max_shift leaves it in place

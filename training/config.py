@@ -21,7 +21,7 @@ SHORTCUTS += ("num_validation_images",)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What one call of the trainer is to do; only `recipe`, `seed` and the data decide the weights."""
+    """Settings of one call of the trainer; only `recipe`, `seed` and the data decide the weights."""
 
     recipe: Recipe
     """How to train."""

@@ -1,4 +1,4 @@
-"""Where the arithmetic happens, and that it gives the same numbers every time."""
+"""The device where the arithmetic happens, so that it gives the same numbers every time."""
 
 import ctypes
 import os

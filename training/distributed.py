@@ -93,7 +93,7 @@ def told_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Total(torch.autograd.Function):
-    """What each process's tensor does to the sum, it does to the loss of every process."""
+    """A sum over processes, through which each process's tensor acts on the loss of every process."""
 
     @staticmethod
     def forward(_: Any, tensor: Tensor) -> Tensor:

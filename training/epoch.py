@@ -21,7 +21,7 @@ from training.steps import Steps
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """As the tutorial counts: every image with the weights of the step that used it."""
+    """Results of an epoch as the tutorial counts: every image with the weights of the step that used it."""
 
     step_losses: list[float]  # mean loss of each step's batch
     loss: float  # mean over all images

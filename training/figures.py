@@ -1,5 +1,6 @@
-"""Draws what a run and its model are like: the curves, what the model mixes up, where it is surest and wrong, and what
-its first layer looks for. And `classes.csv`: its accuracy in each class.
+"""Draws a run and its model: curves, confusions, the surest mistakes, the first layer's kernels.
+
+Writes `classes.csv` too: the accuracy in each class.
 """
 
 import csv

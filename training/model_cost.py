@@ -1,4 +1,4 @@
-"""What a model costs: its layers, for `--summary`, and what a training step cannot be faster than.
+"""Cost of a model: its layers, for `--summary`, and what a training step cannot be faster than.
 
     python -m training.model_cost        (one JSON document on stdout)
 

@@ -1,4 +1,4 @@
-"""How weights move: optimiser, schedule of the step sizes, average."""
+"""Optimisation: the optimiser, the schedule of the step sizes, the average of the weights."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""How each model is trained: the recipes, and what may stand in one."""
+"""Recipes by which models are trained, and what may stand in one."""
 
 import math
 from dataclasses import dataclass

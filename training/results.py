@@ -1,4 +1,4 @@
-"""What a training run says at its end: the tutorial's lines, and the spread over several seeds."""
+"""Results that a training run prints at its end: the tutorial's lines, and the spread over several seeds."""
 
 import dataclasses
 import json
@@ -59,6 +59,7 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Ends of the 95 % interval."""
         return self.mean - self.half_width, self.mean + self.half_width
 
 

@@ -41,7 +41,7 @@ from training.steps import Steps
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workplace:
-    """What all runs of one call share."""
+    """Workplace that all runs of one call share."""
 
     config: TrainConfig
     dataset: FashionMNIST

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory: checkpoint, history.csv, TensorBoard's event files, figures; and lines on stdout.
+"""Log of a run in its directory: checkpoint, history.csv, TensorBoard's event files, figures; and lines on stdout.
 
 The first process writes for all. Only the checkpoint is worth a run: of anything else that cannot be written, one
 warning is all that happens.

@@ -1,4 +1,4 @@
-"""What is known about a run: the content of `checkpoint.json`.
+"""Record of a run: the content of `checkpoint.json`.
 
 Apart from the weights, so that it can be read without torch (which takes seconds to import): the record alone says
 whether there is anything left to train.
@@ -72,6 +72,7 @@ class RunRecord:
 
     @property
     def is_complete(self) -> bool:
+        """Whether it has all epochs of its recipe."""
         return self.completed_epochs >= self.recipe.num_epochs
 
 
@@ -94,7 +95,7 @@ def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
 
 
 class Saved(NamedTuple):
-    """What `checkpoint.json` says."""
+    """Content of `checkpoint.json`."""
 
     record: RunRecord
     sha256: str  # of the weights file

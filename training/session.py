@@ -20,13 +20,14 @@ from training.run_record import (
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a run begins: it is finished if its record is complete, goes on from another, and is new without."""
+    """Start of a run: it is finished if its record is complete, goes on from another, and is new without."""
 
     record: RunRecord | None = None
     note: str = ""  # for the user
 
     @property
     def is_finished(self) -> bool:
+        """Whether there is nothing left to train."""
         return self.record is not None and self.record.is_complete
 
 

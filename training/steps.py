@@ -117,7 +117,7 @@ class Steps:
         self._step += 1
 
     def _batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 1, 28, 28) as they are shown, and labels (B,)."""
+        """Returns images (B, 1, 28, 28) as they are shown, and labels (B,)."""
         share = distributed.share()
         indices = self._order[self._step][0, :size][share]  # (B,)
         images, labels = self.split.images[indices], self.split.labels[indices]

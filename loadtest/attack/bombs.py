@@ -28,24 +28,24 @@ GZIP = literal(b"grpc-encoding", b"gzip")
 
 
 def gzip_bombs(field: Field) -> Counts:
-    """Messages of a gigabyte of zeros that compress to one megabyte."""
+    """Sends messages of a gigabyte of zeros that compress to one megabyte."""
     return _ask(field, [message(zeros_gzipped(1024), 1)], GZIP)
 
 
 def picture_bombs(field: Field) -> Counts:
-    """Pictures of 268 megapixels in a few bytes, WebP and PNG, alone and a thousand in a request."""
+    """Sends pictures of 268 megapixels in a few bytes, WebP and PNG, alone and a thousand in a request."""
     webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
     return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 100)])
 
 
 def picture_heaps(field: Field) -> Counts:
-    """Pictures as large as is allowed, in a few bytes: one in a request, and a thousand."""
+    """Sends pictures as large as is allowed, in a few bytes: one in a request, and a thousand."""
     webp, png = blank_webp(ALLOWED_SIDE), blank_png(ALLOWED_SIDE)
     return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 1000)])
 
 
 def reset_pictures(field: Field) -> Counts:
-    """Pictures as large as is allowed, cancelled before they are decoded; a small one among them must be answered."""
+    """Cancels pictures as large as is allowed before they are decoded; a small one among them must be answered."""
     whole, small = _request([blank_png(ALLOWED_SIDE)]), _request([blank_png(28)])
 
     def work(_rank: int, counts: Counts) -> None:

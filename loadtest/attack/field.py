@@ -1,4 +1,4 @@
-"""What an attack works with: whom it attacks, how much of it there is to be, and for how long."""
+"""Field of an attack: the server, the size of the attack, and its time."""
 
 import contextlib
 import threading

@@ -40,19 +40,19 @@ STREAMS = 10_000  # of a connection, before the next
 
 
 def pings(field: Field) -> Counts:
-    """Pings without end; half of the connections never read the answers."""
+    """Sends pings without end; half of the connections never read the answers."""
     block = frame(PING, 0, 0, b"12345678") * BLOCK
     return _repeated(field, lambda _rank: (b"", block), "pings", odd_ones_read=False)
 
 
 def settings(field: Field) -> Counts:
-    """Settings without end, each of which is to be acknowledged; half of the connections never read that."""
+    """Sends settings without end, which must be acknowledged; half of the connections never read."""
     block = frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW, 65535)) * BLOCK
     return _repeated(field, lambda _rank: (b"", block), "settings", odd_ones_read=False)
 
 
 def frames(field: Field) -> Counts:
-    """Frames that mean nothing or little, another kind on each connection."""
+    """Sends frames that mean nothing or little, another kind on each connection."""
     kinds = [
         frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)),
         frame(PRIORITY, 0, 1, b"\0\0\0\0\x10"),
@@ -66,7 +66,7 @@ def frames(field: Field) -> Counts:
 
 
 def continuations(field: Field) -> Counts:
-    """Header blocks that never end: full continuations on half of the connections, empty ones on the others."""
+    """Sends header blocks that never end: full continuations on half of the connections, empty ones on the others."""
     full = frame(CONTINUATION, 0, 1, literal(b"x", b"y" * 100)) * BLOCK
     empty = frame(CONTINUATION, 0, 1) * BLOCK
     first = frame(HEADERS, 0, 1, request_headers())
@@ -74,12 +74,12 @@ def continuations(field: Field) -> Counts:
 
 
 def rapid_resets(field: Field) -> Counts:
-    """Streams that are opened and cancelled at once (CVE-2023-44487)."""
+    """Opens streams and cancels them at once (CVE-2023-44487)."""
     return _streams(field, _stream_blocks(lambda stream: opening(stream) + reset(stream)))
 
 
 def resets_after_data(field: Field) -> Counts:
-    """Whole requests that are cancelled at once."""
+    """Sends whole requests that are cancelled at once."""
 
     def request(stream: int) -> bytes:
         return opening(stream) + frame(DATA, END_STREAM, stream, ONE_IMAGE) + reset(stream)
@@ -88,13 +88,13 @@ def resets_after_data(field: Field) -> Counts:
 
 
 def unknown_paths(field: Field) -> Counts:
-    """Calls of methods that the server has not."""
+    """Calls methods that the server does not have."""
     block = request_headers(b"/no.such.Service/Method")
     return _streams(field, _stream_blocks(lambda stream: opening(stream, block, END_STREAM | END_HEADERS)))
 
 
 def churn(field: Field) -> Counts:
-    """Connections that are made and dropped at once."""
+    """Makes connections and drops them at once."""
 
     def work(_rank: int, counts: Counts) -> None:
         Connection(field.address).close()
@@ -104,7 +104,7 @@ def churn(field: Field) -> Counts:
 
 
 def control(field: Field) -> Counts:
-    """A flood of this process's own, which no server sees: what it costs others is the machine's fault."""
+    """Floods a socket of this process, which no server sees: what it costs others is the machine's fault."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sink = threading.Thread(target=_swallow, args=(listener, field))
         sink.start()

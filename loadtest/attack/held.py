@@ -28,7 +28,7 @@ Tend = Callable[[Connection, dict[int, int]], None]
 
 
 def window_zero(field: Field) -> Counts:
-    """Connections that ask, allow the server not one byte of answer, and never read."""
+    """Opens connections that ask, allow the server not one byte of answer, and never read."""
     counts: Counts = Counter()
 
     def ask() -> Connection:
@@ -46,12 +46,12 @@ def window_zero(field: Field) -> Counts:
 
 
 def headers_only(field: Field) -> Counts:
-    """Streams that are opened, and whose message never comes."""
+    """Opens streams whose message never comes."""
     return _hold_streams(field, lambda _connection, _streams: None)
 
 
 def slow_bodies(field: Field) -> Counts:
-    """Streams whose message comes a byte at a time."""
+    """Opens streams whose message comes a byte at a time."""
 
     def drip(connection: Connection, streams: dict[int, int]) -> None:
         for stream, sent in list(streams.items()):
@@ -63,12 +63,12 @@ def slow_bodies(field: Field) -> Counts:
 
 
 def silent_connections(field: Field) -> Counts:
-    """Connections on which not a byte is sent."""
+    """Opens connections on which not a byte is sent."""
     return _hold(field, Counter(), lambda: socket.create_connection(field.address, 1.0))
 
 
 def half_open_connections(field: Field) -> Counts:
-    """Connections that stop in the middle of the preface, of a frame or of a call; some are closed on one side."""
+    """Opens connections that stop amid the preface, a frame or a call; some are closed on one side."""
     greeting = PREFACE + frame(SETTINGS)
     halves = [PREFACE[:10], PREFACE, greeting + b"\0\0", greeting + opening(1), greeting + opening(1)[:-5]]
     counts: Counts = Counter()
@@ -85,7 +85,7 @@ def half_open_connections(field: Field) -> Counts:
 
 
 def slow_scrapers(field: Field) -> Counts:
-    """Readers of the metrics page: half ask a byte at a time, half ask for many pages and read bytes."""
+    """Asks for the metrics page: half a byte at a time, half for many pages of which they read bytes."""
     counts: Counts = Counter()
     sockets: dict[int, socket.socket] = {}
     sent: Counter[int] = Counter()

@@ -1,18 +1,15 @@
-"""An honest client in a process of its own: what its calls see, quiet and beside an attack.
+"""Honest client in a process of its own: what its calls see, quiet and beside an attack.
 
 It retries nothing. It asks in three ways at once: one call after the other on one connection; calls on a schedule,
 whatever became of those before, on a second; and now and then a call on a new connection, as a newcomer does.
 """
 
 import asyncio
-import multiprocessing
-import signal
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -20,9 +17,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from atelier.channel import proxy_options
-from atelier.errors import ProgramError, ResourceUnavailableError
+from atelier.errors import ResourceUnavailableError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
+from loadtest.child import Child
 
 DEADLINE_S = 2.0
 PAUSE_S = 0.01  # between calls one after the other
@@ -43,57 +41,37 @@ class Call(NamedTuple):
 
 
 class HonestClient:
-    """Asks from when it is entered until it is left. Raises ResourceUnavailableError NO_ANSWER if nobody answers."""
+    """Asks from when it is made until it is ended. Raises ResourceUnavailableError NO_ANSWER if nobody answers."""
 
     def __init__(self, target: str) -> None:
-        context = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
-        self._target = target
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_ask_until_told, args=(target, theirs), daemon=True)
-        self._theirs = theirs
+        self._child = Child("the honest client", _ask_until_told, target)
+        try:
+            fault = self._child.receive(START_S)
+            if fault:
+                cure = "is the server running, and does it serve atelier.v1.Classifier?"
+                raise ResourceUnavailableError("NO_ANSWER", f"{target} cannot be asked: {fault}", cure)
+        except BaseException:
+            self._child.end()
+            raise
+        self.end = self._child.end
 
     def calls(self, since_s: float, until_s: float) -> list[Call]:
         """Returns the calls that were due in this time, once all of them have ended."""
-        self._pipe.send((since_s, until_s))
-        return [Call(*fields) for fields in self._receive(until_s - time.monotonic() + 5 * DEADLINE_S)]
+        self._child.pipe.send((since_s, until_s))
+        return [Call(*fields) for fields in self._child.receive(until_s - time.monotonic() + 5 * DEADLINE_S)]
 
-    def __enter__(self) -> Self:
-        self._process.start()
-        self._theirs.close()
-        try:
-            fault = self._receive(START_S)
-            if fault:
-                cure = "is the server running, and does it serve atelier.v1.Classifier?"
-                raise ResourceUnavailableError("NO_ANSWER", f"{self._target} cannot be asked: {fault}", cure)
-        except BaseException:
-            self._end()
-            raise
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self._pipe.close()  # which it notices
-        self._process.join(2)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _receive(self, limit_s: float) -> Any:
-        try:
-            if self._pipe.poll(max(0.0, limit_s)):
-                return self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            pass
-        raise ProgramError("CLIENT_DIED", f"the honest client said nothing for {limit_s:.0f} s, or ended")
+@contextmanager
+def honest_client(target: str) -> Iterator[HonestClient]:
+    """Runs a client until the block ends."""
+    client = HonestClient(target)
+    try:
+        yield client
+    finally:
+        client.end()
 
 
 def _ask_until_told(target: str, pipe: Connection) -> None:
-    """In a process of its own: until the other end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
     asyncio.run(_Asking(target).run(pipe))
 
 
@@ -144,7 +122,7 @@ class _Asking:
                 await asyncio.sleep(PAUSE_S)
 
     async def _on_schedule(self) -> None:
-        """Latency counts from when a call was due: what holds up this client holds up its calls."""
+        """Calls on a schedule. Latency counts from when a call was due: what holds up the client holds up its calls."""
         async with self._channel() as classify, asyncio.TaskGroup() as calls:
             due_s = time.monotonic()
             while True:
@@ -180,7 +158,7 @@ class _Asking:
 
 
 def _label(reply: bytes) -> int:
-    """The label of the one image. Raises DecodeError or IndexError for what is no answer to one image."""
+    """Reads the label of the one image. Raises DecodeError or IndexError for what is no answer to one image."""
     (classification,) = [*pb.ClassifyResponse.FromString(reply).classifications] or [pb.Classification()]
     return classification.predictions[0].label
 

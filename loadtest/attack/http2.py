@@ -34,7 +34,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, body: bytes = b"") -> byte
 
 
 def _string(text: bytes) -> bytes:
-    """An HPACK string: its length in a prefix of 7 bits, and its bytes."""
+    """Returns an HPACK string: its length in a prefix of 7 bits, and its bytes."""
     if len(text) < 127:
         return bytes([len(text)]) + text
     rest, digits = len(text) - 127, bytearray([127])

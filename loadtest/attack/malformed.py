@@ -37,7 +37,7 @@ MEBIBYTE = 1 << 20
 
 
 def not_utf8(field: Field) -> Counts:
-    """Paths and metadata that are not UTF-8, or not what their name promises."""
+    """Sends paths and metadata that are not UTF-8, or not what their name promises."""
     blocks = [
         request_headers(b"/\xff"),
         request_headers(b"/atelier.v1.Classifier/\xc3\x28"),
@@ -55,7 +55,7 @@ def not_utf8(field: Field) -> Counts:
 
 
 def bad_prefaces(field: Field) -> Counts:
-    """Connections that do not begin as HTTP/2 does: other protocols, noise, first frames that may not be."""
+    """Opens connections that do not begin as HTTP/2 does: other protocols, noise, forbidden frames."""
     noise = random.Random(0)  # noqa: S311 - the same noise each time
     return _on_new_connections(
         field,
@@ -75,7 +75,7 @@ def bad_prefaces(field: Field) -> Counts:
 
 
 def wrong_framing(field: Field) -> Counts:
-    """Calls whose frames or whose message's prefix contradict themselves or each other."""
+    """Makes calls whose frames or message prefix contradict themselves or each other."""
     greeting = PREFACE + frame(SETTINGS)
     ended = END_STREAM
     bodies = [
@@ -108,20 +108,20 @@ def wrong_framing(field: Field) -> Counts:
 
 
 def large_headers(field: Field) -> Counts:
-    """Calls of ten thousand headers each, and of one header of a megabyte."""
+    """Makes calls of ten thousand headers each, and of one header of a megabyte."""
     many = request_headers(extra=b"".join(literal(b"x%d" % number, b"y") for number in range(10_000)))
     one = request_headers(extra=literal(b"x", b"y" * MEBIBYTE))
     return _header_blocks(field, [many, one])
 
 
 def hpack_bombs(field: Field) -> Counts:
-    """Header blocks of 16 KB that decode to 48 MB: one long header, remembered, and then named by a byte each."""
+    """Sends header blocks of 16 KB that decode to 48 MB: one long header, then named by a byte each."""
     remembered, named = literal(b"x", b"y" * 4000, 0x40), b"\xbe"
     return _header_blocks(field, [request_headers(extra=remembered + named * 12_000)])
 
 
 def malformed_megabytes(field: Field) -> Counts:
-    """Messages of 15 MB that are no protobuf."""
+    """Sends messages of 15 MB that are no protobuf."""
     body = message(b"\xff" * (15 * MEBIBYTE))
 
     def work(_rank: int, counts: Counts) -> None:
@@ -167,7 +167,7 @@ def _header_blocks(field: Field, blocks: Sequence[bytes]) -> Counts:
 
 
 def _split(block: bytes, stream: int) -> bytes:
-    """A header block as HEADERS and as many CONTINUATION frames as it needs."""
+    """Splits a header block into HEADERS and as many CONTINUATION frames as it needs."""
     parts = [block[start : start + LARGEST_FRAME] for start in range(0, len(block), LARGEST_FRAME)]
     kinds = [HEADERS, *[CONTINUATION] * (len(parts) - 1)]
     flags = [END_STREAM if number == 0 else 0 for number in range(len(parts))]

@@ -6,7 +6,6 @@ python -m loadtest.attack --target localhost:50051 --pid 4711
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,12 +17,15 @@ from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
-from loadtest.attack.honest import HonestClient
+from loadtest.attack.honest import honest_client
 from loadtest.attack.trial import Site, Timing, measure
 from loadtest.attack.verdict import Limits, Outcome
 from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
+from loadtest.results.files import save_json
 from loadtest.server_process import ServerProcess, server_process
 
+METRICS_PORT = 8002  # of a server at --target
+QUIET_S = 0.5  # at the least
 FAILED, INVALID = "FAILED", "INVALID"
 PACKAGES = ("grpcio", "onnxruntime", "numpy")
 HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", "memory before, most, after", "verdict")
@@ -45,26 +47,14 @@ class AttackSettings:
     pid: int | None = None
     """First process of the server at --target, whose memory and life are watched; None watches neither."""
 
-    metrics_port: int = 8002
-    """Metrics page of the server at --target."""
-
     only: str = ""
     """Names of attacks, separated by commas; none makes all."""
 
     scale: float = 1.0
-    """Size of each attack, as a share of its whole."""
+    """Size and least duration of each attack, as a share of its whole."""
 
-    quiet_s: float = Timing.quiet_s
-    """Seconds that the honest client is alone before each attack."""
-
-    least_s: float = Timing.least_s
-    """Seconds that each attack goes on, even if its size has been reached."""
-
-    most_s: float = Timing.most_s
-    """Seconds after which an attack ends, even if its size has not been reached; that is a fault."""
-
-    report: Path | None = None
-    """Also write all figures as JSON."""
+    report_dir: Path | None = None
+    """Also write all figures there, as attack.json."""
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +68,8 @@ def main(arguments: list[str]) -> int:
     )
     front_end = "" if settings.target else chosen_front_end(settings.front_end)
     attacks = chosen_attacks(settings.only)
-    timing = Timing(quiet_s=settings.quiet_s, least_s=settings.least_s, most_s=settings.most_s)
+    share = min(1.0, settings.scale)
+    timing = Timing(quiet_s=max(QUIET_S, share * Timing.quiet_s), least_s=max(QUIET_S, share * Timing.least_s))
     outcomes: list[Outcome] = []
     words: list[str] = []
     for attack in [CONTROL, *attacks]:
@@ -87,10 +78,10 @@ def main(arguments: list[str]) -> int:
         words.append(verdict(outcomes[-1], front_end, is_noisy=outcomes[0].is_slow))
         print(f"{attack.name}: {words[-1]}", flush=True)
     print("\n" + aligned([HEADER, *map(row, outcomes, words)]))
-    if settings.report:
+    if settings.report_dir:
         rows = [asdict(outcome) | {"verdict": word} for outcome, word in zip(outcomes, words, strict=True)]
         document = {"machine": machine_facts(PACKAGES), "front_end": front_end or settings.target, "attacks": rows}
-        settings.report.write_text(json.dumps(document, indent=1) + "\n")
+        save_json(settings.report_dir / "attack.json", document)
     if any(word.startswith(FAILED) for word in words):
         return 1
     return os.EX_TEMPFAIL if any(word.startswith(INVALID) for word in words) else 0
@@ -117,13 +108,12 @@ def local_address(target: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _site(settings: AttackSettings, front_end: str) -> Iterator[Site]:
-    """The server at --target, or a new one; and an honest client."""
+    """Yields the server at --target, or a new one; and an honest client."""
     if settings.target:
         host, port = local_address(settings.target)
-        with HonestClient(settings.target) as honest:
-            yield Site(
-                address=(host, port), metrics_address=(host, settings.metrics_port), pid=settings.pid, honest=honest
-            )
+        with honest_client(settings.target) as honest:
+            metrics_address = (host, METRICS_PORT)
+            yield Site(address=(host, port), metrics_address=metrics_address, pid=settings.pid, honest=honest)
         return
     with started_server(settings.repository, front_end) as server, site_of(server) as site:
         yield site
@@ -140,7 +130,7 @@ def started_server(repository: Path, front_end: str) -> Iterator[ServerProcess]:
 @contextlib.contextmanager
 def site_of(server: ServerProcess) -> Iterator[Site]:
     """Puts an honest client beside a server that this program started."""
-    with HonestClient(server.target) as honest:
+    with honest_client(server.target) as honest:
         yield Site(
             address=("127.0.0.1", server.port),
             metrics_address=("127.0.0.1", server.metrics_port),

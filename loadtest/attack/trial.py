@@ -18,7 +18,7 @@ START_S = 0.15  # for the attack's process
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long each part takes."""
+    """Seconds that each part takes, and tries."""
 
     quiet_s: float = 5.0
     least_s: float = 15.0  # an attack that has reached its size goes on until then

@@ -1,4 +1,4 @@
-"""What an attack came to, and whether that is what the server's front end promises."""
+"""Outcome of an attack, and whether it is what the server's front end promises."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ FEWEST_CALLS = 20  # for a percentile to mean something
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an honest client beside an attack may expect."""
+    """Limits that an honest client beside an attack may expect."""
 
     most_p99_ratio: float = 2.0  # to the quiet time
     floor_ms: float = 5.0  # a p99 below it is never a fault: a shared machine is no steadier
@@ -21,7 +21,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What the server's processes held."""
+    """Memory that the server's processes held."""
 
     before_mb: float
     most_mb: float

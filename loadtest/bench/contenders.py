@@ -1,4 +1,4 @@
-"""Who runs beside whom: the front ends of the server, bare echo servers, the raw runtime, and the peers if wanted."""
+"""Contenders of the bench: the front ends of the server, bare echo servers, the raw runtime."""
 
 import time
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def contenders_from(repository: Path) -> Iterator[Contenders]:
     with ExitStack() as stack:
         served = {name: stack.enter_context(serving(repository, *flags)) for name, flags in front_ends().items()}
         reply_bytes = reply_bytes_of(served["grpcio"])
-        python_echo = server_process("loadtest.echo_server", "--reply-bytes", str(reply_bytes), "--uvloop")
+        python_echo = server_process("loadtest.echo_server", str(reply_bytes))
         targets = {name: target_of(name, server) for name, server in served.items()}
         targets |= {f"{name}, {INFER}": infer_target_of(name, server) for name, server in served.items()}
         for name, echo in ((CPP_ECHO, cpp_echo(reply_bytes)), (PYTHON_ECHO, python_echo)):
@@ -73,7 +73,7 @@ def paced_servers(repository: Path) -> Iterator[dict[str, ServerProcess]]:
 
 
 def serving(repository: Path, *arguments: str, module: str = "serving") -> AbstractContextManager[ServerProcess]:
-    """A server of the newest version, in ONNX Runtime on the CPU, one thread an inference.
+    """Runs a server of the newest version, in ONNX Runtime on the CPU, one thread an inference.
 
     The system chooses its ports, that of its metrics too.
     """
@@ -82,14 +82,14 @@ def serving(repository: Path, *arguments: str, module: str = "serving") -> Abstr
 
 
 def target_of(name: str, server: ServerProcess, reply_bytes: int | None = None) -> Target:
-    """How h2load asks a server for Classify."""
+    """Says how h2load asks a server for Classify."""
     url = f"http://{server.target}{CLASSIFY}"
     frame_bytes = None if reply_bytes is None else reply_bytes + 5
     return Target(name=name, pid=server.process.pid, url=url, body_for=classify_body, reply_bytes=frame_bytes)
 
 
 def infer_target_of(name: str, server: ServerProcess) -> Target:
-    """How h2load asks the same server by the Open Inference Protocol."""
+    """Says how h2load asks the same server by the Open Inference Protocol."""
     url = f"http://{server.target}/{OPEN_INFERENCE}/{INFER}"
     return Target(name=f"{name}, {INFER}", pid=server.process.pid, url=url, body_for=infer_body)
 
@@ -100,7 +100,7 @@ def inferences_at_once(server: ServerProcess) -> int:
 
 
 def seconds_to_first_answer(repository: Path, flags: tuple[str, ...]) -> float:
-    """From the start of the process."""
+    """Measures from the start of the process."""
     started_s = time.monotonic()
     with serving(repository, *flags) as server, Client(server.target) as client:
         client.classify(np.zeros(IMAGE_SHAPE, np.uint8))
@@ -108,7 +108,7 @@ def seconds_to_first_answer(repository: Path, flags: tuple[str, ...]) -> float:
 
 
 def protocol_of(server: ServerProcess, raw: OnnxRuntimeBackend) -> Classify:
-    """How single images are sent and judged: by the raw runtime's logits of random images, no two of them alike."""
+    """Says how single images are sent and judged: by the raw runtime's logits of random images, no two alike."""
     images = random_images(NUM_IMAGES)
     reference = Reference(images=images, logits=logits_of(raw, images), atol=FP32_ATOL)
     return Classify(target=server.target, reference=reference)
@@ -127,7 +127,7 @@ def check_count(server: ServerProcess, num_sent: int) -> int:
 
 
 def reply_bytes_of(served: ServerProcess) -> int:
-    """Size of the answer to one image, so that the echo servers send as much."""
+    """Asks for the size of the answer to one image, so that the echo servers send as much."""
     with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
         return len(call(pb.ClassifyRequest(images=bytes(784)).SerializeToString()))

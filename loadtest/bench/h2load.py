@@ -1,5 +1,6 @@
 """Load from outside Python: h2load, of Debian's nghttp2-client.
 
+It stays beside LoadGen's clients: it costs the shared cores least, asks every contender alike, and speaks HTTP/1.1.
 It speaks HTTP and knows nothing of gRPC: it takes an HTTP 200 with a failing grpc-status for a success. So whoever
 uses it compares the server's own count of answers with what was sent, or has it count the answers' bytes.
 """
@@ -60,7 +61,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a server made of a load."""
+    """Outcome of a load."""
 
     requests_per_s: float
     cpu_us: float  # of each request: user and system time of all the server's processes
@@ -137,7 +138,7 @@ def _command(target: Target, load: Load, num_requests: int, body: Path, log: Pat
 
 
 def _rate_from(done: "subprocess.CompletedProcess[str]", target: Target, load: Load, num_requests: int) -> float:
-    """Requests/s, once every request has an answer.
+    """Reads requests/s, once every request has an answer.
 
     What h2load calls success is an HTTP status of 2xx: it misses those without a reason phrase (TorchServe's), and
     takes a gRPC error for one. So it is the bytes of the answers that count, if they are known.
@@ -158,11 +159,11 @@ def _rate_from(done: "subprocess.CompletedProcess[str]", target: Target, load: L
 
 
 def _times_us(log: Path) -> NDArray[np.int64]:
-    """What each request took: the third column of h2load's log."""
+    """Reads what each request took: the third column of h2load's log."""
     times: NDArray[np.int64] = np.loadtxt(log, np.int64, usecols=2, ndmin=1)
     return times
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of the server's first process and of all that it started, so far."""
+    """Reads user and system time of the server's first process and of all that it started."""
     return sum(sum(process.cpu_times()[:2]) for process in processes_of(pid))

@@ -1,5 +1,6 @@
-"""What is measured, in which order; the figures that it gives, by name, one a repeat."""
+"""Measurements of the bench in their order; the figures that they give, by name, one a repeat."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, Generator, Ta
 from loadtest.bench.overload import Run, measure_overload
 from loadtest.bench.paced_server import IMAGE_S
 from loadtest.bench.training_speed import training_rates
+from loadtest.load.generator_processes import Generators
 from loadtest.memory import resident_bytes_of
 from serving.backends.base import Backend
 
@@ -33,6 +35,7 @@ Step = Callable[[], dict[str, float]]
 
 NUM_MILLIONS = 6  # of images, after which memory is read: five between the first and the last
 RAW_S = 1.0
+NUM_PROCESSES = max(1, (os.cpu_count() or 1) // 2)  # that offer what is past saturation; more would take our cores
 
 
 def measure_serving(contenders: Contenders, peers: dict[str, Target], repeats: int, scale: float) -> Figures:
@@ -64,7 +67,7 @@ def measure_serving(contenders: Contenders, peers: dict[str, Target], repeats: i
 def _steps(
     contenders: Contenders, targets: Mapping[str, Target], generator: Generator, scale: float
 ) -> dict[str, Step]:
-    """What one repeat measures, in this order."""
+    """Lists what one repeat measures, in this order."""
     seconds = RAW_S * scale
     steps: dict[str, Step] = {}
     for name, target in targets.items():
@@ -102,7 +105,7 @@ def _raw(backend: Backend, name: str, num_threads: int, seconds: float) -> dict[
 
 
 def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, seconds: float) -> float:
-    """The runtime in this process with nothing around it, called from so many threads at once."""
+    """Measures the runtime in this process with nothing around it, called from so many threads at once."""
     images = random_images(batch_size)
     with ThreadPoolExecutor(num_threads) as threads:
         runs = [threads.submit(measure, backend.infer, [images], seconds) for _ in range(num_threads)]
@@ -112,7 +115,7 @@ def raw_images_per_s(backend: Backend, batch_size: int, num_threads: int, second
 def measure_goodput(
     contenders: Contenders, repository: Path, peaks: Mapping[str, Mapping[int, float]], repeats: int, scale: float
 ) -> dict[str, dict[tuple[int, int, float], list[Run]]]:
-    """By server, what becomes of multiples of its peaks: requests/s by the images of each, by front end.
+    """Measures, server by server, multiples of its peaks: requests/s by the images of each, by front end.
 
     Each front end is also run on a device of a known pace, which is its peak.
     """
@@ -120,16 +123,17 @@ def measure_goodput(
         servers = contenders.served | paced
         peaks = {**peaks, **{name: {1: 1 / IMAGE_S} for name in paced}}
         found: dict[str, dict[tuple[int, int, float], list[Run]]] = {name: defaultdict(list) for name in servers}
-        for _ in tqdm(range(repeats), desc="past saturation", unit="repeat", disable=None):
-            for name, server in servers.items():
-                protocol = protocol_of(server, contenders.raw)
-                for key, run in measure_overload(protocol, NUM_IMAGES, peaks[name], scale).items():
-                    found[name][key].append(run)
+        protocols = {name: protocol_of(server, contenders.raw) for name, server in servers.items()}
+        with Generators(NUM_PROCESSES, protocols, NUM_IMAGES) as generators:
+            for _ in tqdm(range(repeats), desc="past saturation", unit="repeat", disable=None):
+                for name in servers:
+                    for key, run in measure_overload(generators, name, peaks[name], scale).items():
+                        found[name][key].append(run)
     return found
 
 
 def measure_starts(repository: Path, repeats: int) -> Figures:
-    """Start to first answer, in turn."""
+    """Measures start to first answer, in turn."""
     figures: Figures = defaultdict(list)
     for _ in range(repeats):
         for name, flags in front_ends().items():
@@ -137,11 +141,11 @@ def measure_starts(repository: Path, repeats: int) -> Figures:
     return figures
 
 
-def measure_training(repeats: int, num_workers: int) -> Figures:
-    """Examples/s of ours and of the tutorial's loop."""
+def measure_training(repeats: int) -> Figures:
+    """Measures examples/s of ours and of the tutorial's loop."""
     figures: Figures = {"training": [], "tutorial's loop": []}
     for _ in tqdm(range(repeats), desc="training, two epochs each", unit="run", disable=None):
-        ours, tutorials = training_rates(num_workers, num_epochs=2)
+        ours, tutorials = training_rates(num_epochs=2)
         figures["training"].append(ours)
         figures["tutorial's loop"].append(tutorials)
     return figures

@@ -1,14 +1,13 @@
 """Goodput past saturation: what a server still answers in time when it is offered several times what it can do."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
-
-from loadtest.bench.open_loop import OpenLoad, Outcomes, offer
 from loadtest.bench.rows import Row
-from loadtest.load.protocols import ServerProtocol
+from loadtest.load.generator_processes import Generators
+from loadtest.load.scenarios import Load
+from loadtest.results.measurement import Measurement
 
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
 # A request of one image costs a generator as much as the server: if they share cores, most rates past the peak cannot
@@ -17,9 +16,8 @@ SIZES = (1, 64)
 DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
 LEAST_DURATION_S = 0.5
-
-# What offers a load to a server that knows so many images.
-Offer = Callable[[ServerProtocol, int, OpenLoad], Outcomes]
+LATE_SHARE = 0.1  # of the deadline: a request that cannot be sent by then was the generator's failure
+ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +25,8 @@ class Run:
     """One repeat at one rate, in requests: figures to keep."""
 
     offered_per_s: float
-    was_offered: bool  # the generator kept its schedule
-    goodput: float
+    was_offered: bool  # the generator kept its schedule; if not, the run says nothing of the server at that rate
+    goodput: float  # right answers within the deadline, a second
     refusal_p99_ms: float | None  # None if nothing was refused
 
 
@@ -36,31 +34,44 @@ Runs = Mapping[tuple[int, int, float], list[Run]]  # by images of a request, dea
 
 
 def measure_overload(
-    server: ServerProtocol, num_images: int, peaks: Mapping[int, float], scale: float, offer_load: Offer = offer
+    generators: Generators, server: str, peaks: Mapping[int, float], scale: float
 ) -> dict[tuple[int, int, float], Run]:
     """Offers multiples of the peaks, in requests/s by the images of each, with each deadline."""
-    duration_s = max(LEAST_DURATION_S, DURATION_S * scale)
     runs = {}
     for size, deadline_ms, factor in product(peaks, DEADLINES_MS, FACTORS):
-        load = OpenLoad(
-            rate=factor * peaks[size], deadline_s=deadline_ms / 1e3, duration_s=duration_s, images_per_request=size
-        )
-        runs[size, deadline_ms, factor] = _run_from(load, offer_load(server, num_images, load))
+        duration_s = max(LEAST_DURATION_S, DURATION_S * scale)
+        load = load_with_deadline(server, factor * peaks[size], deadline_ms / 1e3, duration_s, size)
+        runs[size, deadline_ms, factor] = run_from(generators.measure(load))
     return runs
 
 
-def _run_from(load: OpenLoad, outcomes: Outcomes) -> Run:
-    refusal_us = outcomes.refusal_us
+def load_with_deadline(server: str, rate: float, deadline_s: float, duration_s: float, size: int = 1) -> Load:
+    """Returns a Poisson process of requests of `size` images, each with this deadline from when it is due."""
+    return Load(
+        contender=server,
+        scenario="server",
+        target_qps=rate,
+        duration_s=duration_s,
+        images_per_request=size,
+        latency_p99_ms=1e3 * deadline_s,
+        timeout_s=deadline_s,
+        late_s=LATE_SHARE * deadline_s,
+    )
+
+
+def run_from(found: Measurement) -> Run:
+    """Keeps the figures of a load with a deadline."""
+    has_refused = found.histograms["refusal"].get_total_count()
     return Run(
-        offered_per_s=outcomes.num_in_time / load.duration_s,
-        was_offered=outcomes.is_offered,
-        goodput=outcomes.goodput(load),
-        refusal_p99_ms=float(np.percentile(refusal_us, 99)) / 1e3 if len(refusal_us) else None,
+        offered_per_s=found.count("in_time") / found.load.duration_s,
+        was_offered=found.count("in_time") >= ENOUGH_SHARE * found.num_requests,
+        goodput=found.count("within_bound") / found.load.duration_s,
+        refusal_p99_ms=found.percentile_ms(99.0, "refusal") if has_refused else None,
     )
 
 
 def overload_rows(name: str, runs: Runs, *, least_share: float | None, refusal_ms: float | None) -> list[Row]:
-    """What the runs say of one server: goodput over its best up to saturation, and how long a refusal takes."""
+    """Makes the rows of one server: goodput over its best up to saturation, and how long a refusal takes."""
     rows = []
     for size, deadline_ms in dict.fromkeys((size, deadline_ms) for size, deadline_ms, _ in runs):
         of_each = {factor: runs[size, deadline_ms, factor] for factor in FACTORS}
@@ -70,7 +81,7 @@ def overload_rows(name: str, runs: Runs, *, least_share: float | None, refusal_m
 
 
 def _goodput_rows(name: str, load: str, runs: Mapping[float, list[Run]], least_share: float | None) -> list[Row]:
-    """Of the repeats in which this rate was offered, and the peak too; INVALID if those are not most."""
+    """Counts the repeats in which this rate was offered, and the peak too; INVALID if those are not most."""
     # Without what the peak gave, the best up to it may be that of half the rate.
     repeats = zip(*(of_factor for factor, of_factor in runs.items() if factor <= 1), strict=True)
     best = [max(run.goodput for run in repeat) if repeat[-1].was_offered else 0.0 for repeat in repeats]
@@ -95,7 +106,7 @@ def _goodput_rows(name: str, load: str, runs: Mapping[float, list[Run]], least_s
 
 
 def _refusal_rows(name: str, load: str, runs: Mapping[float, list[Run]], target: float | None) -> list[Row]:
-    """Of the runs past the peak that were offered and refused anything; INVALID if none was offered."""
+    """Counts the runs past the peak that were offered and refused anything; INVALID if none was offered."""
     past = [run for factor, of_factor in runs.items() if factor > 1 for run in of_factor]
     offered = [run for run in past if run.was_offered]
     taken = [run.refusal_p99_ms for run in offered or past if run.refusal_p99_ms is not None]

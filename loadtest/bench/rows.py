@@ -51,7 +51,7 @@ class Row:
         return f"{bound} {self.target:g}: {'met' if self.is_met else 'MISSED'}"
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        """Name, ours, yardstick, the value with its spread, and the verdict."""
+        """Returns name, ours, yardstick, the value with its spread, and the verdict."""
         yardstick = ""
         if self.yardstick is not None:
             yardstick = f"{shown(statistics.median(self.yardstick))} ({self.yardstick_name})"
@@ -60,15 +60,15 @@ class Row:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table, for a terminal as for README."""
+    """Renders the rows as a Markdown table, for a terminal as for README."""
     return aligned([HEADER, *(row.cells() for row in rows)])
 
 
 def with_spread(values: list[float]) -> str:
-    """The median, and between brackets the lowest and the highest."""
+    """Formats the median, and between brackets the lowest and the highest."""
     return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
 
 
 def shown(figure: float) -> str:
-    """Three digits, or all before the point."""
+    """Formats three digits, or all before the point."""
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"

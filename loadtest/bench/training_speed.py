@@ -13,11 +13,10 @@ NUM_IMAGES = 60_000
 RAW_DIR = Path("FashionMNIST") / "raw"  # where torchvision looks
 
 
-def training_rates(num_workers: int, num_epochs: int, num_images: int = NUM_IMAGES) -> tuple[float, float]:
-    """Examples/s of ours and of the tutorial's loop: the epochs' wall clock, evaluation included. Both use all cores.
+def training_rates(num_epochs: int, num_images: int = NUM_IMAGES) -> tuple[float, float]:
+    """Measures examples/s of ours and of the tutorial's loop by the epochs' wall clock, with evaluation, on all cores.
 
-    What comes before the first epoch is in neither. `num_workers` are the DataLoader's, of the tutorial's loop. Both
-    get the first `num_images`, and a sixth as many to evaluate.
+    What comes before the first epoch is in neither. Both get the first `num_images`, and a sixth as many to evaluate.
     """
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
@@ -25,14 +24,13 @@ def training_rates(num_workers: int, num_epochs: int, num_images: int = NUM_IMAG
         data = ("--data-dir", str(root / RAW_DIR), "--unverified-data")  # checked before they were laid out
         checkpoint = ("--checkpoint-dir", str(root / "checkpoint"))
         _run("training", "--epochs", str(num_epochs), *checkpoint, *data, "--device", "cpu")
-        loop = ("--data-dir", directory, "--epochs", str(num_epochs), "--workers", str(num_workers))
-        tutorials = json.loads(_run("loadtest.bench.tutorial_loop", *loop))
+        tutorials = json.loads(_run("loadtest.bench.tutorial_loop", directory, str(num_epochs)))
         epochs = json.loads((root / "checkpoint" / "checkpoint.json").read_bytes())["metrics"]
     return num_epochs * num_images / sum(epoch["seconds"] for epoch in epochs), tutorials["examples_per_s"]
 
 
 def _lay_out(root: Path, num_images: int) -> None:
-    """The data set as torchvision's own class reads it: IDX files, uncompressed."""
+    """Writes the data set as torchvision's own class reads it: IDX files, uncompressed."""
     dataset, num_tests = load_dataset(), num_images // 6
     (root / RAW_DIR).mkdir(parents=True)
     for name, array in (

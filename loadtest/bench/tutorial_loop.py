@@ -1,14 +1,14 @@
 """The yardstick for training: the tutorial's own loop, image by image, as it stands in its chapter.
 
-python -m loadtest.bench.tutorial_loop --data-dir DIR --epochs 1 --workers 0
+python -m loadtest.bench.tutorial_loop DIR EPOCHS, where DIR holds FashionMNIST/raw
 
 torchvision's data set and ToTensor, a DataLoader, and per batch forward, loss, backward, step, with loss and accuracy
 accumulated as in d2l's train_ch6 (Dive into Deep Learning, 7.6). The network is built here, layer by layer as there, so
 that nothing of ours is in the yardstick. Prints examples/s by the wall clock, evaluation included.
 """
 
-import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torchvision.transforms import ToTensor
 
 
 def network() -> nn.Sequential:
-    """(N, 1, 28, 28) -> (N, 10)."""
+    """Builds the network: (N, 1, 28, 28) -> (N, 10)."""
     layers = nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2),
         nn.Sigmoid(),
@@ -40,12 +40,10 @@ def network() -> nn.Sequential:
     return layers
 
 
-def train(root: Path, num_epochs: int, num_workers: int) -> float:
-    """Examples per second, wall clock."""
+def train(root: Path, num_epochs: int) -> float:
+    """Trains and evaluates; returns examples per second by the wall clock."""
     batches, test_batches = (
-        DataLoader(
-            FashionMNIST(root, train=is_train, transform=ToTensor()), 256, shuffle=is_train, num_workers=num_workers
-        )
+        DataLoader(FashionMNIST(root, train=is_train, transform=ToTensor()), 256, shuffle=is_train)
         for is_train in (True, False)
     )
     model, loss_of = network(), nn.CrossEntropyLoss()
@@ -71,17 +69,5 @@ def train(root: Path, num_epochs: int, num_workers: int) -> float:
     return num_examples / (time.perf_counter() - started_s)
 
 
-def main() -> None:
-    """`python -m loadtest.bench.tutorial_loop`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--data-dir", type=Path, required=True, help="holds FashionMNIST/raw, as torchvision lays it out"
-    )
-    parser.add_argument("--epochs", type=int, default=1, help="default 1")
-    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader; 0 loads in the loop (default)")
-    options = parser.parse_args()
-    print(json.dumps({"examples_per_s": train(options.data_dir, options.epochs, options.workers)}))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps({"examples_per_s": train(Path(sys.argv[1]), int(sys.argv[2]))}))

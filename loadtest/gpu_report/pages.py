@@ -1,242 +1,143 @@
-"""The GPU report to read: tables in Markdown."""
+"""Renders the GPU report to read: tables in Markdown, and a plot of latencies."""
 
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from atelier.tables import aligned
 
 Document = dict[str, Any]
-PEAKS = ("resident", "device_allocated", "device_reserved")
+REHEARSAL = "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**"
 
 
 def markdown_from(document: Document, plot_stem: str = "") -> str:
-    """Everything that was measured by now, with n and spread; and what was not, with the reason."""
-    sections = [f"# GPU report, {document['date']}"]
-    if document["rehearsal"]:
-        sections = [
-            f"# Rehearsal of the GPU report, {document['date']}",
-            "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**",
-        ]
-    sections += [
-        _unfinished(document),
-        _host(document),
-        _steps(document),
-        _training(document),
-        _parity(document),
-        _latency(document),
-    ]
-    if plot_stem:
-        sections.append(f"![Latency over batch size]({plot_stem}.png)")
-    sections += [_serving(document), _memory(document)]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    """Renders everything that was measured by now, with n and spread; and what was not, with the reason."""
+    title = f"# GPU report, {document['date']}" + (f"\n\n{REHEARSAL}" if document["rehearsal"] else "")
+    plot = f"![Latency over batch size]({plot_stem}.png)" if plot_stem else ""
+    sections = (section(document) for section in (_host, _steps, _training, _parity, _latency, _serving))
+    return "\n\n".join(filter(None, [title, *sections, plot])) + "\n"
 
 
 def results_of(document: Document, kind: str) -> Iterator[dict[str, Any]]:
-    """Of the steps of that kind: all that have one, for one that failed may have found something out."""
+    """Yields the results of all steps of that kind that have one; one that failed may have found something out."""
     for step in document["steps"]:
         if step["result"] and step["name"].split()[0] == kind:
             yield step["result"]
 
 
+def _section(title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]], lines: str = "") -> str:
+    table = aligned([header, *rows]) if rows else ""
+    return "\n\n".join(filter(None, [f"## {title}", note, table, lines])) if table or lines else ""
+
+
 def _spread(values: Sequence[float], digits: int = 0) -> str:
-    """`median (lowest to highest)`."""
+    """Formats `median (lowest to highest)`."""
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})" if len(values) > 1 else middle
 
 
+def _mebibytes(memory: dict[str, Any], *kinds: str) -> list[str]:
+    held = [memory.get(kind) for kind in kinds]
+    return ["not measured" if num_bytes is None else f"{num_bytes / (1 << 20):,.1f}" for num_bytes in held]
+
+
 def _host(document: Document) -> str:
-    lines = []
-    for host in results_of(document, "host"):
-        gpu = ", ".join(f"{name} {value}" for name, value in host["gpu"].items()) or "none"
-        lines += [f"- GPU: {gpu}", f"- CPU: {host['cpu']}", f"- Python {host['python']}"]
-        lines += [f"- {package} {version}" for package, version in host["versions"].items()]
-    return "\n".join(["## Host", "", *lines])
-
-
-def _unfinished(document: Document) -> str:
-    missing = [step["name"] for step in document["steps"] if step["status"] in ("running", "not run")]
-    if not missing:
-        return ""
-    return f"**Not finished: {len(missing)} of {len(document['steps'])} steps are missing, from `{missing[0]}` on.**"
+    rows = [row for host in results_of(document, "host") for row in (*host["gpu"].items(), *host["versions"].items())]
+    return _section("Host", "", ("GPU and versions", ""), rows)
 
 
 def _steps(document: Document) -> str:
     steps = document["steps"]
-    rows = [(step["name"], step["status"], f"{step['seconds']:.1f}") for step in steps]
-    reasons = [f"- {step['name']}: {' '.join(step['reason'].split())}" for step in steps if step["reason"]]
-    table = aligned([("step", "outcome", "seconds"), *rows])
-    return "\n\n".join(filter(None, ["## Steps", table, "\n".join(reasons)]))
+    missing = [step["name"] for step in steps if step["status"] in ("running", "not run")]
+    note = f"Not finished: {len(missing)} of {len(steps)} steps are missing, from `{missing[0]}` on." if missing else ""
+    rows = [
+        (step["name"], step["status"], f"{step['seconds']:.1f}", " ".join(step["reason"].split())) for step in steps
+    ]
+    return _section("Steps", note, ("step", "outcome", "seconds", "reason"), rows)
 
 
 def _training(document: Document) -> str:
     rows = []
     for result in results_of(document, "train"):
         runs = result["runs"]
-        figures = [
-            _spread([run[name] for run in runs])
-            for name in (
-                *("examples_per_s_steps", "examples_per_s_wall"),
-                *("examples_per_s_steady_steps", "examples_per_s_steady_with_evaluation"),
-            )
-        ]
-        rows.append(
-            [
-                result["recipe"],
-                result["precision"],
-                str(len(runs)),
-                *figures,
-                _spread([run["test_acc"] for run in runs], 4),
-            ]
-        )
-    if not rows:
-        return ""
-    header = (
-        "recipe",
-        "precision",
-        "seeds",
-        "steps alone",
-        "wall clock",
-        "steps, steady",
-        "with evaluation, steady",
-        "test accuracy",
-    )
+        rates = (_spread([run[f"examples_per_s_{name}"] for run in runs]) for name in ("wall", "steady_steps"))
+        peak = max((run["peak_memory"] for run in runs), key=lambda peak: int(peak["resident"]))
+        held = _mebibytes(peak, "resident", "device_allocated")
+        accuracy = _spread([run["test_acc"] for run in runs], 4)
+        rows.append([result["recipe"], result["precision"], str(len(runs)), *rates, accuracy, *held])
+    header = ("recipe", "precision", "seeds", "wall clock", "steps, steady", "test accuracy", "MiB", "MiB on the GPU")
     note = "Examples/s. The wall clock counts data loading and, on CUDA, capturing; steady leaves out the first epoch."
-    return f"## Training\n\n{note}\n\n{aligned([header, *rows])}\n\n{_floor(document)}".rstrip()
-
-
-def _floor(document: Document) -> str:
-    lines = []
-    for floor in results_of(document, "floor"):
-        lines.append(
-            f"The floor: a step of {floor['batch_size']} images is {floor['multiply_adds_per_step']:,} multiply-adds, "
-            f"{floor['image_bytes_per_step']:,} bytes of images and {floor['launches_per_step']} launches."
-        )
-        if "launch_floor_us" in floor:
-            lines.append(
-                f"A graph of as many kernels that do nothing takes {floor['launch_floor_us']:.1f} us: no more than "
-                f"{floor['launch_floor_examples_per_s']:,.0f} examples/s."
-            )
-    return " ".join(lines)
+    note += " Memory is the most that was held, on the GPU what PyTorch gave out."
+    return _section("Training", note, header, rows)
 
 
 def _parity(document: Document) -> str:
-    """Of every try of every export, refused ones too."""
-    tries = [(result["precision"], each) for result in results_of(document, "export") for each in result["tries"]]
-    if not tries:
-        return ""
-    rows = [
-        [
-            f"{precision}, --engine {each['engine_option']}",
-            f"{row['runtime']} on {row['device']}",
-            row["precision"],
-            f"{float(row['max_abs_diff']):.2e}",
-            f"{100 * row['top1_agreement']:.5g} %",
-            f"{row['accuracy']:.4f}",
-            "pass" if row["passed"] else "FAIL",
-            "published" if each["status"] == "ok" else "refused",
-        ]
-        for precision, each in tries
-        for row in each["parity"]
-    ]
+    rows, outcomes = [], []
+    for result in results_of(document, "export"):
+        for each in result["tries"]:
+            name = f"{result['precision']}, --engine {each['engine_option']}"
+            outcomes.append(f"- {name}: {'. '.join(filter(None, (each['outcome'], each['about_engine'])))}")
+            for row in each["parity"]:
+                figures = f"{float(row['max_abs_diff']):.2e}", f"{100 * row['top1_agreement']:.5g} %"
+                verdict = "pass" if row["passed"] else "FAIL", "published" if each["status"] == "ok" else "refused"
+                runtime = f"{row['runtime']} on {row['device']}"
+                rows.append([name, runtime, row["precision"], *figures, f"{row['accuracy']:.4f}", *verdict])
     header = ("export", "runtime", "tolerance of", "max_abs_diff", "top-1 agreement", "accuracy", "pass", "the version")
-    note = "A version is published, and may be served, only where all its rows pass."
-    outcomes = [
-        f"- {precision}, --engine {each['engine_option']}: "
-        + ". ".join(filter(None, (each["outcome"], each["about_engine"])))
-        for precision, each in tries
-    ]
-    return "\n\n".join(
-        ["## Export and parity", note, *([aligned([header, *rows])] if rows else []), "\n".join(outcomes)]
-    )
+    note = "A version is published, and may be served, only if all its rows pass."
+    return _section("Export and parity", note, header, rows, "\n".join(outcomes))
 
 
 def _latency(document: Document) -> str:
-    results = list(results_of(document, "latency"))
-    rows = [
-        [
-            result["backend"],
-            result["precision"],
-            str(row["batch_size"]),
-            row["clock"],
-            _spread(row["latency_us"], 1),
-            _spread(row["images_per_s"]),
-            _spread(row["wall_us"], 1),
-        ]
-        for result in results
-        for row in result["rows"]
-    ]
-    if not rows:
-        return ""
-    header = ("backend", "precision", "batch", "clock", "latency, us", "images/s", "by the wall clock, us")
-    note = (
-        "From images in host memory to logits in host memory, one call at a time; medians over repeats, lowest to "
-        "highest. Latency and images/s are by the row's clock; CUDA events are recorded on the backend's stream before "
-        "and after each call. The floor is the copies alone, in one launch."
-    )
-    proofs = [
-        f"- {result['backend']}, {result['precision']}: {result['probes']}" for result in results if result["probes"]
-    ]
-    parts = [f"## Latency and throughput on {results[0]['device']}", note, aligned([header, *rows]), "\n".join(proofs)]
-    return "\n\n".join(filter(None, parts))
-
-
-def _memory(document: Document) -> str:
-    rows = []
-    for result in results_of(document, "train"):
-        peaks = [run["peak_memory"] for run in result["runs"]]
-        found = [max((peak[name] for peak in peaks if name in peak), default=None) for name in PEAKS]
-        rows.append([f"training, {result['recipe']}, {result['precision']}, at most", *map(_mebibytes, found)])
+    rows, proofs = [], []
     for result in results_of(document, "latency"):
-        memory = result["memory"]
-        found = [memory["resident_bytes"], memory["device_bytes"], None]
-        rows.append([f"{result['backend']}, {result['precision']}", *map(_mebibytes, found)])
-    for result in results_of(document, "serve"):
-        memory = result["report"]["memory"]
-        found = [memory.get("resident_bytes"), memory.get("device_bytes"), None]
-        rows.append([f"server, {served_by(result)}", *map(_mebibytes, found)])
-    if not rows:
-        return ""
-    header = ("of", "resident, MiB", "on the GPU, MiB", "held there by PyTorch's allocator, MiB")
-    note = (
-        "Resident: of the process, of the server of all its processes, shared pages once. On the GPU: of training what "
-        "PyTorch gave out, of a backend what the memory in use there grew by with it, without the CUDA context, of the "
-        "server what nvidia-smi says of its processes."
-    )
-    return f"## Memory\n\n{note}\n\n{aligned([header, *rows])}"
-
-
-def _mebibytes(num_bytes: int | None) -> str:
-    return "not measured" if num_bytes is None else f"{num_bytes / (1 << 20):,.1f}"
-
-
-def served_by(result: dict[str, Any]) -> str:
-    """Names model, runtime, device, precision, and the front end."""
-    return f"{result['report']['model']}, front end {result['front_end']}"
+        name = (result["backend"], result["precision"])
+        proofs += [f"- {', '.join(name)}: {result['probes']}"] if result["probes"] else []
+        held = _mebibytes(result["memory"], "resident_bytes", "device_bytes")
+        for row in result["rows"]:
+            figures = _spread(row["latency_us"], 1), _spread(row["images_per_s"]), _spread(row["wall_us"], 1)
+            rows.append([*name, str(row["batch_size"]), row["clock"], *figures, *held])
+    header = ("backend", "precision", "batch", "clock", "latency, us", "images/s", "by the wall clock, us")
+    note = "From images to logits in host memory, one call at a time, by the row's clock: medians (lowest to highest). "
+    note += "The floor is the copies alone, in one launch. Memory on the GPU is without the CUDA context."
+    return _section("Latency", note, (*header, "MiB", "MiB on the GPU"), rows, "\n".join(proofs))
 
 
 def _serving(document: Document) -> str:
-    results = list(results_of(document, "serve"))
-    return "\n\n".join(["## Served, beside the references in process", *map(_served, results)]) if results else ""
+    lines, rows = [], []
+    for result in results_of(document, "serve"):
+        report, front_end = result["report"], result["front_end"]
+        held = " and ".join(_mebibytes(report["memory"], "resident_bytes", "device_bytes"))
+        lines.append(f"- {front_end}: {report['model']}: {report['verdict']}; memory in MiB, on the GPU too: {held}")
+        for row in report["scenarios"]:
+            latencies, answers = [each["milliseconds"]["latency"] for each in row["repeats"]], row["all"]["requests"]
+            p50, p99 = (_spread([latency[name] for latency in latencies], 1) for name in ("p50", "p99"))
+            counts = ", ".join(f"{answers[name]:,} {name}" for name in ("correct", "wrong", "lost", "refused"))
+            rate = _spread([each["images_per_s"] for each in row["repeats"]])
+            rows.append([f"{front_end}: {row['contender']} {row['mark']}".strip(), rate, p50, p99, counts, ""])
+        for row in report["references"]:
+            name = f"{row['name']}, {row['batch_size']} at a time"
+            ratios = report["ratios"].get("offline", {}).get(name)
+            over = _spread(ratios, 2) if ratios else ""
+            rows.append([f"{front_end}: {name}", _spread(row["images_per_s"]), "", "", "", over])
+    header = ("front end", "images/s", "p50, ms", "p99, ms", "requests", "served over it")
+    note = "64 images a request, 32 in flight, every answer compared; beside it the references in process."
+    return _section("Served", note, header, rows, "\n".join(lines))
 
 
-def _served(result: dict[str, Any]) -> str:
-    report = result["report"]
-    settings, ratios = report["settings"], report["ratios"].get("offline", {})
-    lines = [
-        f"- {served_by(result)}: {report['verdict']}. {settings['offline_images_per_request']} images a request, "
-        f"{settings['processes']} x {settings['in_flight']} in flight; every answer compared with {report['reference']}"
-    ]
-    for row in report["scenarios"]:
-        rounds, answers = row["rounds"], row["all"]["requests"]
-        p50, p99 = (_spread([each["milliseconds"]["latency"][name] for each in rounds], 1) for name in ("p50", "p99"))
-        lines.append(
-            f"- {row['contender']}: {_spread([each['images_per_s'] for each in rounds])} images/s {row['mark']}; "
-            f"latency p50 {p50} ms, p99 {p99} ms; {answers['correct']:,} requests right, {answers['wrong']} wrong, "
-            f"{answers['lost']} lost, {answers['refused']} refused"
-        )
-    for row in report["references"]:
-        name = f"{row['name']}, {row['batch_size']} at a time"
-        over = f"; served over it {_spread(ratios[name], 2)}" if ratios.get(name) else ""
-        lines.append(f"- {name}: {_spread(row['images_per_s'])} images/s{over}")
-    return "\n".join(lines)
+def save_plot(document: Document, path: Path) -> bool:
+    """Draws latency over batch size, a line per backend and precision; false if there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for result in results_of(document, "latency"):
+        medians = [(row["batch_size"], statistics.median(row["latency_us"])) for row in result["rows"]]
+        axes.plot(*zip(*medians, strict=True), marker="o", label=f"{result['backend']} {result['precision']}")
+    if not axes.lines:
+        return False
+    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="latency in microseconds")
+    axes.set_title(f"{'REHEARSAL on a CPU, ' if document['rehearsal'] else ''}{document['date']}")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    return True

@@ -1,4 +1,4 @@
-"""One process of the load generator: LoadGen, a system under test, and what became of the requests.
+"""Process of the load generator: LoadGen, a system under test, and what became of the requests.
 
 It runs apart from whatever it measures with, so that nothing but the load makes it late. Its own lateness, from when a
 request was due to when it was sent, is measured like a latency. Latency counts from when a request was due: what a
@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -25,21 +24,23 @@ from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 from loadtest.load.protocols import ServerProtocol
-from loadtest.load.records import CORRECT, LOST, PENDING, REFUSED, WRONG, Records
+from loadtest.load.records import CORRECT, EXPIRED, LOST, PENDING, REFUSED, WRONG, Records
 from loadtest.load.scenarios import Load, schedule_ns, settings_from
 from loadtest.load.systems import CannotAskError, system_for
 
 # Histograms count microseconds up to ten minutes, to three significant digits.
 LARGEST_US = 600_000_000
 SIGNIFICANT_DIGITS = 3
-HISTOGRAMS = ("latency", "lateness", "queue", "inference", "transport")
+HISTOGRAMS = ("latency", "lateness", "queue", "inference", "transport", "refusal")
+
+CLOCK_S = 0.002  # grpcio counts deadlines in milliseconds
 
 READY, GO, STOP = "ready", "go", "stop"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one process measured. Histograms are in microseconds, in HdrHistogram's own encoding."""
+    """Share of one process in what was measured. Histograms are in microseconds, in HdrHistogram's own encoding."""
 
     histograms: dict[str, bytes] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -54,26 +55,18 @@ class Share:
 
 
 def new_histogram() -> HdrHistogram:
-    """An empty one; only such ones can be added up."""
+    """Returns an empty histogram; only such ones can be added up."""
     return HdrHistogram(1, LARGEST_US, SIGNIFICANT_DIGITS)
 
 
-def generate(
-    rank: int,
-    num_processes: int,
-    servers: Mapping[str, ServerProtocol],
-    num_images: int,
-    pipe: Connection,
-    log_dir: str,
-) -> None:
-    """The process: answers each Load on the pipe with a Share, until the pipe closes. LoadGen logs to `log_dir`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's Ctrl-C arrives as STOP
+def generate(*arguments: Any) -> None:
+    """Runs a Generator, made of these arguments, as a process."""
     sys.setswitchinterval(1e-4)  # LoadGen's thread must not wait 5 ms, Python's default, for the others
-    Generator(rank, num_processes, servers, num_images, pipe, log_dir).run()
+    Generator(*arguments).run()
 
 
 class Generator:
-    """Runs loads one after the other, and can be stopped in the midst of one."""
+    """Answers each Load on the pipe with a Share, until the pipe closes; can be stopped in the midst of one."""
 
     def __init__(
         self,
@@ -81,12 +74,13 @@ class Generator:
         num_processes: int,
         servers: Mapping[str, ServerProtocol],
         num_images: int,
-        pipe: Connection,
         log_dir: str,
+        pipe: Connection,
     ) -> None:
         self._rank, self._num_processes = rank, num_processes
         self._servers, self._num_images = servers, num_images
-        self._pipe, self._log_dir = pipe, log_dir
+        self._pipe, self._log_dir = pipe, str(Path(log_dir, str(rank)))  # LoadGen logs there
+        Path(self._log_dir).mkdir()
         self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._running: tuple[Load, Records] | None = None
@@ -103,7 +97,7 @@ class Generator:
                 self._pipe.send(share)
 
     def _read(self) -> None:
-        """A thread, for the main one is LoadGen's while it runs."""
+        """Reads commands, in a thread, for the main one is LoadGen's while it runs."""
         try:
             while (command := self._pipe.recv()) != STOP:
                 self._commands.put(command)
@@ -134,7 +128,7 @@ class Generator:
 
 
 def _run_loadgen(issue: Any, load: Load, num_images: int, log_dir: str) -> dict[str, Any]:
-    """Blocks until the last answer; LoadGen's results, as its log names them."""
+    """Blocks until the last answer; returns LoadGen's results, as its log names them."""
     log = mlperf_loadgen.LogSettings()
     sut = mlperf_loadgen.ConstructFastSUT(issue, _ignore)
     qsl = mlperf_loadgen.ConstructQSL(num_images, num_images, _ignore, _ignore)
@@ -153,11 +147,11 @@ def _run_loadgen(issue: Any, load: Load, num_images: int, log_dir: str) -> dict[
 
 
 def _ignore(*_: Any) -> None:
-    """The images are in memory already, and nothing is held back that would need flushing."""
+    """Does nothing: the images are in memory, and nothing is held back that would need flushing."""
 
 
 def _results_from(log_path: Path) -> dict[str, Any]:
-    """LoadGen's verdict and statistics, and its errors, from the JSON lines of its log."""
+    """Reads LoadGen's verdict and statistics, and its errors, from the JSON lines of its log."""
     results: dict[str, Any] = {"errors": []}
     for line in log_path.read_text().splitlines():
         entry = json.loads(line.removeprefix(":::MLLOG "))
@@ -172,42 +166,55 @@ def _results_from(log_path: Path) -> dict[str, Any]:
 
 
 def share_from(load: Load, records: Records, loadgen: dict[str, Any] | None = None, cpu_s: float = 0.0) -> Share:
-    """What the requests so far amount to; those still under way do not count."""
+    """Sums up the requests so far; those still under way do not count."""
     columns = records.columns()
-    due_ns = _due_ns(load, columns)
-    done = columns["outcomes"] != PENDING
-    correct = columns["outcomes"] == CORRECT
-    latency_ns = columns["done_ns"] - due_ns
-    on_server_us = columns["queue_us"] + columns["inference_us"]
+    due_ns, sent_ns, done_ns, outcomes = _due_ns(load, columns), *(columns[name] for name in COLUMNS)
+    correct, latency_ns, late_ns = outcomes == CORRECT, done_ns - due_ns, sent_ns - due_ns
+    in_time = (sent_ns >= 0) & (late_ns < 1e9 * (load.timeout_s if load.late_s is None else load.late_s))
+    # A server that says DEADLINE_EXCEEDED before the deadline refuses; the client itself says it afterwards.
+    refused = (outcomes == REFUSED) | (
+        (outcomes == EXPIRED) & in_time & (latency_ns < 1e9 * (load.timeout_s - CLOCK_S))
+    )
+    expired = (outcomes == EXPIRED) & ~refused
     told = correct & (columns["inference_us"] >= 0)
+    on_server_us = columns["queue_us"] + columns["inference_us"]
     values_us = {
         "latency": latency_ns[correct] / 1e3,
-        "lateness": (columns["sent_ns"] - due_ns)[columns["sent_ns"] >= 0] / 1e3,
+        "lateness": late_ns[sent_ns >= 0] / 1e3,
         "queue": columns["queue_us"][told],
         "inference": columns["inference_us"][told],
-        "transport": (columns["done_ns"] - columns["sent_ns"])[told] / 1e3 - on_server_us[told],
+        "transport": (done_ns - sent_ns)[told] / 1e3 - on_server_us[told],
+        "refusal": (done_ns - sent_ns)[refused] / 1e3,
     }
-    within = correct & (latency_ns <= load.latency_p99_ms * 1e6)
-    counts = {name: int((columns["outcomes"] == outcome).sum()) for name, outcome in _OUTCOMES.items()}
-    counts |= {"images": int(columns["num_images"][correct].sum()), "within_bound": int(within.sum())}
+    counted = {
+        "correct": correct,
+        "wrong": outcomes == WRONG,
+        "lost": (outcomes == LOST) | expired,
+        "refused": refused,
+        "pending": outcomes == PENDING,
+        "expired": expired,
+        "in_time": in_time & (outcomes != PENDING),
+        "within_bound": correct & (latency_ns <= load.latency_p99_ms * 1e6),
+    }
     return Share(
         histograms={name: histogram_from(values).encode() for name, values in values_us.items()},
-        counts=counts,
+        counts={name: int(which.sum()) for name, which in counted.items()}
+        | {"images": int(columns["num_images"][correct].sum())},
         batch_sizes=_images_by_batch_size(columns, correct),
         faults=records.faults,
         started_ns=int(due_ns.min()) if len(due_ns) else 0,
-        ended_ns=int(columns["done_ns"].max(initial=0)),
+        ended_ns=int(done_ns.max(initial=0)),
         cpu_s=cpu_s,
-        clock_error_us=_clock_error_us(latency_ns[done], loadgen) if load.scenario != "offline" else 0.0,
+        clock_error_us=_clock_error_us(latency_ns[outcomes != PENDING], loadgen) if load.scenario != "offline" else 0.0,
         loadgen=loadgen or {},
     )
 
 
-_OUTCOMES = {"correct": CORRECT, "wrong": WRONG, "lost": LOST, "refused": REFUSED, "pending": PENDING}
+COLUMNS = ("sent_ns", "done_ns", "outcomes")
 
 
 def _due_ns(load: Load, columns: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
-    """When each request should have been sent, on the monotonic clock."""
+    """Computes when each request should have been sent, on the monotonic clock."""
     if load.scenario == "offline":
         return np.where(columns["sent_ns"] < 0, columns["issued_ns"], columns["sent_ns"])  # all were due at once
     if load.scenario != "server":
@@ -235,7 +242,7 @@ def _images_by_batch_size(columns: dict[str, NDArray[np.int64]], correct: NDArra
 
 
 def _clock_error_us(latency_ns: NDArray[np.int64], loadgen: dict[str, Any] | None) -> float:
-    """LoadGen counts from its own schedule: were ours another, the medians would differ."""
+    """Compares the medians: LoadGen counts from its own schedule, and were ours another, they would differ."""
     theirs = (loadgen or {}).get("result_50.00_percentile_latency_ns")
     if theirs is None or not len(latency_ns):
         return 0.0

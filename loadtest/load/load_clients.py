@@ -1,7 +1,8 @@
 """Clients that offer load: many calls are handed over at once, and what became of them is taken in bulk.
 
-The native one is a thread of Rust with one call of Python for many requests; grpcio's takes a hundred microseconds of
-Python for each, and is for machines without the other. Nothing is repeated: a retry would hide a failure.
+The native one is a thread of Rust with one call of Python for many requests. grpcio's takes a hundred microseconds of
+Python for each; it stays for machines where the native package cannot be built. Nothing is repeated: a retry would hide
+a failure.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import grpc
@@ -40,7 +41,7 @@ Integers = NDArray[np.int64]
 
 
 class Answers(NamedTuple):
-    """What became of calls, one an entry; times are monotonic."""
+    """Outcomes of calls, one an entry; times are those of the monotonic clock."""
 
     numbers: Integers
     sent_ns: Integers
@@ -73,8 +74,14 @@ def joined(parts: Sequence[Answers]) -> Answers:
     )
 
 
-class LoadClient(Protocol):
-    """Unary calls of one method, of raw messages, over several connections in turn."""
+class NativeClient:
+    """Makes unary calls of one method with raw messages, on several connections in turn: see native/src/load_client."""
+
+    def __init__(self, target: str, method: str, num_connections: int) -> None:
+        import atelier_native
+
+        self._client = atelier_native.LoadClient(target, method, num_connections)
+        self.close: Callable[[], None] = self._client.close  # gives up what is under way
 
     def submit(
         self,
@@ -89,34 +96,10 @@ class LoadClient(Protocol):
         A call is given up `timeout_s` after it was due, sent or not; what cannot be sent within `late_s` of that is not
         sent at all.
         """
-        ...
+        self._client.submit(numbers, messages, timeout_s, due_ns, late_s)
 
     def take(self, timeout_s: float) -> Answers:
         """Returns what became of calls since the last time; waits for some."""
-        ...
-
-    def close(self) -> None:
-        """Gives up what is under way, and ends the connections."""
-        ...
-
-
-def open_client(name: str, target: str, method: str, num_connections: int) -> LoadClient:
-    """Returns the client of that name; it connects when it is first asked."""
-    return (NativeClient if name == NATIVE else GrpcioClient)(target, method, num_connections)
-
-
-class NativeClient:
-    """See native/src/load_client."""
-
-    def __init__(self, target: str, method: str, num_connections: int) -> None:
-        import atelier_native
-
-        self._client = atelier_native.LoadClient(target, method, num_connections)
-        self.submit: Callable[..., None] = self._client.submit
-        self.close = self._client.close
-
-    def take(self, timeout_s: float) -> Answers:
-        """See LoadClient."""
         numbers, sent_ns, done_ns, codes, replies, ends = self._client.take(timeout_s)
         return Answers(
             np.frombuffer(numbers, np.int64),
@@ -129,7 +112,7 @@ class NativeClient:
 
 
 class GrpcioClient:
-    """Calls on an event loop in a thread of its own."""
+    """Does the same by grpcio, on an event loop in a thread of its own: for machines without the native package."""
 
     def __init__(self, target: str, method: str, num_connections: int) -> None:
         self._answered: queue.SimpleQueue[tuple[int, int, int, int, bytes]] = queue.SimpleQueue()
@@ -150,7 +133,7 @@ class GrpcioClient:
         due_ns: Integers | None = None,
         late_s: float | None = None,
     ) -> None:
-        """See LoadClient."""
+        """Does what NativeClient's does."""
         due = [time.monotonic_ns()] * len(messages) if due_ns is None else due_ns.tolist()
         limits = [
             (at_ns + round((timeout_s if late_s is None else late_s) * 1e9), at_ns + round(timeout_s * 1e9))
@@ -165,7 +148,7 @@ class GrpcioClient:
             begin = end
 
     def take(self, timeout_s: float) -> Answers:
-        """See LoadClient."""
+        """Does what NativeClient's does."""
         taken = []
         try:
             taken.append(self._answered.get(timeout=timeout_s))
@@ -179,7 +162,7 @@ class GrpcioClient:
         return Answers(columns[0], columns[1], columns[2], columns[3].astype(np.uint8), b"".join(replies), ends)
 
     def close(self) -> None:
-        """See LoadClient."""
+        """Does what NativeClient's does."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -213,3 +196,11 @@ class GrpcioClient:
             status: Any = error
             code, reply = status.code().value[0], (status.details() or "").encode()
         self._answered.put((number, sent_ns, time.monotonic_ns(), code, reply))
+
+
+LoadClient = NativeClient | GrpcioClient
+
+
+def open_client(name: str, target: str, method: str, num_connections: int) -> LoadClient:
+    """Returns the client of that name; it connects when it is first asked."""
+    return (NativeClient if name == NATIVE else GrpcioClient)(target, method, num_connections)

@@ -1,4 +1,4 @@
-"""What is asked of a server of the Open Inference Protocol, and what its answer must be."""
+"""Open Inference Protocol: what is asked of such a server, and what its answer must be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class OpenInference:
     method: str = f"/{OIP_SERVICE}/ModelInfer"
 
     def request(self, indices: Sequence[int]) -> bytes:
-        """A ModelInferRequest."""
+        """Makes a ModelInferRequest."""
         images = self.reference.images[list(indices)]
         request = oip.ModelInferRequest(model_name=self.model_name, model_version=self.model_version)
         request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
@@ -38,7 +38,7 @@ class OpenInference:
         return request.SerializeToString()
 
     def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
-        """One row of the reference's logits per image."""
+        """Holds a reply to one row of the reference's logits per image."""
         try:
             response = oip.ModelInferResponse.FromString(reply)
         except DecodeError:
@@ -55,7 +55,7 @@ class OpenInference:
         return Checked(self._fault(np.frombuffer(raw, "<f4").reshape(-1, 10), indices))
 
     def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
-        """See ServerProtocol."""
+        """Does what ServerProtocol's does."""
         found = none_found(len(images))
         if not IS_NATIVE_HERE:
             return found

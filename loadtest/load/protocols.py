@@ -1,4 +1,4 @@
-"""What is sent to a server, and what its answer must be: Atelier's own protocol, an echo.
+"""Protocols: what is sent to a server, and what its answer must be. Atelier's own, and an echo.
 
 A generator knows a server only through this: bytes for some images of the data set, and a verdict on the reply. Every
 answer is held against the reference's logits, so one that is another image's is seen, and whose it is. Where the native
@@ -25,7 +25,7 @@ if IS_NATIVE_HERE:  # else every answer is looked at by itself
 
 
 class Checked(NamedTuple):
-    """A reply that was looked at; `fault` is empty where it is right.
+    """A reply that was looked at; `fault` is empty if it is right.
 
     A server may not say where the time went, which is -1, or how many images ran together, which is 0.
     """
@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Which of many replies are right beyond doubt, and what they say of the time; the rest is for `check`."""
+    """Replies that are right beyond doubt, and what they say of the time; the rest is for `check`."""
 
     is_right: NDArray[np.bool_]
     times: NDArray[np.int64]  # (N, 3): queue_us, inference_us, batch_size, as in Checked
@@ -49,28 +49,28 @@ def none_found(num_replies: int) -> Found:
 
 
 class ServerProtocol(Protocol):
-    """How one server is asked and judged."""
+    """The way in which one server is asked and judged."""
 
     @property
     def target(self) -> str:
-        """HOST:PORT"""
+        """HOST:PORT."""
         ...
 
     @property
     def method(self) -> str:
-        """/package.Service/Method"""
+        """/package.Service/Method."""
         ...
 
     def request(self, indices: Sequence[int]) -> bytes:
-        """The message that asks about these images of the data set."""
+        """Makes the message that asks about these images of the data set."""
         ...
 
     def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
-        """Whether the reply is the right one for them."""
+        """Says whether the reply is the right one for them."""
         ...
 
     def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
-        """Which of N replies, that lie one after the other, are right for these images, (N, images of each)."""
+        """Finds which of N replies, one after the other, are right for these images, (N, images of each)."""
         ...
 
 
@@ -112,18 +112,15 @@ class Classify:
 
     target: str
     reference: Reference
-    top_k: int = 1
     method: str = f"/{SERVICE}/Classify"
 
     def request(self, indices: Sequence[int]) -> bytes:
-        """A ClassifyRequest."""
+        """Makes a ClassifyRequest."""
         images = self.reference.images[list(indices)]
-        return pb.ClassifyRequest(
-            images=images.tobytes(), top_k=0 if self.top_k == 1 else self.top_k
-        ).SerializeToString()
+        return pb.ClassifyRequest(images=images.tobytes()).SerializeToString()
 
     def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
-        """As many answers as images, and each label with the probability that the reference gives it."""
+        """Wants as many answers as images, and each label with the probability that the reference gives it."""
         try:
             response = pb.ClassifyResponse.FromString(reply)
         except DecodeError:
@@ -133,36 +130,32 @@ class Classify:
         return Checked(fault, time.queue_us, time.inference_us, time.batch_size)
 
     def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
-        """See ServerProtocol."""
+        """Does what ServerProtocol's does."""
         if not IS_NATIVE_HERE:
             return none_found(len(images))
-        shape = (*images.shape, self.top_k)
-        columns = atelier_native.classifications(replies, ends.tobytes(), images.shape[1], self.top_k)
-        labels = np.frombuffer(columns[1], np.int64).reshape(shape)
-        probabilities = np.frombuffer(columns[2], np.float32).reshape(shape)
+        columns = atelier_native.classifications(replies, ends.tobytes(), images.shape[1], 1)
+        labels = np.frombuffer(columns[1], np.int64).reshape(images.shape)
+        probabilities = np.frombuffer(columns[2], np.float32).reshape(images.shape)
         expected, atol = self.reference.probabilities, self.reference.atol
-        of_labels = expected[images[:, :, np.newaxis], np.minimum(labels, expected.shape[1] - 1)]
+        of_labels = expected[images, np.minimum(labels, expected.shape[1] - 1)]
         is_right = (np.abs(of_labels - probabilities) <= atol) & (labels < expected.shape[1])
-        is_first = self.reference.best[images] - of_labels[:, :, 0] <= 2 * atol
-        is_read = np.frombuffer(columns[0], np.bool_)
+        is_right &= self.reference.best[images] - of_labels <= 2 * atol
         times = np.frombuffer(columns[3], np.int64).reshape(-1, 3)
-        return Found(is_read & is_right.all(axis=(1, 2)) & is_first.all(axis=1), times)
+        return Found(np.frombuffer(columns[0], np.bool_) & is_right.all(axis=1), times)
 
     def _fault(self, response: pb.ClassifyResponse, indices: Sequence[int]) -> str:
         if len(response.classifications) != len(indices):
             return f"{len(response.classifications)} answers to {len(indices)} images"
         rows, atol = self.reference.rows, self.reference.atol
         for index, classification in zip(indices, response.classifications, strict=True):
-            predictions, row = classification.predictions, rows[index]
-            if len(predictions) != self.top_k:
-                return f"image {index}: {len(predictions)} predictions instead of {self.top_k}"
-            if any(prediction.label >= len(row) for prediction in predictions):
-                return f"image {index}: label {max(prediction.label for prediction in predictions)} is no class"
-            if max(row) - row[predictions[0].label] > 2 * atol or not all(
-                abs(row[prediction.label] - prediction.probability) <= atol
-                for prediction in predictions  # nor NaN
-            ):
-                return self._wrong(index, predictions[0])
+            if len(classification.predictions) != 1:
+                return f"image {index}: {len(classification.predictions)} predictions instead of 1"
+            (found,), row = classification.predictions, rows[index]
+            if found.label >= len(row):
+                return f"image {index}: label {found.label} is no class"
+            is_best = max(row) - row[found.label] <= 2 * atol
+            if not (is_best and abs(row[found.label] - found.probability) <= atol):  # nor NaN
+                return self._wrong(index, found)
         return ""
 
     def _wrong(self, index: int, found: pb.Prediction) -> str:
@@ -188,19 +181,19 @@ class Echo:
         return self.asked.method
 
     def request(self, indices: Sequence[int]) -> bytes:
-        """The very message that the served model gets."""
+        """Makes the very message that the served model gets."""
         return self.asked.request(indices)
 
     def check(self, reply: bytes, indices: Sequence[int]) -> Checked:  # noqa: ARG002 - ServerProtocol's signature
-        """All there is to check is the size."""
+        """Checks the size, which is all there is."""
         is_right = len(reply) == self.reply_bytes
         return Checked("" if is_right else f"{len(reply)} bytes instead of {self.reply_bytes}")
 
     def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:  # noqa: ARG002
-        """See ServerProtocol."""
+        """Does what ServerProtocol's does."""
         return none_found(len(images))._replace(is_right=np.diff(ends, prepend=0) == self.reply_bytes)
 
 
 def named_owner(indices: NDArray[np.intp]) -> str:
-    """Whose answer it is, if another image has that one: the mark of answers that were swapped."""
+    """Names the image whose answer it is, if there is one: the mark of answers that were swapped."""
     return f"; it is the answer to image {', '.join(map(str, indices[:3]))}" if len(indices) else ""

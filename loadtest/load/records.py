@@ -1,4 +1,4 @@
-"""What became of one process's requests: when each was handed over, sent and answered, and whether rightly."""
+"""Records of one process's requests: when each was handed over, sent and answered, and whether rightly."""
 
 import time
 from array import array
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from loadtest.load.load_clients import OK, Answers
 from loadtest.load.protocols import Checked, ServerProtocol
 
-# What became of a request. A refusal is an answer that sheds load; all else that fails is a lost answer.
-PENDING, CORRECT, WRONG, LOST, REFUSED = range(5)
+# What became of a request. A refusal is an answer that sheds load, and DEADLINE_EXCEEDED may be one; any other failure
+# is a lost answer.
+PENDING, CORRECT, WRONG, LOST, REFUSED, EXPIRED = range(6)
 MAX_FAULTS = 5  # named by a process, so that a broken server does not fill the memory
-REFUSAL = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+OUTCOMES = {
+    OK: CORRECT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]: REFUSED,
+    grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: EXPIRED,
+}
 
 RESULTS = ("number", "sent_ns", "done_ns", "outcomes", "queue_us", "inference_us", "batch_sizes")
 
@@ -61,24 +66,21 @@ class Records:
         return columns
 
 
-def judge(records: Records, server: ServerProtocol, answers: Answers, asked: Sequence[Sequence[int]]) -> None:
-    """Notes what came of requests, each for these images: most are found right in bulk, the others one by one."""
-    size = max(map(len, asked))
-    # Offline the last is shorter, and so is its answer: that is not found right in bulk.
-    images = np.array([each if len(each) == size else [each[0]] * size for each in asked], np.intp)
+def judge(records: Records, server: ServerProtocol, answers: Answers, images: NDArray[np.intp]) -> None:
+    """Notes what came of N requests for `images` (N, of each): most are found right in bulk, the others one by one."""
     found = server.found_right(answers.replies, answers.ends, images)
+    outcomes = np.select([answers.codes == code for code in OUTCOMES], list(OUTCOMES.values()), LOST)
     is_ok = answers.codes == OK
-    outcomes = np.where(is_ok, CORRECT, np.where(answers.codes == REFUSAL, REFUSED, LOST))
     times = np.where(is_ok, found.times.T, np.array([[-1], [-1], [0]]))
     for position in np.flatnonzero(~(is_ok & found.is_right)).tolist():
-        number = int(answers.numbers[position])
+        number, asked = int(answers.numbers[position]), images[position].tolist()
         if is_ok[position]:
-            checked = server.check(answers.reply(position), asked[position])
+            checked = server.check(answers.reply(position), asked)
             outcomes[position] = WRONG if checked.fault else CORRECT
             times[:, position] = checked[1:]
             records.note_fault(number, checked.fault)
         elif len(records.faults) < MAX_FAULTS:
-            records.note_fault(number, f"{named(asked[position])}: {answers.failure(position)}")
+            records.note_fault(number, f"{named(asked)}: {answers.failure(position)}")
     records.note_all(answers.numbers, answers.sent_ns, answers.done_ns, outcomes, *times)
 
 

@@ -1,4 +1,4 @@
-"""The four scenarios, under MLPerf's names, as LoadGen knows them: its settings, its schedule, its rules.
+"""Scenarios under MLPerf's names, as LoadGen knows them: its settings and its schedule.
 
     single_stream   one request at a time
     multi_stream    one request at a time, of several images
@@ -19,10 +19,6 @@ from loadtest.load.load_clients import BEST
 
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 
-# What MLPerf asks of a run that is to count (loadgen's mlperf.conf): seconds, and queries or, offline, samples.
-MLPERF_MIN_DURATION_S = 600
-MLPERF_MIN_COUNT = {"single_stream": 1, "multi_stream": 662, "server": 1, "offline": 24_576}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -42,7 +38,7 @@ class Load:
     client: str = BEST  # of `server` and `offline`: which load client sends the requests
 
     def share(self, rank: int, num_processes: int) -> "Load":
-        """What process `rank` of several offers. Poisson processes add up to one of the sum of their rates."""
+        """Returns what process `rank` of several offers. Poisson processes add up to one of the sum of their rates."""
         return replace(
             self,
             target_qps=self.target_qps / num_processes,
@@ -52,7 +48,7 @@ class Load:
 
 
 def settings_from(load: Load) -> Any:
-    """LoadGen's TestSettings for one process's share of a load."""
+    """Makes LoadGen's TestSettings for one process's share of a load."""
     kinds = mlperf_loadgen.TestScenario
     settings = mlperf_loadgen.TestSettings()
     settings.scenario = {
@@ -81,7 +77,7 @@ def settings_from(load: Load) -> Any:
 
 
 def schedule_ns(seed: int, target_qps: float, num_requests: int) -> NDArray[np.int64]:
-    """(num_requests,) when LoadGen's `server` scenario sends each request, in ns after the first.
+    """Returns when LoadGen's `server` scenario sends each request, (num_requests,), in ns after the first.
 
     LoadGen tells the system under test neither when a request was due nor how late it is, so its draw is repeated here:
     std::mt19937 and std::exponential_distribution, as GNU's libstdc++ computes them. That it is the same schedule is
@@ -94,14 +90,3 @@ def schedule_ns(seed: int, target_qps: float, num_requests: int) -> NDArray[np.i
     uniform = (low + high * 2.0**32) / 2.0**64  # [0, 1)
     gaps_ns = -np.log1p(-uniform) / target_qps * 1e9
     return np.concatenate([[0], np.cumsum(gaps_ns.astype(np.int64))])[:num_requests]
-
-
-def mlperf_shortfalls(scenario: str, duration_s: float, count: int) -> list[str]:
-    """What keeps a measurement from counting under MLPerf's rules; empty where nothing does."""
-    shortfalls = []
-    if duration_s < MLPERF_MIN_DURATION_S:
-        shortfalls.append(f"{duration_s:.0f} s of {MLPERF_MIN_DURATION_S}")
-    if count < MLPERF_MIN_COUNT[scenario]:
-        what = "samples" if scenario == "offline" else "queries"
-        shortfalls.append(f"{count:,} {what} of {MLPERF_MIN_COUNT[scenario]:,}")
-    return shortfalls

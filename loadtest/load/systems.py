@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import mlperf_loadgen
@@ -32,34 +32,11 @@ WARM_UP_TIMEOUT_S = 10.0  # the first call also connects
 TAKE_S = 0.05
 COMPARED_TOGETHER = 512
 
+Request = tuple[Sequence[int], int]  # LoadGen's samples, and the number of the message
+
 
 class CannotAskError(Exception):
     """The server does not answer."""
-
-
-class System(Protocol):
-    """What LoadGen drives."""
-
-    records: Records
-
-    def warm_up(self) -> None:
-        """Connects, and raises CannotAskError if the server cannot be asked."""
-        ...
-
-    def issue(self, ids: list[int], indices: list[int]) -> None:
-        """Takes LoadGen's samples, by their ids and by their images; returns at once or when they are answered."""
-        ...
-
-    def close(self) -> None:
-        """Ends the connections, when all that was answered is noted."""
-        ...
-
-
-def system_for(load: Load, server: ServerProtocol, num_images: int) -> System:
-    """Returns the way a scenario's requests are sent; `num_images` is the data set's size."""
-    if load.scenario in ("single_stream", "multi_stream"):
-        return OneAtATime(load, server)
-    return Concurrent(load, server, num_images)
 
 
 class OneAtATime:
@@ -72,17 +49,16 @@ class OneAtATime:
         self._method: Any = self._channel.unary_unary(server.method)
 
     def warm_up(self) -> None:
-        """See System."""
+        """Connects. Raises CannotAskError if the server does not answer."""
         message = self._server.request([0] * self._load.images_per_request)
         try:
-            self._method(message, timeout=WARM_UP_TIMEOUT_S)
-            for _ in range(20):
-                self._method(message, timeout=self._load.timeout_s)
+            for _ in range(21):
+                self._method(message, timeout=WARM_UP_TIMEOUT_S)
         except grpc.RpcError as error:
             raise CannotAskError(_failure(error)) from None
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
-        """See System."""
+        """Takes one of LoadGen's queries, by its samples' ids and by their images; returns when it is answered."""
         number = self.records.add(len(indices))
         message = self._server.request(indices)
         sent_ns = time.monotonic_ns()
@@ -101,16 +77,21 @@ class OneAtATime:
         self.records.note(number, sent_ns, done_ns, outcome, checked)
 
     def close(self) -> None:
-        """See System."""
+        """Ends the connection."""
         self._channel.close()
 
 
 class Concurrent:
-    """Hands requests to a load client: as they arrive, or offline so many in flight. A thread takes the answers."""
+    """Hands requests to a load client: as they arrive, or offline so many in flight. A thread takes the answers.
+
+    Requests are made beforehand, and together have every image: LoadGen's sample chooses one of them.
+    """
 
     def __init__(self, load: Load, server: ServerProtocol, num_images: int) -> None:
         self.records = Records()
-        self._load, self._server, self._num_images = load, server, num_images
+        self._load, self._server, size = load, server, load.images_per_request
+        self._images = np.resize(np.arange(num_images), (-(-num_images // size), size))  # of each message
+        self._messages = [server.request(images) for images in self._images.tolist()]
         in_flight = load.target_qps * load.timeout_s if load.scenario == "server" else load.in_flight
         self._num_connections = round(np.clip(in_flight / STREAMS_PER_CONNECTION, LEAST_CONNECTIONS, MOST_CONNECTIONS))
         # A few more than it will be: how many is chance.
@@ -119,63 +100,53 @@ class Concurrent:
         self._schedule_ns = schedule_ns(load.seed, load.target_qps, num_scheduled)
         self._start_ns = 2**62
         self._client = open_client(load.client, server.target, server.method, self._num_connections)
-        self._messages: list[bytes] = []  # of each image, if that is what is asked for
-        self._chunks: Iterator[tuple[list[int], list[int]]] = iter(())  # offline, what is still to be sent
-        self._asked: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # samples and images of what is under way
+        self._waiting: Iterator[Request] = iter(())  # offline, what is still to be sent
+        self._under_way: dict[int, Request] = {}
         self._answers: list[Answers] = []
-        self._uncompared: list[Sequence[int]] = []  # the images of those answers
+        self._uncompared: list[int] = []  # the messages of those answers
         self._is_closed = False
         self._thread = threading.Thread(target=self._take_all, daemon=True)
 
     def warm_up(self) -> None:
-        """See System."""
-        if self._load.images_per_request == 1:
-            self._messages = [self._server.request((index,)) for index in range(self._num_images)]
-        messages = [self._server.request([0] * self._load.images_per_request)] * self._num_connections
-        for number in range(WARM_UP_CALLS):
-            timeout_s = self._load.timeout_s if number else WARM_UP_TIMEOUT_S
-            self._client.submit(np.arange(len(messages)), messages, timeout_s)
+        """Connects. Raises CannotAskError if the server does not answer."""
+        messages = self._messages[:1] * self._num_connections
+        for _ in range(WARM_UP_CALLS):
+            self._client.submit(np.arange(len(messages)), messages, WARM_UP_TIMEOUT_S)
             num_taken = 0
             while num_taken < len(messages):
-                answers = self._client.take(timeout_s)
+                answers = self._client.take(WARM_UP_TIMEOUT_S)
                 num_taken += len(answers.numbers)
                 for position in np.flatnonzero(answers.codes)[:1]:
                     raise CannotAskError(answers.failure(position))
         self._thread.start()
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
-        """See System."""
+        """Takes LoadGen's samples, by their ids and by their images; returns at once."""
         size = self._load.images_per_request
         if self._load.scenario == "offline":
             starts = range(0, len(ids), size)
-            self._chunks = ((ids[start : start + size], indices[start : start + size]) for start in starts)
-            self._submit(list(islice(self._chunks, self._load.in_flight)))
-        elif size == 1:
-            self._submit(list(zip(zip(ids), zip(indices))))  # noqa: B905 - of one each
+            self._waiting = ((ids[start : start + size], indices[start] // size) for start in starts)
+            self._submit(list(islice(self._waiting, self._load.in_flight)))
         else:
-            images = [[(index + offset) % self._num_images for offset in range(size)] for index in indices]
-            self._submit([((sample,), of_sample) for sample, of_sample in zip(ids, images, strict=True)])
+            self._submit([((sample,), index // size) for sample, index in zip(ids, indices, strict=True)])
 
     def close(self) -> None:
-        """See System."""
+        """Ends the connections, when all that was answered is noted."""
         self._is_closed = True
         if self._thread.is_alive():
             self._thread.join()
         self._client.close()
 
-    def _submit(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Sends requests, each with its samples and images."""
+    def _submit(self, requests: Sequence[Request]) -> None:
         first = self.records.add(self._load.images_per_request, len(requests))
         numbers = range(first, first + len(requests))
-        self._asked.update(zip(numbers, requests, strict=True))
-        messages = [
-            self._messages[images[0]] if self._messages else self._server.request(images) for _, images in requests
-        ]
+        self._under_way.update(zip(numbers, requests, strict=True))
+        messages = [self._messages[message] for _, message in requests]
         load, due_ns = self._load, self._due_ns(numbers)
         self._client.submit(np.array(numbers, np.int64), messages, load.timeout_s, due_ns, load.late_s)
 
     def _due_ns(self, numbers: range) -> Integers | None:
-        """When LoadGen's schedule had them, as far as is known yet: it hands over none before its time."""
+        """Returns when LoadGen's schedule had them, as far as is known yet: it hands over none before its time."""
         after_first_ns = self._schedule_ns[numbers.start : numbers.stop]
         if len(after_first_ns) < len(numbers):
             return None
@@ -198,16 +169,16 @@ class Concurrent:
 
     def _conclude(self, answers: Answers) -> None:
         """Tells LoadGen, and sends what was waiting for this."""
-        asked = [self._asked.pop(number) for number in answers.numbers.tolist()]
-        _complete(chain.from_iterable(ids for ids, _ in asked))
-        if more := list(islice(self._chunks, len(asked))):
+        done = [self._under_way.pop(number) for number in answers.numbers.tolist()]
+        _complete(chain.from_iterable(ids for ids, _ in done))
+        if more := list(islice(self._waiting, len(done))):
             self._submit(more)
-        self._uncompared += [images for _, images in asked]
+        self._uncompared += [message for _, message in done]
         self._answers.append(answers)
 
     def _compare(self) -> None:
         if self._uncompared:
-            judge(self.records, self._server, joined(self._answers), self._uncompared)
+            judge(self.records, self._server, joined(self._answers), self._images[self._uncompared])
         self._answers, self._uncompared = [], []
 
 
@@ -217,3 +188,13 @@ def _complete(ids: Iterable[int]) -> None:
 
 def _failure(error: Any) -> str:
     return f"{error.code().name}: {error.details()}"
+
+
+System = OneAtATime | Concurrent
+
+
+def system_for(load: Load, server: ServerProtocol, num_images: int) -> System:
+    """Returns the way a scenario's requests are sent; `num_images` is the data set's size."""
+    if load.scenario in ("single_stream", "multi_stream"):
+        return OneAtATime(load, server)
+    return Concurrent(load, server, num_images)

@@ -1,4 +1,4 @@
-"""What is done to a server under load: SIGTERM and a new start, or SIGKILL to the process that serves."""
+"""Ends of a server under load: SIGTERM and a new start, or SIGKILL to the process that serves."""
 
 import bisect
 import contextlib
@@ -29,7 +29,7 @@ LONGEST_BACK_S = 60.0  # then a kill is given up
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """How a server is started: `python -m module arguments`, with its port appended."""
+    """The command that starts a server: `python -m module arguments`, with its port appended."""
 
     module: str
     arguments: Sequence[str]
@@ -43,7 +43,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Cycles:
-    """What came of one kind of end, done many times."""
+    """Outcome of one kind of end, done many times."""
 
     name: str
     journal: list[Entry]
@@ -55,11 +55,11 @@ class Cycles:
 
     @property
     def account(self) -> Account:
-        """What became of the requests."""
+        """Account of the requests."""
         return account(self.journal)
 
     def p99_ms(self, *, inside: bool) -> float:
-        """The 99th percentile of the latencies of the requests that were due inside of `spans`, or outside."""
+        """Returns the 99th percentile of latency of the requests that were due inside of `spans`, or outside."""
         latencies = [
             entry.ended_s - entry.due_s
             for entry in self.journal
@@ -72,7 +72,7 @@ class Cycles:
         return index >= 0 and due_s <= self.spans[index][1]
 
     def faults(self, promise: End) -> list[str]:
-        """What is not as it was promised."""
+        """Lists what is not as it was promised."""
         longest_s = promise.longest_s
         found, faults = self.account, [*self.others]
         faults += [f"{found.wrong} wrong answers"] if found.wrong else []
@@ -145,7 +145,7 @@ def serving_process(pid: int, port: int) -> psutil.Process:
 
 
 def _sockets_on(process: psutil.Process, port: int) -> int:
-    """How many sockets it has on the port; 0 if it does not listen there."""
+    """Counts the sockets that it has on the port; 0 if it does not listen there."""
     try:
         states = [each.status for each in process.net_connections("tcp") if each.laddr and each.laddr.port == port]
     except psutil.Error:  # it has just ended

@@ -25,7 +25,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What became of the requests."""
+    """Account of what became of the requests."""
 
     sent: int
     right: int

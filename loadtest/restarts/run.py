@@ -7,11 +7,11 @@ under load: no call may fail or be repeated, and no answer may be of another ver
 answer is held against the raw model's.
 """
 
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from atelier.errors import UsageError
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
@@ -20,9 +20,16 @@ from loadtest.restarts.cycles import Command, Cycles, kill, restart
 from loadtest.restarts.journal import write_journal
 from loadtest.restarts.known import known_answers
 from loadtest.restarts.swaps import refuse, swap
+from loadtest.results.files import save_json
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy")
+RATE = 500.0  # requests a second
 HEADER = ("end", "times", "requests", "right", "wrong", "lost", "failed", "repeated", "back after, median and most", "")
+
+
+# What is done to a server, and how often.
+ENDED = {"sigterm": (restart, 200), "kill": (kill, 200)}
+CHANGED = {"swap": (swap, 300), "bad-version": (refuse, 100)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,56 +42,54 @@ class RestartSettings:
     front_end: str = "auto"
     """Front end of the server: auto, native or grpcio."""
 
-    restarts: int = 200
-    """How often the server is ended by SIGTERM and started anew."""
+    only: str = ""
+    """Some of sigterm (ended and started anew, 200 times), kill (kill -9 of the process that serves, 200), swap (a
+    newer version is served, 300) and bad-version (a newer version must be refused, 100), separated by commas; none does
+    all."""
 
-    kills: int = 200
-    """How often the process that serves is killed by SIGKILL."""
+    scale: float = 1.0
+    """How often, as a share of these numbers."""
 
-    swaps: int = 300
-    """How often a newer version of the model takes the place of the one served."""
+    report_dir: Path | None = None
+    """Also write all figures there, as restarts.json, and the journals: a line for every request."""
 
-    bad_versions: int = 100
-    """How many newer versions that must be refused are published."""
+    def __post_init__(self) -> None:
+        if unknown := self.names - {*ENDED, *CHANGED}:
+            cure = f"of {', '.join([*ENDED, *CHANGED])}"
+            raise UsageError("BAD_OPTIONS", f"--only has {', '.join(unknown)}", cure)
 
-    rate: float = 500.0
-    """Requests a second."""
-
-    report: Path | None = None
-    """Also write all figures as JSON."""
-
-    journal_dir: Path | None = None
-    """Also write the journals there: a line for every request."""
+    @property
+    def names(self) -> set[str]:
+        """What to do."""
+        return {name.strip() for name in self.only.split(",") if name.strip()} or {*ENDED, *CHANGED}
 
 
 def main(arguments: list[str]) -> int:
     """Returns 1 if anything was lost, wrong or late."""
     settings = parse_settings(RestartSettings, arguments, prog="python -m loadtest.restarts", description=__doc__ or "")
-    front_end = chosen_front_end(settings.front_end)
-    reference = known_answers(settings.repository)
-    command = Command(
-        module="serving",
-        arguments=["--repository", str(settings.repository), "--metrics-port", "0", *front_end_flags(front_end)],
-    )
-    ends = [(restart, settings.restarts), (kill, settings.kills)]
-    cycles = [end(command, reference, number=number, rate=settings.rate) for end, number in ends if number]
-    changes = [(swap, settings.swaps), (refuse, settings.bad_versions)]
-    flags, source = front_end_flags(front_end), settings.repository
-    cycles += [to(flags, source, reference, number=number, rate=settings.rate) for to, number in changes if number]
+    front_end, source, names = chosen_front_end(settings.front_end), settings.repository, settings.names
+    flags, reference = front_end_flags(front_end), known_answers(source)
+    command = Command(module="serving", arguments=["--repository", str(source), "--metrics-port", "0", *flags])
+
+    def number(whole: int) -> int:
+        return max(1, round(whole * settings.scale))
+
+    ends = [ENDED[name] for name in ENDED if name in names]
+    cycles = [end(command, reference, number=number(whole), rate=RATE) for end, whole in ends]
+    changes = [CHANGED[name] for name in CHANGED if name in names]
+    cycles += [change(flags, source, reference, number=number(whole), rate=RATE) for change, whole in changes]
     done = [(each, each.faults(ENDS[front_end].get(each.name, End()))) for each in cycles]
     print(aligned([HEADER, *(_row(cycles, faults) for cycles, faults in done)]))
     for each in cycles:
         if each.spans:
             inside, outside = each.p99_ms(inside=True), each.p99_ms(inside=False)
             print(f"{each.name}: p99 {inside:.1f} ms while it was loaded, {outside:.1f} ms in between")
-    if settings.report:
+    if settings.report_dir:
         rows = [_document(cycles, faults) for cycles, faults in done]
-        document = {"machine": machine_facts(PACKAGES), "front_end": front_end, "rate": settings.rate, "ends": rows}
-        settings.report.write_text(json.dumps(document, indent=1) + "\n")
-    if settings.journal_dir:
-        settings.journal_dir.mkdir(parents=True, exist_ok=True)
+        document = {"machine": machine_facts(PACKAGES), "front_end": front_end, "rate": RATE, "ends": rows}
+        save_json(settings.report_dir / "restarts.json", document)
         for each in cycles:
-            write_journal(settings.journal_dir / f"{each.name.replace(' ', '')}.jsonl", each.journal)
+            write_journal(settings.report_dir / f"{each.name.replace(' ', '')}.jsonl", each.journal)
     return int(any(faults for _, faults in done))
 
 

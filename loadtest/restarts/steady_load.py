@@ -1,13 +1,14 @@
-"""An open-loop load from a process of its own, which keeps the journal. A request is sent when it is due."""
+"""An open-loop load from a process of its own, which keeps the journal. A request is sent when it is due.
+
+It is not LoadGen's: what is on trial is how clients come through an end, ours and one that retries UNAVAILABLE, and
+both are Python's.
+"""
 
 import asyncio
-import multiprocessing
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Self
 
 import grpc
@@ -16,7 +17,7 @@ import grpc.aio
 from atelier.calls import asked_pause_s
 from atelier.channel import channel_options
 from atelier.client import AsyncClient, ClassifyError
-from atelier.errors import ProgramError
+from loadtest.child import Child
 from loadtest.load.protocols import Classify, Reference
 from loadtest.restarts.journal import RIGHT, Entry
 
@@ -34,43 +35,23 @@ class Load:
     """Offers requests at a rate from when it is entered until `ended`."""
 
     def __init__(self, protocol: Classify, *, client: str, rate: float) -> None:
-        context = multiprocessing.get_context("spawn")  # grpc's threads do not survive a fork
-        self._pipe, self._theirs = context.Pipe()
-        arguments = (protocol, client, rate, self._theirs)
-        self._process = context.Process(target=_offer, args=arguments, daemon=True)
+        self._child = Child("the load", _offer, protocol, client, rate)
 
     def ended(self) -> list[Entry]:
         """Stops sending, waits for what was sent, and returns the journal."""
-        self._pipe.send("stop")
-        journal: list[Entry] = self._receive(DEADLINE_S + START_S)
+        self._child.pipe.send("stop")
+        journal: list[Entry] = self._child.receive(DEADLINE_S + START_S)
         return journal
 
     def __enter__(self) -> Self:
-        self._process.start()
-        self._theirs.close()
-        self._receive(START_S)
+        self._child.receive(START_S)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pipe.close()
-        self._process.join(2)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _receive(self, limit_s: float) -> Any:
-        try:
-            if self._pipe.poll(limit_s):
-                return self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            pass
-        raise ProgramError("GENERATOR_DIED", "the process that sends the load ended early, or is stuck")
+    def __exit__(self, *_: object) -> None:
+        self._child.end()
 
 
 def _offer(protocol: Classify, client: str, rate: float, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
     asyncio.run(_offer_until_told(protocol, client, rate, pipe))
 
 
@@ -93,7 +74,7 @@ async def _offer_until_told(protocol: Classify, client: str, rate: float, pipe: 
 
 @asynccontextmanager
 async def _plain_client(protocol: Classify) -> AsyncIterator[Ask]:
-    """What any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause."""
+    """Asks as any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause."""
     options = [*channel_options(protocol.target), ("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(protocol.target, options=options) as channel:
         classify: Any = channel.unary_unary(protocol.method)
@@ -121,7 +102,7 @@ async def _plain_client(protocol: Classify) -> AsyncIterator[Ask]:
 
 @asynccontextmanager
 async def _our_client(target: str, reference: Reference) -> AsyncIterator[Ask]:
-    """The client that comes with the server."""
+    """Asks by the client that comes with the server."""
     async with AsyncClient(target) as client:
 
         async def ask(entry: Entry) -> None:

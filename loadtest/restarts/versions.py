@@ -35,7 +35,7 @@ class NamedVersion(Classify):
     shifted: Reference  # of even versions
 
     def check(self, reply: bytes, indices: list[int]) -> Checked:  # type: ignore[override]
-        """See ServerProtocol."""
+        """Does what ServerProtocol's does."""
         try:
             version = pb.ClassifyResponse.FromString(reply).model_version
         except DecodeError:

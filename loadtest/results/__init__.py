@@ -1,1 +1,1 @@
-"""What a load came to: figures, the search for limits, the verdict, the screen and the reports."""
+"""Results of a load: figures, the search for limits, the verdict, the screen and the reports."""

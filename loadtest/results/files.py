@@ -1,10 +1,11 @@
-"""What stays of a load test: `report.json` with every figure, `report.html` to look at."""
+"""Files of a load test: `report.json` with every figure, `report.html` to look at."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from atelier.files import write_atomically
 from loadtest.reference import latency_of
 from loadtest.results.findings import Findings
 from loadtest.results.measurement import PERCENTILES
@@ -14,18 +15,21 @@ FORMAT = 1
 
 
 def save_report(findings: Findings, facts: dict[str, str]) -> list[Path]:
-    """Writes both under the configured directory; their paths."""
-    directory = findings.config.output_dir
-    directory.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(document_from(findings, facts), indent=1) + "\n"
-    return [
-        _written(directory / "report.json", document),
-        _written(directory / "report.html", page_from(findings, facts)),
-    ]
+    """Writes both under the configured directory; returns their paths."""
+    document, page = (findings.config.report_dir / name for name in ("report.json", "report.html"))
+    save_json(document, document_from(findings, facts))
+    write_atomically(page, page_from(findings, facts).encode())
+    return [document, page]
+
+
+def save_json(path: Path, document: dict[str, Any]) -> None:
+    """Writes a document whole or not at all, for programs; makes its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(document, indent=1, default=str) + "\n").encode())
 
 
 def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
-    """Every figure, each measurement by itself."""
+    """Returns every figure, each measurement by itself."""
     verdict, reasons = findings.verdict()
     search = findings.search
     return {
@@ -36,7 +40,7 @@ def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
         "model": findings.model,
         "reference": findings.reference,
         "machine": facts,
-        "settings": {name: _plain(value) for name, value in asdict(findings.config).items()},
+        "settings": asdict(findings.config),
         "references": [
             {
                 "name": name,
@@ -56,7 +60,7 @@ def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
                 "mark": findings.mark(contender, scenario),
                 "all": run.as_document(),
             }
-            | {"rounds": [each.as_document() for each in findings.runs[contender, scenario]]}
+            | {"repeats": [each.as_document() for each in findings.runs[contender, scenario]]}
             for (contender, scenario), run in findings.rows().items()
         ],
         "ratios": {
@@ -75,14 +79,3 @@ def document_from(findings: Findings, facts: dict[str, str]) -> dict[str, Any]:
             "probes": [run.as_document() for run in search.probes],
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _written(path: Path, text: str) -> Path:
-    """Whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)

@@ -1,4 +1,4 @@
-"""What a load came to: the shares of all generator processes, added up, and whether the figures may be believed."""
+"""Results of a load: the shares of all generator processes, added up, and whether the figures may be believed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from typing import Any
 from hdrh.histogram import HdrHistogram
 
 from loadtest.load.generator import HISTOGRAMS, Share, new_histogram
-from loadtest.load.scenarios import Load, mlperf_shortfalls
+from loadtest.load.scenarios import Load
 
-PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+PERCENTILES = (50.0, 99.0, 99.9)
 
 # How late the generator may be at its p99: a fifth of the latency's p99, or of its bound. Latency includes lateness, so
 # figures of a late generator are the server's at worst: what is refused are those that blame it for too much.
@@ -40,7 +40,7 @@ class Measurement:
         return histograms
 
     def count(self, name: str) -> int:
-        """Requests that were `correct`, `wrong`, `lost`, `refused`, or `within_bound`; or `images` answered."""
+        """Counts requests that were `correct`, `wrong`, `lost` ... as `share_from` names them, or answered `images`."""
         return sum(share.counts.get(name, 0) for share in self.shares)
 
     @property
@@ -50,7 +50,7 @@ class Measurement:
 
     @cached_property
     def batch_sizes(self) -> dict[int, int]:
-        """Images by the size of the batch that they ran in, smallest first; empty where the server does not tell."""
+        """Images by the size of the batch that they ran in, smallest first; empty if the server does not say."""
         images: Counter[int] = Counter()
         for share in self.shares:
             images.update(share.batch_sizes)
@@ -58,7 +58,7 @@ class Measurement:
 
     @property
     def mean_batch_size(self) -> float:
-        """Images of a batch; 0 where the server does not tell."""
+        """Images of a batch; 0 if the server does not say."""
         num_batches = sum(num_images / size for size, num_images in self.batch_sizes.items())
         return sum(self.batch_sizes.values()) / num_batches if num_batches else 0.0
 
@@ -78,11 +78,11 @@ class Measurement:
         return self.count("within_bound") / self.elapsed_s if self.elapsed_s else 0.0
 
     def percentile_ms(self, percentile: float, name: str = "latency") -> float:
-        """Of one of the histograms."""
+        """Reads a percentile of one of the histograms."""
         return float(self.histograms[name].get_value_at_percentile(percentile)) / 1e3
 
     def mean_ms(self, name: str) -> float:
-        """Of one of the histograms; 0 where there is nothing in it."""
+        """Reads the mean of one of the histograms; 0 if there is nothing in it."""
         histogram = self.histograms[name]
         return float(histogram.get_mean_value()) / 1e3 if histogram.get_total_count() else 0.0
 
@@ -93,7 +93,7 @@ class Measurement:
 
     @cached_property
     def invalid_because(self) -> list[str]:
-        """Why the figures are not the server's; empty where they are."""
+        """Why the figures are not the server's; empty if they are."""
         reasons = []
         if not self.num_requests:
             reasons.append("nothing was answered")
@@ -114,20 +114,13 @@ class Measurement:
         return reasons
 
     @property
-    def mlperf_shortfalls(self) -> list[str]:
-        """What MLPerf's rules ask beyond this; empty where it would count."""
-        if self.load.scenario == "offline":
-            return mlperf_shortfalls("offline", self.elapsed_s, self.count("images"))
-        return mlperf_shortfalls(self.load.scenario, self.elapsed_s, self.num_requests)
-
-    @property
     def loadgen_validity(self) -> str:
-        """LoadGen's own verdict under the durations that were asked for: VALID, INVALID, or "" where it gave none."""
+        """LoadGen's own verdict under the durations that were asked for: VALID, INVALID, or "" if it gave none."""
         verdicts = {str(share.loadgen.get("result_validity", "")) for share in self.shares}
         return "INVALID" if "INVALID" in verdicts else "" if "" in verdicts else "VALID"
 
     def as_document(self) -> dict[str, Any]:
-        """For report.json."""
+        """Returns all of it, for report.json."""
         milliseconds = {
             name: {f"p{percentile:g}": self.percentile_ms(percentile, name) for percentile in PERCENTILES}
             | {"mean": self.mean_ms(name), "max": self.percentile_ms(100.0, name)}
@@ -154,13 +147,12 @@ class Measurement:
             "interrupted": self.interrupted,
             "loadgen_validity": self.loadgen_validity,
             "loadgen": [share.loadgen for share in self.shares],
-            "mlperf_shortfalls": self.mlperf_shortfalls,
             "generator_cpu_s": sum(share.cpu_s for share in self.shares),
         }
 
 
 def measured(load: Load, shares: Sequence[Share], *, interrupted: bool = False) -> Measurement:
-    """One run of a load, by the processes that shared it. The monotonic clock is the same in all of them."""
+    """Sums up one run of a load, by the processes that shared it. They have the same monotonic clock."""
     if len(shares) > 1:
         shares = [
             replace(share, faults=[f"process {rank}, {fault}" for fault in share.faults])
@@ -173,7 +165,7 @@ def measured(load: Load, shares: Sequence[Share], *, interrupted: bool = False) 
 
 
 def together(runs: Sequence[Measurement]) -> Measurement:
-    """Several runs of the same load as one."""
+    """Sums up several runs of the same load as one."""
     return Measurement(
         load=runs[0].load,
         shares=tuple(share for run in runs for share in run.shares),

@@ -1,8 +1,9 @@
-"""The report as a page: one file, nothing fetched, readable on a phone and in print."""
+"""Page of the report: one file, nothing fetched, readable on a phone and in print."""
 
 from collections.abc import Sequence
 from html import escape
 
+from loadtest.reference import MODEL
 from loadtest.results.findings import Findings
 from loadtest.results.plots import plots_from
 from loadtest.results.screen import MEANINGS
@@ -59,24 +60,21 @@ CAPTIONS = {
     "deadline. Hollow: INVALID, the generator was late.",
     "What a batch buys": "In process, and per request to the server, which puts the requests that wait together in "
     "batches of its own.",
-    "Batch sizes": "In how large a batch the server ran the images of each scenario, as it tells with every answer.",
-    "Where the time went": "Lateness is the generator's; queue and inference are what the server tells; transport is "
-    "all the rest, the client's own part too.",
 }
 METHOD = (
     "MLPerf's LoadGen schedules the requests, and latency counts from when each was due, so nothing that kept it "
-    "waiting is left out. Percentiles come from HdrHistograms, added up over processes and rounds. Every answer is "
-    "compared with the reference's; the contenders of a round are measured one after the other, and ratios are taken "
-    "within a round. A measurement is INVALID where the generator's own lateness, at its p99, is over a fifth of the "
+    "waiting is left out. Percentiles come from HdrHistograms, added up over processes and repeats. Every answer is "
+    "compared with the reference's; the contenders of a repeat are measured one after the other, and ratios are taken "
+    "within a repeat. A measurement is INVALID where the generator's own lateness, at its p99, is over a fifth of the "
     "latency or of its bound."
 )
 
 
 def page_from(findings: Findings, facts: dict[str, str]) -> str:
-    """The whole HTML document."""
+    """Renders the whole HTML document."""
     verdict, reasons = findings.verdict()
     parts = [
-        f"<h1>Load test of {escape(findings.model.partition(',')[0] or findings.config.model)}</h1>",
+        f"<h1>Load test of {escape(findings.model.partition(',')[0] or MODEL)}</h1>",
         f'<p class="soft">{escape(findings.model)}; every answer against {escape(findings.reference)}</p>',
         f'<div class="verdict {verdict}"><strong>{verdict}</strong> {escape(MEANINGS[verdict])}{_list(reasons)}</div>',
         _numbers(findings),
@@ -86,7 +84,7 @@ def page_from(findings: Findings, facts: dict[str, str]) -> str:
         _section("How it was measured", _method(findings, facts)),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    title = f"<title>{verdict}: load test of {escape(findings.config.model)}</title>"
+    title = f"<title>{verdict}: load test of {escape(MODEL)}</title>"
     body = "\n".join(part for part in parts if part)
     head = f"<head>{head}{title}<style>{STYLE}</style></head>"
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
@@ -114,12 +112,12 @@ def _table(section: Section) -> str:
 
 
 def _wide(column: str) -> str:
-    """What a phone has no room for can be told from the images."""
+    """Hides what a phone has no room for, and what can be told from the images."""
     return ' class="wide"' if column == "requests/s" else ""
 
 
 def _numbers(findings: Findings) -> str:
-    """The few figures that one looks for first."""
+    """Lists the few figures that one looks for first."""
     rows = findings.rows()
     cells = []
     if run := rows.get(("served", "server")):
@@ -151,7 +149,7 @@ def _faults(findings: Findings) -> list[str]:
 
 
 def _method(findings: Findings, facts: dict[str, str]) -> str:
-    formal = [findings.mlperf_shortfall] if findings.mlperf_shortfall else []
+    formal = [findings.not_mlperf] if findings.not_mlperf else []
     settings = {name.replace("_", " "): fact for name, fact in facts.items()}
     entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in settings.items())
     return f"<p>{METHOD}</p>{_list([*formal, *findings.notes])}<dl>{entries}</dl>"

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG to put into a page: text stays text, and the page's width decides the size.
+"""Plots of the report, as SVG to put into a page: text stays text, and the page's width decides the size.
 
 Each contender keeps its colour and line through all of them, so that they can be told apart in print too.
 """
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from loadtest.load.scenarios import SCENARIOS
 from loadtest.reference import latency_of
 from loadtest.results.findings import Findings
 
@@ -29,20 +28,16 @@ COLOURS = {
     "served": "#0072b2",
 }
 LINES = {"single_stream": "-", "multi_stream": "--", "server": "-."}
-SCENARIO_COLOURS = {"single_stream": "#0072b2", "multi_stream": "#56b4e9", "server": "#009e73", "offline": "#e69f00"}
-PARTS = {"inference": "#0072b2", "queue": "#56b4e9", "transport": "#e69f00", "lateness": "#999999"}
 NINES = (0.0, 50.0, 90.0, 99.0, 99.9)
 
 
 def plots_from(findings: Findings) -> dict[str, str]:
-    """SVG by title; only of what was measured."""
+    """Draws what was measured: SVG by title."""
     plots: dict[str, str] = {}
     for title, has_data, draw in (
         ("Latency", bool(findings.runs), _draw_latency),
         ("Rate sweep", bool(findings.sweep), _draw_sweep),
         ("What a batch buys", bool(findings.batch_rates), _draw_batch_rates),
-        ("Batch sizes", any(run.batch_sizes for run in findings.served), _draw_batch_sizes),
-        ("Where the time went", any(run.mean_ms("inference") for run in findings.served), _draw_split),
     ):
         if has_data:
             plots[title] = _svg(title, findings, draw)
@@ -69,7 +64,7 @@ def _svg(title: str, findings: Findings, draw: Callable[[Findings, "Figure"], No
 
 
 def _draw_latency(findings: Findings, figure: "Figure") -> None:
-    """Cumulative distributions, the tail stretched: each nine takes as much room as the one before."""
+    """Draws cumulative distributions, the tail stretched: each nine takes as much room as the one before."""
     axes = figure.add_subplot()
     for (name, size), runs in findings.references.items():
         if size == 1:
@@ -107,7 +102,7 @@ def _distribution(axes: "Axes", histogram: HdrHistogram, label: str, colour: str
 
 
 def _draw_sweep(findings: Findings, figure: "Figure") -> None:
-    """Above, what was answered in time of what was offered; below, how long it took."""
+    """Draws above what was answered in time of what was offered, below how long it took."""
     above, below = figure.subplots(2, sharex=True)
     offered = [run.load.target_qps for run in findings.sweep]
     bound_ms = findings.config.latency_p99_ms
@@ -129,7 +124,7 @@ def _draw_sweep(findings: Findings, figure: "Figure") -> None:
 
 
 def _draw_batch_rates(findings: Findings, figure: "Figure") -> None:
-    """Images per second against the images of a batch in process, or of a request to the server."""
+    """Draws images per second against the images of a batch in process, or of a request to the server."""
     axes = figure.add_subplot()
     for name, rates in findings.batch_rates.items():
         label = "served, images a request" if name == "served" else f"{name}, images a batch"
@@ -145,42 +140,6 @@ def _draw_batch_rates(findings: Findings, figure: "Figure") -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def _draw_batch_sizes(findings: Findings, figure: "Figure") -> None:
-    """Of each scenario's images, how many ran in batches of 1, 2, 3 to 4, 5 to 8 and so on."""
-    axes = figure.add_subplot()
-    rows = {run.load.scenario: run.batch_sizes for run in findings.served if run.batch_sizes}
-    num_bins = max((size - 1).bit_length() for sizes in rows.values() for size in sizes) + 1
-    width = 0.8 / len(rows)
-    for index, (scenario, sizes) in enumerate(rows.items()):
-        images = np.zeros(num_bins)
-        for size, num_images in sizes.items():
-            images[(size - 1).bit_length()] += num_images
-        x = np.arange(num_bins) + width * (index + 0.5) - 0.4
-        axes.bar(x, 100.0 * images / images.sum(), width, color=SCENARIO_COLOURS[scenario], label=scenario)
-    names = [f"{2 ** (number - 1) + 1}-{2**number}" if number > 1 else f"{2**number}" for number in range(num_bins)]
-    axes.set_xticks(range(num_bins), names)
-    axes.set(xlabel="images in the batch", ylabel="per cent of the images", ylim=(0, 100))
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.45, 1.15), ncols=4, frameon=False)
-
-
 def _minor(value: float, _position: float) -> str:
-    """Between the powers of ten only the twos and fives, in figures."""
+    """Labels only the twos and fives between the powers of ten."""
     return f"{value:,.6g}" if f"{value:.0e}"[0] in "25" else ""
-
-
-def _draw_split(findings: Findings, figure: "Figure") -> None:
-    """Means, for means add up."""
-    axes = figure.add_subplot()
-    rows = {run.load.scenario: run for run in findings.served if run.mean_ms("inference")}
-    names = [scenario for scenario in reversed(SCENARIOS) if scenario in rows]
-    totals = {name: sum(rows[name].mean_ms(part) for part in PARTS) for name in names}
-    begun = np.zeros(len(names))
-    for part, colour in PARTS.items():
-        shares = np.array([100.0 * rows[name].mean_ms(part) / totals[name] for name in names])
-        axes.barh(names, shares, left=begun, color=colour, label=part, height=0.6)
-        begun += shares
-    for index, name in enumerate(names):
-        axes.annotate(f"{totals[name]:.2f} ms", (101, index), va="center", fontsize=9, annotation_clip=False)
-    axes.set(xlabel="per cent of the mean latency", xlim=(0, 100))
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.45, 1.15), ncols=4, frameon=False)

@@ -1,4 +1,4 @@
-"""The report on the screen."""
+"""Shows the report on the screen."""
 
 from atelier.tables import aligned
 from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
@@ -13,7 +13,7 @@ MEANINGS = {
 
 
 def screen(findings: Findings) -> str:
-    """The tables, the faults and the verdict."""
+    """Renders the tables, the faults and the verdict."""
     return "\n\n".join([*map(_text, sections(findings)), "\n".join(_verdict(findings))])
 
 
@@ -30,9 +30,7 @@ def _verdict(findings: Findings) -> list[str]:
         names = {"correct": "right", "wrong": "wrong", "lost": "lost", "refused": "refused"}
         answered = ", ".join(f"{counts[name]:,} {word}" for name, word in names.items())
         lines.append(f"answers: {answered}; each compared with {findings.reference}")
-        validity = ", ".join(f"{run.load.scenario} {run.loadgen_validity or 'none'}" for run in served)
-        lines.append(f"LoadGen's own verdict, for durations of {findings.config.duration_s:g} s: {validity}")
-        lines += [findings.mlperf_shortfall] if findings.mlperf_shortfall else []
+        lines += [findings.not_mlperf] if findings.not_mlperf else []
     blamed = [*findings.asked, *(run for run in findings.sweep if run.count("wrong"))]
     faults = [f"{run.load.scenario}: {fault}" for run in blamed for fault in run.faults]
     lines += [f"  {fault}" for fault in faults[:5]] if verdict == FAIL else []

@@ -1,6 +1,6 @@
-"""Looking for the server's limits: the highest rate that holds a bound on latency, and what lies beyond it.
+"""Search for the highest rate that holds a bound on latency.
 
-LoadGen has a search too (FindPeakPerformance), for one process and its own rules; here a rate holds where every answer
+LoadGen has a search too (FindPeakPerformance), for one process and its own rules; here a rate holds if every answer
 was right, p99 is within the bound and the generator kept its schedule, over all processes.
 """
 
@@ -43,7 +43,7 @@ class MaxSearch:
 
 
 def why_not(measurement: Measurement, latency_p99_ms: float) -> str:
-    """Why a rate does not hold; "" where it does."""
+    """Reports why a rate does not hold; "" if it does."""
     failed = {name: measurement.count(name) for name in ("wrong", "lost", "refused") if measurement.count(name)}
     if failed:
         return ", ".join(f"{count:,} {name}" for name, count in failed.items())
@@ -54,14 +54,14 @@ def why_not(measurement: Measurement, latency_p99_ms: float) -> str:
 
 
 def holds(measurement: Measurement, latency_p99_ms: float) -> bool:
-    """Every answer right and in time, offered on schedule."""
+    """Says whether every answer was right and in time, and offered on schedule."""
     return not why_not(measurement, latency_p99_ms)
 
 
 def find_max(search: MaxSearch, probe: Probe, start_qps: float) -> None:
     """Fills `search` in: first up or down by factors, then between the last that held and the first that did not.
 
-    Raises ProgramError where no rate holds.
+    Raises ProgramError if no rate holds.
     """
 
     def tried(qps: float) -> Measurement:
@@ -81,7 +81,7 @@ def find_max(search: MaxSearch, probe: Probe, start_qps: float) -> None:
 
 
 def _confirm(search: MaxSearch, tried: Probe, qps: float) -> None:
-    """Five in a row must hold; each time one does not, the rate goes down a little."""
+    """Confirms a rate that holds five times in a row; each time one does not, the rate goes down a little."""
     for _ in range(MAX_CONFIRMATION_ROUNDS):
         search.confirmations.clear()
         while len(search.confirmations) < NUM_CONFIRMATIONS:

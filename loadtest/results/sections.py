@@ -1,4 +1,4 @@
-"""What the report shows, as tables: on the screen and on the page they are the same."""
+"""Sections of the report as tables: on the screen and on the page they are the same."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,7 +40,9 @@ def _contenders(findings: Findings) -> Section:
         if (contender, scenario) in measured
     ]
     header = ("", "requests/s", "images/s", *(f"p{percentile:g} ms" for percentile in PERCENTILES), "")
-    return Section("Contenders", f"{findings.rounds} of {findings.config.duration_s:g} s together", header, rows)
+    return Section(
+        "Contenders", f"{findings.config.repeats} repeats of {findings.config.duration_s:g} s together", header, rows
+    )
 
 
 def _figures(run: Measurement) -> Row:
@@ -49,7 +51,7 @@ def _figures(run: Measurement) -> Row:
 
 
 def _ratios(findings: Findings) -> Section:
-    """A row for each yardstick, a column for each scenario; not for `server`, whose rate is given and not reached."""
+    """Makes a row for each yardstick, a column for each scenario but `server`, whose rate is given and not reached."""
     ratios = {scenario: findings.ratios(scenario) for scenario in SCENARIOS if scenario != "server"}
     ratios = {scenario: of_scenario for scenario, of_scenario in ratios.items() if of_scenario}
     yardsticks = next(iter(ratios.values()), {})
@@ -60,7 +62,7 @@ def _ratios(findings: Findings) -> Section:
         )
         for yardstick in yardsticks
     ]
-    note = f"Images/s of the served model, ratios within each of {findings.rounds}: median (lowest to highest)"
+    note = "Images/s of the served model, ratios within each repeat: median (lowest to highest)"
     return Section("Ratios", note, ("", *ratios), rows)
 
 

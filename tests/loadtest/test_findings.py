@@ -9,7 +9,7 @@ import pytest
 from atelier.errors import ProgramError, UsageError
 from loadtest.config import LoadTestConfig, parse_arguments
 from loadtest.load.generator import Share, histogram_from
-from loadtest.load.scenarios import Load, mlperf_shortfalls, schedule_ns
+from loadtest.load.scenarios import Load, schedule_ns
 from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.results.measurement import Measurement
 from loadtest.results.page import page_from
@@ -151,15 +151,14 @@ def test_schedule_is_a_poisson_process_of_the_rate() -> None:
     assert gaps_s.std() == pytest.approx(1e-3, rel=0.03)  # of an exponential distribution, its mean
 
 
-def test_mlperf_asks_for_ten_minutes_and_enough_queries() -> None:
-    assert mlperf_shortfalls("multi_stream", 60, 500) == ["60 s of 600", "500 queries of 662"]
-    assert mlperf_shortfalls("offline", 600, 24_576) == []
+def test_short_run_is_no_mlperf_result_and_says_so() -> None:
+    assert "not a formal MLPerf result, which asks for --duration-s 600" in screen(findings(measurement()))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scenarios", "server,bach"], "--scenarios is 'server,bach'"),
+        (["--measure", "server,bach"], "--measure is 'server,bach'"),
         (["--protocol", "oip"], "--target is ''"),
         (["--duration-s", "0"], "--duration-s is 0.0"),
         (["--processes", "0"], "--processes is 0"),

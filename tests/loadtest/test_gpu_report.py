@@ -17,13 +17,21 @@ from typing import Any
 import psutil
 import pytest
 
-from atelier.program import run_program
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report.pages import markdown_from
-from loadtest.gpu_report.programs import Plan, StepFailedError, json_of, output_of
-from loadtest.gpu_report.run import RTX, Step, main, new_report, run_step
-from loadtest.gpu_report.steps import export, latency, may_be_the_engine, run_of, serve
+from loadtest.gpu_report.run import RTX, Step, main, new_stem, run_step, write
+from loadtest.gpu_report.steps import (
+    Plan,
+    StepFailedError,
+    export,
+    json_of,
+    latency,
+    may_be_the_engine,
+    output_of,
+    run_of,
+    serve,
+)
 from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD
@@ -31,15 +39,9 @@ from tests.idx_files import write_idx_files
 from training.checkpoint import save_checkpoint
 
 
-def plan_in(directory: Path, seconds: float = 60.0, data: tuple[str, ...] = ()) -> Plan:
-    return Plan(
-        device="cpu",
-        is_rehearsal=True,
-        work_dir=directory,
-        data=data,
-        time_limit_s=600,
-        deadline_s=time.monotonic() + seconds,
-    )
+def plan_in(directory: Path, seconds: float = 60.0) -> Plan:
+    deadline_s = time.monotonic() + seconds
+    return Plan(device="cpu", is_rehearsal=True, work_dir=directory, deadline_s=deadline_s)
 
 
 def step_of(work: Callable[[], dict[str, Any]], name: str = "a step") -> Step:
@@ -61,19 +63,18 @@ def squeezed(page: str) -> str:
 
 @pytest.mark.slow
 def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On 6,000 images one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
     write_idx_files(tmp_path / "data", num_train=6000, num_test=100)
-    options = ["--rehearse", "--reports-dir", str(tmp_path / "reports"), "--data-dir", str(tmp_path / "data")]
-    assert main([*options, "--unverified-data"]) == 70
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "data"))
+    assert main(["--rehearse", "--report-dir", str(tmp_path / "reports")]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
     (report,) = (tmp_path / "reports").glob("gpu-rehearsal-*.json")
     document = json.loads(report.read_bytes())
     outcomes = {step["name"]: step["status"] for step in document["steps"]}
     for name in (
         "host",
-        "floor of training",
         "train fp32",
         "train modern",
         "export fp32",
@@ -116,16 +117,14 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         "## Export and parity",
         "## Latency",
         "## Served",
-        "## Memory",
-        "multiply-adds",
     ):
         assert part in page
     assert "Not finished" not in page
     assert "| onnxruntime | fp32 | 64 | wall clock |" in page and "| onnxruntime | int8 | 64 |" not in page
     assert re.search(r"\| int8, --engine auto \| onnxruntime on cpu \|.*\| FAIL \| refused \|", page)
     assert [line for line in page.splitlines() if line.startswith("| modern | fp32 | 1 |")]
-    (training,) = [line for line in page.splitlines() if line.startswith("| training, tutorial, fp32, at most |")]
-    assert training.endswith("| not measured | not measured |")
+    (training,) = [line for line in page.splitlines() if line.startswith("| tutorial | fp32 |")]
+    assert training.endswith("| not measured |")
     assert report.with_suffix(".png").stat().st_size > 10_000
 
 
@@ -213,19 +212,19 @@ def test_json_is_read_from_the_last_line_whatever_a_library_prints_before(module
     (modules / "silent.py").write_text("")
     (modules / "rambling.py").write_text("print('{\"rows\": [1]}'); print('goodbye')")
     assert json_of(plan_in(tmp_path), "chatty") == {"rows": [1]}
-    for module, last in (("silent", "''"), ("rambling", "'goodbye'")):
-        with pytest.raises(StepFailedError, match=f"no JSON: {last}$"):
-            json_of(plan_in(tmp_path), module)
+    for module in ("silent", "rambling"):
+        assert step_of(partial(json_of, plan_in(tmp_path), module)).status == "failed"
 
 
 # --- An export that fails ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Plan:
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A plan whose training is done: seeded weights, and data that is not Fashion-MNIST."""
     write_idx_files(tmp_path / "data", num_train=10, num_test=10)  # fewer than in a request
-    plan = plan_in(tmp_path, 250, ("--data-dir", str(tmp_path / "data"), "--unverified-data"))
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "data"))
+    plan = plan_in(tmp_path, 250)
     plan.checkpoint_dir.mkdir()
     save_checkpoint(plan.checkpoint_dir, seeded_model().state_dict(), RECORD)
     return plan
@@ -291,8 +290,8 @@ def test_a_version_in_another_precision_is_served_beside_the_program_of_the_fp32
     assert (report["settings"]["front_end"], report["settings"]["device"]) == ("grpcio", "cpu")
     assert report["memory"]["resident_bytes"] > 60 << 20
     page = page_of(served)
-    assert re.search(r"- served: [\d,]+ \(.* images/s .*requests right, 0 wrong, 0 lost, 0 refused\n", page), page
-    assert re.search(r"- PyTorch, \d+ at a time: .* images/s.*; served over it", page), page
+    assert re.search(r"\| grpcio: served[ \w]* \| [\d,]+ \(.*\) \|.* 0 wrong, 0 lost, 0 refused \| \|\n", page), page
+    assert re.search(r"\| grpcio: PyTorch, \d+ at a time \| [\d,]+ \(.*\) \|.*\| [\d.]+ \(.*\) \|\n", page), page
 
 
 @pytest.mark.slow
@@ -309,7 +308,7 @@ def test_a_version_that_fails_its_probes_here_is_refused_and_not_timed(trained: 
 
 
 def test_no_step_begins_after_the_time_is_up(tmp_path: Path) -> None:
-    with pytest.raises(StepFailedError, match="no time left of 600 s") as failure:
+    with pytest.raises(StepFailedError, match="no time left: see --time-limit-s") as failure:
         output_of(plan_in(tmp_path, seconds=0.5), "no_such_module")
     assert failure.value.status == "not run"
 
@@ -323,7 +322,7 @@ def cpu_s() -> float:
 def test_time_limit_ends_the_run_with_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
     """What it does in that time is counted in CPU time, of which a busy machine takes none."""
     started_s = cpu_s()
-    options = ["--rehearse", "--reports-dir", str(tmp_path), "--time-limit-s", "20.9"]
+    options = ["--rehearse", "--report-dir", str(tmp_path), "--time-limit-s", "20.9"]
     assert main(options) == 0
     assert cpu_s() - started_s < 20.9
     (report,) = tmp_path.glob("*.json")
@@ -336,13 +335,7 @@ def test_time_limit_ends_the_run_with_a_report_that_says_what_is_missing(tmp_pat
         ):  # which no rehearsal measures
             continue
         assert step["status"] == ("absent" if step["name"].startswith("serve ") else "not run"), step
-    assert "no time left of 21 s" in report.with_suffix(".md").read_text()
-
-
-@pytest.mark.parametrize("limit_s", ["20", "0", "nan"])
-def test_a_time_limit_that_leaves_no_time_is_refused(limit_s: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_program(main, ["--time-limit-s", limit_s]) == 2
-    assert capsys.readouterr().err.startswith(f"error: BAD_OPTIONS: --time-limit-s is {limit_s} (it must be above 20")
+    assert "no time left" in report.with_suffix(".md").read_text()
 
 
 def reported(directory: Path) -> dict[str, str]:
@@ -354,16 +347,9 @@ def reported(directory: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_a_run_that_is_killed_leaves_what_it_measured_and_says_what_it_did_not(tmp_path: Path) -> None:
     write_idx_files(tmp_path / "data")
-    options = [
-        "--rehearse",
-        "--reports-dir",
-        tmp_path / "reports",
-        "--data-dir",
-        tmp_path / "data",
-        "--unverified-data",
-    ]
+    options = ["--rehearse", "--report-dir", tmp_path / "reports"]
     command = [sys.executable, "-m", "loadtest.gpu_report", *map(str, options)]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(tmp_path), "FASHION_MNIST_DIR": str(tmp_path / "data")}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, process_group=0) as process:
         while reported(tmp_path / "reports").get("train fp32") != "running":
             assert process.poll() is None
@@ -371,21 +357,21 @@ def test_a_run_that_is_killed_leaves_what_it_measured_and_says_what_it_did_not(t
         os.killpg(process.pid, signal.SIGKILL)  # the step's program is of this group too
     assert process.returncode == -signal.SIGKILL
     statuses = reported(tmp_path / "reports")
-    assert list(statuses.values()) == ["ok", "ok", "running", *["not run"] * (len(statuses) - 3)]
+    assert list(statuses.values()) == ["ok", "running", *["not run"] * (len(statuses) - 2)]
     (page,) = (tmp_path / "reports").glob("*.md")
     text = squeezed(page.read_text())
-    assert f"**Not finished: {len(statuses) - 2} of {len(statuses)} steps are missing, from `train fp32` on.**" in text
-    assert "multiply-adds" in text or "| floor of training | ok |" in text
+    assert f"Not finished: {len(statuses) - 1} of {len(statuses)} steps are missing, from `train fp32` on." in text
+    assert "| host | ok |" in text
 
 
 def test_a_second_run_of_the_day_leaves_the_first_ones_report_alone(tmp_path: Path) -> None:
     stems = []
     for _ in range(3):
-        report = new_report(tmp_path, "NVIDIA H100 80GB HBM3", is_rehearsal=False, time_limit_s=600)
-        report.write([Step(name="host")])
-        stems.append(report.stem.name.replace(report.date, "<date>"))
-    stem = "gpu-nvidia-h100-80gb-hbm3-<date>"
-    assert stems == [stem, f"{stem}-2", f"{stem}-3"]
+        stem = new_stem(tmp_path, "NVIDIA H100 80GB HBM3", "2026-01-01")
+        write(stem, {"rehearsal": False, "date": "2026-01-01"}, [Step(name="host")])
+        stems.append(stem.name)
+    name = "gpu-nvidia-h100-80gb-hbm3-2026-01-01"
+    assert stems == [name, f"{name}-2", f"{name}-3"]
 
 
 # --- Figures and pages ------------------------------------------------------------------------------------------------
@@ -396,23 +382,14 @@ def test_steady_figures_leave_out_the_first_epoch() -> None:
     fast = {"step_seconds": 1.0, "seconds": 2.0, "test_acc": 0.8, "train_loss": 0.5}
     record = {"seed": 0, "metrics": [slow, fast, fast], "num_train_images": 100, "wall_seconds": 20.0}
     run = run_of(record | {"peak_memory": {}})
-    assert run["examples_per_s_steps"] == pytest.approx(300 / 11)
     assert run["examples_per_s_wall"] == 15
     assert run["examples_per_s_steady_steps"] == 100
-    assert run["examples_per_s_steady_with_evaluation"] == 50
 
 
-def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
+def test_page_of_a_gpu_shows_event_times_and_memory() -> None:
     row = {"batch_size": 64, "clock": "CUDA events", "latency_us": [21.0, 20.0, 23.0], "images_per_s": [3e6]}
     measured = {"backend": "tensorrt", "precision": "fp16", "device": "cuda", "rows": [row | {"wall_us": [25.0]}]}
     memory = {"resident_bytes": 300 << 20, "device_bytes": 5 << 20}
-    floor: dict[str, float] = {
-        "batch_size": 256,
-        "multiply_adds_per_step": 1,
-        "image_bytes_per_step": 2,
-        "launches_per_step": 60,
-    }
-    floor |= {"launch_floor_us": 90.0, "launch_floor_examples_per_s": 2.8e6}
     run = run_of(
         {
             "seed": 0,
@@ -423,7 +400,6 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
         }
     )
     results: dict[str, dict[str, Any]] = {
-        "floor of training": floor,
         "train fp32": {"recipe": "tutorial", "precision": "fp32", "runs": [run]},
         "latency tensorrt fp16": measured | {"memory": memory, "probes": "64 probes agree"},
     }
@@ -431,15 +407,10 @@ def test_page_of_a_gpu_shows_event_times_memory_and_the_launch_floor() -> None:
     assert page.startswith("# GPU report, 2026-01-01")
     assert "rehearsal" not in page
     assert "- tensorrt, fp16: 64 probes agree" in page
-    assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 |" in page
-    assert "| training, tutorial, fp32, at most | 4,096.0 | 70.0 | 82.0 |" in page
-    assert "| tensorrt, fp16 | 300.0 | 5.0 | not measured |" in page
-    assert "no more than 2,800,000 examples/s" in page
+    assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 | 300.0 | 5.0 |" in page
+    assert "| tutorial | fp32 | 1 | 5 | 100 | 0.8000 | 4,096.0 | 70.0 |" in page
 
 
-def test_figures_on_unchecked_data_are_never_a_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho NVIDIA H200, 580.82.07, 143771 MiB, 700 W, 1980 MHz, 9.0\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert run_program(main, ["--unverified-data"]) == os.EX_CONFIG
+def test_figures_of_a_gpu_are_never_on_unchecked_data(tmp_path: Path) -> None:
+    assert plan_in(tmp_path).data == ("--unverified-data",)
+    assert dataclasses.replace(plan_in(tmp_path), is_rehearsal=False).data == ()

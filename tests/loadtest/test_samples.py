@@ -32,7 +32,7 @@ def test_every_garment_bears_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys
     labels = np.array([0, 1, 2, 3, 4, 5], np.uint8)
     images = labels.repeat(784).reshape(-1, 1, 28, 28)  # the scripted server reads the label from the first pixel
     dataset = SimpleNamespace(test_images=images, test_labels=np.where(labels == 3, 9, labels))
-    monkeypatch.setattr(samples, "load_dataset", lambda _data_dir: dataset)
+    monkeypatch.setattr(samples, "load_dataset", lambda: dataset)
     server = ScriptedServer()
     assert run_program(samples.main, ["--target", server.target, "--count", "6"]) == 0
     server.stop()
@@ -46,6 +46,6 @@ def test_every_garment_bears_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys
 def test_more_images_than_there_are_is_a_usage_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(samples, "load_dataset", lambda _data_dir: SimpleNamespace(test_images=np.zeros(6)))
+    monkeypatch.setattr(samples, "load_dataset", lambda: SimpleNamespace(test_images=np.zeros(6)))
     assert run_program(samples.main, ["--count", "7"]) == 2
     assert "BAD_COUNT: --count is 7" in capsys.readouterr().err

@@ -36,7 +36,7 @@ PADDING_LAYERS: dict[str, type[nn.Module]] = {"zeros": nn.ZeroPad2d, "replicate"
 
 
 class LeNet(nn.Module):
-    """What all architectures share: images go in, logits come out, and `layers` lie between."""
+    """Base of all architectures: images go in, logits come out, and `layers` lie between."""
 
     layers: nn.Sequential  # (N, 1, 28, 28) in [0, 1] -> (N, 10)
 

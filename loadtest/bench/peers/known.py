@@ -43,7 +43,7 @@ def _script(name: str, *chosen: int) -> Callable[[Path, Path, Path, Sequence[int
 
 
 def _torchserve(python: Path, model: Path, directory: Path, ports: Sequence[int]) -> list[str]:
-    """TorchServe with a worker per core, in batches; its REST interface is faster than its gRPC."""
+    """Starts TorchServe with a worker per core, in batches; its REST interface is faster than its gRPC."""
     if shutil.which("java") is None:
         raise ResourceUnavailableError("NO_JAVA", "TorchServe needs Java 11 or later", "apt-get install default-jre")
     archive = directory / "store" / "lenet5"

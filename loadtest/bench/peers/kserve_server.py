@@ -15,13 +15,13 @@ class LeNet5(Model):  # type: ignore[misc] # KServe is not installed here
     """Open Inference Protocol in, raw tensors out."""
 
     def load(self) -> bool:
-        """KServe's hook."""
+        """Loads the model: KServe's hook."""
         self.logits_of = open_model(sys.argv[1])
         self.ready = True
         return True
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:  # noqa: ARG002
-        """One request, which KServe's Python server does not batch with others."""
+        """Answers one request, which KServe's Python server does not batch with others."""
         logits = self.logits_of(payload.inputs[0].as_numpy())
         output = InferOutput(name="logits", shape=list(logits.shape), datatype="FP32")
         output.set_data_from_numpy(logits, binary_data=True)

@@ -15,27 +15,27 @@ class LeNet5(litserve.LitAPI):  # type: ignore[misc] # LitServe is not installed
     """JSON with the image's bytes in base64 in, logits as a list out; batched."""
 
     def setup(self, device: Any) -> None:  # noqa: ARG002
-        """LitServe's hook."""
+        """Opens the model: LitServe's hook."""
         self.logits_of = open_model(sys.argv[1])
 
     def decode_request(self, request):  # type: ignore[no-untyped-def] # what its type is decides what LitServe passes
-        """(1, 28, 28)"""
+        """Reads an image (1, 28, 28)."""
         return np.frombuffer(base64.b64decode(request["image"]), np.uint8).reshape(1, 28, 28)
 
     def batch(self, inputs: Any) -> Any:
-        """(N, 1, 28, 28)"""
+        """Stacks images (N, 1, 28, 28)."""
         return np.stack(inputs)
 
     def predict(self, images: Any) -> Any:
-        """(N, 10)"""
+        """Returns logits (N, 10)."""
         return self.logits_of(images)
 
     def unbatch(self, output: Any) -> Any:
-        """A row for each image."""
+        """Returns a row for each image."""
         return list(output)
 
     def encode_response(self, output: Any) -> Any:
-        """JSON."""
+        """Returns JSON."""
         return {"logits": output.tolist()}
 
 
