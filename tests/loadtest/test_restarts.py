@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from atelier.errors import ProgramError
+from atelier.errors import ProgramError, UsageError
 from atelier.wire import classifier_pb2 as pb
 from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
 from loadtest.load.protocols import Classify, Reference
@@ -16,6 +16,7 @@ from loadtest.restarts.cycles import Command, Cycles, free_port, kill, restart
 from loadtest.restarts.journal import Entry, account, write_journal
 from loadtest.restarts.known import known_answers
 from loadtest.restarts.probe import seconds_until_answered
+from loadtest.restarts.run import main
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.restarts.versions import BAD_KINDS, NamedVersion, shifted
 from loadtest.server_process import server_process
@@ -100,6 +101,11 @@ def test_journal_with_a_gap_or_a_copy_is_no_journal(numbers: list[int]) -> None:
 def cycles(**fields: object) -> Cycles:
     sound = {"name": "SIGTERM", "journal": [entry(0)], "took_s": [0.2], "exit_codes": [0, 0], "answered": 1}
     return Cycles(**(sound | fields))  # type: ignore[arg-type]
+
+
+def test_kind_of_end_that_there_is_not_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"BAD_OPTIONS: --only has siege \(of sigterm, kill, swap, bad-version\)"):
+        main(["--only", "siege"])
 
 
 def test_faults_of_an_end_are_named() -> None:
