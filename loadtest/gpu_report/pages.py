@@ -43,8 +43,10 @@ def _mebibytes(memory: dict[str, Any], *kinds: str) -> list[str]:
 
 
 def _host(document: Document) -> str:
-    rows = [row for host in results_of(document, "host") for row in (*host["gpu"].items(), *host["versions"].items())]
-    return _section("Host", "", ("GPU and versions", ""), rows)
+    rows: list[tuple[str, str]] = []
+    for host in results_of(document, "host"):
+        rows += [("CPU", host["cpu"]), *host["gpu"].items(), *host["versions"].items()]
+    return _section("Host", "", ("hardware and versions", ""), rows)
 
 
 def _steps(document: Document) -> str:

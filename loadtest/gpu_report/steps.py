@@ -188,7 +188,9 @@ def output_of(plan: Plan, module: str, *arguments: object, limit_s: float = 240.
         try:
             stdout, stderr = process.communicate(timeout=left_s)
         except BaseException as error:  # the time is up, or we are stopped: the servers that it started end too
-            _kill(process.pid)
+            for each in processes_of(process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                    each.kill()
             if isinstance(error, subprocess.TimeoutExpired):
                 end = "" if left_s == limit_s else ": the time of --time-limit-s is over"
                 raise StepFailedError(f"stopped after {left_s:.0f} s{end}") from None
@@ -202,12 +204,6 @@ def json_of(plan: Plan, module: str, *arguments: object) -> dict[str, Any]:
     """Reads what a program prints in its last line; libraries may print before it. Raises StepFailedError."""
     found: dict[str, Any] = json.loads(output_of(plan, module, *arguments).strip().splitlines()[-1])
     return found
-
-
-def _kill(pid: int) -> None:
-    for process in processes_of(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            process.kill()
 
 
 def _failure(code: int, lines: list[str]) -> StepFailedError:

@@ -361,7 +361,7 @@ def test_a_run_that_is_killed_leaves_what_it_measured_and_says_what_it_did_not(t
     (page,) = (tmp_path / "reports").glob("*.md")
     text = squeezed(page.read_text())
     assert f"Not finished: {len(statuses) - 1} of {len(statuses)} steps are missing, from `train fp32` on." in text
-    assert "| host | ok |" in text
+    assert "| host | ok |" in text and "| CPU |" in text
 
 
 def test_a_second_run_of_the_day_leaves_the_first_ones_report_alone(tmp_path: Path) -> None:
