@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from atelier.client import ClassifyError, Client
 from atelier.contract import Images
@@ -23,6 +24,8 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 from tests.conftest import Job, command, import_s
+from tests.serving.photographs import photographs, sample
+from tests.serving.pictures import encoded
 from training.dataset import FashionMNIST
 
 pytestmark = pytest.mark.slow
@@ -73,6 +76,36 @@ def test_16_clients_get_exactly_the_labels_of_onnxruntime_in_order(
         list(clients.map(classify, slices))
     assert len(slices) > 250
     assert (answered == wanted).all()
+
+
+@pytest.mark.parametrize("is_light", [True, False], ids=["light table", "dark table"])
+def test_photographs_are_known_nearly_as_well_as_the_test_images_in_them(
+    server: ServerProcess, data: FashionMNIST, is_light: bool
+) -> None:
+    images, labels = sample(data)
+    pictures = [encoded(Image.fromarray(each.pixels)) for each in photographs(images, is_light=is_light)]
+    with Client(server.target) as client:
+
+        def share_right(count: int, **reading: bool) -> float:
+            answers = [
+                client.classify_pictures(pictures[start : start + 50], timeout_s=30, **reading).labels
+                for start in range(0, count, 50)
+            ]
+            return float(np.mean(np.concatenate(answers) == labels[:count]))
+
+        of_images = float(np.mean(client.classify(images, timeout_s=30).labels == labels))
+        assert share_right(len(pictures), prepare=True) > of_images - 0.05
+        assert share_right(100, invert=is_light) < 0.4  # what preparing is for
+
+
+def test_test_images_sent_as_png_lose_nothing_by_being_prepared(server: ServerProcess, data: FashionMNIST) -> None:
+    images = data.test_images[:2000]
+    pictures = [encoded(Image.fromarray(image[0])) for image in images]
+    with Client(server.target) as client:
+        plain = client.classify(images[:1000]).labels, client.classify(images[1000:]).labels
+        for half, labels in enumerate(plain):
+            chosen = pictures[1000 * half : 1000 * (half + 1)]
+            assert (client.classify_pictures(chosen, prepare=True, timeout_s=30).labels == labels).all()
 
 
 @pytest.mark.timing
