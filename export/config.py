@@ -7,6 +7,7 @@ from atelier.errors import UsageError
 from atelier.settings import parse_settings
 from export.engine_options import TIMING_CACHE, EngineOptions, HardwareLevel, Wanted
 from export.precision import Precision
+from serving.manifest import LARGEST_MAX_BATCH_SIZE
 from training.run_record import CHECKPOINT_DIR
 
 REPOSITORY_DIR = Path("artifacts/models")
@@ -14,7 +15,6 @@ MADE_WITH = (  # packages to record
     *("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"),
     *("tensorrt", "tensorrt-rtx-cu13-libs"),
 )
-LARGEST_MAX_BATCH_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,11 @@ class ExportConfig:
 
     repository: Path = REPOSITORY_DIR
     """The model repository; the version goes under <repository>/lenet5/."""
+
+    signing_key: Path | None = None
+    """Sign the manifest with this Ed25519 private key in PEM, for servers with --require-signature; needs the extra
+    `signing`.
+    """
 
     data_dir: Path | None = None
     """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""

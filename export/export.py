@@ -26,6 +26,7 @@ from export.parity_report import reports_from, table_from
 from export.precision import HALF_TYPES, EmulatedBackend, onnx_in
 from export.program import inference_model, program_bytes, program_from_model
 from export.repository import publish
+from export.signing import signer_from
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_litert, open_tensorrt
@@ -156,6 +157,7 @@ def manifest_of(
 def main(arguments: list[str]) -> int:
     """Exports, proves and publishes one version. Raises ProgramError, and then nothing is published."""
     config = parse_arguments(arguments)
+    sign = signer_from(config.signing_key) if config.signing_key else None
     model, checkpoint = load_model(config.checkpoint_dir)
     check_provenance(checkpoint, config)
     data = load_dataset(config.data_dir, verify=not config.unverified_data)
@@ -189,9 +191,8 @@ def main(arguments: list[str]) -> int:
         raise parity_error(report, reports, config.failed_dir)
 
     kept |= reports
-    version_dir = publish(
-        config.repository / MODEL_NAME, kept, manifest_of(kept, checkpoint, config, engines.specs, probes)
-    )
+    manifest = manifest_of(kept, checkpoint, config, engines.specs, probes)
+    version_dir = publish(config.repository / MODEL_NAME, kept, manifest, sign)
     print(f"\n{table_from(report)}\n\nVersion {version_dir.name} of {MODEL_NAME} is in {version_dir}")
     print("\n".join(engines.about))
     return 0

@@ -14,15 +14,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atelier.files import write_atomically
-from serving.manifest import MANIFEST_NAME, ONNX_NAME, TENSORRT, Manifest, list_versions, save_manifest
+from export.signing import Sign
+from serving.manifest import (
+    MANIFEST_NAME,
+    ONNX_NAME,
+    SIGNATURE_NAME,
+    TENSORRT,
+    Manifest,
+    list_versions,
+    save_manifest,
+)
 
 CONFIG_NAME, LABELS_NAME = "config.pbtxt", "labels.txt"
 _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
 
 
-def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> Path:
+def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest, sign: Sign | None = None) -> Path:
     """Publishes `files` under the next free version and returns its directory; the manifest gets that number.
 
+    `sign` makes the signature of the manifest's bytes, to lie beside it.
     Of two exporters the second waits and takes the number after. Raises OSError if the disk is full or read-only;
     then nothing is visible, or, if only Triton's files failed, the whole version.
     """
@@ -32,7 +42,7 @@ def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest) -> 
         _remove(building)  # what an exporter left that was killed: the lock says that nobody works there
         try:
             version = max(list_versions(model_dir), default=0) + 1
-            _build(building, files, dataclasses.replace(manifest, version=version))
+            _build(building, files, dataclasses.replace(manifest, version=version), sign)
             version_dir = building.rename(model_dir / str(version))
             _flush(model_dir)
         finally:
@@ -59,13 +69,14 @@ def _remove(building: Path) -> None:
         shutil.rmtree(building)
 
 
-def _build(building: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
+def _build(building: Path, files: Mapping[str, bytes], manifest: Manifest, sign: Sign | None) -> None:
     """Writes the files, the manifest last, all of it to the disk before anybody can see it."""
     building.mkdir()
     for name, data in files.items():
         write_atomically(building / name, data)
-    save_manifest(manifest, building)
-    _flush(building / MANIFEST_NAME)
+    save_manifest(manifest, building, sign)
+    for name in (MANIFEST_NAME, SIGNATURE_NAME) if sign else (MANIFEST_NAME,):
+        _flush(building / name)
     _flush(building)
 
 

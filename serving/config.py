@@ -28,6 +28,11 @@ class ServerConfig:
     model_version: int | None = None
     """Version to serve; None takes the newest."""
 
+    require_signature: Path | None = None
+    """Serve only what was exported with --signing-key: a file with the Ed25519 public key, or several, in PEM. It
+    needs the extra `signing`.
+    """
+
     watch_repository: float | None = field(default=None, metadata={"alone": 5.0})
     """Look for newer versions every so many seconds (5 if none are given), and serve one as soon as it is loaded and
     proven. Without it, SIGHUP has the server look once.

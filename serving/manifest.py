@@ -7,20 +7,27 @@ notices a flipped bit by itself).
 
 import base64
 import hashlib
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atelier.contract import IMAGE_SHAPE, NUM_CLASSES, Images, TensorSpec
 from atelier.errors import BadDataError, MissingInputError
+from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
+from atelier.tolerances import TOLERANCES
+from atelier.trusted_files import read_trusted
 
-MANIFEST_NAME = "manifest.json"
-FORMAT = 2
+MANIFEST_NAME, SIGNATURE_NAME = "manifest.json", "manifest.sig"
+PLAIN_NAME = r"[0-9A-Za-z][0-9A-Za-z._-]*"  # of a file of the version: it leads nowhere else
+MAX_MANIFEST_BYTES, MAX_FILE_BYTES = 4 << 20, 64 << 20  # LeNet-5's take 0.1 and 1.2 MiB at most
+LARGEST_MAX_BATCH_SIZE = 4096
+FORMAT = 3
+OLD_FORMATS = {1: "no probes", 2: "no digest of its own"}
+AGAIN = "make export writes a new version"
 
 # File name of each kind of artifact, and so of what a backend loads.
 PROGRAM_NAME = "model.pt2"  # torch.export program
@@ -32,6 +39,8 @@ RTX_TURING_ENGINE_NAME = "model.rtx75.engine"  # the same for compute capability
 LAYERS_NAME = "layers.json"  # names its values and weights, for the page that looks inside
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"  # the flavours of engines, and so the names of their backends
+
+Check = Callable[[Path, bytes], None]  # of a version's directory and its manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,76 +119,87 @@ class Manifest:
         return next((engine for engine in self.engines if engine.flavour == flavour), None)
 
 
-def save_manifest(manifest: Manifest, version_dir: Path) -> None:
-    """Writes `manifest.json` into a directory that nobody reads yet; publishing it whole is the exporter's work."""
-    document = {"format": FORMAT, **vars(manifest)}
-    (version_dir / MANIFEST_NAME).write_text(json.dumps(document, indent=2, default=vars) + "\n")
+def save_manifest(manifest: Manifest, version_dir: Path, sign: Callable[[bytes], bytes] | None = None) -> None:
+    """Writes `manifest.json`, and perhaps its signature, into a directory that nobody reads yet."""
+    data = sealed({"format": FORMAT, **vars(manifest)})
+    if sign is not None:
+        (version_dir / SIGNATURE_NAME).write_bytes(sign(data))
+    (version_dir / MANIFEST_NAME).write_bytes(data)
 
 
-def load_manifest(version_dir: Path) -> Manifest:
+def load_manifest(version_dir: Path, check: Check | None = None) -> Manifest:
     """Reads the manifest of a version that may be served: its parity was proven.
 
     Raises BadDataError PARITY_FAILED if it was not, and as `read_manifest`.
     """
-    manifest = read_manifest(version_dir)
+    manifest = read_manifest(version_dir, check)
     if not manifest.parity_passed:
         what = f"{version_dir / MANIFEST_NAME} does not say that its parity was proven"
-        raise BadDataError("PARITY_FAILED", what, "make export writes a new version")
+        raise BadDataError("PARITY_FAILED", what, AGAIN)
     return manifest
 
 
-def read_manifest(version_dir: Path) -> Manifest:
+def read_manifest(version_dir: Path, check: Check | None = None) -> Manifest:
     """Reads the manifest, whatever it says of parity: to measure with, never to serve.
 
-    Raises MissingInputError if there is none, BadDataError if it is malformed or of another format.
+    `check` raises if the bytes are not to be looked at, such as those that nobody known has signed.
+    Raises MissingInputError if there is none, BadDataError if it was changed, is malformed or of another format, and
+    what `read_trusted` raises.
     """
     path = version_dir / MANIFEST_NAME
-    again = "make export writes a new version"
     try:
-        document = json.loads(path.read_bytes())
+        data = read_trusted(path, version_dir.absolute().parent.parent, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
-        raise MissingInputError("NO_MANIFEST", f"{path} does not exist", again) from None
-    except ValueError as error:
-        raise BadDataError("BAD_MANIFEST", f"{path} is not JSON: {error}", again) from None
-    found = document.get("format") if isinstance(document, dict) else None
-    if found in range(1, FORMAT):
-        what = f"{path} has format {found}, in which a version has no probes; this program reads format {FORMAT}"
-        raise BadDataError("OLD_MANIFEST", what, again)
+        raise MissingInputError("NO_MANIFEST", f"{path} does not exist", AGAIN) from None
+    if check is not None:
+        check(version_dir, data)
     try:
-        return _manifest_from(document)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadDataError("BAD_MANIFEST", f"{path}: {error!r}", again) from None
+        if (found := _old_format(data)) is not None:
+            what = f"{path} has format {found}, which has {OLD_FORMATS[found]}; this program reads format {FORMAT}"
+            raise BadDataError("OLD_MANIFEST", what, AGAIN)
+        document = unsealed(data)
+        if (found := document.pop("format", None)) != FORMAT:
+            raise ValueError(f"it has format {found}, this program reads {FORMAT}")
+        manifest = record_from(Manifest, document)
+        _check_values(manifest)
+        return manifest
+    except ValueError as error:
+        raise BadDataError("BAD_MANIFEST", f"{path}: {error}", AGAIN) from None
 
 
-def _manifest_from(document: dict[str, Any]) -> Manifest:
-    fields = dict(document)
-    found = fields.pop("format")
-    if found != FORMAT:
-        raise ValueError(f"format {found}, this program reads {FORMAT}")
-    for name in ("input", "output"):
-        spec = fields[name]
-        fields[name] = TensorSpec(**{**spec, "shape": tuple(spec["shape"])})
-    fields["classes"] = tuple(fields["classes"])
-    fields["engines"] = tuple(_engine_from(entry) for entry in fields["engines"])
-    fields["probes"] = _probes_from(fields["probes"])
-    return Manifest(**fields)
+def _check_values(manifest: Manifest) -> None:
+    """Raises ValueError for a value that no export writes."""
+    digests = [manifest.checkpoint_sha256, *manifest.files.values(), *(each.onnx_sha256 for each in manifest.engines)]
+    sizes = [(each.min_batch_size, each.opt_batch_size, each.max_batch_size) for each in manifest.engines]
+    names = [name for name in manifest.files if not re.fullmatch(PLAIN_NAME, name)]
+    foreign = [each.file for each in manifest.engines if each.file not in manifest.files]
+    faults = {
+        "version": manifest.version < 1 and manifest.version,
+        "precision": manifest.precision not in TOLERANCES and manifest.precision,
+        "classes": len({*manifest.classes} - {""}) != NUM_CLASSES and manifest.classes,
+        "max_batch_size": not 1 <= manifest.max_batch_size <= LARGEST_MAX_BATCH_SIZE and manifest.max_batch_size,
+        "digest": next((digest for digest in digests if not re.fullmatch("[0-9a-f]{64}", digest)), False),
+        "files": bool(names) and names,
+        "engines": bool(foreign) and foreign,
+        "batch sizes": next((each for each in sizes if not 1 <= each[0] <= each[1] <= each[2]), False),
+    }
+    for field, fault in faults.items():
+        if fault is not False:
+            raise ValueError(f"{field} cannot be {fault!r}")
+    manifest.probes.arrays()
 
 
-def _probes_from(entry: dict[str, Any]) -> Probes:
-    logits = tuple(tuple(row) for row in entry["logits"])
-    probes = Probes(names=tuple(entry["names"]), images=entry["images"], logits=logits)
-    probes.arrays()  # ValueError if they cannot be
-    return probes
-
-
-def _engine_from(entry: dict[str, Any]) -> EngineSpec:
-    return EngineSpec(**{**entry, "compute_capabilities": tuple(entry["compute_capabilities"])})
+def _old_format(data: bytes) -> int | None:
+    """Returns the format of a manifest of an earlier release, which has no digest; None for any other."""
+    found = None if is_sealed(data) else parsed(data).get("format")
+    return found if type(found) is int and found in OLD_FORMATS else None
 
 
 def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
     """Reads one of the version's files, and returns its bytes if their digest is the manifest's.
 
-    Raises MissingInputError if the file is not there or not part of the version, BadDataError if it differs.
+    Raises MissingInputError if the file is not there or not part of the version, BadDataError if it differs, and what
+    `read_trusted` raises.
     """
     path = version_dir / name
     expected = manifest.files.get(name)
@@ -189,7 +209,7 @@ def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
             "NO_ARTIFACT", f"version {manifest.version} has no {name}; it has {there}", "make export"
         )
     try:
-        data = path.read_bytes()
+        data = read_trusted(path, version_dir.absolute().parent.parent, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise MissingInputError("NO_ARTIFACT", f"{path} does not exist", "make export") from None
     found = hashlib.sha256(data).hexdigest()
@@ -199,7 +219,9 @@ def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
     return data
 
 
-def find_version(repository: Path, model: str, version: int | None = None) -> tuple[Path, Manifest]:
+def find_version(
+    repository: Path, model: str, version: int | None = None, check: Check | None = None
+) -> tuple[Path, Manifest]:
     """Returns the directory and manifest of the version asked for, or of the newest.
 
     Raises MissingInputError NO_MODEL, listing those that exist, and what `load_manifest` raises.
@@ -211,7 +233,7 @@ def find_version(repository: Path, model: str, version: int | None = None) -> tu
         what = f"{repository} has {asked} (found: {', '.join(map(str, versions)) or 'none'})"
         raise MissingInputError("NO_MODEL", what, "make export writes one")
     version_dir = repository / model / str(wanted)
-    manifest = load_manifest(version_dir)
+    manifest = load_manifest(version_dir, check)
     if (manifest.model_name, manifest.version) != (model, wanted):
         what = f"{version_dir} holds version {manifest.version} of {manifest.model_name}, by its manifest"
         raise BadDataError("BAD_MANIFEST", what, "versions cannot be renamed or copied: make export writes a new one")

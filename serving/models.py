@@ -11,6 +11,7 @@ from serving.backends.proof import Proof, prove
 from serving.backends.select import files_for, open_backend
 from serving.config import ServerConfig
 from serving.manifest import TENSORRT, TENSORRT_RTX, Manifest, find_version, read_verified
+from serving.signatures import signature_check
 
 KERNELS_DIR = "tensorrt-rtx-kernels"  # beside the repository, as is the export's cache of timings
 
@@ -99,9 +100,10 @@ class ModelVersion:
 def read_version(config: ServerConfig, number: int | None = None) -> ModelVersion:
     """Reads a version, as far as its backend may need it: this one, the one that the settings name, or the newest.
 
-    Raises ProgramError if there is none, or it is not what its manifest says.
+    Raises ProgramError if there is none, it is not what its manifest says, or nobody known has signed that.
     """
-    directory, manifest = find_version(config.repository, config.model, number or config.model_version)
+    check = signature_check(config.require_signature) if config.require_signature else None
+    directory, manifest = find_version(config.repository, config.model, number or config.model_version, check)
     version = ModelVersion(directory=directory, manifest=manifest)
     for name in files_for(config.backend, manifest):
         version.read(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from export.signing import signer_from
 from loadtest.restarts.versions import Shelf
 from loadtest.server_process import server_process
 from tests.conftest import command
@@ -91,4 +92,24 @@ def test_newer_version_is_served_as_the_docs_say(
         shelf.publish(2)
         subprocess.run(["bash", "-euc", hang_up], check=True)
         wait_for(lambda: "serving lenet5 version 2;" in server.output)
+        assert server.stop() == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_signed_version_is_served_as_the_docs_say(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_key, make_public, install, export, serve = commands_of("serving.md", "Signed versions")
+    (sign,) = re.findall(r"`(openssl pkeyutl -sign .*?)`", (DOCS / "serving.md").read_text())
+    shutil.copytree(small_repository, "models")
+    version_dir = Path("models/lenet5/1").absolute()
+    for line in (make_key, make_public, f"cd {version_dir} && {sign.replace('signing.key', '../../../signing.key')}"):
+        subprocess.run(["bash", "-euc", line], check=True, capture_output=True)
+    assert "'.[signing]'" in install
+    assert arguments_of(export, "export") == ["--signing-key", "signing.key"]
+    made = (version_dir / "manifest.sig").read_bytes()
+    assert signer_from(Path("signing.key"))((version_dir / "manifest.json").read_bytes()) == made
+    settings = ("--repository", "models", "--port", "0", "--metrics-port", "0")
+    with server_process("serving", *settings, *arguments_of(serve, "serve")) as server:
         assert server.stop() == 0

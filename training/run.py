@@ -33,7 +33,7 @@ from training.process import StopRequest, StopRequestedError, is_first
 from training.recipes import Recipe
 from training.results import SEEDS_NAME, seeds_json
 from training.run_log import RunLog
-from training.run_record import RunRecord, record_from
+from training.run_record import RunRecord, record_of
 from training.session import Start, start_of
 from training.split import Split, put_aside, split_on
 from training.steps import Steps
@@ -138,7 +138,7 @@ def _start(workplace: Workplace, seed: int, directory: Path) -> Start:
         begun = f"begun with --device {record.device} --threads {record.num_threads}"
         print(f"note: {begun}, without which the weights may differ in the last bit", flush=True)
     told = distributed.told(json.dumps(record and dataclasses.asdict(record)).encode())
-    return Start(record=record_from(json.loads(told)) if told != b"null" else None)
+    return Start(record=record_of(json.loads(told)) if told != b"null" else None)
 
 
 def _begin(workplace: Workplace, seed: int, directory: Path, start: Start) -> tuple[RunRecord, Steps]:

@@ -6,19 +6,20 @@ whether there is anything left to train.
 
 import dataclasses
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from atelier.errors import BadDataError, ConfigurationError, MissingInputError
+from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
 from training.commands import train_command
 from training.recipes import Recipe
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
 RECORD_NAME = "checkpoint.json"
-FORMAT = 1
+FORMAT = 2
+OLD_FORMAT = 1  # without a digest of its own; still read, for a training is long
 STATE_KEY = "state_sha256"
 DIGEST = r"[0-9a-f]{64}"
 # Fields that recipes once had, and the value at which each did nothing; None: at any value, beside the others' ones.
@@ -91,7 +92,7 @@ def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
     document = {"format": FORMAT, "weights": weights_name(sha256), "sha256": sha256, **dataclasses.asdict(record)}
     if state_sha256:
         document[STATE_KEY] = state_sha256
-    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+    return sealed(document)
 
 
 class Saved(NamedTuple):
@@ -109,9 +110,7 @@ def load_record(directory: Path) -> Saved:
     """
     path = directory / RECORD_NAME
     try:
-        document = json.loads(path.read_bytes())
-        if document.pop("format") != FORMAT:
-            raise ValueError(f"this program reads format {FORMAT}")
+        document = _document_from(path.read_bytes())
         name, sha256, state_sha256 = document.pop("weights"), document.pop("sha256"), document.pop(STATE_KEY, "")
         # A name that could lead elsewhere (`../`) is never joined to a path.
         if not re.fullmatch(DIGEST, sha256) or name != weights_name(sha256):
@@ -120,12 +119,21 @@ def load_record(directory: Path) -> Saved:
             raise ValueError(f"{STATE_KEY} is {state_sha256!r}")
         if removed := _removed_feature(document["recipe"]):
             raise bad_checkpoint(path, f"is of a run with {removed}, which this version cannot do")
-        return Saved(record_from(document), sha256, state_sha256)
+        return Saved(record_of(document), sha256, state_sha256)
     except (FileNotFoundError, NotADirectoryError):
         cure = f"{train_command(*options_for(directory))} makes one"
         raise MissingInputError("NO_CHECKPOINT", f"{path} does not exist", cure) from None
     except (AttributeError, KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise bad_checkpoint(path, f"is malformed: {error!r}") from None
+
+
+def _document_from(data: bytes) -> dict[str, Any]:
+    """Returns the fields but the format. Raises ValueError if any byte was changed since they were written."""
+    document = unsealed(data) if is_sealed(data) else parsed(data)
+    found = document.pop("format", None)
+    if found != (FORMAT if is_sealed(data) else OLD_FORMAT):
+        raise ValueError(f"it has format {found}; this program reads {FORMAT}, with its digest, and {OLD_FORMAT}")
+    return document
 
 
 def read_weights(path: Path, sha256: str) -> bytes:
@@ -173,13 +181,10 @@ def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
     return ""
 
 
-def record_from(document: dict[str, Any]) -> RunRecord:
-    """Returns the record whose `dataclasses.asdict` has gone through JSON."""
-    fields = dict(document)
-    known = {name: value for name, value in fields["recipe"].items() if name not in REMOVED_FIELDS}
-    fields["recipe"] = Recipe(**known)
-    fields["metrics"] = tuple(EpochMetrics(**metrics) for metrics in fields["metrics"])
-    return RunRecord(**fields)
+def record_of(document: dict[str, Any]) -> RunRecord:
+    """Returns the record whose `dataclasses.asdict` has gone through JSON. Raises ValueError if it is none."""
+    known = {name: value for name, value in document["recipe"].items() if name not in REMOVED_FIELDS}
+    return record_from(RunRecord, document | {"recipe": known})
 
 
 def _removed_feature(recipe: dict[str, Any]) -> str:

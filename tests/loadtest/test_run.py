@@ -16,6 +16,7 @@ import pytest
 
 from loadtest.server_process import server_process
 from tests.conftest import Job, command
+from tests.sealed_files import edit_sealed
 
 BRIEF = ("--repeats", 1, "--duration-s", 0.5, "--latency-p99-ms", 1000)
 # On a busy machine the generator may be late, and a short run may have too few requests: that is INVALID, not FAIL.
@@ -137,7 +138,7 @@ def test_server_of_another_model_is_refused(job: Job, tmp_path: Path) -> None:
     other.mkdir(parents=True)
     for path in job.version_dir.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"checkpoint_sha256": "0" * 64}))
+    edit_sealed(other / "manifest.json", lambda document: document.update(checkpoint_sha256="0" * 64))
     with server_process("serving", "--repository", str(job.repository), "--port", "0", "--device", "cpu") as server:
         done = command("loadtest", "--target", server.target, "--repository", tmp_path / "models")
     assert done.returncode == 78

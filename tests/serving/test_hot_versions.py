@@ -252,7 +252,10 @@ def test_whatever_lies_in_the_repository_the_supervisor_goes_on(shelf: Shelf) ->
     shelf.publish(2)
     (shelf.repository / "lenet5" / "2" / "manifest.json").write_text("[" * 100_000)
     decides.ask()
-    assert decides.orders() == [{"refused": "UNREADABLE"}]
+    assert decides.orders() == [{"refused": "BAD_MANIFEST"}]
+    with patch("serving.upgrades.read_version", side_effect=ZeroDivisionError):
+        decides.ask()
+        assert decides.orders() == [{"refused": "UNREADABLE"}]
     shutil.rmtree(shelf.repository)
     decides.ask()
     assert decides.orders() == []

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from atelier.client import Client
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ProgramError
+from atelier.sealed import unsealed
 from export.precision import PRECISIONS, onnx_in
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
@@ -51,6 +52,7 @@ from tests.export.small_model import (
     weights_of,
     with_weights,
 )
+from tests.sealed_files import edit_sealed
 
 FILES = exported_files()
 
@@ -320,10 +322,7 @@ def test_server_of_a_wrong_model_ends_before_it_serves(front_end: str, tmp_path:
 
 
 def changed_manifest(version_dir: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    path = version_dir / "manifest.json"
-    document = json.loads(path.read_bytes())
-    change(document)
-    path.write_text(json.dumps(document))
+    edit_sealed(version_dir / "manifest.json", change)
     return version_dir
 
 
@@ -334,10 +333,12 @@ def test_manifest_keeps_the_probes_bit_for_bit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_version_of_an_earlier_release_is_refused_with_the_cure(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "lack"), [(1, "no probes"), (2, "no digest of its own")])
+def test_version_of_an_earlier_release_is_refused_with_the_cure(number: int, lack: str, tmp_path: Path) -> None:
     version_dir = published(tmp_path, FILES)
-    changed_manifest(version_dir, lambda document: document.update(format=1, engine=None))
-    told = r"OLD_MANIFEST: .* has format 1, in which a version has no probes; .*format 2 \(make export"
+    path = version_dir / "manifest.json"
+    path.write_text(json.dumps(unsealed(path.read_bytes()) | {"format": number}))
+    told = rf"OLD_MANIFEST: .* has format {number}, which has {lack}; this program reads format 3 \(make export"
     with pytest.raises(BadDataError, match=told):
         load_manifest(version_dir)
 
@@ -345,7 +346,27 @@ def test_version_of_an_earlier_release_is_refused_with_the_cure(tmp_path: Path) 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda document: document.update(format=3),
+        lambda document: document.update(format=2),
+        lambda document: document.update(format=4),
+        lambda document: document.update(surprise=1),
+        lambda document: document.update(version="1"),
+        lambda document: document.update(version=0),
+        lambda document: document.update(precision="fp8"),
+        lambda document: document.update(max_batch_size=0),
+        lambda document: document.update(parity_passed="yes"),
+        lambda document: document.update(created=None),
+        lambda document: document.update(checkpoint_sha256="0" * 63),
+        lambda document: document["classes"].pop(),
+        lambda document: document["classes"].__setitem__(0, document["classes"][1]),
+        lambda document: document["input"].pop("name"),
+        lambda document: document["input"].update(shape=[-1, 1, 28, 28.0]),
+        lambda document: document["files"].update({"../model.onnx": "0" * 64}),
+        lambda document: document["files"].update({"/etc/passwd": "0" * 64}),
+        lambda document: document["files"].update({"other": "A" * 64}),
+        lambda document: document["versions"].update(torch=2),
+        lambda document: document.update(engines=[vars(ENGINE) | {"file": "elsewhere.engine"}]),
+        lambda document: document.update(engines=[vars(ENGINE) | {"file": ONNX_NAME, "min_batch_size": 9}]),
+        lambda document: document.update(engines=[vars(ENGINE) | {"file": ONNX_NAME, "layer_types": {"fp32": "x"}}]),
         lambda document: document.pop("probes"),
         lambda document: document["probes"].update(images="no base64"),
         lambda document: document["probes"].update(images=""),
@@ -355,7 +376,7 @@ def test_version_of_an_earlier_release_is_refused_with_the_cure(tmp_path: Path) 
         lambda document: document["probes"].update(names=[], logits=[], images=""),
     ],
 )
-def test_probes_that_are_none_are_refused(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+def test_fields_that_cannot_be_are_refused(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     version_dir = changed_manifest(published(tmp_path, FILES), change)
     with pytest.raises(BadDataError, match=r"BAD_MANIFEST: .*make export"):
         load_manifest(version_dir)

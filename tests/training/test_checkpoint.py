@@ -18,6 +18,8 @@ from torch import Tensor
 from atelier.errors import BadDataError, MissingInputError
 from atelier.files import write_atomically
 from atelier.program import run_program
+from atelier.sealed import unsealed
+from tests.sealed_files import edit_sealed
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.config import TrainConfig
 from training.models import LeNet5, initialise
@@ -38,10 +40,7 @@ def files_in(directory: Path) -> dict[str, bytes]:
 
 
 def edit_record(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    path = directory / RECORD_NAME
-    document = json.loads(path.read_bytes())
-    edit(document)
-    path.write_text(json.dumps(document))
+    edit_sealed(directory / RECORD_NAME, edit)
 
 
 def put_weights(directory: Path, data: bytes) -> None:
@@ -236,12 +235,17 @@ def test_weights_that_are_no_numbers_are_neither_loaded_nor_saved(
     "edit",
     [
         lambda document: document.pop("format"),
-        lambda document: document.update(format=2),
+        lambda document: document.update(format=3),
         lambda document: document.update(weights="../weights-000000000000.safetensors"),
         lambda document: document.update(sha256="0" * 64),
         lambda document: document.update(sha256=7),
         lambda document: document.pop("seed"),
         lambda document: document.update(surprise=1),
+        lambda document: document.update(seed="0"),
+        lambda document: document.update(dataset_verified=1),
+        lambda document: document.update(hardware=None),
+        lambda document: document["metrics"][0].update(train_loss="low"),
+        lambda document: document["versions"].update(torch=2),
         lambda document: document.update(recipe=[]),
         lambda document: document["recipe"].update(batch_size=0),
         lambda document: document.update(completed_epochs=3),
@@ -252,6 +256,16 @@ def test_record_that_is_not_one_of_ours_is_refused(trained_dir: Path, edit: Call
     edit_record(trained_dir, edit)
     with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*checkpoint\.json is malformed"):
         load_checkpoint(trained_dir)
+
+
+def test_record_of_an_earlier_release_has_no_digest_and_is_read(trained_dir: Path) -> None:
+    before = load_record(trained_dir)
+    path = trained_dir / RECORD_NAME
+    path.write_text(json.dumps(unsealed(path.read_bytes()) | {"format": 1}))
+    assert load_record(trained_dir) == before
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"format": 2}))
+    with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*it has format 2"):
+        load_record(trained_dir)
 
 
 NEUTRAL = {"optimizer": "sgd", "cutout": 0, "teacher": "", "teacher_epochs": 0, "distillation_weight": 0.0}

@@ -1,7 +1,6 @@
 """What recipes do beyond the tutorial's steps: each means what it says, and survives an interruption."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from atelier.errors import BadDataError, ConfigurationError
+from tests.sealed_files import edit_sealed
 from tests.training.conftest import call_trainer, torchrun, train_in_two_processes
 from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state
@@ -239,8 +239,7 @@ def test_changed_training_state_is_not_resumed_from(
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*state-.* has SHA-256"):
         load_training_state(run_dir)
-    document = json.loads((run_dir / RECORD_NAME).read_bytes())
-    (run_dir / RECORD_NAME).write_text(json.dumps(document | {"state_sha256": "../" + "0" * 61}))
+    edit_sealed(run_dir / RECORD_NAME, lambda document: document.update(state_sha256="../" + "0" * 61))
     with pytest.raises(BadDataError, match=r"BAD_CHECKPOINT: .*state_sha256"):
         load_training_state(run_dir)
     save_checkpoint(run_dir, load_checkpoint(modern_run).state_dict, begun)  # and none at all

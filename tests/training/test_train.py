@@ -18,6 +18,7 @@ import torch
 from atelier.errors import BadDataError, ConfigurationError, UsageError
 from atelier.program import run_program
 from tests.idx_files import write_idx_files
+from tests.sealed_files import edit_sealed
 from tests.training.conftest import call_trainer
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
@@ -44,7 +45,7 @@ Capture = pytest.CaptureFixture[str]
 def interrupted_dir(trained_dir: Path) -> Path:
     """The finished run, as if it had been stopped after two epochs of four."""
     path = trained_dir / RECORD_NAME
-    path.write_text(path.read_text().replace('"num_epochs": 2', '"num_epochs": 4'))
+    edit_sealed(path, lambda document: document["recipe"].update(num_epochs=4))
     return trained_dir
 
 
@@ -169,9 +170,8 @@ def test_finished_run_on_the_real_data_is_recognised_without_data_or_torch(
 ) -> None:
     monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)  # which would be looked at
     path = trained_dir / RECORD_NAME
-    document = json.loads(path.read_bytes())
-    document["dataset_digests"] = {file.name: file.sha256 for file in FILES}
-    path.write_text(json.dumps(document))
+    digests = {file.name: file.sha256 for file in FILES}
+    edit_sealed(path, lambda document: document.update(dataset_digests=digests))
     options = ["--epochs", "2", "--checkpoint-dir", str(trained_dir)]
     code = f"import sys; from training.train import main; sys.exit(main({options!r}) or 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
