@@ -5,21 +5,15 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto
 from torch.export import ExportedProgram
 
 from atelier.errors import BadDataError
+from serving.backends.onnx_check import check_onnx as check_served_onnx
+from serving.manifest import LARGEST_MAX_BATCH_SIZE
 
 OPSET = 20
 BF16_OPSET = 22  # the first in which convolution and pooling take bfloat16
-
-# What a LeNet needs, and nothing that loops, branches, reads files or allocates what its input says.
-ALLOWED_OPS = {
-    *("Conv", "Gemm", "MatMul", "AveragePool", "MaxPool", "Sigmoid", "Tanh", "Relu", "Gelu"),
-    *("Cast", "Constant", "Add", "Sub", "Mul", "Div", "Pad", "Flatten", "Reshape"),
-    *("QuantizeLinear", "DequantizeLinear"),
-}
-MAX_BYTES = 16 * 2**20  # LeNet-5 is 0.25 MiB
 
 
 def onnx_from_program(program: ExportedProgram, *, classes: tuple[str, ...], **properties: str) -> bytes:
@@ -62,41 +56,15 @@ def opset_of(precision: str) -> int:
 
 
 def check_onnx(model: ModelProto, opset: int = OPSET) -> None:
-    """Refuses a model that is not valid ONNX, or not one that Atelier makes. Raises BadDataError."""
-    graph = model.graph
-    size = model.ByteSize()
-    foreign = sorted({node.op_type for node in graph.node if node.domain or node.op_type not in ALLOWED_OPS})
-    first = [node.op_type for node in graph.node if "images" in node.input]
-    faults = [
-        (size > MAX_BYTES, f"it has {size} bytes, the limit is {MAX_BYTES}"),
-        (bool(foreign), f"it has the operators {', '.join(foreign)}, which no LeNet needs"),
-        (bool(model.functions or graph.sparse_initializer), "it has functions or sparse weights"),
-        (_has_external_data(graph), "its weights are in other files"),
-        ([(found.domain, found.version) for found in model.opset_import] != [("", opset)], f"its opset is not {opset}"),
-        (_signature(graph.input) != [("images", TensorProto.UINT8, ("batch", 1, 28, 28))], "its input is not images"),
-        (_signature(graph.output) != [("logits", TensorProto.FLOAT, ("batch", 10))], "its output is not logits"),
-        (first != ["Cast"], f"images go into {first}, not into one Cast, which is what TensorRT needs"),
-    ]
-    for found, what in faults:
-        if found:
-            raise BadDataError("BAD_MODEL", f"the ONNX model is refused: {what}", "make export writes a new version")
+    """Refuses what is not valid ONNX, or no model that a server and TensorRT take. Raises BadDataError."""
+    check_served_onnx(model.SerializeToString(), opset, LARGEST_MAX_BATCH_SIZE)
+    first = [node.op_type for node in model.graph.node if "images" in node.input]
+    if first != ["Cast"]:
+        what = f"the ONNX model is refused: images go into {first}, not into one Cast, which is what TensorRT needs"
+        raise BadDataError("BAD_MODEL", what, "make export writes a new version")
     try:
         onnx.checker.check_model(model, full_check=True)  # the full check infers every shape
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         what = f"the ONNX model is refused by its checker: {reason}"
         raise BadDataError("BAD_MODEL", what, "make export writes a new version") from error
-
-
-def _signature(values: Any) -> list[tuple[str, int, tuple[int | str, ...]]]:
-    """Describes inputs or outputs as (name, element type, shape); a free dimension is its name."""
-    return [(value.name, value.type.tensor_type.elem_type, _shape(value)) for value in values]
-
-
-def _shape(value: ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-
-
-def _has_external_data(graph: GraphProto) -> bool:
-    constants = [attribute.t for node in graph.node for attribute in node.attribute]
-    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in [*graph.initializer, *constants])

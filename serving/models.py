@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from atelier.errors import BadDataError
+from serving import manifest as manifests
 from serving.backends.base import Backend
+from serving.backends.onnx_check import check_onnx
 from serving.backends.proof import Proof, prove
 from serving.backends.select import files_for, open_backend
 from serving.config import ServerConfig
-from serving.manifest import TENSORRT, TENSORRT_RTX, Manifest, find_version, read_verified
+from serving.manifest import ONNX_NAME, TENSORRT, TENSORRT_RTX, Manifest, read_verified
 from serving.signatures import signature_check
 
 KERNELS_DIR = "tensorrt-rtx-kernels"  # beside the repository, as is the export's cache of timings
@@ -46,9 +48,12 @@ class ModelVersion:
         return hashlib.sha256(json.dumps(vars(self.manifest), default=vars).encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
-        """Returns a file's verified bytes. Raises what `read_verified` does."""
+        """Returns a file's verified bytes. Raises what `read_verified` does, and for an ONNX model `check_onnx`."""
         if name not in self._files:
-            self._files[name] = read_verified(self.directory, self.manifest, name)
+            data = read_verified(self.directory, self.manifest, name)
+            if name == ONNX_NAME:
+                check_onnx(data, self.manifest.opset, self.manifest.max_batch_size)
+            self._files[name] = data
         return self._files[name]
 
     def open(self, config: ServerConfig) -> ServedModel:
@@ -97,15 +102,21 @@ class ModelVersion:
         return self.open(replace(config, backend=kind, device=backend.device))
 
 
-def read_version(config: ServerConfig, number: int | None = None) -> ModelVersion:
-    """Reads a version, as far as its backend may need it: this one, the one that the settings name, or the newest.
+def find_version(config: ServerConfig, number: int | None = None) -> ModelVersion:
+    """Finds a version and reads its manifest: this one, the one that the settings name, or the newest.
 
-    Raises ProgramError if there is none, it is not what its manifest says, or nobody known has signed that.
+    Raises ProgramError if there is none, or its manifest is damaged, or not signed as the settings want it.
     """
     check = signature_check(config.require_signature) if config.require_signature else None
-    directory, manifest = find_version(config.repository, config.model, number or config.model_version, check)
-    version = ModelVersion(directory=directory, manifest=manifest)
-    for name in files_for(config.backend, manifest):
+    number = number or config.model_version
+    directory, manifest = manifests.find_version(config.repository, config.model, number, check)
+    return ModelVersion(directory=directory, manifest=manifest)
+
+
+def read_version(config: ServerConfig, number: int | None = None) -> ModelVersion:
+    """Reads a version as far as its backend may need it. Raises what `find_version` does, and for files `read`."""
+    version = find_version(config, number)
+    for name in files_for(config.backend, version.manifest):
         version.read(name)
     return version
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from export.repository import publish
 from serving.manifest import ONNX_NAME
-from tests.export.small_model import manifest_for
+from tests.export.small_model import exported_files, manifest_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,7 +87,7 @@ def test_bulk_classification_without_its_extra_says_which(client_only: Path, tmp
 
 
 def test_server_without_its_libraries_says_what_to_install(client_only: Path, tmp_path: Path) -> None:
-    files = {ONNX_NAME: b"never read so far"}
+    files = {ONNX_NAME: exported_files()[ONNX_NAME]}
     digests = {ONNX_NAME: hashlib.sha256(files[ONNX_NAME]).hexdigest()}
     publish(tmp_path / "models" / "lenet5", files, manifest_for(digests))
     model = ("--repository", str(tmp_path / "models"), "--device", "cpu")

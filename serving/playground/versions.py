@@ -6,8 +6,8 @@ from typing import Any
 from atelier.answers import ModelDescription
 from atelier.errors import BadDataError, ProgramError
 from serving.config import ServerConfig
-from serving.manifest import find_version, list_versions, read_manifest
-from serving.models import ModelVersion
+from serving.manifest import list_versions
+from serving.models import ModelVersion, find_version
 from serving.playground.probe import Probe
 
 MAX_PROBES = 3  # kept open; the one that was asked for longest ago is closed for another
@@ -42,7 +42,7 @@ class Versions:
         model_dir, listed = self._config.repository / self._config.model, []
         for number in list_versions(model_dir)[-MAX_LISTED:]:
             try:
-                manifest = read_manifest(model_dir / str(number))
+                manifest = find_version(self._config, number).manifest
             except (OSError, ProgramError):
                 continue
             about = {"version": number, "precision": manifest.precision, "architecture": manifest.architecture}
@@ -53,8 +53,7 @@ class Versions:
         for version in self._held:
             if version.manifest.version == number:
                 return version
-        directory, manifest = find_version(self._config.repository, self._config.model, number)
-        return ModelVersion(directory=directory, manifest=manifest)
+        return find_version(self._config, number)
 
 
 def _check_same(probe: Probe, served: ModelDescription) -> None:

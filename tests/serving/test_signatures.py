@@ -20,6 +20,7 @@ from loadtest.server_process import server_process
 from serving.config import ServerConfig
 from serving.manifest import MANIFEST_NAME, ONNX_NAME, SIGNATURE_NAME
 from serving.models import read_version
+from serving.playground.versions import Versions
 from tests.export.small_model import version_for_servers
 from tests.sealed_files import edit_sealed
 from tests.serving.running import wait_for
@@ -129,6 +130,16 @@ def test_signature_is_openssls_own_and_may_be_made_by_it(repository: Path, keys:
     openssl("pkeyutl", "-sign", "-rawin", "-inkey", private, "-in", manifest, "-out", signature)
     assert signature.read_bytes() == made
     read(repository, public)
+
+
+def test_page_neither_lists_nor_opens_what_is_not_signed(repository: Path, keys: Keys) -> None:
+    config = ServerConfig(repository=repository, require_signature=keys["ours"][1])
+    versions = Versions(config, [])
+    assert [each["version"] for each in versions.listed()] == [1]
+    lose_the_signature(repository / "lenet5" / "1")
+    assert versions.listed() == []
+    with pytest.raises(BadDataError, match="BAD_SIGNATURE"):
+        versions.probe(1)
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------------

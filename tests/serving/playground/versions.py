@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from export.layer_table import layers_json
-from export.onnx_model import onnx_from_program
+from export.onnx_model import onnx_from_program, opset_of
 from export.precision import onnx_in
 from export.program import inference_model, program_from_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME, Manifest
@@ -46,7 +46,9 @@ def exported(architecture: str, precision: str = "fp32") -> dict[str, bytes]:
 
 def manifest_of(files: dict[str, bytes], architecture: str, precision: str) -> Manifest:
     manifest = manifest_for({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-    return dataclasses.replace(manifest, version=1, architecture=architecture, precision=precision)
+    return dataclasses.replace(
+        manifest, version=1, architecture=architecture, precision=precision, opset=opset_of(precision)
+    )
 
 
 def version_in(directory: Path, architecture: str, precision: str = "fp32") -> ModelVersion:
