@@ -5,7 +5,6 @@ The only module of `serving` that imports torch.
 
 import io
 import os
-import zipfile
 from typing import cast
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.export.passes import move_to_device_pass
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
 from serving.backends import base
+from serving.backends.program_check import checked_program
 
 
 class TorchBackend:
@@ -85,20 +85,16 @@ def _device_from(device: str) -> torch.device:
 
 
 def _model_from(program: bytes, device: torch.device) -> nn.Module:
+    again = "make export writes a new version"
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # for every torch.load, whatever it asks for: no pickles
     try:
-        _refuse_objects(program)
-        exported = torch.export.load(io.BytesIO(program))
-        return move_to_device_pass(exported, device).module()
+        exported = torch.export.load(io.BytesIO(checked_program(program)))
+        model = move_to_device_pass(exported, device).module()
     except Exception as error:  # torch raises what its layers raise: RuntimeError, KeyError, AssertionError, ...
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         what = f"torch {torch.__version__} cannot load the program: {reason}"
-        raise BadDataError("BAD_PROGRAM", what, "make export writes a new version") from error
-
-
-def _refuse_objects(program: bytes) -> None:
-    """Refuses pickles: `torch.export.load` runs what they say, and our programs hold raw tensors and JSON only."""
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # for every torch.load in it, whatever it asks for
-    with zipfile.ZipFile(io.BytesIO(program)) as archive:
-        constants = [name for name in archive.namelist() if "/constants/" in name and not name.endswith(".json")]
-    if constants:
-        raise ValueError(f"it holds objects ({', '.join(constants)})")
+        raise BadDataError("BAD_PROGRAM", what, again) from error
+    for name, weight in model.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise BadDataError("NON_FINITE", f"the program is refused: {name} holds NaN or infinity", again)
+    return model

@@ -2,13 +2,9 @@
 
 import dataclasses
 import hashlib
-import io
-import os
-import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,43 +256,6 @@ def test_weights_in_another_file_are_not_read(directory: str, tmp_path: Path, mo
     tensor.external_data.add(key="location", value=location)
     with pytest.raises(BadDataError, match=r"BAD_MODEL: .*[Ee]xternal data"):
         OnnxRuntimeBackend(model.SerializeToString(), max_batch_size=1)
-
-
-class Canary:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def packed_anew(replaced: str = "", data: bytes = b"") -> bytes:
-    """The program's archive with one entry replaced or added, and its weights said to be pickled where it is one."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(PROGRAM)) as old, zipfile.ZipFile(packed, "w") as new:
-        entries = {name: old.read(name) for name in old.namelist()}
-        if replaced:
-            entries[f"archive/data/{replaced}"] = data
-        if replaced.startswith("weights"):
-            config = "archive/data/weights/model_weights_config.json"
-            entries[config] = entries[config].replace(b'"use_pickle": false', b'"use_pickle": true', 1)
-        for name, content in entries.items():
-            new.writestr(name, content)
-    return packed.getvalue()
-
-
-def test_a_program_packed_anew_loads() -> None:
-    assert TorchBackend(packed_anew(), max_batch_size=1).infer(noise_images(1)).shape == (1, 10)
-
-
-@pytest.mark.parametrize("name", ["sample_inputs/model.pt", "weights/weight_0", "constants/custom_obj_0"])
-def test_a_program_cannot_execute_code(name: str, tmp_path: Path) -> None:
-    canary = tmp_path / "executed"
-    with pytest.raises(BadDataError, match="BAD_PROGRAM"):
-        TorchBackend(packed_anew(name, pickle.dumps((Canary(canary),), protocol=2)), max_batch_size=1)
-    assert not canary.exists()
 
 
 # --- The choice -------------------------------------------------------------------------------------------------------
