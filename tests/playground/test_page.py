@@ -1,6 +1,7 @@
 """The page as somebody uses it: drawing by mouse, finger and keys, choosing, sending links, hearing it read."""
 
 import gzip
+import io
 import itertools
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from atelier.tolerances import TOLERANCES
 from tests.playground.conftest import PAGE_DIR
@@ -44,7 +46,9 @@ def check_answer(page: Any, address: str) -> None:
     settle(page)
     image = image_of(page)
     assert page.evaluate(SEEN) == image.tolist()
-    probabilities = look(address, image).head["answer"]["probabilities"]
+    found = look(address, image).head
+    assert found["answer"], found
+    probabilities = found["answer"]["probabilities"]
     shares = [float(text.rstrip(" %")) for text in page.locator(".bars .share").all_inner_texts()]
     assert shares == pytest.approx([100 * p for p in probabilities], abs=0.06)
     assert (
@@ -140,6 +144,25 @@ def test_garments_are_test_images_and_the_arrow_keys_choose_among_them(
     assert image_of(page).tolist() == data.test_images[first[0][5]].ravel().tolist()
 
 
+def test_a_photograph_is_prepared_by_the_server_and_its_box_is_shown(
+    served: Any, open_page: OpenPage, data: Any
+) -> None:
+    address = served()
+    page = opened(open_page, address)
+    picture = np.full((200, 160), 235, np.uint8)
+    picture[60:144, 40:124] = 235 - np.kron(data.test_images[1][0], np.ones((3, 3), np.uint8)) // 2
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    page.wait_for_function("() => atelier.state.source.kind === 'photograph'")
+    check_answer(page, address)
+    source = page.evaluate("() => atelier.state.source")
+    assert source["inverted"] and np.abs(np.subtract(source["box"], [60, 40, 144, 124])).max() <= 25
+    assert "inverted" in page.locator("[role=note]").inner_text()
+    pad = "() => document.getElementById('pad').getContext('2d').getImageData(56, 5, 1, 1).data[0]"
+    assert page.evaluate(pad) > 200  # the photograph's paper
+
+
 @pytest.mark.slow
 def test_a_link_holds_the_picture(served: Any, open_page: OpenPage) -> None:
     address = served()
@@ -177,7 +200,12 @@ def test_an_idle_page_asks_nothing(served: Any, open_page: OpenPage) -> None:
 def test_a_refusal_is_told_with_its_cure_and_the_maps_stay(served: Any, open_page: OpenPage) -> None:
     address = served()
     page = opened(open_page, address)
-    refusal = {"reason": "QUEUE_FULL", "message": "4090 images wait", "cure": "try again later", "retry_after_ms": None}
+    refusal = {
+        "reason": "QUEUE_FULL",
+        "message": "QUEUE_FULL: 4090 images wait (try again later)",
+        "cure": "try again later",
+        "retry_after_ms": None,
+    }
 
     def refuse(route: Any) -> None:
         frame = route.fetch().body()

@@ -59,6 +59,8 @@ function timesOf({ state: { head }, t }) {
 function showProblem({ state: { problem }, t, look }, node) {
   node.hidden = !problem;
   if (!problem) return node.replaceChildren();
-  const told = problem.reason === 'NO_ANSWER' ? t('server_gone') : [problem.message, problem.cure].filter(Boolean).join('; ');
-  node.replaceChildren(el('strong', {}, problem.reason), ` ${told} `, el('button', { class: 'small', on: { click: look } }, t('again')));
+  const { reason, message, cure } = problem;
+  const what = message?.replace(`${reason}: `, '').replace(` (${cure})`, ''); // the server's is the whole sentence
+  const told = reason === 'NO_ANSWER' ? t('server_gone') : [what, cure].filter(Boolean).join('; ');
+  node.replaceChildren(el('strong', {}, reason), ` ${told} `, el('button', { class: 'small', on: { click: look } }, t('again')));
 }
