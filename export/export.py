@@ -16,8 +16,9 @@ from atelier.files import write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, parse_arguments
 from export.engines import engines_from_onnx
+from export.epochs import epoch_files
 from export.first_divergence import explain_failure
-from export.layer_table import layer_files
+from export.layer_table import layer_files, weights_in
 from export.litert_model import litert_from
 from export.onnx_model import onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
@@ -171,6 +172,7 @@ def main(arguments: list[str]) -> int:
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
     files |= layer_files(model, inferring, files[ONNX_NAME])
+    files |= epoch_files(model, config.checkpoint_dir, checkpoint, weights_in(files), config.precision)
     if config.litert:
         files[LITERT_NAME] = litert_from(fp32_onnx)
     engines = engines_from_onnx(files[ONNX_NAME], config.engine_options, config.engine)

@@ -7,7 +7,7 @@ A network is a chain of modules, and its graph a chain of operators in the same 
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -51,6 +51,11 @@ def layer_files(model: LeNet, inferring: LeNet, onnx_bytes: bytes) -> dict[str, 
     except BadDataError as error:
         print(f"note: no page will look inside this version: {error}")
         return {}
+
+
+def weights_in(files: Mapping[str, bytes]) -> list[str]:
+    """Returns the names of the weights in the graph that `layers.json` describes; none without it."""
+    return list(json.loads(files[LAYERS_NAME])["weights"]) if LAYERS_NAME in files else []
 
 
 def layers_json(model: LeNet, inferring: LeNet, onnx_bytes: bytes) -> bytes:

@@ -36,6 +36,7 @@ LITERT_NAME = "model.tflite"
 ENGINE_NAME = "model.plan"  # TensorRT engine, for one GPU
 RTX_ENGINE_NAME = "model.rtx.engine"  # TensorRT for RTX engine, for every GPU of its compute capabilities
 RTX_TURING_ENGINE_NAME = "model.rtx75.engine"  # the same for compute capability 7.5, which has fewer types
+EPOCHS_NAME = "epochs.npz"  # weights after each epoch, for the same page
 LAYERS_NAME = "layers.json"  # names its values and weights, for the page that looks inside
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"  # the flavours of engines, and so the names of their backends

@@ -21,6 +21,7 @@ from training.run_record import (
     RECORD_NAME,
     RunRecord,
     bad_checkpoint,
+    epoch_name,
     json_from,
     load_record,
     read_weights,
@@ -48,25 +49,27 @@ def save_checkpoint(
     checkpoint is then still there, whole.
     """
     check_finite(state_dict, "the weights to save")
-    data = _bytes_from(state_dict)
+    data = bytes_from(state_dict)
     digest = hashlib.sha256(data).hexdigest()
     files = {weights_name(digest): data}
     state_digest = ""
     if training_state:
-        state_data = _bytes_from(training_state)
+        state_data = bytes_from(training_state)
         state_digest = hashlib.sha256(state_data).hexdigest()
         files[state_name(state_digest)] = state_data
     for name, content in files.items():
         write_atomically(directory / name, content)
     write_atomically(directory / RECORD_NAME, json_from(record, digest, state_digest))
     # From here on the new checkpoint counts; what is left of older saves, finished or not, goes.
-    for pattern in ("weights-*.safetensors", "state-*.safetensors", TEMPORARY_FILES):
+    kept = {*files, *(epoch_name(number, sha256) for number, sha256 in record.kept_epochs.items())}
+    for pattern in ("weights-*.safetensors", "state-*.safetensors", "epoch-*.safetensors", TEMPORARY_FILES):
         for leftover in directory.glob(pattern):
-            if leftover.name not in files:
+            if leftover.name not in kept:
                 leftover.unlink(missing_ok=True)
 
 
-def _bytes_from(tensors: dict[str, Tensor]) -> bytes:
+def bytes_from(tensors: dict[str, Tensor]) -> bytes:
+    """Writes tensors as a safetensors file."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -84,12 +87,13 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     truncated, changed or not of this format, and NON_FINITE where a weight is no number.
     """
     record, sha256, _ = load_record(directory)
-    state_dict = _load_tensors(directory / weights_name(sha256), sha256)
+    state_dict = load_tensors(directory / weights_name(sha256), sha256)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
 
 
-def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Reads a safetensors file of this digest. Raises BadDataError BAD_CHECKPOINT and NON_FINITE."""
     try:
         tensors = load(read_weights(path, sha256))
     except SafetensorError as error:
@@ -103,7 +107,7 @@ def load_training_state(directory: Path) -> dict[str, Tensor]:
     sha256 = load_record(directory).state_sha256
     if not sha256:
         raise bad_checkpoint(directory / RECORD_NAME, "names no training state to resume from")
-    return _load_tensors(directory / state_name(sha256), sha256)
+    return load_tensors(directory / state_name(sha256), sha256)
 
 
 def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:

@@ -56,6 +56,9 @@ class TrainConfig:
     again: bool = False
     """Train anew what is there already."""
 
+    keep_epochs: bool = False
+    """Keep the weights after every epoch too (247 KB each), to be exported, and looked at in the served network."""
+
     summary: bool = False
     """Print the layers of the recipe's model, and do nothing else."""
 

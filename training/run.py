@@ -28,6 +28,7 @@ from training.device import (
 )
 from training.divergence import check_epochs
 from training.epoch import run_epoch, title_of_next
+from training.kept_epochs import keep_epoch
 from training.models import LeNet, initialise, model_for
 from training.process import StopRequest, StopRequestedError, is_first
 from training.recipes import Recipe
@@ -101,7 +102,10 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     forget_peak_memory(workplace.device)
     record, steps = _begin(workplace, seed, directory, start)
     started -= record.wall_seconds
+    keeps_epochs = is_first() and (workplace.config.keep_epochs or bool(record.kept_epochs))
     with RunLog(directory, record) as log:
+        if keeps_epochs and not record.completed_epochs:
+            record = keep_epoch(directory, record, steps.averaged.state_dict())
         while not record.is_complete:
             check_epochs(record)
             try:
@@ -118,6 +122,8 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
                 wall_seconds=time.perf_counter() - started,
                 peak_memory=peak_memory(workplace.device),
             )
+            if keeps_epochs:
+                record = keep_epoch(directory, record, steps.averaged.state_dict())
             log.on_epoch(record, step_losses, steps)
         check_epochs(record)
         log.on_end(record, steps.averaged, workplace.test)

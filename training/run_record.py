@@ -59,6 +59,7 @@ class RunRecord:
     wall_seconds: float  # the whole run so far, data loading and evaluation included
     precision: str = "fp32"  # of the steps: fp32, tf32, bf16
     num_processes: int = 1  # that shared each step
+    kept_epochs: dict[str, str] = field(default_factory=dict)  # number, from 0 -> SHA-256 of the weights then
     # Bytes at most, of the first process so far: `resident`, and on a GPU `device_allocated` and `device_reserved`.
     peak_memory: dict[str, int] = field(default_factory=dict)
 
@@ -85,6 +86,11 @@ def weights_name(sha256: str) -> str:
 def state_name(sha256: str) -> str:
     """Names what an unfinished run needs beside its weights."""
     return f"state-{sha256[:12]}.safetensors"
+
+
+def epoch_name(number: str, sha256: str) -> str:
+    """Names the weights after an epoch that are kept."""
+    return f"epoch-{number}-{sha256[:12]}.safetensors"
 
 
 def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
@@ -184,7 +190,11 @@ def why_length_is_fixed(record: RunRecord, num_epochs: int) -> str:
 def record_of(document: dict[str, Any]) -> RunRecord:
     """Returns the record whose `dataclasses.asdict` has gone through JSON. Raises ValueError if it is none."""
     known = {name: value for name, value in document["recipe"].items() if name not in REMOVED_FIELDS}
-    return record_from(RunRecord, document | {"recipe": known})
+    record = record_from(RunRecord, document | {"recipe": known})
+    for number, sha256 in record.kept_epochs.items():  # of which names of files are made
+        if not re.fullmatch(r"\d+", number, re.ASCII) or not re.fullmatch(DIGEST, sha256):
+            raise ValueError(f"kept_epochs has {number!r}: {sha256!r}")
+    return record
 
 
 def _removed_feature(recipe: dict[str, Any]) -> str:

@@ -34,8 +34,9 @@ class Start:
 def start_of(config: TrainConfig, seed: int, directory: Path, digests: dict[str, str]) -> Start:
     """Looks at the checkpoint of `directory`, if there is one, and decides where the run of `seed` begins.
 
-    Raises ConfigurationError CONFIG_MISMATCH if --resume would go on with another run, BadDataError BAD_CHECKPOINT if
-    the checkpoint is malformed or a finished run's weights are not those it ended with.
+    Raises ConfigurationError CONFIG_MISMATCH if --resume would go on with another run, EPOCHS_NOT_KEPT if a finished
+    one lacks the epochs that are wanted, BadDataError BAD_CHECKPOINT if the checkpoint is malformed or a finished run's
+    weights are not those it ended with.
     """
     if config.again:
         return Start()
@@ -45,6 +46,9 @@ def start_of(config: TrainConfig, seed: int, directory: Path, digests: dict[str,
         return Start()
     found = differences(record, config.recipe, seed, digests, config.precision)
     if record.is_complete and not found:
+        if config.keep_epochs and not record.kept_epochs:
+            cure = "--again beside it trains anew"
+            raise ConfigurationError("EPOCHS_NOT_KEPT", f"{directory} was trained without --keep-epochs", cure)
         read_weights(directory / weights_name(sha256), sha256)
         return Start(record=record, note=f"seed {seed} is trained already, in {directory} (--again trains it anew)")
     found = _contradictions(record, config.recipe.num_epochs, found)

@@ -61,13 +61,14 @@ class Endpoints:
 
     async def weights(self, request: Request) -> Response:
         """Returns all weights, float32."""
-        return _bytes(self._looks.weights(_number(request, "version")))
+        return _bytes(self._looks.weights(_number(request, "version"), _number(request, "epoch")))
 
     async def look(self, request: Request) -> Response:
         """Returns the values between the layers for one image, and the served answer."""
         self._rate.take(1)
         question = Question(
             version=_number(request, "version"),
+            epoch=_number(request, "epoch"),
             off=_maps(request.query_params.get("off", "")),
             wants_answer=request.query_params.get("answer") != "0",
         )

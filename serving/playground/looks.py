@@ -30,13 +30,14 @@ class Question:
     """Says what to look at an image with: the served network, or an experiment, which nobody serves."""
 
     version: int | None = None
+    epoch: int | None = None  # whose weights are taken
     off: dict[str, set[int]] = field(default_factory=dict)  # layer -> maps switched off
     wants_answer: bool = True
 
     @property
     def is_served(self) -> bool:
         """True for the served network as it is."""
-        return self.version is None and not self.off
+        return self.version is None and self.epoch is None and not self.off
 
 
 class Looks:
@@ -64,13 +65,17 @@ class Looks:
             "served_version": int(served.model_version) if served else None,
             "classes": manifest.classes,
             "probe": {"runtime": "onnxruntime", "device": "cpu", "is_served_runtime": same},
-            "epochs": [],
+            "epochs": probe.epochs.numbers,
+            "history": probe.epochs.history,
             "versions": self._versions.listed(),
         }
 
-    def weights(self, version: int | None) -> bytes:
-        """Returns (num_weights,) float32, what the graph multiplies with."""
-        return self._probe(version).weights.astype("<f4", copy=False).tobytes()
+    def weights(self, version: int | None, epoch: int | None) -> bytes:
+        """Returns (num_weights,) float32, what the graph multiplies with; or did after an epoch."""
+        probe = self._probe(version)
+        changed = probe.changed(epoch, {})
+        pieces = [changed.get(name, probe.weight(name)).ravel() for name in probe.table["weights"]]
+        return np.concatenate(pieces).astype("<f4", copy=False).tobytes()
 
     async def look(self, image: Images, question: Question) -> bytes:
         """Returns a frame with all values, (num_values,) float32, for (1, 1, 28, 28) uint8, and the served answer."""
@@ -86,7 +91,7 @@ class Looks:
                 header["answer"] = _answer(answer, _us_since(began_s))
         probe = await self._probe_of(answer, question.version)
         began_s = time.perf_counter()
-        values = probe.look(image, probe.switched_off(question.off))
+        values = probe.look(image, probe.changed(question.epoch, question.off))
         header |= {"version": probe.manifest.version, "probe_us": _us_since(began_s)}
         if header["answer"]:
             diff = np.abs(_softmax(values[-10:]) - header["answer"]["probabilities"]).max()

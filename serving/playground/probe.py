@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from atelier.contract import Images
 from atelier.errors import BadDataError, ResourceUnavailableError
-from serving.manifest import LAYERS_NAME, ONNX_NAME
+from serving.manifest import EPOCHS_NAME, LAYERS_NAME, ONNX_NAME
 from serving.models import ModelVersion
+from serving.playground.epochs import Epochs
 from serving.playground.errors import PageError
 from serving.playground.onnx_edits import FLOAT, FLOAT16, with_inputs, with_outputs
 
@@ -50,6 +51,7 @@ class Probe:
         self._session = _session(with_outputs(self._model, self._values[:-1]))
         self._experiments: Any = None  # the session whose weights are inputs
         self.weights = self._read_weights()
+        self.epochs = Epochs(version.read(EPOCHS_NAME) if EPOCHS_NAME in self.manifest.files else None)
 
     def look(self, image: Images, changed: Weights | None = None) -> Floats:
         """Returns all values, (num_values,), for one image, (1, 1, 28, 28) uint8; with some weights changed."""
@@ -59,17 +61,20 @@ class Probe:
             values = self._session.run(self._values, {"images": image})
         return np.concatenate([value.ravel() for value in values]).astype(np.float32, copy=False)
 
-    def switched_off(self, maps: Mapping[str, set[int]]) -> dict[str, Floats]:
-        """Returns the weights of layers with some of their maps 0: kernels and bias. Raises PageError BAD_MAP."""
+    def changed(self, epoch: int | None, off: Mapping[str, set[int]]) -> dict[str, Floats]:
+        """Returns an epoch's weights, and those of layers with some of their maps 0: kernels and bias.
+
+        Raises PageError NO_EPOCH and BAD_MAP.
+        """
         layers = {layer["name"]: layer for layer in self.table["layers"] if layer["kind"] in WITH_WEIGHTS}
-        changed: dict[str, Floats] = {}
-        for name, numbers in maps.items():
+        changed = {} if epoch is None else self.epochs.weights(epoch, list(self.table["weights"]))
+        for name, numbers in off.items():
             layer = layers.get(name)
             if layer is None or not numbers <= set(range(layer["shape"][0])):
                 there = ", ".join(f"{known} (0 to {layers[known]['shape'][0] - 1})" for known in layers)
                 raise PageError(400, "BAD_MAP", f"{name} has no map {sorted(numbers)}", f"there are {there}")
             for weight in filter(None, (layer["weight"], layer["bias"])):
-                changed[weight] = self.weight(weight).copy()
+                changed[weight] = changed.get(weight, self.weight(weight)).copy()
                 changed[weight][sorted(numbers)] = 0
         return changed
 

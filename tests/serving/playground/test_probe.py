@@ -112,7 +112,7 @@ def test_maps_that_are_switched_off_are_those_of_a_model_without_their_weights(
         for weight in layer.parameters():
             weight[[1, 4]] = 0
     image = noise_images(1)
-    changed = probe.switched_off({off: {1, 4}})
+    changed = probe.changed(None, {off: {1, 4}})
     found = probe.look(image, changed)
     with torch.inference_mode():
         wanted = model.double()(torch.tensor(image)).numpy()[0]
@@ -124,7 +124,7 @@ def test_maps_that_are_switched_off_are_those_of_a_model_without_their_weights(
 @pytest.mark.parametrize("maps", [{"conv2": {16}}, {"pool1": {0}}, {"conv9": {0}}, {"conv2": {-1}}])
 def test_maps_that_do_not_exist_are_refused(maps: dict[str, set[int]], tmp_path: Path) -> None:
     with pytest.raises(PageError, match=r"^BAD_MAP: .*there are conv1 \(0 to 5\), conv2 \(0 to 15\), linear1"):
-        Probe(version_in(tmp_path, "tutorial")).switched_off(maps)
+        Probe(version_in(tmp_path, "tutorial")).changed(None, maps)
 
 
 @pytest.mark.parametrize("name", [ONNX_NAME, LAYERS_NAME])
