@@ -66,9 +66,10 @@ class WatchedFiles(Generic[Content]):
 class Tokens:
     """Knows the SHA-256 digests of the tokens that may call: who reads the file cannot use them."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError BAD_TOKENS if the file has no digests."""
-        self._digests = WatchedFiles([path], lambda: _digests_from(path))
+    def __init__(self, path: Path, of_page: str = "") -> None:
+        """`of_page` is one more digest, in hexadecimal. Raises ConfigurationError BAD_TOKENS if the file has none."""
+        more = [bytes.fromhex(of_page)] if of_page else []
+        self._digests = WatchedFiles([path], lambda: [*_digests_from(path), *more])
 
     def check(self, authorization: str) -> None:
         """Raises UnauthenticatedError unless the header carries a known token; takes as long for any other."""

@@ -15,6 +15,7 @@ from atelier.errors import DeviceError, ProgramError
 from atelier.program import run_program, say
 from serving.config import ServerConfig
 from serving.models import ModelVersion, ServedModel
+from serving.playground.entrance import Entrance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Process:
     addresses: list[str]  # as gRPC's targets, ports chosen
     sockets: list[socket.socket]  # that listen there, or keep the ports
     metrics_sockets: list[socket.socket]
+    entrance: Entrance  # of the page's process
     num_restarts: int  # of the processes before this one
     link: Connection
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what is said

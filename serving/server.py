@@ -10,7 +10,7 @@ from serving.config import ServerConfig, parse_arguments
 from serving.listening import Listening, is_loopback
 from serving.logs import set_up_logging
 from serving.models import ModelVersion, read_version
-from serving.playground.process import Playground, listen
+from serving.playground.process import open_playground
 from serving.process import Process
 from serving.supervisor import Supervisor
 
@@ -40,9 +40,7 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
             sockets = Listening(config.metrics_hosts, config.metrics_port_to_open, flag="--metrics-port")
             metrics = stack.enter_context(sockets)
 
-        page = listen(config)
-        playground = Playground(config, stack.enter_context(page) if page else None, listening.addresses)
-        stack.callback(playground.stop)
+        playground = open_playground(config, listening.addresses[0], stack, only_reserve=not is_native)
 
         def serve(process: Process) -> None:  # in the process: the supervisor loads no front end and no runtime
             importlib.import_module(FRONT_ENDS[front_end]).serve(process)

@@ -94,6 +94,7 @@ class Supervisor:
                 addresses=self._listening.addresses,
                 sockets=self._listening.sockets,
                 metrics_sockets=metrics_sockets,
+                entrance=self._playground.entrance,
                 num_restarts=self._num_restarts,
                 link=link,
             )
@@ -103,7 +104,8 @@ class Supervisor:
 
     def _look_after_page(self, events: Sequence[object], child: Child) -> None:
         versions = filter(None, (self._upgrades.version, self._upgrades.previous))
-        sockets = [*self._listening.sockets, *(self._metrics.sockets if self._metrics else [])]
+        others = (self._listening, self._metrics, self._playground.entrance.listening)
+        sockets = [each for listening in others if listening for each in listening.sockets]
         self._playground.act(events, list(versions), [*self._signal_sockets, *sockets, child.link])
 
     def _watch(self, child: Child, signals: socket.socket) -> None:
@@ -156,7 +158,8 @@ class Supervisor:
             child.process.kill()
             return
         self._is_stopping = True
-        self._listening.stop()  # the process closes the port after its lame-duck time, and nobody else keeps it open
+        for listening in filter(None, (self._listening, self._playground.entrance.listening)):
+            listening.stop()  # the process closes the port after its lame-duck time, and nobody else keeps it open
         with contextlib.suppress(OSError):  # it has just ended
             child.link.send_bytes(json.dumps({"drain": True}).encode())
         say("draining: new calls are told to retry elsewhere")

@@ -18,6 +18,8 @@ pub struct Settings {
     pub tls_client_authority: Option<String>,
     /// A file of digests; None lets everybody call.
     pub tokens: Option<String>,
+    /// One more digest, in hexadecimal, beside those of the file; empty for none.
+    pub page_token_sha256: String,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
     pub max_inline_us: u64,
     pub max_queue_size: usize,
@@ -58,7 +60,7 @@ impl Settings {
     }
 
     pub fn open_tokens(&self) -> Result<Option<Tokens>> {
-        self.tokens.as_deref().map(Tokens::new).transpose()
+        self.tokens.as_deref().map(|path| Tokens::new(path, &self.page_token_sha256)).transpose()
     }
 
     /// Calls of which the headers have come and the message has not.

@@ -15,16 +15,21 @@ use crate::watched::Watched;
 
 /// Who may call. The file has a digest a line, in hexadecimal; what follows it, and lines that begin with #, is for
 /// people.
-pub struct Tokens(Watched<Vec<[u8; 32]>>);
+pub struct Tokens {
+    file: Watched<Vec<[u8; 32]>>,
+    /// Of the token that the supervisor has made for its own page.
+    of_page: Option<[u8; 32]>,
+}
 
 impl Tokens {
-    pub fn new(path: &str) -> Result<Self> {
+    pub fn new(path: &str, of_page: &str) -> Result<Self> {
         let path = PathBuf::from(path);
-        Ok(Self(Watched::new(vec![path.clone()], move || digests(&path))?))
+        let file = Watched::new(vec![path.clone()], move || digests(&path))?;
+        Ok(Self { file, of_page: digest_from(of_page) })
     }
 
     pub fn look(&self) {
-        self.0.look();
+        self.file.look();
     }
 
     /// Takes as long for a token that is nearly right as for any other.
@@ -34,7 +39,9 @@ impl Tokens {
             return Err(refused("NO_TOKEN", "the call carries no bearer token"));
         };
         let found = digest(&SHA256, token);
-        let known = self.0.current().iter().fold(Choice::from(0), |known, one| known | one[..].ct_eq(found.as_ref()));
+        let current = self.file.current();
+        let digests = current.iter().chain(&self.of_page);
+        let known = digests.fold(Choice::from(0), |known, one| known | one[..].ct_eq(found.as_ref()));
         if scheme.eq_ignore_ascii_case(b"bearer ") && known.into() {
             return Ok(());
         }

@@ -8,16 +8,18 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from atelier.errors import ResourceUnavailableError
+from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.program import how_to_install, run_program, say
 from serving.config import ServerConfig
 from serving.fork import Inherited, start_process
 from serving.listening import Listening
 from serving.models import ModelVersion
+from serving.playground.entrance import NO_ENTRANCE, Entrance, open_entrance
 
 PAUSE_S = 5.0  # between two starts, at least
 LIBRARIES = ("starlette", "uvicorn")
@@ -44,12 +46,34 @@ def listen(config: ServerConfig) -> Listening | None:
         return None
 
 
+def open_playground(config: ServerConfig, target: str, stack: ExitStack, *, only_reserve: bool) -> "Playground":
+    """Opens the page's port, and its way to `Classify` at `target`, for as long as the stack is open.
+
+    Raises ProgramError as `listen`.
+    """
+    listening = listen(config)
+    if listening is None:
+        return Playground(config)
+    stack.enter_context(listening)
+    try:
+        entrance = open_entrance(config, target, stack, only_reserve=only_reserve)
+    except (OSError, ProgramError) as error:
+        say(f"warning: no page looks inside the network: no private socket for it: {error}")
+        listening.close()
+        return Playground(config)
+    playground = Playground(config, listening, entrance)
+    stack.callback(playground.stop)
+    return playground
+
+
 class Playground:
     """Holds the page's sockets, and its process while there is one."""
 
-    def __init__(self, config: ServerConfig, listening: Listening | None, targets: Sequence[str]) -> None:
-        """`targets` are the addresses at which the server answers `Classify`; None if there is no page."""
-        self._config, self._targets = config, targets
+    def __init__(
+        self, config: ServerConfig, listening: Listening | None = None, entrance: Entrance = NO_ENTRANCE
+    ) -> None:
+        """`listening` is None if there is no page; `entrance` is its way to `Classify`."""
+        self._config, self.entrance = config, entrance
         self._sockets = listening.sockets if listening else []
         self.addresses = [f"http://{address}/" for address in listening.addresses] if listening else []
         self._process: BaseProcess | None = None
@@ -91,7 +115,7 @@ class Playground:
     def _serve(self, versions: Sequence[ModelVersion], link: Connection) -> int:
         from serving.playground.serve import serve  # in the process: the supervisor loads no runtime
 
-        serve(self._config, versions, self._targets, self._sockets, link)
+        serve(self._config, versions, self.entrance, self._sockets, link)
         return os.EX_OK
 
     def _note_end(self, *, is_wanted: bool = False) -> None:

@@ -16,6 +16,7 @@ from serving.config import ServerConfig
 from serving.models import ModelVersion
 from serving.playground.app import make_app
 from serving.playground.connection import MAX_SILENCE_S, BoundedProtocol
+from serving.playground.entrance import Entrance
 from serving.playground.guard import MAX_HEADER_BYTES, SECURITY_HEADERS
 from serving.playground.looks import Looks
 from serving.playground.versions import Versions
@@ -27,24 +28,24 @@ TICK_S = 1.0
 def serve(
     config: ServerConfig,
     versions: Sequence[ModelVersion],
-    targets: Sequence[str],
+    entrance: Entrance,
     sockets: list[socket.socket],
     link: Connection,
 ) -> None:
     """Serves until nobody has looked for a while, or the supervisor has gone."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # strangers' requests are no warnings
-    asyncio.run(_serve(config, versions, targets, sockets, link))
+    asyncio.run(_serve(config, versions, entrance, sockets, link))
 
 
 async def _serve(
     config: ServerConfig,
     versions: Sequence[ModelVersion],
-    targets: Sequence[str],
+    entrance: Entrance,
     sockets: list[socket.socket],
     link: Connection,
 ) -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_THREADS
-    async with AsyncClient(target_from(targets)) as client:
+    async with AsyncClient(entrance.target, token=entrance.token) as client:
         server = server_for(make_app(Looks(client, Versions(config, versions)), [config.playground_host]))
         asyncio.get_running_loop().add_reader(link.fileno(), _on_supervisors_end, server, link)
         idle = asyncio.create_task(_end_when_idle(server, config.limits.playground_idle_s))
@@ -71,15 +72,6 @@ def server_for(app: ASGIApp) -> uvicorn.Server:
             timeout_graceful_shutdown=1,
         )
     )
-
-
-def target_from(targets: Sequence[str]) -> str:
-    """Chooses an address of the server's that can be called from here: one that listens on all is no address."""
-    target = targets[0]
-    for everywhere, here in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:")):  # compared only
-        if target.startswith(everywhere):
-            return here + target.removeprefix(everywhere)
-    return target
 
 
 def _on_supervisors_end(server: uvicorn.Server, link: Connection) -> None:

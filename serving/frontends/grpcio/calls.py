@@ -54,13 +54,17 @@ class RpcHandler(grpc.GenericRpcHandler):
         metrics: Metrics,
         probes: Collection[str],
         log: RequestLog | None = None,
+        page_token_sha256: str = "",
     ) -> None:
-        """`probes` are the paths of conversations that need no token; `log` hears of each call."""
+        """`probes` are the paths of conversations that need no token; `log` hears of each call.
+
+        `page_token_sha256` is the digest of a token that may call besides those of the settings.
+        """
         self.refusal: NotServingError | None = None  # set while draining
         self._config = config
         self._metrics = metrics
         self._log = log
-        self._tokens = Tokens(config.tokens) if config.tokens else None
+        self._tokens = Tokens(config.tokens, page_token_sha256) if config.tokens else None
         self._handlers: dict[str, Handler] = {
             path: grpc.stream_unary_rpc_method_handler(self._method_handler(method, path))
             for path, method in methods.items()

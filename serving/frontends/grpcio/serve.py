@@ -33,6 +33,7 @@ async def _serve(process: Process) -> None:
         log=log if process.config.has_records else None,
         on_failure=process.tell_failure,
         shares_port=True,
+        entrance=process.entrance,
     )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stop)

@@ -25,6 +25,7 @@ from serving.frontends.grpcio.open_inference import OpenInferenceService
 from serving.frontends.grpcio.versions import Versions
 from serving.metrics import NO_METRICS, Metrics
 from serving.models import ServedModel
+from serving.playground.entrance import NO_ENTRANCE, Entrance
 from serving.process import labels_of
 from serving.request_log import RequestLog
 
@@ -44,8 +45,9 @@ class Server:
         metrics: Metrics = NO_METRICS,
         log: RequestLog | None = None,
         on_failure: Callable[[ProgramError], None] = lambda _failure: None,
+        entrance: Entrance = NO_ENTRANCE,
     ) -> None:
-        """`addresses` are gRPC's targets; `shares_port` if a supervisor keeps their ports.
+        """`addresses` are gRPC's targets; `shares_port` if a supervisor keeps their ports; `entrance` is the page's.
 
         `on_failure` is told, with the reason, when the server begins to drain because it cannot go on.
         """
@@ -53,6 +55,7 @@ class Server:
         self._config = config
         self._addresses = addresses
         self._shares_port = shares_port
+        self._entrance = entrance
         self._metrics = metrics
         self._log = log
         self._on_failure = on_failure
@@ -168,8 +171,11 @@ class Server:
         }
         conversations = probes.conversations(self._health) | self._open_inference.conversations()
         without_token = probes.PROBES | open_inference.PROBES
-        self._handler = RpcHandler(methods, conversations, config, self._metrics, without_token, self._log)
+        of_page = self._entrance.token_sha256
+        self._handler = RpcHandler(methods, conversations, config, self._metrics, without_token, self._log, of_page)
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
+        if self._entrance.address:
+            self._grpc_server.add_insecure_port(self._entrance.address)
         credentials = server_credentials(config)
         for address in self._addresses:
             try:

@@ -30,16 +30,18 @@ def serve(process: Process) -> None:
     heap = Heap()
     sys.setswitchinterval(SWITCH_S)
     model = process.open_model()
+    sockets = [*process.sockets, *(process.entrance.listening.sockets if process.entrance.listening else [])]
     server = NativeServer(
         process.config,
         model,
-        sockets=process.sockets,
+        sockets=sockets,
         metrics_sockets=process.metrics_sockets,
         num_restarts=process.num_restarts,
+        page_token_sha256=process.entrance.token_sha256,
     )
     log = RequestLog(process.config, labels_of(model))
     server.start()
-    for each in process.sockets:  # Rust has its own: when that closes them in a drain, nobody keeps the port open
+    for each in sockets:  # Rust has its own: when that closes them in a drain, nobody keeps the port open
         each.close()
     process.tell_ready(model)
     try:
@@ -78,8 +80,9 @@ class NativeServer:
         sockets: Sequence[socket.socket],
         metrics_sockets: Sequence[socket.socket] = (),
         num_restarts: int = 0,
+        page_token_sha256: str = "",
     ) -> None:
-        """The sockets listen, and stay the caller's.
+        """The sockets listen, and stay the caller's; the digest is of one more token, beside those of the settings.
 
         Raises ConfigurationError (BAD_TLS, BAD_TOKENS) for files that are not what they must be.
         """
@@ -87,7 +90,8 @@ class NativeServer:
         self._previous: ServedModel | None = None
         self._config = config
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
-        settings = settings_for(config, model) | {"num_restarts": num_restarts}
+        settings = settings_for(config, model)
+        settings |= {"num_restarts": num_restarts, "page_token_sha256": page_token_sha256}
         try:
             self._server = atelier_native.Server(settings, version_for(model, config), decode, check_images)
         except OSError as error:
