@@ -215,3 +215,18 @@ def test_who_does_not_read_the_answers_loses_the_connection(tmp_path: Path, monk
         time.sleep(1.5)
         assert len(received(connection)) < 20e6
         assert ask(port, "GET", "/").status == 200
+
+
+@pytest.mark.timing
+def test_answers_do_not_wait_to_be_acknowledged(port: int) -> None:
+    """An answer is written in several pieces: without TCP_NODELAY each look takes 40 ms more than its work."""
+    took_s = []
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        for _ in range(20):
+            began_s = time.monotonic()
+            connection.sendall(request("GET", "/icon.svg", close=False))
+            data = connection.recv(1 << 16)
+            while b"</svg>" not in data:
+                data += connection.recv(1 << 16)
+            took_s.append(time.monotonic() - began_s)
+    assert sorted(took_s)[10] < 0.03
