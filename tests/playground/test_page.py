@@ -22,6 +22,16 @@ SEEN = """() => {
   copy.drawImage(document.getElementById('gets'), 0, 0);
   return [...copy.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0);
 }"""
+# A hundred images in less than a second; then when the looks began.
+HURRY = """async () => {
+  performance.clearResourceTimings();
+  for (let i = 1; i <= 100; i++) {
+    atelier.set({ image: atelier.state.image.slice().fill(i, 0, 9), source: { kind: 'link' } });
+    await new Promise((done) => setTimeout(done, 5));
+  }
+  const looks = performance.getEntriesByType('resource').filter(({ name }) => name.includes('/api/look'));
+  return looks.map(({ startTime }) => startTime);
+}"""
 MAX_SOURCE_BYTES, MAX_GZIPPED_BYTES = 200_000, 62_000  # of scripts, styles and markup, both languages
 
 
@@ -58,9 +68,7 @@ def check_answer(page: Any, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_boot_drawn_by_mouse_is_filled_and_answered_at_most_30_times_a_second(
-    served: Any, open_page: OpenPage
-) -> None:
+def test_a_boot_drawn_by_mouse_is_filled_and_answered(served: Any, open_page: OpenPage) -> None:
     address = served()
     page = opened(open_page, address)
     draw_by_mouse(page, BOOT)
@@ -68,17 +76,20 @@ def test_a_boot_drawn_by_mouse_is_filled_and_answered_at_most_30_times_a_second(
     image = image_of(page).reshape(28, 28)
     assert (image[20:26, 12:24] >= 190).mean() > 0.7  # filled
     assert max(image.any(1).sum(), image.any(0).sum()) == 28  # and as large as the image
-    starts = page.evaluate(
-        "() => performance.getEntriesByType('resource')"
-        ".filter(({ name }) => name.includes('look')).map(({ startTime }) => startTime)"
-    )
-    assert len(starts) > 3 and min(np.diff(starts)) > 1000 / 30 - 2
     page.get_by_label("Fill and centre").uncheck()
     check_answer(page, address)
     assert image_of(page).sum() < image.sum() / 2
     page.get_by_role("button", name="Undo").click()
     check_answer(page, address)
     assert not image_of(page).any()
+
+
+def test_looks_are_at_most_30_a_second_and_the_last_image_is_looked_at(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served())
+    starts = page.evaluate(HURRY)
+    assert len(starts) > 3 and min(np.diff(starts)) > 25  # 33 between them, when the machine is not busy
+    settle(page)
+    assert page.evaluate("() => atelier.state.looked[0]") == 100
 
 
 def test_a_boot_drawn_with_a_finger_is_the_same_boot(served: Any, open_page: OpenPage) -> None:
