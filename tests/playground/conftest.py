@@ -6,8 +6,6 @@ Without either the tests are skipped and say so, unless ATELIER_REQUIRE_BROWSER 
 import functools
 import os
 import shutil
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,51 +15,28 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from atelier.environments import python_with
 from atelier.errors import ResourceUnavailableError
+from examples.browser import chromium
 from loadtest.server_process import server_process
 from tests.conftest import Job
 
-PACKAGES = ("playwright==1.65.0", "axe-playwright-python==0.1.8")
-ENVIRONMENT = Path(".cache/playwright")
-PAGE_DIR = Path(__file__).parents[2] / "serving" / "playground" / "page"
+ROOT = Path(__file__).parents[2]
+PAGE_DIR = ROOT / "serving" / "playground" / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 OpenPage = Callable[..., Any]
 Served = Callable[..., str]
 
 
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        raise ResourceUnavailableError("NO_BROWSER", "chromium is not installed", "apt-get install chromium")
-    return found
-
-
-def use_playwright() -> None:
-    """Installs it unless it is there, and lets this process import it, behind its own packages."""
-    python = python_with(PACKAGES, ENVIRONMENT)
-    packages = sysconfig.get_path("purelib", vars={"base": str(python.parents[1])})
-    if packages not in sys.path:
-        sys.path.append(packages)
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    try:
-        program = chromium()
-        use_playwright()
-    except ResourceUnavailableError as error:
-        if "ATELIER_REQUIRE_BROWSER" in os.environ:
-            raise
-        pytest.skip(str(error))
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=program, args=["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        )
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(chromium())
+        except ResourceUnavailableError as error:
+            if "ATELIER_REQUIRE_BROWSER" in os.environ:
+                raise
+            pytest.skip(str(error))
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="session")
@@ -98,14 +73,16 @@ def publish_seeded(architecture: str, repository: Path) -> None:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[OpenPage]:
-    """Opens an address in a context of its own; at the end nobody must have asked another host, or complained."""
-    contexts: list[Any] = []
+    """Opens an address in a fresh browser; at the end no other host was asked, and nothing complained of."""
     elsewhere: list[str] = []
     complaints: list[str] = []
+    contexts: dict[str, Any] = {}
 
     def opened(address: str, *, width: int = 1440, height: int = 900, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
+        options["viewport"] = {"width": width, "height": height}
+        # As one person's windows share connections: each context has its own, and the server has 16 in all.
+        context = contexts.get(repr(options)) or browser.new_context(**options)
+        contexts[repr(options)] = context
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.route(lambda url: not is_same_origin(url, address), lambda route: elsewhere.append(route.request.url))
@@ -115,7 +92,7 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
         return page
 
     yield opened
-    for context in contexts:
+    for context in contexts.values():
         context.close()
     assert (elsewhere, complaints) == ([], [])
 

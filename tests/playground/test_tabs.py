@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.playground.conftest import use_playwright
 from tests.playground.pages import choose, image_of, network_of, opened, settle
 
 PARAMETERS = {"tutorial": "61,706", "classic": "60,850"}
@@ -133,7 +132,6 @@ def test_without_the_weights_of_epochs_the_training_tab_says_how_to_keep_them(se
 
 @pytest.mark.parametrize(("lang", "scheme", "width"), [("en", "dark", 1440), ("zh", "light", 390)])
 def test_no_tab_breaks_a_rule_of_accessibility(served: Any, open_page: Any, lang: str, scheme: str, width: int) -> None:
-    use_playwright()
     from axe_playwright_python.sync_playwright import Axe
 
     page = opened(open_page, served("classic"), f"lang={lang}&tour=5", width=width, color_scheme=scheme)

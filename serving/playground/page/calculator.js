@@ -1,7 +1,6 @@
 /** A tab: how large a layer's result is. A window slides over a small square of numbers, step by step. */
 
 import { el, number } from './dom.js';
-import { shape3 } from './explain.js';
 import { LIMITS, numberAt, problemOf, sizesOf, stepOf, weightAt } from './sliding.js';
 
 const SHOWN_TERMS = 9;
@@ -27,7 +26,7 @@ export function mount(root, app) {
     Object.assign(slider, { max: last - 1, value: step });
     label.firstChild.textContent = t('calc_step', { step: step + 1, last });
   }
-  root.append(el('p', { class: 'soft small' }, t('calc_about')), makeFields(app, change), words, label, result, layerSizes(app));
+  root.append(el('p', { class: 'soft small' }, t('calc_about')), makeFields(app, change), words, label, result);
   show();
 }
 
@@ -40,7 +39,7 @@ function makeFields({ t }, change) {
     const options = values.map((value) => el('option', { value, selected: settings[key] === value }, t(`calc_${value}`)));
     return el('label', {}, t(`calc_${key}`), ' ', el('select', { on: { change: ({ target }) => change({ [key]: target.value }) } }, ...options));
   };
-  return el('div', { class: 'row fields' }, choice('operation', ['conv', 'avg', 'max']), ...numbers, choice('mode', ['zeros', 'replicate']));
+  return el('div', { class: 'row chooser' }, choice('operation', ['conv', 'avg', 'max']), ...numbers, choice('mode', ['zeros', 'replicate']));
 }
 
 /** The formula, what is lost, and the arithmetic of this step. */
@@ -86,15 +85,4 @@ function squareTable(caption, indices, cell) {
   const head = el('tr', {}, el('td'), ...indices.map((x) => el('th', { scope: 'col' }, number(x, 0))));
   const rows = indices.map((y) => el('tr', {}, el('th', { scope: 'row' }, number(y, 0)), ...indices.map((x) => cell(y, x))));
   return el('table', { class: 'grid square' }, el('caption', {}, caption), el('thead', {}, head), el('tbody', {}, ...rows));
-}
-
-/** The same formula for the layers of this network. */
-function layerSizes({ t, state: { network } }) {
-  const rows = network.layers.flatMap((layer, i) => {
-    if (!['conv', 'pool'].includes(layer.kind)) return [];
-    const [, size] = shape3(network.layers[i - 1]), [, result] = shape3(layer);
-    const words = { size, kernel: layer.kernel[0], padding: layer.padding?.[0] ?? 0, stride: layer.stride[0], result };
-    return [el('tr', {}, el('th', { scope: 'row' }, layer.name), el('td', {}, t('output_size', words)))];
-  });
-  return el('table', { class: 'grid list' }, el('caption', {}, t('calc_layers')), el('tbody', {}, ...rows));
 }

@@ -1,11 +1,11 @@
 /** A tab: this network beside another version of it, which pixels matter, and what happens with maps switched off. */
 
 import { softmax } from './answer.js';
-import { el, scientific } from './dom.js';
+import { el, number, scientific } from './dom.js';
 import { shape3, size } from './explain.js';
 import { nameOf } from './labels.js';
 import { groupsOf } from './layout.js';
-import { makeOcclusion } from './occlusion.js';
+import { makeOcclusion, problemOf } from './occlusion.js';
 import { makeSwitches } from './switches.js';
 
 const SERVED = 'served'; // without the experiment that the page shows
@@ -35,7 +35,7 @@ function choicesOf({ state: { network, off, epoch }, t }) {
   return off.length || epoch !== null ? [[SERVED, t('compare_served')], ...choices] : choices;
 }
 
-/** Calls a function again where it was called while it ran: one at a time, the last always. */
+/** One call at a time, the last always. */
 function latest(work) {
   let isBusy = false, isDue = false;
   return async () => {
@@ -66,7 +66,7 @@ async function compareOnce(app, result) {
     result.replaceChildren(...described(app, values, other.values, difference));
   } catch (error) {
     hide(app);
-    result.replaceChildren(el('p', { class: 'problem' }, `${error.reason ?? error.name}: ${error.message} ${error.cure ?? ''}`));
+    result.replaceChildren(problemOf(error));
   }
 }
 
@@ -95,6 +95,7 @@ function worstRow(app, { first, layers }, difference) {
   for (let i = 0; i < size(layer.shape); i++) if (Math.abs(difference[layer.start + i]) > Math.abs(difference[layer.start + worst])) worst = i;
   const cell = { layer: first, map: Math.floor(worst / (height * width)), y: Math.floor((worst % (height * width)) / width), x: worst % width };
   const where = height * width > 1 ? `[${cell.map}, ${cell.y}, ${cell.x}]` : `[${cell.map}]`;
+  const largest = Math.abs(difference[layer.start + worst]);
   const button = el('button', { class: 'small', 'aria-label': `${nameOf(first)}${where}`, on: { click: () => app.set({ cell }) } }, where);
-  return el('tr', {}, el('th', { scope: 'row' }, nameOf(first)), el('td', {}, scientific(Math.abs(difference[layer.start + worst]))), el('td', {}, button));
+  return el('tr', {}, el('th', { scope: 'row' }, nameOf(first)), el('td', {}, largest < 0.1 ? scientific(largest) : number(largest)), el('td', {}, largest ? button : '–'));
 }

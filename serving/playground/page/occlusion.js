@@ -14,7 +14,7 @@ export function makeOcclusion(app) {
       const image = app.state.image, { head, values } = await app.api.occlusion(image, { size: SQUARE, stride: STRIDE });
       if (app.state.image === image) show(app, result, image, head, values);
     } catch (error) {
-      result.replaceChildren(el('p', { class: 'problem' }, `${error.reason ?? error.name}: ${error.message} ${error.cure ?? ''}`));
+      result.replaceChildren(problemOf(error));
     }
     button.disabled = false;
   }
@@ -23,6 +23,11 @@ export function makeOcclusion(app) {
     app.set({ overlay: null });
   });
   return [el('section', { class: 'check' }, el('h2', {}, t('occlusion_heading')), el('p', { class: 'soft small' }, t('occlusion_about')), button, result)];
+}
+
+/** What the server refused, and the cure. */
+export function problemOf({ reason, name, message, cure = '' }) {
+  return el('p', { class: 'problem' }, `${reason ?? name}: ${message} ${cure}`);
 }
 
 function show(app, result, image, head, values) {
@@ -34,7 +39,7 @@ function show(app, result, image, head, values) {
   result.replaceChildren(picture(app, image, values, rows, t('occlusion_most', words)), el('p', {}, t('occlusion_most', words)), el('p', { class: 'soft small' }, took));
 }
 
-/** The image in grey; over it, as strong as the loss, orange where covering costs and blue where it helps. */
+/** The image in grey; over it, as strong as the loss, orange where covering costs, blue where it helps. */
 function picture(app, image, values, rows, label) {
   const canvas = el('canvas', { width: 28 * SCALE, height: 28 * SCALE, role: 'img', 'aria-label': label, class: 'occlusion' });
   const context = canvas.getContext('2d'), reach = Math.max(...values.map(Math.abs)) || 1, { warm, cool } = PALETTES.dark;

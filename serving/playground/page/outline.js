@@ -111,7 +111,8 @@ function bridge(shut, wider, around, size) {
         else if (!shut[next] && !seen[next]) seen[next] = stack.push(next) && 1;
       });
     }
-    if (box.inside && box.outside) return middleOf(box);
+    const { left, right, top, bottom } = box;
+    if (box.inside && box.outside) return { x: (left + right) / 2, y: (top + bottom) / 2, width: Math.max(right - left, bottom - top) };
   }
   return null;
 }
@@ -123,8 +124,3 @@ export function grow(box, x, y) {
   box.top = Math.min(box.top, y);
   box.bottom = Math.max(box.bottom, y + 1);
 }
-
-function middleOf({ left, right, top, bottom }) {
-  return { x: (left + right) / 2, y: (top + bottom) / 2, width: Math.max(right - left, bottom - top) };
-}
-

@@ -12,7 +12,7 @@ import { strongestOf } from './pointer.js';
 const BOOT = 29, PULLOVER = 2, COAT = 4; // test images: row * 10 + class
 const SNEAKER = 7;
 
-/** For each step what it shows; `places` is what `placesOf` finds in a network. */
+/** What each step shows, of the shelves that `placesOf` finds. */
 const STEPS = [
   { show: ({ input }) => ({ cell: middleOf(input) }) },
   { show: ({ conv }) => ({ cell: middleOf(conv) }), camera: { azimuth: -0.5, elevation: 0.2 } },
@@ -33,7 +33,7 @@ export function mount(root, app) {
   const back = el('button', { on: { click: () => go(app.state.tour - 1) } }, t('tour_back'));
   const next = el('button', { on: { click: () => go(app.state.tour + 1) } }, t('tour_next'));
   const close = el('button', { 'aria-label': t('tour_close'), on: { click: () => end() } }, '×');
-  root.replaceChildren(el('div', { class: 'row' }, heading, count, back, next, close), words, tools);
+  root.replaceChildren(el('div', { class: 'row tour-head' }, heading, count, back, next, close), words, tools);
   root.setAttribute('aria-label', t('tour'));
   root.onkeydown = ({ key }) => key === 'Escape' && end();
 
@@ -41,6 +41,7 @@ export function mount(root, app) {
     if (step >= STEPS.length) return end();
     app.set({ tour: step, difference: null, marks: [], ...settingsOf(app.state, places, STEPS[step]) });
     heading.focus();
+    if (matchMedia('(max-width: 700px)').matches) document.getElementById('stage').scrollIntoView();
   }
   function end() {
     app.set({ tour: null, difference: null, marks: [] });
@@ -83,17 +84,18 @@ function middleOf({ first, height, width }, map = 0) {
   return { layer: first, map, y: height >> 1, x: width >> 1 };
 }
 
-/** The sum of the second convolution differs where not all maps are connected. */
-function variantOf({ sum }, step) {
-  return step === 5 && sum.layer.table ? 'tour_5_partial' : `tour_${step}`;
+/** Two steps are told in another way where a layer of its own pads, and where not all maps are connected. */
+function variantOf({ network, sum }, step) {
+  const hasPad = network.layers.some(({ kind }) => kind === 'pad');
+  return `tour_${step}${step === 2 && hasPad ? '_pad' : step === 5 && sum.layer.table ? '_partial' : ''}`;
 }
 
 /** What the sentences name: this network's own numbers. */
-function wordsOf({ t }, { network, conv, sum, pool, flat, dense, output }) {
+function wordsOf({ t }, { network, input, conv, sum, pool, flat, dense, output }) {
   const activation = conv.layers.map((i) => network.layers[i]).find(({ kind }) => kind === 'activation');
   const inputs = size(network.layers[dense.layers[0] - 1].shape), [, y, x] = [1, Math.min(2, flat.height - 1), Math.min(3, flat.width - 1)];
   return {
-    conv: nameOf(conv.first), maps: conv.maps, kernel: conv.layer.kernel[0], side: conv.height,
+    conv: nameOf(conv.first), maps: conv.maps, kernel: conv.layer.kernel[0], side: conv.height, padded: input.height,
     function: activation ? t(`function_${activation.function}`, { z: 'z' }) : '–',
     pool: nameOf(pool.first), mode: t(pool.layer.mode === 'max' ? 'maximum' : 'mean'), pooled: pool.height, before: conv.height,
     sum: nameOf(sum.first), inputs: network.weights[sum.layer.weight].shape[1], outputs: sum.maps,

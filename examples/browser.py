@@ -1,0 +1,40 @@
+"""Drives Debian's Chromium by Playwright, fetched into .cache/playwright: for the page's pictures and its tests."""
+
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from atelier.environments import python_with
+from atelier.errors import ResourceUnavailableError
+
+PACKAGES = ("playwright==1.65.0", "axe-playwright-python==0.1.8")
+ENVIRONMENT = Path(".cache/playwright")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WITHOUT_GPU = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Runs the browser, which draws in software. Raises ResourceUnavailableError NO_BROWSER or NO_ENVIRONMENT."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        raise ResourceUnavailableError("NO_BROWSER", "chromium is not installed", "apt-get install chromium")
+    use_playwright()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=WITHOUT_GPU)
+        yield browser
+        browser.close()
+
+
+def use_playwright() -> None:
+    """Installs it unless it is there, and lets this process import it, behind its own packages."""
+    python = python_with(PACKAGES, ENVIRONMENT)
+    packages = sysconfig.get_path("purelib", vars={"base": str(python.parents[1])})
+    if packages not in sys.path:
+        sys.path.append(packages)
