@@ -17,6 +17,7 @@ from torch import Tensor
 from atelier.errors import BadDataError
 from atelier.files import TEMPORARY_FILES, write_atomically
 from training.models import LeNet, model_for
+from training.recovery import kept_for
 from training.run_record import (
     RECORD_NAME,
     RunRecord,
@@ -45,6 +46,8 @@ def save_checkpoint(
 
     `training_state` is what a run needs beside the weights to go on; a finished one needs nothing.
 
+    The checkpoint of the epoch before stays beside it until the run is finished (training/recovery.py).
+
     Raises BadDataError NON_FINITE for weights that are not finite, and OSError if the disk fails; the previous
     checkpoint is then still there, whole.
     """
@@ -59,9 +62,10 @@ def save_checkpoint(
         files[state_name(state_digest)] = state_data
     for name, content in files.items():
         write_atomically(directory / name, content)
+    previous = kept_for(record, directory)
     write_atomically(directory / RECORD_NAME, json_from(record, digest, state_digest))
     # From here on the new checkpoint counts; what is left of older saves, finished or not, goes.
-    kept = {*files, *(epoch_name(number, sha256) for number, sha256 in record.kept_epochs.items())}
+    kept = {*files, *previous, *(epoch_name(number, sha256) for number, sha256 in record.kept_epochs.items())}
     for pattern in ("weights-*.safetensors", "state-*.safetensors", "epoch-*.safetensors", TEMPORARY_FILES):
         for leftover in directory.glob(pattern):
             if leftover.name not in kept:

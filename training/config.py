@@ -11,6 +11,7 @@ from atelier.errors import UsageError
 from atelier.settings import add_flags, field_docstrings
 from training.commands import train_command
 from training.recipes import RECIPES, Recipe
+from training.recovery import record_to_resume
 from training.run_record import CHECKPOINT_DIR, find_record, options_for
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -121,7 +122,7 @@ def config_from(arguments: list[str]) -> TrainConfig:
     """Reads the command line; `--help` explains it."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    begun = find_record(options.checkpoint_dir) if options.resume else None
+    begun = record_to_resume(options.checkpoint_dir) if options.resume else None
     if begun:
         parser.set_defaults(seed=begun.seed, precision=begun.precision)
         options = parser.parse_args(arguments)

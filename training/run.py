@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from training.kept_epochs import keep_epoch
 from training.models import LeNet, initialise, model_for
 from training.process import StopRequest, StopRequestedError, is_first
 from training.recipes import Recipe
+from training.recovery import restore_previous
 from training.results import SEEDS_NAME, seeds_json
 from training.run_log import RunLog
 from training.run_record import RunRecord, record_of
@@ -135,7 +137,10 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
 
 def _start(workplace: Workplace, seed: int, directory: Path) -> Start:
     """Begins where the first process does, in all of them: it looks at the checkpoint, and says what it found."""
-    start = start_of(workplace.config, seed, directory, workplace.dataset.digests) if is_first() else Start()
+    config = workplace.config
+    if is_first() and config.resume and not config.again and (warning := restore_previous(directory)):
+        print(warning, file=sys.stderr, flush=True)
+    start = start_of(config, seed, directory, workplace.dataset.digests) if is_first() else Start()
     if start.note:
         print(start.note, flush=True)
     record = start.record

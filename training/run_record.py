@@ -17,7 +17,7 @@ from training.commands import train_command
 from training.recipes import Recipe
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
-RECORD_NAME = "checkpoint.json"
+RECORD_NAME, PREVIOUS_NAME = "checkpoint.json", "previous.json"
 FORMAT = 2
 OLD_FORMAT = 1  # without a digest of its own; still read, for a training is long
 STATE_KEY = "state_sha256"
@@ -109,18 +109,18 @@ class Saved(NamedTuple):
     state_sha256: str  # of the training state; "" if there is none
 
 
-def load_record(directory: Path) -> Saved:
+def load_record(directory: Path, name: str = RECORD_NAME) -> Saved:
     """Reads the record of `directory`'s checkpoint; the weights are not looked at.
 
     Raises MissingInputError NO_CHECKPOINT if there is none, BadDataError BAD_CHECKPOINT if it is malformed.
     """
-    path = directory / RECORD_NAME
+    path = directory / name
     try:
         document = _document_from(path.read_bytes())
-        name, sha256, state_sha256 = document.pop("weights"), document.pop("sha256"), document.pop(STATE_KEY, "")
+        weights, sha256, state_sha256 = document.pop("weights"), document.pop("sha256"), document.pop(STATE_KEY, "")
         # A name that could lead elsewhere (`../`) is never joined to a path.
-        if not re.fullmatch(DIGEST, sha256) or name != weights_name(sha256):
-            raise ValueError(f"weights {name!r} and sha256 {sha256!r} do not belong together")
+        if not re.fullmatch(DIGEST, sha256) or weights != weights_name(sha256):
+            raise ValueError(f"weights {weights!r} and sha256 {sha256!r} do not belong together")
         if state_sha256 and not re.fullmatch(DIGEST, state_sha256):
             raise ValueError(f"{STATE_KEY} is {state_sha256!r}")
         if removed := _removed_feature(document["recipe"]):

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.errors import ConfigurationError, MissingInputError
+from atelier.errors import BadDataError, ConfigurationError, MissingInputError
 from training.config import TrainConfig, resume_command
 from training.idx_files import FILES
 from training.run_record import (
@@ -72,7 +72,12 @@ def finished_runs(config: TrainConfig) -> list[RunRecord]:
     if config.device.startswith("cuda") or "RANK" in os.environ:
         return []
     digests = {file.name: file.sha256 for file in FILES}
-    starts = [start_of(config, seed, directory, digests) for seed, directory in config.run_dirs.items()]
+    try:
+        starts = [start_of(config, seed, directory, digests) for seed, directory in config.run_dirs.items()]
+    except BadDataError:
+        if config.resume:  # there may be a checkpoint to go back to
+            return []
+        raise
     records = [start.record for start in starts if start.record and start.is_finished]
     if len(records) < len(starts):
         return []
