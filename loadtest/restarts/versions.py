@@ -193,6 +193,24 @@ def _be_no_model(bad: Bad) -> None:
     bad.replace_file(bad.random.randbytes(1000))
 
 
+def _loop_without_end(bad: Bad) -> None:
+    model = onnx.load_from_string(bad.file or b"")
+    model.graph.node.append(onnx.helper.make_node("Loop", ["", ""], [], body=onnx.GraphProto(name="body")))
+    bad.replace_file(model.SerializeToString())
+
+
+def _hold_no_numbers(bad: Bad) -> None:
+    bad.replace_file(_with_last_layer(bad.file or b"", lambda tensor: np.full_like(tensor, np.nan)))
+
+
+def _flip_a_bit_of_the_manifest(bad: Bad) -> None:
+    def flipped(text: str) -> str:
+        position = bad.random.randrange(len(text))
+        return text[:position] + chr(ord(text[position]) ^ 1 << bad.random.randrange(7)) + text[position + 1 :]
+
+    bad.rewrite = flipped
+
+
 def _have_other_classes(bad: Bad) -> None:
     bad.document["classes"] = bad.document["classes"][::-1]
 
@@ -215,6 +233,9 @@ BAD_KINDS: dict[str, tuple[Callable[[Bad], None], str]] = {
     "other weights": (_compute_something_else, "PARITY_HERE"),
     "nudged weights": (_nudge_weights, "PARITY_HERE"),
     "no model": (_be_no_model, "BAD_MODEL"),
+    "endless loop": (_loop_without_end, "BAD_MODEL"),
+    "no numbers": (_hold_no_numbers, "NON_FINITE"),
+    "flipped bit in the manifest": (_flip_a_bit_of_the_manifest, "BAD_MANIFEST"),
     "other classes": (_have_other_classes, "OTHER_CONTRACT"),
     "other shape": (_have_other_shape, "OTHER_CONTRACT"),
 }
