@@ -7,13 +7,20 @@ from atelier.contract import Images, Logits
 from atelier.errors import BadDataError
 from serving.backends import base
 
+# What converters make of a LeNet, and nothing that loops, branches, keeps state or is not LiteRT's own.
+OPERATORS = {
+    *("ADD", "AVERAGE_POOL_2D", "CAST", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DIV", "FULLY_CONNECTED"),
+    *("GATHER", "GELU", "LOGISTIC", "MAX_POOL_2D", "MIRROR_PAD", "MUL", "PACK", "PAD", "PADV2", "RELU", "RESHAPE"),
+    *("SHAPE", "SLICE", "SPLIT", "STRIDED_SLICE", "SUB", "TANH", "TRANSPOSE"),
+}
 INPUT, OUTPUT = (np.uint8, 28 * 28), (np.float32, 10)  # dtype and size of an image, and of its answer
 
 
 class LiteRTBackend:
     """A `.tflite` model in one interpreter. `model` is the whole file.
 
-    Raises BadDataError if the model cannot be loaded, or breaks the contract of tensors.
+    Raises BadDataError if the model cannot be loaded, breaks the contract of tensors, or has other operators than a
+    LeNet's, such as loops and custom ones; NON_FINITE if a weight is no number.
     """
 
     name = "litert"
@@ -26,6 +33,7 @@ class LiteRTBackend:
         except ValueError as error:
             what = f"LiteRT cannot load it: {str(error).splitlines()[0]}"
             raise BadDataError("BAD_MODEL", what, "make export writes a new version") from None
+        _check_layers(self._interpreter)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         for tensors, contract in ((inputs, INPUT), (outputs, OUTPUT)):
             found = [(tensor["dtype"], int(np.prod(tensor["shape"]))) for tensor in tensors]
@@ -56,3 +64,20 @@ class LiteRTBackend:
     def close(self) -> None:
         """Drops the interpreter."""
         del self._interpreter
+
+
+def _check_layers(interpreter: Interpreter) -> None:
+    """Looks at what was read, before anything is allocated or run."""
+    again = "make export writes a new version"
+    foreign = sorted({layer["op_name"] for layer in interpreter._get_ops_details()} - OPERATORS)
+    if foreign:
+        what = f"the LiteRT model is refused: it has the operators {', '.join(foreign)[:200]}, which no LeNet needs"
+        raise BadDataError("BAD_MODEL", what, again)
+    for tensor in interpreter.get_tensor_details():
+        try:
+            values = interpreter.get_tensor(tensor["index"])
+        except ValueError:  # nothing is allocated: only weights are there
+            continue
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            what = f"the LiteRT model is refused: {tensor['name']} holds NaN or infinity"
+            raise BadDataError("NON_FINITE", what, again)

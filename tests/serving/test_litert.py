@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +103,48 @@ def test_served_answers_are_the_models(backend: Backend, version: tuple[Path, Ma
 @pytest.mark.skipif(not (ENVIRONMENTS / "onnx2tf" / ".installed").exists(), reason="`make runtimes` was not run here")
 def test_converter_makes_this_model() -> None:
     assert len(litert_from(exported_files()[ONNX_NAME])) == len(MODEL)
+
+
+# --- Models that are not ours ----------------------------------------------------------------------------------------
+
+
+def edited(edit: Callable[[Any], object]) -> bytes:
+    """The model with something else in it, by LiteRT's own schema."""
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs the extra `litert`")
+    flatbuffers = pytest.importorskip("flatbuffers")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(MODEL))
+    edit(model)
+    builder = flatbuffers.Builder(len(MODEL))
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def with_operator(name: str) -> bytes:
+    def edit(model: Any) -> None:
+        operators = pytest.importorskip("ai_edge_litert.schema_py_generated").BuiltinOperator
+        for operator in model.operatorCodes:
+            if operator.builtinCode == operators.LOGISTIC:
+                operator.builtinCode = getattr(operators, name)
+                operator.deprecatedBuiltinCode = min(operator.builtinCode, 127)
+                operator.customCode = b"Evil" if name == "CUSTOM" else None
+
+    return edited(edit)
+
+
+def test_model_packed_anew_is_read() -> None:
+    assert open_litert(edited(lambda _: None), MAX_BATCH_SIZE).infer(noise_images(1)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("operator", "said"), [("WHILE", "WHILE"), ("CUSTOM", "Evil"), ("CALL_ONCE", "CALL_ONCE")])
+def test_loops_state_and_custom_operators_are_refused_before_they_run(operator: str, said: str) -> None:
+    with pytest.raises(BadDataError, match=rf"BAD_MODEL: .*the operators {said}, which no LeNet needs"):
+        open_litert(with_operator(operator), MAX_BATCH_SIZE)
+
+
+def test_weight_that_is_no_number_is_refused() -> None:
+    def poison(model: Any) -> None:
+        weights = max((buffer for buffer in model.buffers if buffer.data is not None), key=lambda each: len(each.data))
+        weights.data = np.frombuffer(np.float32(np.nan).tobytes() + bytes(weights.data[4:]), np.uint8)
+
+    with pytest.raises(BadDataError, match="NON_FINITE: the LiteRT model is refused: "):
+        open_litert(edited(poison), MAX_BATCH_SIZE)
