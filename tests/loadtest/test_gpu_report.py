@@ -65,8 +65,8 @@ def squeezed(page: str) -> str:
 def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On 6,000 images one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
-    write_idx_files(tmp_path / "data", num_train=6000, num_test=100)
+    """On 200 images, beside those that modern puts aside, one epoch teaches nothing: to int8 every image is a tie, and its gate refuses to prove that."""
+    write_idx_files(tmp_path / "data", num_train=5200, num_test=100)
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "data"))
     assert main(["--rehearse", "--report-dir", str(tmp_path / "reports")]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
