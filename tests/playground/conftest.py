@@ -19,6 +19,8 @@ from atelier.errors import ResourceUnavailableError
 from examples.browser import chromium
 from loadtest.server_process import server_process
 from tests.conftest import Job
+from tests.idx_files import write_idx_files
+from tests.training.conftest import call_trainer
 
 ROOT = Path(__file__).parents[2]
 PAGE_DIR = ROOT / "serving" / "playground" / "page"
@@ -43,7 +45,8 @@ def browser() -> Iterator[Any]:
 def served(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Returns the page's address, of a server of the tutorial's network (trained for an epoch), or of another's.
 
-    The tutorial's has a second version, which is not served. All are started when they are first asked for.
+    The tutorial's has a second version, which is not served; "played back" is one with its epochs.
+    All are started when they are first asked for.
     """
     with ExitStack() as servers:
 
@@ -52,7 +55,10 @@ def served(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
             repository = tmp_path_factory.mktemp(architecture) / "models"
             if architecture == "tutorial":
                 shutil.copytree(job.repository, repository)
-            publish_seeded(architecture, repository)
+            if architecture == "played back":
+                publish_with_epochs(repository)
+            else:
+                publish_seeded(architecture, repository)
             settings = ["--port", "0", "--metrics-port", "0", "--front-end", "grpcio", "--model-version", "1"]
             server = servers.enter_context(server_process("serving", "--repository", str(repository), *settings))
             return str(server.ready["playground"][0])
@@ -69,6 +75,23 @@ def publish_seeded(architecture: str, repository: Path) -> None:
     files = exported(architecture)
     manifest = manifest_of(files, architecture, "fp32")
     publish(repository / "lenet5", files, replace(manifest, probes=probes_of(truth_of(seeded(architecture)))))
+
+
+def publish_with_epochs(repository: Path) -> None:
+    from export.parity import truth_of
+    from export.repository import publish
+    from tests.export.small_model import probes_of
+    from tests.serving.playground.test_epochs import files_from
+    from tests.serving.playground.versions import manifest_of
+    from training.checkpoint import load_model
+
+    data_dir, checkpoint_dir = repository.parent / "data", repository.parent / "checkpoint"
+    data_dir.mkdir()
+    write_idx_files(data_dir)
+    assert call_trainer(data_dir, checkpoint_dir, "--keep-epochs", "--validation-images", "100") == 0
+    files = files_from(checkpoint_dir, "fp32")
+    probes = probes_of(truth_of(load_model(checkpoint_dir)[0]))
+    publish(repository / "lenet5", files, replace(manifest_of(files, "tutorial", "fp32"), probes=probes))
 
 
 @pytest.fixture

@@ -125,6 +125,24 @@ def test_the_tour_changes_its_language_and_subtracts_two_garments(served: Any, o
     assert pixels == pytest.approx(((np.array(images[0], float) - images[1]) / 255).tolist(), abs=1e-6)
 
 
+def test_the_training_is_played_back_beside_its_curves(served: Any, open_page: Any) -> None:
+    address = served("played back")
+    page, network = opened(open_page, address, "tab=training&lang=en"), network_of(address)
+    panel, last = page.locator("#panel-training"), network["epochs"][-1]
+    assert "This is the network that is served." in text_of(panel)
+    for epoch, said in ((0, "Not served: random weights"), (1, "Not served: the weights after this epoch.")):
+        panel.get_by_role("slider").fill(str(epoch))
+        settle(page)
+        assert f"Epoch {epoch} of {last}" in text_of(panel) and said in text_of(panel)
+        shown = page.evaluate("() => [...atelier.state.values]")
+        assert shown == asked(address, f"look?answer=0&epoch={epoch}", image_of(page))[1].tolist()
+    assert f"Loss {network['history'][1]['train_loss']:.3f}" in text_of(panel)
+    assert panel.locator("path.line").count() == 3
+    panel.get_by_role("slider").fill(str(last))
+    settle(page)
+    assert page.evaluate("() => atelier.state.head.answer !== null")
+
+
 def test_without_the_weights_of_epochs_the_training_tab_says_how_to_keep_them(served: Any, open_page: Any) -> None:
     page = opened(open_page, served(), "tab=training&lang=en")
     assert "--keep-epochs" in text_of(page.locator("#panel-training"))

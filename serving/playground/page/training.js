@@ -8,7 +8,7 @@ const NS = 'http://www.w3.org/2000/svg';
 export function mount(root, app) {
   const { t, state: { network } } = app, last = network.epochs.at(-1);
   if (!network.epochs.length) return root.append(el('p', {}, t('training_absent')), el('pre', {}, 'make train ARGS="--keep-epochs"\nmake export'));
-  const history = network.history ?? [];
+  const history = (network.history ?? []).filter((each) => each.train_loss !== null);
   const slider = el('input', { type: 'range', min: network.epochs[0], max: last, on: { input: () => choose(Number(slider.value)) } });
   const label = el('label', { class: 'range' }, el('span'), slider), words = el('p', { 'aria-live': 'polite' });
   const charts = history.length ? [chart(t, history, last, ['train_loss']), chart(t, history, last, ['train_acc', 'test_acc'])] : [];
