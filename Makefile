@@ -19,7 +19,7 @@ SETUP := $(VENV)/.set-up-$(RUNTIME)
 INSTALL = PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable
 # The native front end: built by cargo, and without it left out.
 NATIVE := $(VENV)/.native
-NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
+NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/src/*/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
   native/Cargo.toml native/pyproject.toml native/pins.lock
 export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
 CARGO := $(shell command -v cargo 2>/dev/null)

@@ -179,6 +179,8 @@ class Batcher:
             start, stop = stop, stop + part.stop - part.start
             if isinstance(checked, RequestError):
                 self._settle(part.request, checked)
+                if part.request.num_waiting:
+                    self._queue.forget(part.request)  # its rest is not run, and takes no room
                 continue
             queue_s = batch.started_s - part.request.arrived_s
             self._metrics.observe_queue(queue_s)

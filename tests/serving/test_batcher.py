@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atelier.contract import Images, Logits
 from atelier.errors import ProgramError
 from serving.batching.batcher import Batcher
 from serving.batching.queue import BatchQueue
@@ -217,6 +218,34 @@ def test_failing_batch_fails_exactly_its_requests_and_tells_no_secret() -> None:
                     await batcher.answer_to(request)
                 assert "secret" not in str(caught.value)
             assert labels(await batcher.answer_to(batcher.submit(image(9), FAR_S))) == [9]
+
+    run(test())
+
+
+class SteppedBackend(FakeBackend):
+    """Runs one batch for each step."""
+
+    def __init__(self, max_batch_size: int) -> None:
+        super().__init__(max_batch_size)
+        self.steps = threading.Semaphore(0)
+
+    def infer(self, images: Images) -> Logits:
+        assert self.steps.acquire(timeout=20), "the test made no step"
+        return super().infer(images)
+
+
+def test_rest_of_a_failed_request_takes_no_room_while_the_device_is_busy() -> None:
+    async def test() -> None:
+        backend = SteppedBackend(max_batch_size=2)
+        backend.poison[6] = RuntimeError("poison")
+        async with running(backend) as batcher:
+            requests = [batcher.submit(image(6, count), FAR_S) for count in (2, 8)]
+            backend.steps.release(2)  # the second failure leaves the device in doubt, and one more batch on it
+            for request in requests:
+                with pytest.raises(BackendError):
+                    await batcher.answer_to(request)
+            assert (batcher.num_waiting, batcher.num_waiting_requests) == (0, 0)
+            backend.steps.release()
 
     run(test())
 

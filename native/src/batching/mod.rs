@@ -5,8 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod pace;
+mod packing;
 mod queue;
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 

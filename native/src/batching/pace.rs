@@ -43,9 +43,14 @@ impl Pace {
 
     /// What a batch of so many images is expected to take; 0 where nothing is known.
     pub fn batch_us(&self, num_images: usize, now_us: u64) -> u64 {
+        self.batches_us(1, num_images, now_us)
+    }
+
+    /// The same of several batches that hold so many images together.
+    pub fn batches_us(&self, num_batches: usize, num_images: usize, now_us: u64) -> u64 {
         let age = now_us.saturating_sub(self.last_us) as f64;
         let belief = if age <= HALVED_EVERY_US { 1.0 } else { 0.5_f64.powf(age / HALVED_EVERY_US - 1.0) };
-        (self.line_us(num_images as f64) * belief) as u64
+        (self.lines_us(num_batches as f64, num_images as f64) * belief) as u64
     }
 
     /// By how much a batch may miss what is expected of it; thrice the mean, as a time-out of TCP allows (RFC 6298).
@@ -53,18 +58,23 @@ impl Pace {
         (3.0 * self.deviation_us) as u64
     }
 
-    /// The same, however long ago that was.
+    /// What a batch was expected to take when the last one ended, however long ago that was.
     pub fn line_us(&self, n: f64) -> f64 {
+        self.lines_us(1.0, n)
+    }
+
+    fn lines_us(&self, num_batches: f64, n: f64) -> f64 {
         if self.images == 0.0 {
             return 0.0;
         }
         let spread = self.images_squared - self.images * self.images;
         let through_zero = self.us / self.images;
         if spread < 0.01 * self.images_squared {
-            return through_zero * n;
+            // All were of one size, and what a smaller one saves is unknown.
+            return through_zero * n.max(num_batches * self.images);
         }
         let each = ((self.images_us - self.images * self.us) / spread).clamp(0.0, through_zero);
         let base = self.us - each * self.images;
-        base + each * n
+        base * num_batches + each * n
     }
 }

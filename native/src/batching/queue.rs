@@ -1,18 +1,15 @@
 //! The queue of one model, and the batch that its device runs.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod device;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::pace::Pace;
-use crate::status::{RETRY, Status};
-
-/// In a row: one may be its images' fault, or want of memory that is free again at the next.
-const MAX_FAILED_BATCHES: usize = 3;
-/// For the answer's way back to the client, and for what the pace does not see: this, and a part of the time that is left,
-/// for a client's clock began before ours. A device that is busy loses nothing by it: the queue is only a little shorter.
-const MARGIN_US: u64 = 1_000;
-const MARGIN_SHARE: u64 = 8;
+use super::packing::Packing;
+use crate::status::Status;
 
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -77,6 +74,8 @@ pub struct Batching<P> {
     waiting: BTreeMap<u64, Request<P>>, // by their numbers: first in, first out
     num_waiting: usize,                 // images
     waiting_of_peer: HashMap<u64, usize>,
+    /// Of what waits; None if it is to be counted anew.
+    packing: Option<Packing>,
     running: Option<Arc<Batch<P>>>,
     next_number: u64,
     num_failed: usize, // batches in a row
@@ -91,6 +90,7 @@ impl<P: Clone> Batching<P> {
             waiting: BTreeMap::new(),
             num_waiting: 0,
             waiting_of_peer: HashMap::new(),
+            packing: None,
             running: None,
             next_number: 0,
             num_failed: 0,
@@ -127,165 +127,6 @@ impl<P: Clone> Batching<P> {
         num_images <= self.limits.max_batch_size && (1..=limit_us).contains(&took_us)
     }
 
-    /// Admits a request, or says why not; the number is for `cancel`.
-    pub fn submit(
-        &mut self,
-        payload: P,
-        num_images: usize,
-        deadline_us: u64,
-        peer: u64,
-        now_us: u64,
-    ) -> Result<u64, Status> {
-        self.check(num_images, deadline_us, peer, now_us)?;
-        let number = self.next_number;
-        self.next_number += 1;
-        self.num_waiting += num_images;
-        *self.waiting_of_peer.entry(peer).or_default() += num_images;
-        let request = Request { payload, peer, num_images, num_taken: 0, arrived_us: now_us, deadline_us };
-        self.waiting.insert(number, request);
-        Ok(number)
-    }
-
-    /// Whether a request would be admitted now.
-    pub fn check(&self, num_images: usize, deadline_us: u64, peer: u64, now_us: u64) -> Result<(), Status> {
-        if let Some(refusal) = &self.refusal {
-            return Err(refusal.clone());
-        }
-        if now_us >= deadline_us {
-            return Err(Status::expired("EXPIRED", "the deadline had passed on arrival"));
-        }
-        self.check_room(num_images, peer)?;
-        self.check_time(num_images, deadline_us, now_us)
-    }
-
-    fn check_room(&self, num_images: usize, peer: u64) -> Result<(), Status> {
-        let (waiting, limit) = (self.num_waiting, self.limits.max_queue_size);
-        let cure = "try again later, or raise --max-queue-size";
-        if waiting + num_images > limit {
-            let what = format!("{waiting} images wait and {num_images} more would exceed {limit}");
-            return Err(Status::overloaded("QUEUE_FULL", what, cure));
-        }
-        // The last quarter is for those who hold little: whoever comes new finds room there.
-        let of_peer = self.waiting_of_peer.get(&peer).copied().unwrap_or(0);
-        let share = limit / 4 / self.waiting_of_peer.len().max(1);
-        if 4 * (waiting + num_images) > 3 * limit && of_peer > 0 && of_peer + num_images > share {
-            let what =
-                format!("{waiting} images wait, {of_peer} of this connection, and {num_images} more are too many");
-            return Err(Status::overloaded("QUEUE_FULL", what, cure));
-        }
-        Ok(())
-    }
-
-    /// Admission by completion: the batch must be able to end before the deadline.
-    fn check_time(&self, num_images: usize, deadline_us: u64, now_us: u64) -> Result<(), Status> {
-        if self.is_empty() {
-            return Ok(()); // whatever was measured: only running it tells anew
-        }
-        let margin_us = MARGIN_US + self.pace.margin_us() + (deadline_us - now_us) / MARGIN_SHARE;
-        let expected_us = self.end_of_queue_us(num_images, now_us) + margin_us;
-        if now_us + expected_us <= deadline_us {
-            return Ok(());
-        }
-        let (left, expected) = ((deadline_us - now_us) as f64 / 1e3, expected_us as f64 / 1e3);
-        let what = format!("{left:.0} ms are left, the queue alone takes about {expected:.0} ms");
-        Err(Status::overloaded("DEADLINE_TOO_SHORT", what, "try again later, or allow more time"))
-    }
-
-    /// How long it takes until so many more images would have been run: what runs, what waits, and they themselves.
-    fn end_of_queue_us(&self, num_images: usize, now_us: u64) -> u64 {
-        let left_of = |batch: &Arc<Batch<P>>| {
-            let ends_us = batch.began_us + self.pace.batch_us(batch.num_images, now_us);
-            ends_us.saturating_sub(now_us)
-        };
-        let rest_us: u64 = self.running.as_ref().map_or(0, left_of);
-        let (total, size) = (self.num_waiting + num_images, self.limits.max_batch_size);
-        let full_us = (total / size) as u64 * self.pace.batch_us(size, now_us);
-        let last_us = if total % size == 0 { 0 } else { self.pace.batch_us(total % size, now_us) };
-        rest_us + full_us + last_us
-    }
-
-    /// The next batch, if the device is free and anything waits.
-    ///
-    /// A request goes into one batch whole, unless it is larger than any batch. What cannot end in time is dropped.
-    pub fn take(&mut self, now_us: u64) -> Taken<P> {
-        let mut taken = Taken { batch: None, expired: Vec::new() };
-        if self.running.is_some() {
-            return taken;
-        }
-        let size = self.limits.max_batch_size;
-        let (mut parts, mut num_images) = (Vec::new(), 0);
-        while num_images < size {
-            let Some((&number, first)) = self.waiting.first_key_value() else { break };
-            let room = size - num_images;
-            let count = first.num_waiting().min(room);
-            if self.is_late(first, num_images + count, now_us) {
-                taken.expired.extend(self.remove(number).map(|request| request.payload));
-                continue;
-            }
-            if num_images > 0 && first.num_waiting() > room && first.num_images <= size {
-                break;
-            }
-            parts.extend(self.take_part(number, count));
-            num_images += count;
-        }
-        if num_images > 0 {
-            let batch = Arc::new(Batch { parts, num_images, began_us: now_us });
-            self.running = Some(batch.clone());
-            taken.batch = Some(batch);
-        }
-        taken
-    }
-
-    /// A batch that was never queued, to measure the pace with.
-    pub fn rehearse(&mut self, payload: P, num_images: usize, now_us: u64) -> Arc<Batch<P>> {
-        let part = Part { payload, start: 0, stop: num_images, num_images, arrived_us: now_us };
-        let batch = Arc::new(Batch { parts: vec![part], num_images, began_us: now_us });
-        self.running = Some(batch.clone());
-        batch
-    }
-
-    /// Whether a request's deadline passes before a batch of so many images ends. One that has begun goes on.
-    fn is_late(&self, request: &Request<P>, num_images: usize, now_us: u64) -> bool {
-        let others = self.waiting.len() > 1;
-        let needed_us = if others { self.pace.batch_us(num_images, now_us) + self.pace.margin_us() } else { 0 };
-        now_us + needed_us >= request.deadline_us
-    }
-
-    fn take_part(&mut self, number: u64, count: usize) -> Option<Part<P>> {
-        let request = self.waiting.get_mut(&number)?;
-        let start = request.num_taken;
-        request.num_taken += count;
-        let (num_images, arrived_us, peer) = (request.num_images, request.arrived_us, request.peer);
-        let payload = request.payload.clone();
-        let is_last = request.num_taken == num_images;
-        self.give_back(peer, count);
-        if is_last {
-            self.waiting.remove(&number);
-        }
-        Some(Part { payload, start, stop: start + count, num_images, arrived_us })
-    }
-
-    /// A batch has run. Some(reason) where the device is to be given up.
-    pub fn finish(&mut self, is_ok: bool, now_us: u64) -> Option<Status> {
-        let batch = self.running.take()?;
-        if is_ok {
-            self.pace.observe(batch.num_images, now_us - batch.began_us, now_us);
-            self.num_failed = 0;
-            return None;
-        }
-        self.num_failed += 1;
-        let what = format!("{MAX_FAILED_BATCHES} batches in a row failed");
-        (self.num_failed == MAX_FAILED_BATCHES).then(|| Status::unavailable("BACKEND_BROKEN", what, RETRY))
-    }
-
-    /// Some(reason) where a batch runs for longer than a device may take.
-    pub fn hang(&self, now_us: u64) -> Option<Status> {
-        let limit_us = self.limits.hang_timeout_us;
-        let hangs = |batch: &Arc<Batch<P>>| now_us.saturating_sub(batch.began_us) > limit_us;
-        let what = format!("a batch ran longer than {} s", limit_us as f64 / 1e6);
-        self.running.as_ref().is_some_and(hangs).then(|| Status::unavailable("BACKEND_HUNG", what, RETRY))
-    }
-
     /// Frees the place of a request whose client is gone, or has had its answer.
     pub fn cancel(&mut self, number: u64) {
         self.remove(number);
@@ -310,6 +151,7 @@ impl<P: Clone> Batching<P> {
         let mut all: Vec<P> = running.map(|part| part.payload.clone()).collect();
         all.extend(std::mem::take(&mut self.waiting).into_values().map(|request| request.payload));
         self.waiting_of_peer.clear();
+        self.packing = None;
         self.num_waiting = 0;
         all
     }
@@ -317,6 +159,7 @@ impl<P: Clone> Batching<P> {
     fn remove(&mut self, number: u64) -> Option<Request<P>> {
         let request = self.waiting.remove(&number)?;
         self.give_back(request.peer, request.num_waiting());
+        self.packing = None;
         Some(request)
     }
 
