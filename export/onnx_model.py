@@ -60,11 +60,11 @@ def check_onnx(model: ModelProto, opset: int = OPSET) -> None:
     check_served_onnx(model.SerializeToString(), opset, LARGEST_MAX_BATCH_SIZE)
     first = [node.op_type for node in model.graph.node if "images" in node.input]
     if first != ["Cast"]:
-        what = f"the ONNX model is refused: images go into {first}, not into one Cast, which is what TensorRT needs"
+        what = f"the ONNX model will not be served: images go into {first}, not into one Cast, as TensorRT needs"
         raise BadDataError("BAD_MODEL", what, "make export writes a new version")
     try:
         onnx.checker.check_model(model, full_check=True)  # the full check infers every shape
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
-        what = f"the ONNX model is refused by its checker: {reason}"
+        what = f"the ONNX model will not be served, by its checker: {reason}"
         raise BadDataError("BAD_MODEL", what, "make export writes a new version") from error

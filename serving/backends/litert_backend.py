@@ -71,7 +71,7 @@ def _check_layers(interpreter: Interpreter) -> None:
     again = "make export writes a new version"
     foreign = sorted({layer["op_name"] for layer in interpreter._get_ops_details()} - OPERATORS)
     if foreign:
-        what = f"the LiteRT model is refused: it has the operators {', '.join(foreign)[:200]}, which no LeNet needs"
+        what = f"the LiteRT model will not be served: it has {', '.join(foreign)[:200]}, which no LeNet has"
         raise BadDataError("BAD_MODEL", what, again)
     for tensor in interpreter.get_tensor_details():
         try:
@@ -79,5 +79,5 @@ def _check_layers(interpreter: Interpreter) -> None:
         except ValueError:  # nothing is allocated: only weights are there
             continue
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            what = f"the LiteRT model is refused: {tensor['name']} holds NaN or infinity"
+            what = f"the LiteRT model will not be served: {tensor['name']} holds NaN or infinity"
             raise BadDataError("NON_FINITE", what, again)

@@ -150,10 +150,10 @@ def check_onnx(model: bytes, opset: int, max_batch_size: int) -> None:
             values = {name: Value(shape=array.shape, array=array) for name, array in weights.items()}
             _check_graph(graph["node"], values, batch_size)
     except ValueError as error:
-        raise BadDataError("BAD_MODEL", f"the ONNX model is refused: {error}", again) from None
+        raise BadDataError("BAD_MODEL", f"the ONNX model will not be served: {error}", again) from None
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise BadDataError("NON_FINITE", f"the ONNX model is refused: {name} holds NaN or infinity", again)
+            raise BadDataError("NON_FINITE", f"the ONNX model will not be served: {name} holds NaN or infinity", again)
 
 
 def _check_signature(graph: Mapping[str, Any]) -> None:

@@ -96,5 +96,5 @@ def _model_from(program: bytes, device: torch.device) -> nn.Module:
         raise BadDataError("BAD_PROGRAM", what, again) from error
     for name, weight in model.state_dict().items():
         if not bool(weight.isfinite().all()):
-            raise BadDataError("NON_FINITE", f"the program is refused: {name} holds NaN or infinity", again)
+            raise BadDataError("NON_FINITE", f"the program will not be served: {name} holds NaN or infinity", again)
     return model

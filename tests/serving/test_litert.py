@@ -137,7 +137,7 @@ def test_model_packed_anew_is_read() -> None:
 
 @pytest.mark.parametrize(("operator", "said"), [("WHILE", "WHILE"), ("CUSTOM", "Evil"), ("CALL_ONCE", "CALL_ONCE")])
 def test_loops_state_and_custom_operators_are_refused_before_they_run(operator: str, said: str) -> None:
-    with pytest.raises(BadDataError, match=rf"BAD_MODEL: .*the operators {said}, which no LeNet needs"):
+    with pytest.raises(BadDataError, match=rf"BAD_MODEL: .*it has {said}, which no LeNet has"):
         open_litert(with_operator(operator), MAX_BATCH_SIZE)
 
 
@@ -146,5 +146,5 @@ def test_weight_that_is_no_number_is_refused() -> None:
         weights = max((buffer for buffer in model.buffers if buffer.data is not None), key=lambda each: len(each.data))
         weights.data = np.frombuffer(np.float32(np.nan).tobytes() + bytes(weights.data[4:]), np.uint8)
 
-    with pytest.raises(BadDataError, match="NON_FINITE: the LiteRT model is refused: "):
+    with pytest.raises(BadDataError, match="NON_FINITE: the LiteRT model will not be served: "):
         open_litert(edited(poison), MAX_BATCH_SIZE)
