@@ -43,7 +43,7 @@ def test_answers_after_the_deadline_are_no_goodput(client: str) -> None:
 def test_refusal_is_counted_with_its_time(client: str) -> None:
     run = offered(client, "--latency-ms", 5, "--fault", "refuse", "--fault-at", NUM_WARM_UP + 10)
     assert (run.count("refused"), run.count("within_bound")) == (1, run.count("in_time") - 1)
-    assert 5 <= (run_from(run).refusal_p99_ms or 0) < 1_000
+    assert 4 <= (run_from(run).refusal_p99_ms or 0) < 1_000  # the server's loop counts in whole milliseconds
 
 
 def test_requests_of_several_images_are_judged_by_all_of_them(client: str) -> None:

@@ -29,8 +29,9 @@ OpenPage = Callable[..., Any]
 Served = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Ends with its module: while Playwright runs, so does an event loop, and other tests start one of their own."""
     with ExitStack() as stack:
         try:
             running = stack.enter_context(chromium())

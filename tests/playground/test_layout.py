@@ -78,14 +78,12 @@ def test_fingers_find_the_buttons(served: Any, open_page: OpenPage) -> None:
     small = [button.inner_text() for button in buttons if button.bounding_box()["height"] < 44]
     assert small == [] and len(buttons) > 8
     page.locator(".handle").click()
-    page.wait_for_timeout(400)
-    assert page.locator("#panel").bounding_box()["y"] < 300
+    page.wait_for_function("() => document.querySelector('#panel').getBoundingClientRect().y < 300")
     page.mouse.move(195, page.locator(".handle").bounding_box()["y"] + 20)
     page.mouse.down()
     page.mouse.move(195, 800, steps=4)
     page.mouse.up()
-    page.wait_for_timeout(400)
-    assert page.locator("#panel").bounding_box()["y"] > 780
+    page.wait_for_function("() => document.querySelector('#panel').getBoundingClientRect().y > 780")
 
 
 def test_who_wants_no_motion_gets_the_flat_view_at_once(served: Any, open_page: OpenPage) -> None:
