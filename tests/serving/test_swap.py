@@ -12,7 +12,7 @@ from atelier.wire import open_inference_pb2 as oip
 from serving.models import ServedModel
 from tests.serving.conftest import needs_native
 from tests.serving.fake_backend import MANIFEST, FakeBackend, image
-from tests.serving.test_server import Calls, device_started, request, run, serving
+from tests.serving.test_server import Calls, device_started, queued, request, run, serving
 
 
 def native_serving(backend: FakeBackend, **settings: Any) -> Any:
@@ -59,8 +59,10 @@ def test_requests_in_flight_finish_on_the_old_version(serving: Any) -> None:
         old = FakeBackend()
         async with serving(old) as (server, calls, _):
             old.gate.clear()
-            running, waiting = (asyncio.ensure_future(calls.classify(request(label))) for label in (1, 2))
+            running = asyncio.ensure_future(calls.classify(request(1)))
             await device_started(old)
+            waiting = asyncio.ensure_future(calls.classify(request(2)))
+            await queued(server, 1)
             await swap(server, 4)
             assert await version_of(calls) == "4"  # while the old device still runs
             assert not running.done()
