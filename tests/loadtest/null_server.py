@@ -102,6 +102,8 @@ class NullServer(grpc.GenericRpcHandler):
         if fault == "lose":
             due_s += 60
         await asyncio.sleep(due_s - time.monotonic())
+        if fault == "cancel":
+            await context.abort(grpc.StatusCode.CANCELLED, "")
         if fault == "refuse":
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL: on demand")
         return fault
@@ -129,7 +131,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tell-at", type=int, default=0)
     parser.add_argument("--pause-at", type=int, default=0)
     parser.add_argument("--pause-ms", type=float, default=0.0)
-    parser.add_argument("--fault", choices=("swap", "duplicate", "lose", "refuse"))
+    parser.add_argument("--fault", choices=("swap", "duplicate", "lose", "refuse", "cancel"))
     parser.add_argument("--fault-at", type=int, default=0)
     return parser
 

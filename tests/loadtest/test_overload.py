@@ -46,6 +46,12 @@ def test_refusal_is_counted_with_its_time(client: str) -> None:
     assert 4 <= (run_from(run).refusal_p99_ms or 0) < 1_000  # the server's loop counts in whole milliseconds
 
 
+def test_server_that_cancels_a_first_call_is_asked_again(client: str) -> None:
+    """As grpcio does for a while after a load of which many calls were given up."""
+    run = offered(client, "--fault", "cancel", "--fault-at", 3)
+    assert 50 < run.count("in_time") == run.count("correct")
+
+
 def test_requests_of_several_images_are_judged_by_all_of_them(client: str) -> None:
     right = offered(client, size=3)
     assert 50 < right.count("in_time") == right.count("correct")
