@@ -120,7 +120,7 @@ class Concurrent:
                 for position in np.flatnonzero(answers.codes):
                     # grpcio cancels calls for a while after a load of which many were given up.
                     if answers.codes[position] != CANCELLED or turn == WARM_UP_CALLS - 1:
-                        raise CannotAskError(answers.failure(position))
+                        raise CannotAskError(answers.failure(int(position)))
         self._thread.start()
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
