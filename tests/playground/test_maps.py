@@ -13,21 +13,20 @@ pytestmark = pytest.mark.slow
 NUM_CELLS = 200
 # Random cells whose sides are at least so many pixels; with 5 the pixel in the middle is the cell's alone.
 CELLS = """async ([count, smallest]) => {
-  const { shape3 } = await import('/explain.js'), { cornersOf, middleOf, placeOf } = await import('/layout.js');
+  const { cellCorners, middleOf } = await import('/layout.js');
   const { stage } = document.getElementById('stage'), { network } = atelier.state, cells = [];
   let seed = 1;
   const random = (n) => { seed = (seed * 48271) % 2147483647; return seed % n; };
   while (cells.length < count) {
     const shelf = stage.layout.shelves[random(stage.layout.shelves.length)], layer = network.layers[shelf.shown];
-    const [map, y, x] = shape3(layer).map(random), place = placeOf(shelf, map, y, x);
-    const corners = cornersOf(place.quad, place.y, place.x);
+    const [map, y, x] = [shelf.maps, shelf.height, shelf.width].map(random);
+    const corners = cellCorners(shelf, { map, y, x });
     const points = corners.map((corner) => stage.view.toPixels(corner));
     const width = points[1][0] - points[0][0], height = points[3][1] - points[0][1];
     if (Math.min(width, height) < smallest) continue;
-    const middle = stage.view.toPixels(middleOf(corners));
-    const [, rows, columns] = shape3(layer);
-    cells.push({ layer: shelf.first, shown: shelf.shown, map, y, x, index: layer.start + (map * rows + y) * columns + x,
-      middle, picked: stage.cellAt(...middle) });
+    const middle = stage.view.toPixels(middleOf(corners[0], corners[2]));
+    const index = layer.start + (map * shelf.height + y) * shelf.width + x;
+    cells.push({ layer: shelf.first, shown: shelf.shown, map, y, x, index, middle, picked: stage.cellAt(...middle) });
   }
   return cells;
 }"""

@@ -110,7 +110,7 @@ def test_the_tour_goes_through_eleven_steps(served: Any, open_page: Any, archite
         assert (state["tour"], "{" in words, "undefined" in words) == (step, False, False)
         tour.get_by_role(
             "button", name=["Next", "End"][step == 10] if lang == "en" else ["下一步", "结束"][step == 10], exact=True
-        ).click()
+        ).press("Enter")
     assert tour.is_hidden()
     assert len(set(seen[:9])) >= 6 and seen[9:] == [None, None]
 
@@ -137,7 +137,7 @@ def test_the_training_is_played_back_beside_its_curves(served: Any, open_page: A
         shown = page.evaluate("() => [...atelier.state.values]")
         assert shown == asked(address, f"look?answer=0&epoch={epoch}", image_of(page))[1].tolist()
     assert f"Loss {network['history'][1]['train_loss']:.3f}" in text_of(panel)
-    assert panel.locator("path.line").count() == 3
+    assert panel.locator(".line").count() == 3
     panel.get_by_role("slider").fill(str(last))
     settle(page)
     assert page.evaluate("() => atelier.state.head.answer !== null")

@@ -1,67 +1,54 @@
-/** Asks the server: little-endian float32 and JSON, one function for each route. */
+/** Asks the server: little-endian float32 and JSON, one function for each route. All throw ApiError. */
 
 export class ApiError extends Error {
-  /** @param {number} status 0 where no server answered */
-  constructor(status, { reason, message, cure, retry_after_ms }) {
+  /** `status` is 0 where no server answered; `told` is {reason, message, cure, retry_after_ms}. */
+  constructor(status, { message, ...told }) {
     super(message);
-    Object.assign(this, { status, reason, cure, retryAfterMs: retry_after_ms });
+    Object.assign(this, { status, cure: '', ...told });
   }
 }
 
-export async function network(options = {}) {
+export async function network(options) {
   return (await ask('api/network', options)).json();
 }
 
-export async function weights(options = {}) {
+export async function weights(options) {
   return new Float32Array(await (await ask('api/weights', options)).arrayBuffer());
 }
 
-/**
- * Looks at an image.
- * @param {Uint8Array} image 784 bytes
- * @param {{answer?: 0, version?: number, epoch?: number, off?: Array<{layer: string, map: number}>}} options
- * @returns {Promise<{head: object, values: Float32Array}>}
- */
-export async function look(image, { off = [], ...options } = {}) {
-  const switchedOff = off.map(({ layer, map }) => `${layer}:${map}`).join();
-  const { head, body } = await frame('api/look', { ...options, off: switchedOff || null }, image);
-  return { head, values: new Float32Array(body) };
+/** Looks at an image, 784 bytes: {head, values}. Options are {answer: 0, version, epoch, off: [{layer, map}]}. */
+export function look(image, { off = [], ...options }) {
+  return frame('api/look', { ...options, off: writeOff(off) }, image);
 }
 
-/** Has a photograph prepared: {head: {inverted, box}, image}. */
-export async function photograph(blob) {
-  const { head, body } = await frame('api/photograph', {}, blob);
-  return { head, image: new Uint8Array(body) };
+/** Writes maps that are switched off, as the server and links have them; null for none. */
+export function writeOff(off) {
+  return off.map(({ layer, map }) => `${layer}:${map}`).join() || null;
 }
 
-/** How much each patch of an image counts: {head, values}. */
-export async function occlusion(image, options = {}) {
-  const { head, body } = await frame('api/occlusion', options, image);
-  return { head, values: new Float32Array(body) };
+/** Has a photograph prepared: {head: {inverted, box}, values}, an image. */
+export function photograph(blob) {
+  return frame('api/photograph', {}, blob, Uint8Array);
 }
 
-/** A frame: the length of its header, the header as JSON, the rest. */
-async function frame(path, query, body) {
+/** How much each patch of an image counts: {head, values}. Options are {size, stride}. */
+export function occlusion(image, options) {
+  return frame('api/occlusion', options, image);
+}
+
+/** Asks for a frame: the length of its header, the header as JSON, then numbers. */
+async function frame(path, query, body, Numbers = Float32Array) {
   const type = body instanceof Blob ? body.type : 'application/octet-stream';
   const answer = await (await ask(path, query, { method: 'POST', headers: { 'Content-Type': type }, body })).arrayBuffer();
   const length = new DataView(answer).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(answer, 4, length)));
-  return { head, body: answer.slice(4 + length) };
+  return { head, values: new Numbers(answer, 4 + length) };
 }
 
 async function ask(path, query, options) {
-  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined);
-  let response;
-  try {
-    response = await fetch(`${path}?${new URLSearchParams(given)}`, options);
-  } catch {
-    throw new ApiError(0, { reason: 'NO_ANSWER', message: '', cure: '' });
-  }
-  if (!response.ok) throw await errorOf(response);
-  return response;
-}
-
-async function errorOf(response) {
+  const given = Object.entries(query).filter(([, value]) => value !== null);
+  const response = await fetch(`${path}?${new URLSearchParams(given)}`, options).catch(() => { throw new ApiError(0, { reason: 'NO_ANSWER', message: '' }); });
+  if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
-  return new ApiError(response.status, { reason: `HTTP_${response.status}`, message: response.statusText, cure: '', ...told });
+  throw new ApiError(response.status, { reason: `HTTP_${response.status}`, message: response.statusText, ...told });
 }

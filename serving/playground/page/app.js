@@ -4,7 +4,6 @@ import * as api from './api.js';
 import { HOME } from './camera.js';
 import { readHash, writeHash } from './hash.js';
 import { keepLooking, loadNetwork } from './look.js';
-import { loadText } from './text.js';
 
 /** What can be chosen, as it is at first; the URL's hash changes it. */
 const CHOICES = {
@@ -37,7 +36,6 @@ const REST = {
   values: null, valuesKey: null, looked: null, head: null, // of the last look
   empty: null, // values of the empty image
   difference: null, // {values, title}: drawn instead of the values
-  overlay: null, // {values, height, width, title}: drawn over the input
   problem: null, // {reason, message, cure}
 };
 
@@ -60,6 +58,10 @@ function createApp() {
       subscriptions.add(subscription);
       return () => subscriptions.delete(subscription);
     },
+    follow(keys, listener) { // at once, too
+      this.subscribe(keys, listener);
+      listener(app.state);
+    },
     className: (index) => app.t(`class_${index}`),
     dark: () => (app.state.theme === 'system' ? dark.matches : app.state.theme === 'dark'),
     announce: announcer(),
@@ -67,7 +69,7 @@ function createApp() {
   function flush() {
     const keys = new Set(changed);
     changed.clear();
-    for (const { keys: wanted, listener } of [...subscriptions]) if (wanted.some((key) => keys.has(key))) listener(app.state, keys);
+    for (const { keys: wanted, listener } of [...subscriptions]) if (wanted.some((key) => keys.has(key))) listener(app.state);
   }
   dark.addEventListener('change', () => {
     changed.add('theme');
@@ -86,18 +88,13 @@ function announcer() {
   };
 }
 
-function keepLanguage(app) {
-  app.subscribe(['lang'], async ({ lang }) => {
-    app.t = await loadText(lang);
-    document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
-    mountAll(app);
-  });
-}
-
-function keepTheme(app) {
-  const show = () => { document.documentElement.dataset.theme = app.dark() ? 'dark' : 'light'; };
-  app.subscribe(['theme'], show);
-  show();
+async function loadLanguage(app) {
+  const { lang } = app.state, { default: words } = await import(`./text.${lang}.js`);
+  document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
+  app.t = (key, values = {}) => {
+    if (!(key in words)) throw new Error(`no text ${key}`);
+    return words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  };
 }
 
 function keepHash(app) {
@@ -113,9 +110,8 @@ function keepHash(app) {
 async function mountAll(app) {
   const parts = ['header', 'input', 'answer', 'stage', 'panel'];
   const modules = await Promise.all(parts.map((part) => import(`./${part}.js`)));
+  const ends = [], scoped = { ...app, cleanUp: (end) => ends.push(end), subscribe: (...wanted) => ends.push(app.subscribe(...wanted)) };
   app.unmount?.();
-  const ends = [];
-  const scoped = { ...app, cleanUp: (end) => ends.push(end), subscribe: (...wanted) => ends.push(app.subscribe(...wanted)) };
   app.unmount = () => ends.forEach((end) => end());
   modules.forEach((module, i) => {
     const root = document.getElementById(parts[i]);
@@ -128,15 +124,14 @@ async function start() {
   const app = createApp();
   app.set(readHash(location.hash));
   globalThis.atelier = app; // for the console
-  app.t = await loadText(app.state.lang);
-  document.documentElement.lang = app.state.lang === 'zh' ? 'zh-CN' : 'en';
-  keepTheme(app);
+  await loadLanguage(app);
+  app.follow(['theme'], () => { document.documentElement.dataset.theme = app.dark() ? 'dark' : 'light'; });
   keepLooking(app);
   await loadNetwork(app);
   await mountAll(app);
-  keepLanguage(app);
-  keepHash(app);
+  app.subscribe(['lang'], () => loadLanguage(app).then(() => mountAll(app)));
   app.subscribe(['network'], () => mountAll(app));
+  keepHash(app);
   document.documentElement.dataset.ready = 'yes';
 }
 

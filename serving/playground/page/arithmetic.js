@@ -1,117 +1,106 @@
 /** A tab: how the chosen value comes about, with all its numbers, and whether the browser gets the same. */
 
+import { makeCheck } from './verify.js';
 import { makeChooser } from './chooser.js';
-import { el, heatTable, number, precise, scientific } from './dom.js';
-import { explain, FUNCTIONS, indexOf, shape3, size } from './explain.js';
-import { groupsOf } from './layout.js';
+import { el, heatTable, note, number, percent, precise, row, scientific, table } from './dom.js';
+import { explain, FUNCTIONS, originOf, softmax } from './explain.js';
+import { cellOf, shelfOf, shelvesOf, valueOf, whereOf } from './layout.js';
 import { baseOf } from './links.js';
-import { outputTable } from './output.js';
 import { PALETTES } from './palette.js';
-import { makeCheck } from './check.js';
 
 const OPEN = 3; // input maps whose tables are open at first
 const STRONGEST = 8; // products of a dense unit that are listed
 
 export function mount(root, app) {
-  const body = el('div'), chooser = el('div');
-  root.append(chooser, body, makeCheck(app));
-  const show = () => {
-    const { tab, cell, drawing } = app.state;
-    if (tab !== 'arithmetic' || drawing) return;
-    makeChooser(chooser, app);
-    body.replaceChildren(...(cell ? partsOf(app, cell) : [el('p', { class: 'soft' }, app.t('choose_a_cell'))]));
-  };
-  app.subscribe(['tab', 'cell', 'values', 'weights', 'theme', 'drawing', 'off'], show);
-  show();
+  const body = el('div');
+  root.append(makeChooser(app), body, makeCheck(app));
+  app.follow(['tab', 'cell', 'values', 'weights', 'theme', 'drawing'], ({ tab, cell, drawing }) => {
+    if (tab === 'arithmetic' && !drawing) body.replaceChildren(...(cell ? partsOf(app, cell) : [el('p', { className: 'soft' }, app.t('choose_a_cell'))]));
+  });
 }
 
-/** All that is to be said of a cell. */
+/** All that is to be said of a cell: what each layer of its shelf makes of what comes in, and whether the server says the same. */
 function partsOf(app, cell) {
-  const { state, t } = app, { network, values } = state;
+  const { state, t } = app, { network, values, weights, weightsKey, valuesKey } = state;
   if (!values) return [];
-  if (!state.weights || state.weightsKey !== state.valuesKey) return [el('p', { class: 'soft' }, t('loading_weights'))];
-  const group = groupsOf(network).find(({ first }) => first === cell.layer), base = baseOf(network, group, cell);
-  const context = { app, t, state, network, values, cell, group, palette: PALETTES[app.dark() ? 'dark' : 'light'] };
-  if (!base) return [el('p', {}, t('in_padding'))];
-  const { parts, z } = group.kind === 'input' ? pixel(context, base) : firstLayer(context, base);
-  const rest = restOf(context, z, base);
-  const served = values[indexOf(network.layers[group.layers.at(-1)], cell.map, cell.y, cell.x)];
-  const isOutput = group.layers.at(-1) === network.layers.length - 1;
-  return [...parts, ...rest.parts, comparison(t, served, rest.z), ...(isOutput ? [outputTable(app, cell)] : [])];
-}
-
-/** A pixel: its byte, over 255; rescaled where the padding does that. */
-function pixel({ t, state, network }, base) {
-  const [layer, border] = network.layers, byte = state.looked[base.y * shape3(layer)[2] + base.x], share = byte / 255;
-  const parts = [el('p', { class: 'sum' }, t('pixel', { byte, value: number(share, 4) }))];
-  if (border.kind !== 'pad' || border.factor === undefined) return { parts, z: share };
-  const z = share * border.factor + border.offset;
-  parts.push(el('p', { class: 'sum' }, t('rescaled', { share: number(share, 4), factor: number(border.factor, 3), offset: number(border.offset, 3), value: number(z, 4) })));
-  return { parts, z };
-}
-
-function firstLayer(context, base) {
-  const { network, values, state, cell, group } = context, index = group.layers[0];
-  const explained = explain(network, values, state.weights, index, cell.map, base.y, base.x);
-  return { parts: KINDS[group.kind](context, explained, network.layers[index], network.layers[index - 1]), z: explained.z };
-}
-
-const KINDS = { conv: convolution, pool: pooling, linear: dense };
-
-function convolution(context, { terms, bias, z, origin, kernel }, layer, source) {
-  const { t } = context, [, height] = shape3(source);
-  const sizes = { size: height, padding: layer.padding[0], kernel: kernel[0], stride: layer.stride[0], result: shape3(layer)[1] };
-  const tables = terms.map((term, i) => windowTables(context, term, origin, kernel[1], terms.length <= OPEN || i < OPEN));
-  const sum = el('p', { class: 'sum' });
-  sum.append(terms.map((term) => `F${term.map} ${number(term.sum)}`).join(' + '), ` + ${t('bias')} ${number(bias)} = `, el('b', {}, number(z)));
-  return [el('p', { class: 'soft small' }, t('output_size', sizes), layer.padding_mode === 'replicate' ? ` · ${t('replicate')}` : ''), ...tables, sum];
-}
-
-/** One input map's part of a sum: patch and kernel, side by side; folded unless it is among the first. */
-function windowTables({ t, palette }, { map, patch, kernel, sum }, [top, left], columns, open) {
-  const words = { n: map, sum: number(sum) };
-  const patchTable = heatTable(patch, columns, { palette, caption: t('patch_of', words), top, left });
-  const kernelTable = heatTable(kernel, columns, { palette, caption: t('kernel_of', words), isBare: true });
-  return el('details', { open }, el('summary', {}, t('window_sum', words)), el('div', { class: 'row tables' }, patchTable, el('span', { 'aria-hidden': 'true' }, '⊙'), kernelTable));
-}
-
-function pooling({ t, palette }, { terms: [{ patch }], z, origin, kernel }, layer) {
-  const table = heatTable(patch, kernel[1], { palette, caption: t('patch_of', { n: '' }), top: origin[0], left: origin[1] });
-  return [el('div', { class: 'row tables' }, table, el('span', { class: 'sum' }, `${t(layer.mode === 'max' ? 'maximum' : 'mean')} = `, el('b', {}, number(z, 4))))];
-}
-
-function dense({ t }, { terms, bias, z }, layer, source) {
-  const sorted = [...terms].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)), rest = sorted.slice(STRONGEST).reduce((sum, term) => sum + term.sum, 0);
-  const [, height, width] = shape3(source);
-  const where = (i) => (height * width === 1 ? `${i}` : `${Math.floor(i / (height * width))}, ${Math.floor((i % (height * width)) / width)}, ${i % width}`);
-  const rows = sorted.slice(0, STRONGEST).map(({ map, patch, kernel, sum }) => row(`[${where(map)}]`, number(patch[0]), number(kernel[0]), number(sum)));
-  rows.push(row(t('other_inputs', { n: Math.max(0, terms.length - STRONGEST) }), '', '', number(rest)), row(t('bias'), '', '', number(bias)), row('Σ', '', '', el('b', {}, number(z))));
-  const head = el('tr', {}, ...['input_unit', 'value', 'weight', 'product'].map((key) => el('th', { scope: 'col' }, t(key))));
-  return [el('p', {}, t('dense_sum', { n: size(source.shape) })), el('table', { class: 'grid list' }, el('thead', {}, head), el('tbody', {}, ...rows))];
-}
-
-function row(name, ...cells) {
-  return el('tr', {}, el('th', { scope: 'row' }, name), ...cells.map((cell) => el('td', {}, cell)));
-}
-
-/** What happens to the value on the same shelf: coefficient and bias, activation. */
-function restOf({ t, network, values, state, cell, group }, z, base) {
-  const parts = [];
-  for (const index of group.layers.slice(1)) {
-    const layer = network.layers[index];
-    if (layer.kind === 'scale') {
-      const { terms: [{ kernel }], bias } = explain(network, values, state.weights, index, cell.map, base.y, base.x);
-      const next = kernel[0] * z + bias;
-      parts.push(el('p', { class: 'sum' }, `${t('coefficient')} ${number(kernel[0], 3)} · ${number(z)} + ${t('bias')} ${number(bias, 3)} = `, el('b', {}, number(next, 4))));
-      z = next;
-    } else if (layer.kind === 'activation') {
-      parts.push(el('p', { class: 'sum' }, `${t(`function_${layer.function}`, { z: number(z) })} = `, el('b', {}, number(FUNCTIONS[layer.function](z), 4))));
-      z = FUNCTIONS[layer.function](z);
-    }
+  if (!weights || weightsKey !== valuesKey) return [el('p', { className: 'soft' }, t('loading_weights'))];
+  const shelves = shelvesOf(network), shelf = shelfOf(shelves, cell), at = baseOf(network, shelf, cell), parts = [];
+  if (!at) return [el('p', {}, t('in_padding'))];
+  const context = { t, state, at, below: shelves[shelves.indexOf(shelf) - 1], palette: PALETTES[app.dark() ? 'dark' : 'light'] };
+  let z;
+  for (const index of shelf.layers) {
+    const layer = network.layers[index], explained = index && explain(network, values, weights, index, at);
+    const told = KINDS[layer.kind](context, layer, explained, z);
+    parts.push(...told.parts);
+    z = told.z;
   }
-  return { parts, z };
+  const served = valueOf(shelf, values, cell), words = { served: precise(served), here: precise(z), difference: scientific(Math.abs(z - served)) };
+  return [...parts, el('p', { className: 'soft small compare' }, t('comparison', words)), ...(shelf.isLast ? [outputTable(app, cell)] : [])];
 }
 
-function comparison(t, served, here) {
-  return el('p', { class: 'soft small compare' }, t('comparison', { served: precise(served), here: precise(here), difference: scientific(Math.abs(here - served)) }));
+/** For each kind of layer, {parts, z}: what is shown, and the value, computed from the `z` of the layer before on the same shelf. */
+const KINDS = {
+  input({ t, state, at }, { shape }) {
+    const byte = state.looked[at.y * shape[2] + at.x], z = byte / 255;
+    return { parts: [sum(t('pixel', { byte, value: number(z, 4) }))], z };
+  },
+  pad({ t }, { factor, offset }, _, share) { // in `classic` it also rescales
+    if (factor === undefined) return { parts: [], z: share };
+    const z = share * factor + offset;
+    return { parts: [sum(t('rescaled', { share: number(share, 4), factor: number(factor, 3), offset: number(offset, 3), value: number(z, 4) }))], z };
+  },
+  conv({ t, at, below, palette }, layer, { terms, bias, z }) {
+    const sizes = { size: below.height, padding: layer.padding[0], kernel: layer.kernel[0], stride: layer.stride[0], result: layer.shape[1] };
+    const tables = terms.map((term, i) => windowTables(t, term, layer, originOf(layer, at), palette, i < OPEN));
+    const products = terms.map((term) => `F${term.map} ${number(term.sum)}`).join(' + ');
+    const beyond = layer.padding_mode === 'replicate' ? ` · ${t('replicate')}` : '';
+    return { parts: [note(t('output_size', sizes), beyond), ...tables, sum(`${products} + ${t('bias')} ${number(bias)} = `, number(z))], z };
+  },
+  pool({ t, at, palette }, layer, { terms: [{ patch }], z }) {
+    const [top, left] = originOf(layer, at), window = heatTable(patch, layer.kernel[1], { palette, caption: t('patch_of', { n: '' }), top, left });
+    const result = el('span', { className: 'sum' }, `${t(layer.mode === 'max' ? 'maximum' : 'mean')} = `, el('b', {}, number(z, 4)));
+    return { parts: [el('div', { className: 'row tables' }, window, result)], z };
+  },
+  linear({ t, below }, _, { terms, bias, z }) {
+    const sorted = [...terms].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)), others = sorted.splice(STRONGEST);
+    const rows = sorted.map((term) => row(whereOf(below, cellOf(below, term.map)), [term.patch[0], term.kernel[0], term.sum].map((value) => number(value))));
+    const rest = others.reduce((total, term) => total + term.sum, 0);
+    rows.push(row(t('other_inputs', { n: others.length }), ['', '', number(rest)]), row(t('bias'), ['', '', number(bias)]), row('Σ', ['', '', el('b', {}, number(z))]));
+    const head = ['input_unit', 'value', 'weight', 'product'].map((key) => t(key));
+    return { parts: [el('p', {}, t('dense_sum', { n: terms.length })), table('list', null, head, rows)], z };
+  },
+  scale({ t }, _, { coefficient, bias }, before) {
+    const z = coefficient * before + bias;
+    return { parts: [sum(`${t('coefficient')} ${number(coefficient, 3)} · ${number(before)} + ${t('bias')} ${number(bias, 3)} = `, number(z, 4))], z };
+  },
+  activation({ t }, layer, _, before) {
+    const z = FUNCTIONS[layer.function](before);
+    return { parts: [sum(`${t(`function_${layer.function}`, { z: number(before) })} = `, number(z, 4))], z };
+  },
+};
+
+/** A line of arithmetic, with its result in bold. */
+function sum(text, result = null) {
+  return el('p', { className: 'sum' }, text, result && el('b', {}, result));
+}
+
+/** One input map's part of a sum: patch and kernel, side by side. */
+function windowTables(t, { map, patch, kernel, sum: total }, layer, [top, left], palette, open) {
+  const words = { n: map, sum: number(total) }, columns = layer.kernel[1];
+  const tables = [
+    heatTable(patch, columns, { palette, caption: t('patch_of', words), top, left }),
+    el('span', { 'aria-hidden': 'true' }, '⊙'),
+    heatTable(kernel, columns, { palette, caption: t('kernel_of', words), isBare: true }),
+  ];
+  return el('details', { open }, el('summary', {}, t('window_sum', words)), el('div', { className: 'row tables' }, tables));
+}
+
+/** The last step: from ten logits to ten probabilities, and those that Classify gave. */
+function outputTable({ t, className, state: { values, network, head } }, { map }) {
+  const logits = Array.from(values.subarray(network.layers.at(-1).start)), shares = softmax(logits), powers = logits.map(Math.exp);
+  const served = head.answer?.probabilities, large = (value) => (value >= 1e4 ? value.toExponential(1) : number(value));
+  const rows = logits.map((logit, i) =>
+    row(className(i), [number(logit), large(powers[i]), percent(shares[i]), served ? percent(served[i]) : '–'], i === map ? 'chosen' : ''));
+  const total = row('Σ', ['', large(powers.reduce((a, b) => a + b)), percent(1), '']);
+  return table('list', t('softmax'), [t('class'), 'logit z', 'exp(z)', 'softmax', 'Classify'], [...rows, total]);
 }

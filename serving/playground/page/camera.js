@@ -1,60 +1,56 @@
 /** Looks at the scene: where a point falls on the screen, and which cell lies under a point of the screen. */
 
+import { outlineOf } from './layout.js';
+
 export const HOME = { azimuth: -0.42, elevation: 0.3, distance: 1, panX: 0, panY: 0 };
 const FIELD_OF_VIEW = 0.5;
 
-/**
- * A view of a layout: from where, and how the scene is fitted into the pixels that labels leave free.
- * `flatness` goes from 0 (shelves in depth) to 1 (all in one plane, seen from the front).
- */
+/** A view of a layout. `flatness` goes from 0 (shelves in depth) to 1 (all in one plane, seen from the front). */
 export class View {
-  /**
-   * @param {{quads: object[], height: number}} layout
-   * @param {{width: number, height: number, margins: {top: number, right: number, bottom: number, left: number}}} screen in pixels
-   */
-  constructor(layout, screen) {
-    this.layout = layout;
-    this.screen = screen;
+  /** `screen` is {width, height} in pixels, `room` {left, top, width, height}: what labels leave free of it. */
+  constructor(layout, screen, room) {
+    Object.assign(this, { layout, screen, room });
     this.fits = [this.fit(0), this.fit(1)];
   }
 
   /** Sets where to look from. */
   look(camera, flatness) {
-    const fits = this.fits.map((fit) => fit[0]), shifts = this.fits.map((fit) => fit[1]);
-    const mix = (a, b) => a + (b - a) * flatness;
-    this.flatness = flatness;
-    const shift = [mix(shifts[0][0], shifts[1][0]), mix(shifts[0][1], shifts[1][1])];
-    this.distance = mix(...fits) * camera.distance;
-    this.matrix = matrixOf(camera, this.distance, shift, flatness, this.screen.width / this.screen.height);
+    const [deep, flat] = this.fits, [distance, ...shift] = deep.map((value, i) => value + (flat[i] - value) * flatness);
+    this.place(camera, distance * camera.distance, shift, flatness);
   }
 
-  /** Finds the distance and the shift at which the whole scene fills the room, seen from HOME. */
+  /** Finds the distance and the shift at which the whole scene fills the room, seen from HOME: [distance, x, y]. */
   fit(flatness) {
-    const { width, height, margins } = this.screen;
+    const { room, screen } = this;
     let distance = this.layout.height * 2, shift = [0, 0];
-    this.flatness = flatness;
     for (let pass = 0; pass < 8; pass++) {
-      this.matrix = matrixOf(HOME, distance, shift, flatness, width / height);
-      const box = this.box();
-      const across = (box.right - box.left) / (width - margins.left - margins.right);
-      distance *= Math.max(across, (box.bottom - box.top) / (height - margins.top - margins.bottom));
-      const x = (margins.left + width - margins.right) / 2 - (box.left + box.right) / 2;
-      const y = (margins.top + height - margins.bottom) / 2 - (box.top + box.bottom) / 2;
-      shift = [shift[0] + (2 * x) / width, shift[1] - (2 * y) / height];
+      this.place(HOME, distance, shift, flatness);
+      const { left, right, top, bottom } = this.box(), x = room.left + (room.width - left - right) / 2, y = room.top + (room.height - top - bottom) / 2;
+      distance *= Math.max((right - left) / room.width, (bottom - top) / room.height);
+      shift = [shift[0] + (2 * x) / screen.width, shift[1] - (2 * y) / screen.height];
     }
-    return [distance, shift];
+    return [distance, ...shift];
+  }
+
+  /** Computes the matrix of a perspective view, column by column. */
+  place({ azimuth, elevation, panX, panY }, distance, [shiftX, shiftY], flatness) {
+    const a = azimuth * (1 - flatness), e = elevation * (1 - flatness), [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)];
+    const turnedAndMoved = [[ca, se * sa, -ce * sa, 0], [0, ce, se, 0], [sa, -se * ca, ce * ca, 0], [panX, panY, -distance, 1]];
+    const near = distance / 10, far = distance * 4, lens = 1 / Math.tan(FIELD_OF_VIEW / 2), aspect = this.screen.width / this.screen.height;
+    // The last number, which the others will be divided by, is -z: so a shift on the screen is a multiple of it.
+    const columns = turnedAndMoved.map(([x, y, z, w]) => [(lens / aspect) * x - shiftX * z, lens * y - shiftY * z, ((far + near) * z + 2 * far * near * w) / (near - far), -z]);
+    Object.assign(this, { distance, flatness, matrix: new Float32Array(columns.flat()) });
   }
 
   /** The rectangle, in pixels, that holds some of the maps. */
   box(quads = this.layout.quads) {
-    const points = quads.flatMap((quad) => this.outline(quad));
-    const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
+    const points = quads.flatMap((quad) => this.outline(quad)), xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
     return { left: Math.min(...xs), right: Math.max(...xs), top: Math.min(...ys), bottom: Math.max(...ys) };
   }
 
   /** Corners of a map in pixels. */
-  outline({ x, y, z, width, height }) {
-    return [[-1, 1], [1, 1], [1, -1], [-1, -1]].map(([i, j]) => this.toPixels([x + (i * width) / 2, y + (j * height) / 2, z]));
+  outline(quad) {
+    return outlineOf(quad).map((corner) => this.toPixels(corner));
   }
 
   /** Where a point of the scene falls, in clip space: x and y from -1 to 1. */
@@ -77,22 +73,18 @@ export class View {
 
   /** The camera that has one shelf fill the room. */
   closeTo(shelf, camera) {
-    const box = this.box(shelf.quads), { width, height } = this.screen;
-    const distance = camera.distance * Math.max((box.right - box.left) / (width * 0.8), (box.bottom - box.top) / (height * 0.8), 0.1 / camera.distance);
-    const azimuth = camera.azimuth * (1 - this.flatness), elevation = camera.elevation * (1 - this.flatness), z = shelf.z * (1 - this.flatness);
-    const depth = Math.cos(azimuth) * z;
-    return { ...camera, distance, panX: -Math.sin(azimuth) * z, panY: -(Math.cos(elevation) * shelf.y - Math.sin(elevation) * depth) };
+    const { left, right, top, bottom } = this.box(shelf.quads), depth = 1 - this.flatness;
+    const share = Math.max((right - left) / this.screen.width, (bottom - top) / this.screen.height) / 0.8;
+    const azimuth = camera.azimuth * depth, elevation = camera.elevation * depth, z = shelf.z * depth;
+    const panY = Math.sin(elevation) * Math.cos(azimuth) * z - Math.cos(elevation) * shelf.y;
+    return { ...camera, distance: Math.max(0.1, camera.distance * share), panX: -Math.sin(azimuth) * z, panY };
   }
 
-  /** The nearest cell under a pixel: {quad, y, x}; null if there is none. */
+  /** The nearest cell under a pixel: {quad, y, x}; undefined if there is none. */
   pick(pixelX, pixelY) {
     const X = (pixelX / this.screen.width) * 2 - 1, Y = 1 - (pixelY / this.screen.height) * 2;
-    let best = null;
-    for (const quad of this.layout.quads) {
-      const hit = this.hit(quad, X, Y);
-      if (hit && (!best || hit.depth < best.depth)) best = hit;
-    }
-    return best;
+    const hits = this.layout.quads.map((quad) => this.hit(quad, X, Y)).filter(Boolean);
+    return hits.sort((a, b) => a.depth - b.depth)[0];
   }
 
   /** Where the ray through (X, Y) meets the plane of a map: two linear equations. */
@@ -106,27 +98,4 @@ export class View {
     if (!(u >= 0 && u < 1 && v >= 0 && v < 1)) return null;
     return { quad, y: Math.floor(v * quad.rows), x: Math.floor(u * quad.columns), depth: m[3] * x + m[7] * y + m[11] * z + m[15] };
   }
-}
-
-/** The matrix of a perspective view, column by column. */
-function matrixOf({ azimuth, elevation, panX, panY }, distance, [shiftX, shiftY], flatness, aspect) {
-  const a = azimuth * (1 - flatness), e = elevation * (1 - flatness);
-  const [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)];
-  const turnY = [ca, 0, -sa, 0, 0, 1, 0, 0, sa, 0, ca, 0, 0, 0, 0, 1];
-  const turnX = [1, 0, 0, 0, 0, ce, se, 0, 0, -se, ce, 0, 0, 0, 0, 1];
-  const move = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, panX, panY, -distance, 1];
-  const near = distance / 10, far = distance * 4, s = 1 / Math.tan(FIELD_OF_VIEW / 2);
-  // The last row is -z: so a shift in clip space is a multiple of it in the third column.
-  const lens = [s / aspect, 0, 0, 0, 0, s, 0, 0, -shiftX, -shiftY, (far + near) / (near - far), -1, 0, 0, (2 * far * near) / (near - far), 0];
-  return multiply(lens, multiply(move, multiply(turnX, turnY)));
-}
-
-function multiply(a, b) {
-  const out = new Float32Array(16);
-  for (let column = 0; column < 4; column++) {
-    for (let row = 0; row < 4; row++) {
-      for (let k = 0; k < 4; k++) out[column * 4 + row] += a[k * 4 + row] * b[column * 4 + k];
-    }
-  }
-  return out;
 }

@@ -1,10 +1,10 @@
 /** A tab: this network beside another version of it, which pixels matter, and what happens with maps switched off. */
 
-import { softmax } from './answer.js';
-import { el, number, scientific } from './dom.js';
-import { shape3, size } from './explain.js';
-import { nameOf } from './labels.js';
-import { groupsOf } from './layout.js';
+import { topOf } from './answer.js';
+import { button, el, number, optionsOf, percent, row, scientific, table } from './dom.js';
+import { softmax } from './explain.js';
+import { shelvesOf, strongestOf, valueOf, whereOf } from './layout.js';
+import { latest } from './look.js';
 import { makeOcclusion, problemOf } from './occlusion.js';
 import { makeSwitches } from './switches.js';
 
@@ -14,88 +14,56 @@ let chosen = ''; // a version, or SERVED; kept when the language changes
 
 export function mount(root, app) {
   const { t } = app, result = el('div', { 'aria-live': 'polite' });
-  const select = el('select', { on: { change: () => { chosen = select.value; compare(); } } });
+  const select = el('select', { onchange: () => { chosen = select.value; compare(); } });
   const compare = latest(() => compareOnce(app, result));
-  const show = () => {
-    const options = [['', t('compare_nothing')], ...choicesOf(app)];
-    if (!options.some(([value]) => value === chosen)) chosen = '';
-    select.replaceChildren(...options.map(([value, text]) => el('option', { value, selected: value === chosen }, text)));
+  root.append(el('h2', {}, t('compare_heading')), el('label', { className: 'row' }, t('compare_with'), ' ', select), result, makeOcclusion(app), makeSwitches(app));
+  app.follow(['values', 'tab'], () => {
+    const choices = choicesOf(app);
+    if (!choices.some(([value]) => value === chosen)) chosen = '';
+    select.replaceChildren(...optionsOf(choices, chosen));
     compare();
-  };
-  root.append(el('h2', {}, t('compare_heading')), el('label', { class: 'row' }, t('compare_with'), ' ', select), result, ...makeOcclusion(app), ...makeSwitches(app));
-  app.subscribe(['values', 'tab'], show);
-  show();
+  });
 }
 
-/** Versions with the same layers, by their numbers; and the served network, if something else is shown. */
+/** Nothing; the served network, if something else is shown; versions with the same layers, by their numbers. */
 function choicesOf({ state: { network, off, epoch }, t }) {
-  const { version, architecture } = network.model;
+  const { version, architecture } = network.model, served = off.length || epoch !== null ? [[SERVED, t('compare_served')]] : [];
   const others = network.versions.filter((each) => each.architecture === architecture && each.version !== version);
-  const choices = others.map((each) => [String(each.version), `${t('version', each)} · ${each.precision}`]);
-  return off.length || epoch !== null ? [[SERVED, t('compare_served')], ...choices] : choices;
-}
-
-/** One call at a time, the last always. */
-function latest(work) {
-  let isBusy = false, isDue = false;
-  return async () => {
-    isDue = true;
-    if (isBusy) return;
-    isBusy = true;
-    while (isDue) {
-      isDue = false;
-      await work();
-    }
-    isBusy = false;
-  };
+  return [['', t('compare_nothing')], ...served, ...others.map((each) => [String(each.version), `${t('version', each)} · ${each.precision}`])];
 }
 
 async function compareOnce(app, result) {
-  const { tab, values, looked } = app.state;
+  const { tab, values, looked, version } = app.state;
+  const hide = () => shown && app.state.difference === shown && app.set({ difference: null }); // its own, not another's
   if (tab !== 'compare' || !chosen || !values) {
     result.replaceChildren();
-    return hide(app);
+    return hide();
   }
   try {
-    const version = chosen === SERVED ? app.state.version : Number(chosen);
-    const other = await app.api.look(looked, { answer: 0, version });
+    const other = await app.api.look(looked, { answer: 0, version: chosen === SERVED ? version : Number(chosen) });
     if (app.state.values !== values) return; // a newer comparison is due
-    const difference = values.map((value, i) => value - other.values[i]);
-    shown = { values: difference, title: app.t('compare_heading') };
+    shown = { values: values.map((value, i) => value - other.values[i]), title: app.t('compare_heading') };
     app.set({ difference: shown });
-    result.replaceChildren(...described(app, values, other.values, difference));
+    result.replaceChildren(...described(app, values, other.values));
   } catch (error) {
-    hide(app);
+    hide();
     result.replaceChildren(problemOf(error));
   }
 }
 
-/** Takes its own difference away, but not another's. */
-function hide(app) {
-  if (shown && app.state.difference === shown) app.set({ difference: null });
-}
-
 /** Both answers, and for each shelf the cell that differs most. */
-function described(app, values, others, difference) {
+function described(app, values, others) {
   const { t, state: { network } } = app, [here, there] = [values, others].map((each) => answerOf(app, each));
-  const rows = groupsOf(network).slice(1).map((group) => worstRow(app, group, difference));
-  const head = el('tr', {}, ...['check_layer', 'check_worst', 'compare_where'].map((key) => el('th', { scope: 'col' }, t(key))));
-  const table = el('table', { class: 'grid list' }, el('caption', {}, t('compare_worst')), el('thead', {}, head), el('tbody', {}, ...rows));
-  return [el('p', {}, t('compare_answers', { here, there })), table];
+  const rows = shelvesOf(network).slice(1).map((shelf) => {
+    const cell = strongestOf(shelf, shown.values), where = whereOf(shelf, cell), largest = Math.abs(valueOf(shelf, shown.values, cell));
+    const goThere = button(where, () => app.set({ cell }), { className: 'small', 'aria-label': shelf.name + where });
+    return row(shelf.name, [largest < 0.1 ? scientific(largest) : number(largest), largest ? goThere : '–']);
+  });
+  const head = ['check_layer', 'check_worst', 'compare_where'].map((key) => t(key));
+  return [el('p', {}, t('compare_answers', { here, there })), table('list', t('compare_worst'), head, rows)];
 }
 
-function answerOf(app, values) {
-  const shares = softmax(Array.from(values.subarray(app.state.network.layers.at(-1).start))), top = shares.indexOf(Math.max(...shares));
-  return `${app.className(top)} ${(100 * shares[top]).toFixed(2)} %`;
-}
-
-function worstRow(app, { first, layers }, difference) {
-  const layer = app.state.network.layers[layers.at(-1)], [, height, width] = shape3(layer);
-  let worst = 0;
-  for (let i = 0; i < size(layer.shape); i++) if (Math.abs(difference[layer.start + i]) > Math.abs(difference[layer.start + worst])) worst = i;
-  const cell = { layer: first, map: Math.floor(worst / (height * width)), y: Math.floor((worst % (height * width)) / width), x: worst % width };
-  const where = height * width > 1 ? `[${cell.map}, ${cell.y}, ${cell.x}]` : `[${cell.map}]`;
-  const largest = Math.abs(difference[layer.start + worst]);
-  const button = el('button', { class: 'small', 'aria-label': `${nameOf(first)}${where}`, on: { click: () => app.set({ cell }) } }, where);
-  return el('tr', {}, el('th', { scope: 'row' }, nameOf(first)), el('td', {}, largest < 0.1 ? scientific(largest) : number(largest)), el('td', {}, largest ? button : '–'));
+function answerOf({ className, state: { network } }, values) {
+  const shares = softmax(Array.from(values.subarray(network.layers.at(-1).start))), top = topOf(shares);
+  return `${className(top)} ${percent(shares[top])}`;
 }

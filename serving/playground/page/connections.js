@@ -1,59 +1,54 @@
 /** A tab: which input maps each output map of a convolution sees, and how many weights the layers have. */
 
-import { el } from './dom.js';
-import { shape3, size } from './explain.js';
-import { nameOf } from './labels.js';
-import { groupsOf } from './layout.js';
-
-const WITH_WEIGHTS = ['conv', 'scale', 'linear'];
+import { el, note, row, table } from './dom.js';
+import { range, size } from './explain.js';
+import { shelvesOf } from './layout.js';
 
 export function mount(root, app) {
-  const { network } = app.state, groups = groupsOf(network);
-  groups.forEach((group, i) => {
-    const index = group.layers[0], [inputs] = shape3(network.layers[index - 1] ?? network.layers[0]);
-    if (group.kind === 'conv' && inputs > 1) root.append(...connectionsOf(app, network.layers[index], inputs, groups[i - 1]));
+  const shelves = shelvesOf(app.state.network);
+  shelves.forEach((shelf, i) => {
+    if (shelf.kind === 'conv' && shelves[i - 1].maps > 1) root.append(...connectionsOf(app, shelf, shelves[i - 1]));
   });
   root.append(weightsTable(app));
   app.subscribe(['tab'], ({ tab, marks }) => tab !== 'connections' && marks.length && app.set({ marks: [] }));
 }
 
 /** One convolution: a table where only some maps are connected, else a sentence. */
-function connectionsOf({ t, ...app }, layer, inputs, below) {
-  const outputs = layer.shape[0], heading = el('h2', {}, t('table_heading', { name: nameOf(layer.name), source: nameOf(below.first) }));
-  if (!layer.table) return [heading, el('p', {}, t('table_full', { inputs, outputs }))];
-  const [, , height, width] = app.state.network.weights[layer.weight].shape, numConnections = layer.table.flat().length;
-  const counted = numConnections * height * width + (layer.bias ? outputs : 0);
-  const zeros = (inputs * outputs - numConnections) * height * width;
-  const words = { connections: numConnections, each: height * width, bias: outputs, counted, zeros };
-  return [heading, el('p', {}, t('table_partial', { outputs, inputs })), connectionTable({ t, ...app }, layer, inputs, below), el('p', {}, t('table_counted', words))];
+function connectionsOf(app, { name, base, maps: outputs }, below) {
+  const { t, state: { network } } = app, inputs = below.maps, { table: connected } = base;
+  const heading = el('h2', {}, t('table_heading', { name, source: below.name }));
+  if (!connected) return [heading, el('p', {}, t('table_full', { inputs, outputs }))];
+  const each = size(network.weights[base.weight].shape.slice(2)), connections = connected.flat().length, bias = base.bias ? outputs : 0;
+  const words = { connections, each, bias, counted: connections * each + bias, zeros: (inputs * outputs - connections) * each };
+  return [heading, el('p', {}, t('table_partial', { outputs, inputs })), connectionTable(app, base, below), el('p', {}, t('table_counted', words))];
 }
 
 /** Rows are input maps, columns output maps; pointing at a column frames its maps in the picture. */
-function connectionTable(app, layer, inputs, below) {
-  const { t } = app, columns = layer.table.map((connected, output) => {
-    const marks = [{ layer: layer.name, map: output }, ...connected.map((map) => ({ layer: below.first, map }))];
-    return { connected, on: { pointerenter: () => app.set({ marks }), focus: () => app.set({ marks }) } };
+function connectionTable({ t, set }, base, below) {
+  const listeners = base.table.map((inputs, output) => {
+    const marks = [{ layer: base.name, map: output }, ...inputs.map((map) => ({ layer: below.first, map }))], mark = () => set({ marks });
+    return { onpointerenter: mark, onfocus: mark };
   });
-  const heads = columns.map(({ connected, on }, output) => el('th', { scope: 'col' }, el('button', { on, 'aria-label': t('table_column', { output, inputs: connected.join(', ') }) }, output)));
-  const rows = Array.from({ length: inputs }, (_, input) => el('tr', {}, el('th', { scope: 'row' }, input),
-    ...columns.map(({ connected, on }) => el('td', { class: connected.includes(input) ? 'on' : '', on }, connected.includes(input) ? '×' : ''))));
-  const table = el('table', { class: 'grid connections', on: { pointerleave: () => app.set({ marks: [] }) } });
-  table.append(el('caption', {}, t('table_caption')), el('thead', {}, el('tr', {}, el('td'), ...heads)), el('tbody', {}, ...rows));
-  return el('div', { class: 'row tables' }, table);
+  const heads = base.table.map((inputs, output) => el('button', { ...listeners[output], 'aria-label': t('table_column', { output, inputs: inputs.join(', ') }) }, output));
+  const rows = range(below.maps).map((input) => row(input, base.table.map((inputs, output) => {
+    const isOn = inputs.includes(input);
+    return el('td', { className: isOn ? 'on' : '', ...listeners[output] }, isOn ? '×' : '');
+  })));
+  const node = table('connections', t('table_caption'), [null, ...heads], rows);
+  node.onpointerleave = () => set({ marks: [] });
+  return el('div', { className: 'row tables' }, node);
 }
 
 /** All weights: shapes spelled out, and how many are counted. */
 function weightsTable({ t, state: { network, lang } }) {
   let total = 0;
-  const rows = network.layers.filter(({ kind }) => WITH_WEIGHTS.includes(kind)).map((layer) => {
-    const { shape } = network.weights[layer.weight], isSparse = layer.kind === 'conv' && layer.table;
-    const perOutput = shape.slice(2).reduce((a, b) => a * b, 1);
-    const counted = (isSparse ? layer.table.flat().length * perOutput : size(shape)) + (layer.bias ? size(network.weights[layer.bias].shape) : 0);
+  const rows = network.layers.filter(({ weight }) => weight).map((layer) => {
+    const { shape } = network.weights[layer.weight], pairs = layer.table?.flat().length ?? shape[0] * (shape[1] ?? 1);
+    const counted = pairs * size(shape.slice(2)) + (layer.bias ? size(network.weights[layer.bias].shape) : 0);
     total += counted;
-    return el('tr', {}, el('th', { scope: 'row' }, layer.name), el('td', {}, `(${shape.join(', ')})`), el('td', {}, counted.toLocaleString(lang)));
+    return row(layer.name, [`(${shape.join(', ')})`, counted.toLocaleString(lang)]);
   });
-  const head = el('tr', {}, ...['check_layer', 'table_shape', 'table_parameters'].map((key) => el('th', { scope: 'col' }, t(key))));
-  const sum = el('tr', {}, el('th', { scope: 'row' }, 'Σ'), el('td'), el('td', {}, el('b', {}, total.toLocaleString(lang))));
-  const table = el('table', { class: 'grid list' }, el('caption', {}, t('table_weights')), el('thead', {}, head), el('tbody', {}, ...rows, sum));
-  return el('section', { class: 'check' }, table, el('p', { class: 'soft small' }, t('table_order')));
+  rows.push(row('Σ', ['', el('b', {}, total.toLocaleString(lang))]));
+  const head = ['check_layer', 'table_shape', 'table_parameters'].map((key) => t(key));
+  return el('section', { className: 'check' }, table('list', t('table_weights'), head, rows), note(t('table_order')));
 }

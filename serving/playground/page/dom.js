@@ -1,23 +1,30 @@
-/** Makes elements, writes numbers, and draws tables of numbers as heat. */
+/** Makes elements, writes numbers, and draws tables. */
 
 import { colorOf, css, textOn } from './palette.js';
 
-/**
- * Makes an element. Properties that the element has are set, others become attributes; `on` holds listeners.
- * @param {string} tag
- * @param {Object<string, any>} [properties]
- * @param {...(Node|string|number)} children
- */
+/** Makes an element. Properties that the element has are set, others become attributes; children may be lists, and null is none. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name === 'on') for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
-    else if (name === 'class') node.className = value;
-    else if (name in node) node[name] = value;
+    if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
-  node.append(...children);
+  node.append(...children.flat().filter((child) => child !== null));
   return node;
+}
+
+export function button(text, onclick, properties = {}) {
+  return el('button', { onclick, ...properties }, text);
+}
+
+/** A smaller paragraph in a soft colour. */
+export function note(...children) {
+  return el('p', { className: 'soft small' }, ...children);
+}
+
+/** Options of a select, from pairs of value and text. */
+export function optionsOf(pairs, chosen) {
+  return pairs.map(([value, text]) => el('option', { value, selected: value === chosen }, text));
 }
 
 /** Writes a number with a true minus; two decimals unless it is large. */
@@ -35,36 +42,35 @@ export function scientific(value) {
   return value === 0 ? '0' : value.toExponential(1);
 }
 
-/** Returns the largest absolute value. */
-export function reachOf(values) {
-  let reach = 0;
-  for (const value of values) reach = Math.max(reach, Math.abs(value));
-  return reach;
+export function percent(share, digits = 2) {
+  return `${(100 * share).toFixed(digits)} %`;
+}
+
+/** Makes a table; `head` are the columns' headers, null leaves a corner empty. */
+export function table(className, caption, head, rows) {
+  const heads = head.map((text) => (text === null ? el('td') : el('th', { scope: 'col' }, text)));
+  return el('table', { className: `grid ${className}` }, caption && el('caption', {}, caption), el('thead', {}, el('tr', {}, heads)), el('tbody', {}, rows));
+}
+
+/** Makes a row: a header, and cells, which may be <td> already. */
+export function row(header, cells, className = '') {
+  return el('tr', { className }, el('th', { scope: 'row' }, header), cells.map((cell) => (cell.tagName === 'TD' ? cell : el('td', {}, cell))));
 }
 
 /**
- * Makes a table of numbers, row by row, each cell coloured by its value.
- * @param {ArrayLike<number>} values
- * @param {number} columns
- * @param {{palette: object, caption: string, reach?: number, top?: number, left?: number, isBare?: boolean}} options row and column of the
- *   first cell; a bare table's headers are for screen readers only
+ * Makes a table of numbers, each cell coloured by its value. `top` and `left` are row and column of the first cell; a bare
+ * table's headers are for screen readers only.
  */
-export function heatTable(values, columns, { palette, caption, reach = reachOf(values), top = 0, left = 0, isBare = false }) {
-  const range = { center: 0, reach: reach || 1 };
-  const head = el('tr', {}, el('td'), ...Array.from({ length: columns }, (_, c) => el('th', { scope: 'col' }, left + c)));
-  const rows = [];
-  for (let r = 0; r * columns < values.length; r++) {
-    const cells = Array.from(values.slice(r * columns, (r + 1) * columns), (value) => heatCell(value, range, palette));
-    rows.push(el('tr', {}, el('th', { scope: 'row' }, top + r), ...cells));
-  }
-  return el('table', { class: `grid heat ${isBare ? 'bare' : ''}` }, el('caption', { class: 'hidden' }, caption), el('thead', {}, head), el('tbody', {}, ...rows));
+export function heatTable(values, columns, { palette, caption, top = 0, left = 0, isBare = false }) {
+  const range = { center: 0, reach: Math.max(...values.map(Math.abs)) || 1 }, rows = [];
+  const cells = Array.from(values, (value) => heatCell(value, range, palette));
+  for (let r = 0; r * columns < cells.length; r++) rows.push(row(top + r, cells.slice(r * columns, (r + 1) * columns)));
+  return table(`heat ${isBare ? 'bare' : ''}`, caption, [null, ...Array.from({ length: columns }, (_, c) => left + c)], rows);
 }
 
-/** Makes one coloured cell; its text is black or white, whichever is easier to read. */
-export function heatCell(value, range, palette) {
+function heatCell(value, range, palette) {
   const color = colorOf(value, range, palette);
   const cell = el('td', {}, number(value).replace(/^(−?)0\./, '$1.')); // .47, as there is little room
-  cell.style.background = css(color);
-  cell.style.color = textOn(color);
+  Object.assign(cell.style, { background: css(color), color: textOn(color) });
   return cell;
 }

@@ -12,20 +12,25 @@ export const FUNCTIONS = {
   gelu: (z) => 0.5 * z * (1 + erf(z / Math.SQRT2)),
 };
 
-/** The error function: a power series, and far out a continued fraction. Right to about 1e-12. */
+/** The error function, by a series without cancellation. Right to about 1e-15. */
 function erf(x) {
-  const a = Math.abs(x);
-  if (a < 2.5) {
-    let term = a, sum = a;
-    for (let n = 1; n < 80; n++) {
-      term *= (-a * a) / n;
-      sum += term / (2 * n + 1);
-    }
-    return (Math.sign(x) * 2 * sum) / Math.sqrt(Math.PI);
+  if (Math.abs(x) > 6) return Math.sign(x);
+  let term = x, sum = x;
+  for (let n = 1; Math.abs(term) > 1e-17; n++) {
+    term *= (2 * x * x) / (2 * n + 1);
+    sum += term;
   }
-  let fraction = 0;
-  for (let n = 80; n > 0; n--) fraction = n / 2 / (a + fraction);
-  return Math.sign(x) * (1 - Math.exp(-a * a) / Math.sqrt(Math.PI) / (a + fraction));
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
+}
+
+export function softmax(logits) {
+  const largest = Math.max(...logits), powers = logits.map((z) => Math.exp(z - largest));
+  const sum = powers.reduce((a, b) => a + b);
+  return powers.map((power) => power / sum);
+}
+
+export function clamp(value, low, high) {
+  return Math.max(low, Math.min(high, value));
 }
 
 /** Number of elements of a shape. */
@@ -39,118 +44,83 @@ export function shape3({ shape }) {
 }
 
 /** Index in `values` of a cell. */
-export function indexOf(layer, map, y, x) {
+export function indexOf(layer, { map, y, x }) {
   const [, height, width] = shape3(layer);
   return layer.start + (map * height + y) * width + x;
 }
 
-/** The part of all weights that has this name; null for none. */
-export function weightOf(net, weights, name) {
-  if (!name) return null;
-  const { start, shape } = net.weights[name];
-  return weights.subarray(start, start + size(shape));
+/** Where the window of a cell begins on the layer below: [y, x]. */
+export function originOf({ stride, padding }, { y, x }) {
+  return [y * stride[0] - padding[0], x * stride[1] - padding[1]];
 }
 
 /**
- * Explains one value of one layer.
- * @returns {{terms: Array<{map: number, patch: number[], kernel: number[], sum: number}>, bias: number, z: number,
- *   origin: number[], kernel: number[]}} `z` is the value; `origin` and `kernel` are the window (y, x) and (height, width)
- *   on the layer below. `terms` is empty unless `isDetailed`.
+ * Explains one cell {map, y, x} of one layer: {z}, its value. Of a convolution, dense layer or pooling also `terms`, for each
+ * input map {map, patch, kernel, sum}, and `bias`; of a scale `coefficient` and `bias`. If not `isDetailed`, without terms: faster.
  */
-export function explain(net, values, weights, index, map, y, x, isDetailed = true) {
+export function explain(net, values, weights, index, cell, isDetailed = true) {
   const layer = net.layers[index];
-  const context = { layer, source: net.layers[index - 1], net, values, weights, map, y, x, isDetailed };
-  return EXPLAINERS[layer.kind](context);
+  return EXPLAINERS[layer.kind]({ net, weights, layer, source: net.layers[index - 1], values, cell, isDetailed });
 }
 
-const EXPLAINERS = { conv: explainWindow, scale: explainScale, pool: explainPool, linear: explainLinear, activation: explainActivation, pad: explainPad };
-
-function explainWindow({ layer, source, net, values, weights, map, y, x, isDetailed }) {
-  const { kernel, origin } = windowOf(layer, y, x);
-  const kernels = weightOf(net, weights, layer.weight);
-  const perOutput = net.weights[layer.weight].shape[1];
-  const bias = layer.bias ? weightOf(net, weights, layer.bias)[map] : 0;
-  let z = bias;
-  const terms = [];
-  for (const input of layer.table ? layer.table[map] : range(perOutput)) {
-    const term = windowTerm(source, values, kernels, (map * perOutput + input) * kernel[0] * kernel[1], input, layer, origin, isDetailed);
-    z += term.sum;
-    if (isDetailed) terms.push(term);
-  }
-  return { terms, bias, z, origin, kernel };
-}
-
-function windowTerm(source, values, kernels, start, input, layer, [top, left], isDetailed) {
-  const [height, width] = layer.kernel, patch = [], kernel = [];
-  let sum = 0;
-  for (let r = 0; r < height; r++) {
-    for (let c = 0; c < width; c++) {
-      const value = paddedAt(source, values, input, top + r, left + c, layer.padding_mode);
-      const weight = kernels[start + r * width + c];
-      sum += value * weight;
-      if (isDetailed) patch.push(value), kernel.push(weight);
+const EXPLAINERS = {
+  conv: explainSum,
+  linear({ layer, source, ...rest }) { // a convolution of maps of one cell
+    const units = { ...layer, kernel: [1, 1], stride: [1, 1], padding: [0, 0] };
+    return explainSum({ layer: units, source: { ...source, shape: [size(source.shape), 1, 1] }, ...rest });
+  },
+  pool({ layer, source, values, cell }) {
+    const [top, left] = originOf(layer, cell), patch = [];
+    for (let r = 0; r < layer.kernel[0]; r++) {
+      for (let c = 0; c < layer.kernel[1]; c++) patch.push(paddedAt(source, values, cell.map, top + r, left + c));
     }
+    const z = layer.mode === 'max' ? Math.max(...patch) : patch.reduce((a, b) => a + b) / patch.length;
+    return { terms: [{ map: cell.map, patch }], z };
+  },
+  scale({ layer, source, values, cell, ...rest }) {
+    const coefficient = weightsOf(rest, layer.weight)[cell.map], bias = weightsOf(rest, layer.bias)?.[cell.map] ?? 0;
+    return { coefficient, bias, z: values[indexOf(source, cell)] * coefficient + bias };
+  },
+  activation: ({ layer, source, values, cell }) => ({ z: FUNCTIONS[layer.function](values[indexOf(source, cell)]) }),
+  pad({ layer: { padding, padding_mode: mode, factor = 1, offset = 0 }, source, values, cell: { map, y, x } }) { // rescales, in `classic`
+    return { z: paddedAt(source, values, map, y - padding[0], x - padding[1], mode) * factor + offset };
+  },
+};
+
+function explainSum({ layer, source, values, cell, isDetailed, ...rest }) {
+  const all = weightsOf(rest, layer.weight), [, inputs] = rest.net.weights[layer.weight].shape, [height, width] = layer.kernel;
+  const bias = weightsOf(rest, layer.bias)?.[cell.map] ?? 0, [top, left] = originOf(layer, cell), terms = [];
+  let z = bias;
+  for (const map of layer.table?.[cell.map] ?? range(inputs)) {
+    const patch = [], kernel = [];
+    let sum = 0, i = (cell.map * inputs + map) * height * width;
+    for (let r = 0; r < height; r++) {
+      for (let c = 0; c < width; c++, i++) {
+        const value = paddedAt(source, values, map, top + r, left + c, layer.padding_mode);
+        sum += value * all[i];
+        if (isDetailed) patch.push(value), kernel.push(all[i]);
+      }
+    }
+    z += sum;
+    if (isDetailed) terms.push({ map, patch, kernel, sum });
   }
-  return { map: input, patch, kernel, sum };
+  return { terms, bias, z };
 }
 
 /** Reads a cell that may lie beyond the border: 0 there, or with `replicate` the nearest cell. */
 function paddedAt(source, values, map, y, x, mode) {
-  const [, height, width] = shape3(source);
-  if (y >= 0 && x >= 0 && y < height && x < width) return values[indexOf(source, map, y, x)];
-  if (mode !== 'replicate') return 0;
-  return values[indexOf(source, map, clamp(y, height), clamp(x, width))];
+  const [, height, width] = shape3(source), row = clamp(y, 0, height - 1), column = clamp(x, 0, width - 1);
+  if (mode !== 'replicate' && (row !== y || column !== x)) return 0;
+  return values[source.start + (map * height + row) * width + column];
 }
 
-/** A coefficient and a bias for each map. */
-function explainScale({ layer, source, net, values, weights, map, y, x }) {
-  const value = values[indexOf(source, map, y, x)];
-  const coefficient = weightOf(net, weights, layer.weight)[map], bias = layer.bias ? weightOf(net, weights, layer.bias)[map] : 0;
-  const terms = [{ map, patch: [value], kernel: [coefficient], sum: value * coefficient }];
-  return { terms, bias, z: value * coefficient + bias, origin: [y, x], kernel: [1, 1] };
+/** The part of all weights that has this name; undefined if there is none. */
+function weightsOf({ net, weights }, name) {
+  if (!name) return undefined;
+  const { start, shape } = net.weights[name];
+  return weights.subarray(start, start + size(shape));
 }
 
-function explainPool({ layer, source, values, map, y, x }) {
-  const { kernel, origin } = windowOf(layer, y, x), patch = [];
-  for (let r = 0; r < kernel[0]; r++) {
-    for (let c = 0; c < kernel[1]; c++) patch.push(values[indexOf(source, map, origin[0] + r, origin[1] + c)]);
-  }
-  const z = layer.mode === 'max' ? Math.max(...patch) : patch.reduce((a, b) => a + b, 0) / patch.length;
-  return { terms: [{ map, patch, kernel: [], sum: z }], bias: 0, z, origin, kernel };
-}
-
-function explainLinear({ layer, source, net, values, weights, map, isDetailed }) {
-  const matrix = weightOf(net, weights, layer.weight), count = size(source.shape), terms = [];
-  const bias = layer.bias ? weightOf(net, weights, layer.bias)[map] : 0;
-  let z = bias;
-  for (let i = 0; i < count; i++) {
-    const value = values[source.start + i], weight = matrix[map * count + i];
-    z += value * weight;
-    if (isDetailed) terms.push({ map: i, patch: [value], kernel: [weight], sum: value * weight });
-  }
-  return { terms, bias, z, origin: [0, 0], kernel: shape3(source).slice(1) };
-}
-
-function explainActivation({ layer, source, values, map, y, x }) {
-  const value = values[indexOf(source, map, y, x)];
-  return { terms: [{ map, patch: [value], kernel: [], sum: value }], bias: 0, z: FUNCTIONS[layer.function](value), origin: [y, x], kernel: [1, 1] };
-}
-
-function explainPad({ layer, source, values, map, y, x }) {
-  const origin = [y - layer.padding[0], x - layer.padding[1]];
-  const value = paddedAt(source, values, map, ...origin, layer.padding_mode), { factor = 1, offset = 0 } = layer; // rescaled, in `classic`
-  return { terms: [{ map, patch: [value], kernel: [factor], sum: value * factor }], bias: offset, z: value * factor + offset, origin, kernel: [1, 1] };
-}
-
-/** The window on the layer below that a cell was computed from. */
-export function windowOf({ kernel, stride, padding }, y, x) {
-  return { kernel, origin: [y * stride[0] - padding[0], x * stride[1] - padding[1]] };
-}
-
-function clamp(i, length) {
-  return Math.max(0, Math.min(length - 1, i));
-}
-
-function range(length) {
+export function range(length) {
   return Array.from({ length }, (_, i) => i);
 }

@@ -1,74 +1,60 @@
 /** Writes what is chosen into the URL's hash, and reads it back: a picture can be sent as a link. */
 
+import { writeOff } from './api.js';
 import { HOME } from './camera.js';
 
-const LANGUAGES = ['en', 'zh'], THEMES = ['system', 'light', 'dark'], VIEWS = ['3d', 'flat'];
 const CAMERA = Object.keys(HOME);
 
-/** For each choice: to text (null leaves it out), and from text (undefined: no such value). */
+/** For each choice: to text (null leaves it out), and from text, as a patch of the state (undefined: no such value). */
 const CODES = {
-  image: { // g94, or p and 784 bytes in base64url
-    write: (image, { source }) => (source.kind === 'garment' ? `g${source.index}` : image && `p${toBase64(image)}`),
-    read: readImage,
-  },
+  image: { write: (image, { source }) => (source.kind === 'garment' ? `g${source.index}` : image && `p${toBase64(image)}`), read: readImage },
   cell: { write: (cell) => cell && `${cell.layer}:${cell.map},${cell.y},${cell.x}`, read: readCell },
-  view: { read: oneOf(VIEWS) },
+  view: { read: oneOf('3d', 'flat') },
   minus: { write: (minus) => (minus ? '1' : null), read: (text) => ({ minus: text === '1' }) },
-  tab: { read: (text) => ({ tab: text }) },
-  lang: { read: oneOf(LANGUAGES) },
-  theme: { read: oneOf(THEMES) },
+  tab: { read: (tab) => ({ tab }) },
+  lang: { read: oneOf('en', 'zh') },
+  theme: { read: oneOf('system', 'light', 'dark') },
   camera: { write: (camera) => CAMERA.map((key) => +camera[key].toFixed(3)).join(), read: readCamera },
   version: { read: readNumber },
   epoch: { read: readNumber },
-  off: { write: (off) => off.map(({ layer, map }) => `${layer}:${map}`).join() || null, read: readOff },
+  off: { write: writeOff, read: (text) => ({ off: [...text.matchAll(/([\w.]+):(\d{1,3})/g)].map(([, layer, map]) => ({ layer, map: Number(map) })) }) },
   tour: { read: readNumber },
 };
 
-/** The hash of a state: only what differs from the choices at first, and the image. */
+/** The hash of a state: what differs from the choices at first, and the image (g94, or p and 784 bytes in base64url). */
 export function writeHash(state, choices) {
-  const pairs = [];
-  for (const [key, { write = (value) => value }] of Object.entries(CODES)) {
-    if (key !== 'image' && Object.is(state[key], choices[key])) continue;
-    const text = write(state[key], state);
-    if (text !== null && text !== undefined && text !== '') pairs.push(`${key}=${text}`);
-  }
-  return `#${pairs.join('&')}`;
+  const isChosen = ([key]) => key === 'image' || !Object.is(state[key], choices[key]);
+  const pairs = Object.entries(CODES).filter(isChosen).map(([key, { write = (value) => value }]) => [key, write(state[key], state)]);
+  return `#${pairs.filter(([, text]) => text !== null && text !== '').map((pair) => pair.join('=')).join('&')}`;
 }
 
 /** What a hash says, as a patch of the state; what it says wrongly is left out. */
 export function readHash(hash) {
-  const patch = {};
-  for (const [key, text] of new URLSearchParams(hash.slice(1))) Object.assign(patch, CODES[key]?.read(text, key));
-  return patch;
+  return Object.assign({}, ...Array.from(new URLSearchParams(hash.slice(1)), ([key, text]) => CODES[key]?.read(text, key)));
 }
 
-function oneOf(values) {
-  return (text, key) => (values.includes(text) ? { [key]: text } : {});
+function oneOf(...values) {
+  return (text, key) => (values.includes(text) ? { [key]: text } : undefined);
 }
 
 function readNumber(text, key) {
-  return /^\d{1,6}$/.test(text) ? { [key]: Number(text) } : {};
+  return /^\d{1,6}$/.test(text) ? { [key]: Number(text) } : undefined;
 }
 
 function readImage(text) {
   if (/^g\d{1,2}$/.test(text)) return { source: { kind: 'garment', index: Number(text.slice(1)) } };
-  if (!/^p[\w-]{1046}$/.test(text)) return {};
-  return { image: fromBase64(text.slice(1)), source: { kind: 'link' } };
+  return /^p[\w-]{1046}$/.test(text) ? { image: fromBase64(text.slice(1)), source: { kind: 'link' } } : undefined;
 }
 
 function readCell(text) {
-  const [, layer, ...place] = text.match(/^([\w.]+):(\d{1,3}),(\d{1,2}),(\d{1,2})$/) ?? [];
-  return layer ? { cell: { layer, map: Number(place[0]), y: Number(place[1]), x: Number(place[2]) } } : {};
+  const [, layer, ...place] = text.match(/^([\w.]+):(\d{1,3}),(\d{1,2}),(\d{1,2})$/) ?? [], [map, y, x] = place.map(Number);
+  return layer && { cell: { layer, map, y, x } };
 }
 
 function readCamera(text) {
   const numbers = text.split(',').map(Number);
-  if (numbers.length !== CAMERA.length || !numbers.every(Number.isFinite) || numbers[2] <= 0) return {};
+  if (numbers.length !== CAMERA.length || !numbers.every(Number.isFinite) || numbers[2] <= 0) return undefined;
   return { camera: Object.fromEntries(CAMERA.map((key, i) => [key, numbers[i]])) };
-}
-
-function readOff(text) {
-  return { off: [...text.matchAll(/([\w.]+):(\d{1,3})/g)].map(([, layer, map]) => ({ layer, map: Number(map) })) };
 }
 
 function toBase64(bytes) {

@@ -1,25 +1,31 @@
 /** Has the server look at the image whenever it changes: one look at a time, at most 30 a second, the last always. */
 
-import { isInside } from './links.js';
+import { isInside } from './layout.js';
 
 const INTERVAL_MS = 1000 / 30;
 const RETRIES = 3; // of a look that was refused because there were too many
 
-export function keepLooking(app) {
-  let isBusy = false, isDue = false, last = -Infinity;
-
-  app.look = async () => {
+/** Returns a function that has work done: one call at a time, the last always. `work` is given isOutdated(). */
+export function latest(work) {
+  let isBusy = false, isDue = false;
+  return async () => {
     isDue = true;
     if (isBusy) return;
     isBusy = true;
     while (isDue) {
-      await pause(last + INTERVAL_MS - performance.now());
       isDue = false;
-      last = performance.now();
-      await lookOnce(app, () => isDue);
+      await work(() => isDue);
     }
     isBusy = false;
   };
+}
+
+export function keepLooking(app) {
+  app.look = latest(async (isOutdated) => {
+    const next = performance.now() + INTERVAL_MS;
+    await lookOnce(app, isOutdated);
+    await pause(next - performance.now());
+  });
   app.loadWeights = () => loadWeights(app);
   app.subscribe(['image', 'network', 'epoch', 'off'], () => app.state.image && app.look());
   app.subscribe(['minus', 'network', 'epoch', 'off'], () => lookAtNothing(app));
@@ -47,31 +53,24 @@ function keyOf({ network, epoch }) {
 async function lookOnce(app, isOutdated) {
   const { image, version, epoch, off } = app.state, valuesKey = keyOf(app.state);
   for (let retry = 0; retry <= RETRIES; retry++) {
-    const began = performance.now();
     try {
-      const { head, values } = await app.api.look(image, { version, epoch, off });
-      head.http_us = Math.round((performance.now() - began) * 1000);
-      if (values.length !== app.state.network.num_values || isOther(app, head)) return await loadNetwork(app);
+      const { head, values } = await app.api.look(image, { version, epoch, off }), { network } = app.state;
+      const isOther = app.state.version === null && head.version !== network.model.version; // another version is served by now
+      if (isOther || values.length !== network.num_values) return await loadNetwork(app);
       return app.set({ head, values, valuesKey, looked: image, problem: head.refusal });
-    } catch (error) {
-      app.set({ problem: { reason: error.reason ?? error.name, message: error.message, cure: error.cure } });
-      if (error.status !== 429 || isOutdated()) return;
-      await pause(error.retryAfterMs || 1000);
+    } catch (problem) {
+      app.set({ problem });
+      if (problem.status !== 429 || isOutdated()) return;
+      await pause(problem.retry_after_ms || 1000);
     }
   }
-}
-
-/** Whether the server serves another version by now than the page shows. */
-function isOther({ state: { version, network } }, head) {
-  return version === null && head.version !== network.model.version;
 }
 
 /** The values of the empty image, which `minus` subtracts: with the same weights. */
 async function lookAtNothing(app) {
   const { minus, version, epoch, off } = app.state;
-  if (!minus) return app.set({ empty: null });
-  const { values } = await app.api.look(new Uint8Array(784), { answer: 0, version, epoch, off });
-  app.set({ empty: values });
+  const empty = minus ? (await app.api.look(new Uint8Array(784), { answer: 0, version, epoch, off })).values : null;
+  app.set({ empty });
 }
 
 async function loadWeights(app) {

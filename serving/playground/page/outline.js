@@ -2,20 +2,20 @@
 
 const LINE = 60; // ink above this is a line
 const CLOSED = 3; // gaps of up to twice this are closed, in pixels of 112
+const SOLID = 5; // broad strokes are left where so much is taken off all round
+const WIDER = [5, 8, 12, 16, 20, 28]; // closings that are tried to find a gap
 
 /**
  * Returns where an outline is open, {x, y, width} in the pad's pixels; null if it is closed or the shape is painted.
  * A gap that is as wide as the garment is not found: x, y and width are null.
  */
 export function gapOf(ink, size) {
-  const lines = linesOf(ink);
-  const shut = closing(lines, size);
-  const isWhole = hasInside(lines, outside(shut, size), size) || isSolid(lines, size);
-  if (isWhole || !lines.includes(1)) return null;
-  for (const radius of [5, 8, 12, 16, 20, 28]) {
-    const wider = closing(lines, size, radius);
-    const around = outside(wider, size);
-    const found = hasInside(lines, around, size) && bridge(shut, wider, around, size);
+  const lines = linesOf(ink), shut = closing(lines, size);
+  const isPainted = square(lines, size, SOLID, true).includes(1);
+  if (!lines.includes(1) || isPainted || hasInside(lines, outside(shut, size))) return null;
+  for (const radius of WIDER) {
+    const wider = closing(lines, size, radius), around = outside(wider, size);
+    const found = hasInside(lines, around) && bridge(shut, wider, around, size);
     if (found) return found;
   }
   return { x: null, y: null, width: null };
@@ -27,20 +27,14 @@ export function linesOf(ink) {
 }
 
 /** Tells whether the lines enclose something: else the shape was painted, or is not closed. */
-export function hasInside(lines, around, size) {
-  let body = 0;
-  let inner = 0;
-  for (let i = 0; i < size * size; i++) {
-    if (around[i]) continue;
+export function hasInside(lines, around) {
+  let body = 0, inner = 0;
+  lines.forEach((line, i) => {
+    if (around[i]) return;
     body++;
-    if (!lines[i]) inner++;
-  }
+    if (!line) inner++;
+  });
   return inner > 0 && inner >= 0.15 * body;
-}
-
-/** Tells whether it was painted with broad strokes: something is left where a pen's line would be gone. */
-function isSolid(lines, size) {
-  return square(lines, size, 5, true).includes(1);
 }
 
 /** Closes gaps of up to twice the radius. */
@@ -50,8 +44,7 @@ export function closing(lines, size, radius = CLOSED) {
 
 /** Returns for each pixel whether any (or every) pixel of the square around it is set. */
 export function square(pixels, size, radius, isEvery) {
-  const rows = along(pixels, size, radius, isEvery, 1, size);
-  return along(rows, size, radius, isEvery, size, 1);
+  return along(along(pixels, size, radius, isEvery, 1, size), size, radius, isEvery, size, 1);
 }
 
 /** The same in one direction. A running count: its cost does not depend on the radius. */
@@ -60,8 +53,7 @@ function along(pixels, size, radius, isEvery, step, line) {
   for (let start = 0; start < size * line; start += line) {
     let count = 0;
     for (let i = -radius; i < size; i++) {
-      const entering = i + radius;
-      const leaving = entering - 2 * radius - 1;
+      const entering = i + radius, leaving = entering - 2 * radius - 1;
       if (entering < size) count += pixels[start + entering * step];
       if (leaving >= 0) count -= pixels[start + leaving * step];
       if (i < 0) continue;
@@ -74,16 +66,12 @@ function along(pixels, size, radius, isEvery, step, line) {
 
 /** Returns what is reached from the border without crossing a line. */
 export function outside(lines, size) {
-  const reached = new Uint8Array(size * size);
-  const stack = new Int32Array(size * size);
-  let depth = 0;
+  const reached = new Uint8Array(size * size), stack = [];
   const visit = (i) => {
-    if (lines[i] || reached[i]) return;
-    reached[i] = 1;
-    stack[depth++] = i;
+    if (!lines[i] && !reached[i]) reached[i] = stack.push(i) && 1;
   };
-  for (let i = 0; i < size; i++) for (const k of [i, (size - 1) * size + i, i * size, i * size + size - 1]) visit(k);
-  while (depth) eachNeighbour(stack[--depth], size, visit);
+  for (let i = 0; i < size; i++) [i, (size - 1) * size + i, i * size, i * size + size - 1].forEach(visit);
+  while (stack.length) eachNeighbour(stack.pop(), size, visit);
   return reached;
 }
 
@@ -97,28 +85,33 @@ function eachNeighbour(i, size, visit) {
 
 /** Returns the middle and the longer side of what the wider closing put between the inside and what is around. */
 function bridge(shut, wider, around, size) {
-  const seen = new Uint8Array(size * size);
+  const seen = shut.slice();
   for (let i = 0; i < size * size; i++) {
-    if (shut[i] || !wider[i] || seen[i]) continue;
-    const box = { left: size, right: 0, top: size, bottom: 0, inside: false, outside: false };
-    const stack = [i];
+    if (!wider[i] || seen[i]) continue;
+    const box = newBox(), stack = [i], sides = new Set();
     seen[i] = 1;
     while (stack.length) {
       const here = stack.pop();
-      grow(box, here % size, Math.floor(here / size));
+      grow(box, here, size);
       eachNeighbour(here, size, (next) => {
-        if (!wider[next]) box[around[next] ? 'outside' : 'inside'] = true;
-        else if (!shut[next] && !seen[next]) seen[next] = stack.push(next) && 1;
+        if (!wider[next]) sides.add(around[next]);
+        else if (!seen[next]) seen[next] = stack.push(next) && 1;
       });
     }
     const { left, right, top, bottom } = box;
-    if (box.inside && box.outside) return { x: (left + right) / 2, y: (top + bottom) / 2, width: Math.max(right - left, bottom - top) };
+    if (sides.size === 2) return { x: (left + right) / 2, y: (top + bottom) / 2, width: Math.max(right - left, bottom - top) };
   }
   return null;
 }
 
+/** A box that holds nothing yet. */
+export function newBox() {
+  return { left: Infinity, right: 0, top: Infinity, bottom: 0 };
+}
+
 /** Widens the box so that it holds the pixel. */
-export function grow(box, x, y) {
+export function grow(box, i, size) {
+  const x = i % size, y = Math.floor(i / size);
   box.left = Math.min(box.left, x);
   box.right = Math.max(box.right, x + 1);
   box.top = Math.min(box.top, y);

@@ -1,40 +1,26 @@
-/** Drawing, by mouse, pen, finger and keys: a pad of 112x112 pixels. */
+/** Drawing, by mouse, pen, finger and keys: a pad of 112x112 pixels. It writes `ink`, `drawing` and `source`. */
 
-import { el } from './dom.js';
+import { button, el } from './dom.js';
+import { clamp } from './explain.js';
+import { ARROWS } from './pointer.js';
 
 export const SIZE = 112;
 const BRUSH = 2.5, ERASER = 6; // radii
 const STEP = 4; // of the keys' cursor: a pixel of the network's
 const NUM_UNDO = 20;
-const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Makes the pad; returns {canvas, tools}. It writes `ink`, `drawing` and `source`. */
-export function makePad(app) {
-  const pad = new Pad(app);
-  return { canvas: pad.canvas, tools: pad.tools };
-}
-
-class Pad {
+export class Pad {
   constructor(app) {
-    this.app = app;
-    this.undo = [];
-    this.isErasing = false;
-    this.cursor = null; // of the keys
-    this.canvas = el('canvas', { id: 'pad', width: SIZE, height: SIZE, tabIndex: 0, role: 'application', 'aria-label': app.t('pad'), 'aria-describedby': 'pad-keys' });
-    this.tools = this.makeTools();
-    this.listen();
-    app.subscribe(['ink', 'source'], () => this.paint());
-    this.paint();
-  }
-
-  makeTools() {
-    const { t } = this.app, button = (key, click) => el('button', { on: { click } }, t(key));
-    this.brush = button('brush', () => this.choose(false));
-    this.eraser = button('eraser', () => this.choose(true));
-    this.undoButton = button('undo', () => this.takeBack());
+    const { t } = app, words = { role: 'application', 'aria-label': t('pad'), 'aria-describedby': 'pad-keys' };
+    Object.assign(this, { app, undo: [], last: null, cursor: null }); // where the pen is down; where that of the keys is
+    this.canvas = el('canvas', { id: 'pad', width: SIZE, height: SIZE, tabIndex: 0, ...words });
+    this.brush = button(t('brush'), () => this.choose(false));
+    this.eraser = button(t('eraser'), () => this.choose(true));
+    this.back = button(t('undo'), () => this.takeBack(), { disabled: true });
+    this.tools = [this.brush, this.eraser, this.back, button(t('clear'), () => { this.remember(); this.put(new Uint8Array(SIZE * SIZE)); })];
     this.choose(false);
-    this.undoButton.disabled = true;
-    return [this.brush, this.eraser, this.undoButton, button('clear', () => this.change((ink) => ink.fill(0)))];
+    this.listen();
+    app.follow(['ink', 'source'], () => this.paint());
   }
 
   choose(isErasing) {
@@ -44,37 +30,37 @@ class Pad {
   }
 
   listen() {
-    const { canvas } = this;
-    canvas.addEventListener('pointerdown', (event) => this.begin(event));
-    canvas.addEventListener('pointermove', (event) => this.move(event));
-    for (const name of ['pointerup', 'pointercancel']) canvas.addEventListener(name, () => this.end());
-    canvas.addEventListener('keydown', (event) => this.press(event));
-    canvas.addEventListener('blur', () => { this.cursor = null; this.end(); this.paint(); });
+    Object.assign(this.canvas, {
+      onpointerdown: (event) => {
+        this.canvas.setPointerCapture(event.pointerId);
+        this.penDown(this.at(event));
+      },
+      onpointermove: (event) => {
+        const events = event.getCoalescedEvents?.() ?? [];
+        if (this.last) this.drawTo(...(events.length ? events : [event]).map((e) => this.at(e)));
+      },
+      onpointerup: () => this.penUp(),
+      onpointercancel: () => this.penUp(),
+      onkeydown: (event) => this.press(event),
+      onblur: () => { this.cursor = null; this.penUp(); this.paint(); },
+    });
   }
 
-  begin(event) {
-    this.canvas.setPointerCapture(event.pointerId);
+  at({ clientX, clientY }) {
+    const { left, top, width, height } = this.canvas.getBoundingClientRect();
+    return [((clientX - left) / width) * SIZE, ((clientY - top) / height) * SIZE];
+  }
+
+  penDown(at) {
     this.remember();
-    this.last = this.at(event);
+    this.last = at;
     this.app.set({ drawing: true });
-    this.drawTo(this.last);
+    this.drawTo(at);
   }
 
-  move(event) {
-    if (!this.last) return;
-    const events = event.getCoalescedEvents?.() ?? [];
-    this.drawTo(...(events.length ? events : [event]).map((e) => this.at(e)));
-  }
-
-  end() {
-    if (!this.last) return;
+  penUp() {
+    if (this.last) this.app.set({ drawing: false });
     this.last = null;
-    this.app.set({ drawing: false });
-  }
-
-  at(event) {
-    const box = this.canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) / box.width) * SIZE, ((event.clientY - box.top) / box.height) * SIZE];
   }
 
   /** Draws lines from where the pen is to each of the points. */
@@ -84,62 +70,63 @@ class Pad {
       drawLine(ink, this.last, point, this.isErasing ? ERASER : BRUSH, this.isErasing);
       this.last = point;
     }
+    this.put(ink);
+  }
+
+  put(ink) {
     this.app.set({ ink, source: { kind: 'drawing' } });
   }
 
   /** Keys: arrows move, space puts the pen down and lifts it, x is brush or eraser. */
   press(event) {
     const { key } = event;
-    if (key === ' ') this.last ? this.end() : this.penDown();
+    if (key === ' ') this.last ? this.penUp() : this.penDown((this.cursor ??= [SIZE / 2, SIZE / 2]));
     else if (key === 'x') this.choose(!this.isErasing);
     else if (key === 'z' && (event.ctrlKey || event.metaKey)) this.takeBack();
-    else if (KEYS[key]) this.moveCursor(...KEYS[key]);
+    else if (ARROWS[key]) this.moveCursor(ARROWS[key]);
     else return;
     event.preventDefault();
     this.paint();
   }
 
-  penDown() {
-    this.cursor ??= [SIZE / 2, SIZE / 2];
-    this.remember();
-    this.last = this.cursor;
-    this.app.set({ drawing: true });
-    this.drawTo(this.cursor);
-  }
-
-  moveCursor(dx, dy) {
-    const [x, y] = this.cursor ?? [SIZE / 2, SIZE / 2], inside = (v) => Math.max(2, Math.min(SIZE - 2, v));
-    this.cursor = [inside(x + dx * STEP), inside(y + dy * STEP)];
+  moveCursor(step) {
+    const from = this.cursor ?? [SIZE / 2, SIZE / 2];
+    this.cursor = from.map((v, i) => clamp(v + step[i] * STEP, 2, SIZE - 2));
     if (this.last) this.drawTo(this.cursor);
   }
 
   remember() {
     this.undo = [...this.undo, this.app.state.ink].slice(-NUM_UNDO);
-    this.undoButton.disabled = false;
-  }
-
-  change(edit) {
-    this.remember();
-    const ink = this.app.state.ink.slice();
-    edit(ink);
-    this.app.set({ ink, source: { kind: 'drawing' } });
+    this.back.disabled = false;
   }
 
   takeBack() {
-    if (!this.undo.length) return;
-    this.app.set({ ink: this.undo.pop(), source: { kind: 'drawing' } });
-    this.undoButton.disabled = !this.undo.length;
+    if (this.undo.length) this.put(this.undo.pop());
+    this.back.disabled = !this.undo.length;
   }
 
   paint() {
-    const { ink } = this.app.state, context = this.canvas.getContext('2d'), image = context.createImageData(SIZE, SIZE);
-    ink.forEach((value, i) => { image.data[i * 4] = image.data[i * 4 + 1] = image.data[i * 4 + 2] = value; image.data[i * 4 + 3] = 255; });
-    context.putImageData(image, 0, 0);
+    const context = paintGrey(this.canvas, this.app.state.ink);
     if (!this.cursor) return;
-    context.strokeStyle = this.isErasing ? '#74add1' : '#fdb863';
-    context.lineWidth = this.last ? 3 : 1;
+    Object.assign(context, { strokeStyle: this.isErasing ? '#74add1' : '#fdb863', lineWidth: this.last ? 3 : 1 });
     context.strokeRect(this.cursor[0] - 4, this.cursor[1] - 4, 8, 8);
   }
+
+  /** Shows where an outline is open. */
+  ring({ x, y, width }) {
+    const context = Object.assign(this.canvas.getContext('2d'), { strokeStyle: '#ff5d5d', lineWidth: 2 });
+    context.beginPath();
+    context.arc(x, y, Math.max(6, width / 2 + 3), 0, 2 * Math.PI);
+    context.stroke();
+  }
+}
+
+/** Paints bytes as grey pixels; returns the canvas's context. */
+export function paintGrey(canvas, bytes) {
+  const context = canvas.getContext('2d'), pixels = context.createImageData(canvas.width, canvas.height);
+  bytes.forEach((value, i) => pixels.data.set([value, value, value, 255], i * 4));
+  context.putImageData(pixels, 0, 0);
+  return context;
 }
 
 function drawLine(ink, [x0, y0], [x1, y1], radius, isErasing) {
@@ -152,8 +139,7 @@ function drawDot(ink, x, y, radius, isErasing) {
   const from = (v) => Math.max(0, Math.floor(v - radius - 1)), to = (v) => Math.min(SIZE - 1, Math.ceil(v + radius + 1));
   for (let row = from(y); row <= to(y); row++) {
     for (let column = from(x); column <= to(x); column++) {
-      const share = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(row + 0.5 - y, column + 0.5 - x)));
-      const i = row * SIZE + column;
+      const share = clamp(radius + 0.5 - Math.hypot(row + 0.5 - y, column + 0.5 - x), 0, 1), i = row * SIZE + column;
       ink[i] = isErasing ? ink[i] * (1 - share) : Math.max(ink[i], 255 * share);
     }
   }

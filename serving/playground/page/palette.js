@@ -1,4 +1,6 @@
-/** Colours of values: orange above the centre, blue below, which colour-blind eyes tell apart; the input is grey. */
+/** Scales and colours: orange above a shelf's centre, blue below, which colour-blind eyes tell apart; the input is grey. */
+
+import { size } from './explain.js';
 
 /** Red, green, blue from 0 to 1: the centre, above, below, the brightest input, frames and marks, the background. */
 export const PALETTES = {
@@ -9,30 +11,40 @@ export const PALETTES = {
 /** Decades that the logarithmic scale of differences shows. */
 export const DECADES = 6;
 
-/**
- * Returns where a value lies on its scale, from -1 to 1.
- * @param {number} value
- * @param {{center: number, reach: number, isLog?: boolean}} range
- */
-export function positionOf(value, { center, reach, isLog }) {
-  const t = (value - center) / reach;
-  if (!isLog) return Math.max(-1, Math.min(1, t));
-  return t === 0 ? 0 : Math.sign(t) * Math.max(0, Math.min(1, 1 + Math.log10(Math.abs(t)) / DECADES));
+/** One scale for each shelf, by its own numbers: {center, reach, low, high, isInput, isLog}. */
+export function rangesOf(net, shelves, values, { minus, difference }) {
+  return shelves.map(({ layer, shown }, i) => {
+    const own = values.subarray(layer.start, layer.start + size(layer.shape));
+    const low = Math.min(...own), high = Math.max(...own), largest = Math.max(-low, high) || 1;
+    if (difference) return { center: 0, reach: largest, low, high, isLog: !difference.isLinear };
+    if (i === 0) return { center: Math.min(0, low), reach: Math.max(1, high) - Math.min(0, low), low, high, isInput: true };
+    const isSigmoid = !minus && comesFromSigmoid(net, shown);
+    return { center: isSigmoid ? 0.5 : 0, reach: isSigmoid ? 0.5 : largest, low, high };
+  });
 }
 
-/**
- * Returns the colour of a value as [red, green, blue], each 0 to 255; the shader of scene.js computes the same.
- * @param {number} value
- * @param {{center: number, reach: number, isInput?: boolean, isLog?: boolean}} range
- */
-export function colorOf(value, range, palette) {
-  const t = positionOf(value, range);
-  const end = range.isInput ? palette.paper : t < 0 ? palette.cool : palette.warm;
-  const share = range.isInput ? Math.max(0, t) : Math.abs(t) ** palette.gamma;
+/** Values of a sigmoid, and means or maxima of them, lie between 0 and 1: 0.5 is what it gives for 0. */
+function comesFromSigmoid(net, index) {
+  while (['pool', 'pad'].includes(net.layers[index].kind)) index--;
+  return net.layers[index].function === 'sigmoid';
+}
+
+/** Returns the colour of a value as [red, green, blue], each 0 to 255; the shader of scene.js computes the same. */
+export function colorOf(value, { center, reach, isInput, isLog }, palette) {
+  let t = (value - center) / reach;
+  if (isLog && t !== 0) t = Math.sign(t) * Math.max(0, 1 + Math.log10(Math.abs(t)) / DECADES);
+  t = Math.max(-1, Math.min(1, t));
+  const end = isInput ? palette.paper : t < 0 ? palette.cool : palette.warm;
+  const share = isInput ? Math.max(0, t) : Math.abs(t) ** palette.gamma;
   return palette.zero.map((zero, i) => Math.round(255 * (zero + (end[i] - zero) * share)));
 }
 
-/** Writes a colour for CSS. */
+/** What a line is drawn in, by the sign of what it stands for; 0 to 1. */
+export function inkOf({ warm, cool, mark }, sign) {
+  return sign > 0 ? warm : sign < 0 ? cool : mark;
+}
+
+/** Writes a colour, each part 0 to 255, for CSS. */
 export function css(color) {
   return `rgb(${color.join()})`;
 }

@@ -1,70 +1,60 @@
-/** The right column: tabs, each a module that is loaded when it is first opened. On phones it is a sheet from below. */
+/** The right column: tabs, each a module with mount(root, app), loaded when it is first opened. On phones it is a sheet from below. */
 
-import { el } from './dom.js';
+import { button, el } from './dom.js';
 
-/** Tab, and its module; a module has `mount(root, app)`. */
-const PANELS = [
-  ['arithmetic', () => import('./arithmetic.js')],
-  ['connections', () => import('./connections.js')],
-  ['calculator', () => import('./calculator.js')],
-  ['training', () => import('./training.js')],
-  ['compare', () => import('./compare.js')],
-];
+const TABS = ['arithmetic', 'connections', 'calculator', 'training', 'compare'];
+const DRAGGED = 20; // pixels: a press that moved less is a click
 
 export function mount(root, app) {
-  const { t } = app, known = PANELS.map(([id]) => id);
+  const { t } = app, opened = new Set();
+  const tabs = TABS.map((id) => button(t(`tab_${id}`), () => app.set({ tab: id, sheet: true }), { id: `tab-${id}`, role: 'tab', 'aria-controls': `panel-${id}` }));
+  const bodies = TABS.map((id) => el('div', { id: `panel-${id}`, className: 'body', role: 'tabpanel', tabIndex: 0, hidden: true, 'aria-labelledby': `tab-${id}` }));
   root.setAttribute('aria-label', t('panel'));
-  const handle = makeHandle(root, app);
-  const tabs = PANELS.map(([id]) => el('button', { id: `tab-${id}`, role: 'tab', 'aria-controls': `panel-${id}`, on: { click: () => app.set({ tab: id, sheet: true }) } }, t(`tab_${id}`)));
-  const bodies = PANELS.map(([id]) => el('div', { id: `panel-${id}`, class: 'body', role: 'tabpanel', tabIndex: 0, hidden: true, 'aria-labelledby': `tab-${id}` }));
-  const list = el('div', { role: 'tablist', class: 'tabs', 'aria-label': t('panel'), on: { keydown: (event) => press(event, tabs) } }, ...tabs);
-  root.append(handle, list, ...bodies);
-  const mounted = new Set();
-  const show = async () => {
-    const chosen = known.includes(app.state.tab) ? app.state.tab : known[0];
-    PANELS.forEach(([id], i) => {
-      tabs[i].setAttribute('aria-selected', id === chosen);
-      tabs[i].tabIndex = id === chosen ? 0 : -1;
-      bodies[i].hidden = id !== chosen;
+  root.append(makeHandle(root, app), el('div', { role: 'tablist', className: 'tabs', 'aria-label': t('panel'), onkeydown: (event) => press(event, tabs) }, tabs), ...bodies);
+  app.follow(['tab'], async ({ tab }) => {
+    const chosen = Math.max(0, TABS.indexOf(tab));
+    tabs.forEach((node, i) => {
+      node.setAttribute('aria-selected', i === chosen);
+      node.tabIndex = i === chosen ? 0 : -1;
+      bodies[i].hidden = i !== chosen;
     });
-    if (mounted.has(chosen)) return;
-    mounted.add(chosen);
-    const index = known.indexOf(chosen);
-    (await PANELS[index][1]()).mount(bodies[index], app);
-  };
-  app.subscribe(['tab'], show);
-  show();
+    if (opened.has(chosen)) return;
+    opened.add(chosen);
+    (await import(`./${TABS[chosen]}.js`)).mount(bodies[chosen], app);
+  });
 }
 
 /** Arrow keys go from tab to tab. */
 function press(event, tabs) {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!step) return;
+  const to = tabs.at((tabs.indexOf(document.activeElement) + step) % tabs.length);
   event.preventDefault();
-  const to = tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length];
   to.focus();
   to.click();
 }
 
 /** The sheet's handle: a press opens or closes it, dragging too. */
 function makeHandle(root, app) {
-  const handle = el('button', { class: 'handle', 'aria-controls': 'panel' }, app.t('sheet'));
-  let from = null, moved = 0;
-  handle.addEventListener('pointerdown', (event) => {
-    [from, moved] = [event.clientY, 0];
-    handle.setPointerCapture(event.pointerId);
+  const handle = button(app.t('panel'), null, { className: 'handle', 'aria-controls': 'panel' });
+  let from = 0, moved = 0;
+  Object.assign(handle, {
+    onpointerdown(event) {
+      [from, moved] = [event.clientY, 0];
+      handle.setPointerCapture(event.pointerId);
+    },
+    onpointerup(event) {
+      moved = event.clientY - from;
+      if (Math.abs(moved) > DRAGGED) app.set({ sheet: moved < 0 });
+    },
+    onclick() {
+      if (Math.abs(moved) <= DRAGGED) app.set({ sheet: !app.state.sheet });
+      moved = 0;
+    },
   });
-  handle.addEventListener('pointermove', (event) => { if (from !== null) moved = event.clientY - from; });
-  handle.addEventListener('pointerup', () => {
-    from = null;
-    if (Math.abs(moved) > 20) app.set({ sheet: moved < 0 });
+  app.follow(['sheet'], ({ sheet }) => {
+    root.classList.toggle('open', sheet);
+    handle.setAttribute('aria-expanded', sheet);
   });
-  handle.addEventListener('click', () => { if (Math.abs(moved) <= 20) app.set({ sheet: !app.state.sheet }); moved = 0; });
-  const show = () => {
-    root.classList.toggle('open', app.state.sheet);
-    handle.setAttribute('aria-expanded', app.state.sheet);
-  };
-  app.subscribe(['sheet'], show);
-  show();
   return handle;
 }

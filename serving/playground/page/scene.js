@@ -1,22 +1,22 @@
 /** Draws all maps in one call of WebGL2: the values lie in one texture, each map is one rectangle that reads from it. */
 
-import { DECADES } from './palette.js';
+import { DECADES, inkOf } from './palette.js';
 
 const TEXTURE_WIDTH = 256;
 const MAX_SHELVES = 24;
-const FLOATS_OF_A_QUAD = 11;
+const FLOATS_OF_A_QUAD = 10;
 const FLOATS_OF_A_POINT = 6;
 
 const MAP_VERTEX = `#version 300 es
 layout(location=0) in vec2 corner;
 layout(location=1) in vec3 place;   // centre
 layout(location=2) in vec4 shape;   // width, height, rows, columns
-layout(location=3) in vec4 source;  // first value, shelf, style, 0
+layout(location=3) in vec3 source;  // first value, shelf, is switched off
 uniform mat4 view;
 uniform float flatness;
 out vec2 cell;
 flat out vec4 s;
-flat out vec4 v;
+flat out vec3 v;
 void main() {
   s = shape;
   v = source;
@@ -33,7 +33,7 @@ uniform float gamma, decades;
 uniform vec4 ranges[${MAX_SHELVES}];  // centre, reach, is input, is logarithmic
 in vec2 cell;
 flat in vec4 s;
-flat in vec4 v;
+flat in vec3 v;
 out vec4 color;
 void main() {
   ivec2 c = ivec2(min(floor(cell), s.wz - 1.));
@@ -45,7 +45,7 @@ void main() {
   float share = pow(abs(t), gamma);
   vec3 rgb = r.z > .5 ? mix(zero, paper, max(t, 0.)) : mix(zero, t < 0. ? cool : warm, t == 0. ? 0. : share);
   vec2 pixels = 1. / max(fwidth(cell), vec2(1e-5));
-  if (v.z > 1.5 && fract((gl_FragCoord.x + gl_FragCoord.y) / 8.) < .4) rgb = mark;  // switched off: striped
+  if (v.z > .5 && fract((gl_FragCoord.x + gl_FragCoord.y) / 8.) < .4) rgb = mark;  // switched off: striped
   vec2 edge = min(cell, s.wz - cell) * pixels;
   rgb = mix(rgb, mark, (1. - smoothstep(.6, 1.6, min(edge.x, edge.y))) * (v.z > .5 ? 1. : .28));
   color = vec4(rgb, 1.);
@@ -72,14 +72,13 @@ export class Scene {
     this.gl = canvas.getContext('webgl2', { antialias: true });
     if (!this.gl) throw new Error('no WebGL2');
     const { gl } = this;
-    this.maps = new Program(gl, MAP_VERTEX, MAP_FRAGMENT);
-    this.lines = new Program(gl, LINE_VERTEX, LINE_FRAGMENT);
+    this.maps = programOf(gl, MAP_VERTEX, MAP_FRAGMENT);
+    this.lines = programOf(gl, LINE_VERTEX, LINE_FRAGMENT);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.enable(gl.DEPTH_TEST);
-    this.makeMapArrays();
-    this.makeLineArrays();
-    this.texture = gl.createTexture();
+    this.makeArrays();
+    gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
   }
 
   /** Gives the context back: browsers keep only a few. */
@@ -87,7 +86,7 @@ export class Scene {
     this.gl.getExtension('WEBGL_lose_context')?.loseContext();
   }
 
-  makeMapArrays() {
+  makeArrays() {
     const { gl } = this;
     this.mapArray = gl.createVertexArray();
     gl.bindVertexArray(this.mapArray);
@@ -96,14 +95,10 @@ export class Scene {
     attribute(gl, 0, 2, 2, 0);
     this.quadBuffer = gl.createBuffer();
     gl.bindBuffer(gl.ARRAY_BUFFER, this.quadBuffer);
-    [[3, 0], [4, 3], [4, 7]].forEach(([length, start], i) => {
+    [[3, 0], [4, 3], [3, 7]].forEach(([length, start], i) => {
       attribute(gl, i + 1, length, FLOATS_OF_A_QUAD, start);
       gl.vertexAttribDivisor(i + 1, 1);
     });
-  }
-
-  makeLineArrays() {
-    const { gl } = this;
     this.lineArray = gl.createVertexArray();
     this.lineBuffer = gl.createBuffer();
     gl.bindVertexArray(this.lineArray);
@@ -113,11 +108,10 @@ export class Scene {
   }
 
   /** Takes the maps' places, and how many values there are. */
-  setLayout(layout, numValues) {
-    const { gl } = this, rows = Math.ceil(numValues / TEXTURE_WIDTH);
-    this.layout = layout;
+  setLayout({ quads, net }) {
+    const { gl } = this, rows = Math.ceil(net.num_values / TEXTURE_WIDTH);
+    this.quads = quads;
     this.padded = new Float32Array(TEXTURE_WIDTH * rows);
-    gl.bindTexture(gl.TEXTURE_2D, this.texture);
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.R32F, TEXTURE_WIDTH, rows, 0, gl.RED, gl.FLOAT, this.padded);
     for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
   }
@@ -126,79 +120,55 @@ export class Scene {
   setValues(values) {
     const { gl, padded } = this;
     padded.set(values);
-    gl.bindTexture(gl.TEXTURE_2D, this.texture);
     gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, TEXTURE_WIDTH, padded.length / TEXTURE_WIDTH, gl.RED, gl.FLOAT, padded);
   }
 
-  /**
-   * Draws one frame.
-   * @param {{view: object, ranges: object[], palette: object, styleOf: function(object): number, frames: object[], links: object[]}} picture
-   */
-  draw({ view, ranges, palette, styleOf, frames, links }) {
-    const { gl, maps } = this, { width, height } = this.canvas;
-    gl.viewport(0, 0, width, height);
+  /** Draws one frame: the maps, those of which `isOff(quad)` striped, and lines as links.js makes them. */
+  draw({ view, ranges, palette, isOff, lines }) {
+    const { gl, maps } = this, place = (name) => gl.getUniformLocation(maps, name);
+    gl.viewport(0, 0, this.canvas.width, this.canvas.height);
     gl.clearColor(...palette.clear, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-    gl.useProgram(maps.program);
-    gl.uniformMatrix4fv(maps.uniform('view'), false, view.matrix);
-    gl.uniform1f(maps.uniform('flatness'), view.flatness);
-    gl.uniform1f(maps.uniform('gamma'), palette.gamma);
-    gl.uniform1f(maps.uniform('decades'), DECADES);
-    for (const name of COLORS) gl.uniform3fv(maps.uniform(name), palette[name]);
-    gl.uniform4fv(maps.uniform('ranges'), ranges.flatMap((r) => [r.center, r.reach, r.isInput ? 1 : 0, r.isLog ? 1 : 0]));
-    gl.bindTexture(gl.TEXTURE_2D, this.texture);
-    this.drawMaps(styleOf);
-    this.drawLines(view, palette, frames, links);
+    gl.useProgram(maps);
+    gl.uniformMatrix4fv(place('view'), false, view.matrix);
+    for (const [name, value] of [['flatness', view.flatness], ['gamma', palette.gamma], ['decades', DECADES]]) gl.uniform1f(place(name), value);
+    for (const name of COLORS) gl.uniform3fv(place(name), palette[name]);
+    gl.uniform4fv(place('ranges'), ranges.flatMap((r) => [r.center, r.reach, r.isInput ? 1 : 0, r.isLog ? 1 : 0]));
+    const data = this.quads.flatMap((q) => [q.x, q.y, q.z, q.width, q.height, q.rows, q.columns, q.start, q.shelf, isOff(q) ? 1 : 0]);
+    this.upload(this.mapArray, this.quadBuffer, data);
+    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.quads.length);
+    this.drawLines(view, palette, lines);
   }
 
-  drawMaps(styleOf) {
-    const { gl } = this, { quads } = this.layout;
-    const data = quads.flatMap((q) => [q.x, q.y, q.z, q.width, q.height, q.rows, q.columns, q.start, q.shelf, styleOf(q), 0]);
-    gl.bindVertexArray(this.mapArray);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.quadBuffer);
-    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(data), gl.STREAM_DRAW);
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, quads.length);
-  }
-
-  drawLines(view, palette, frames, links) {
-    const { gl } = this, points = [];
-    for (const { from, to, sign, alpha, width } of links) {
-      const ink = sign > 0 ? palette.warm : sign < 0 ? palette.cool : palette.mark;
-      addLine(points, view, from, to, ink, alpha, width);
-    }
-    for (const { corners, width = 1.5 } of frames) {
-      corners.forEach((corner, i) => addLine(points, view, corner, corners[(i + 1) % 4], palette.mark, 1, width));
-    }
+  drawLines(view, palette, lines) {
+    const { gl } = this, points = lines.flatMap((line) => trianglesOf(line, view, inkOf(palette, line.sign)));
     if (!points.length) return;
-    gl.useProgram(this.lines.program);
-    gl.bindVertexArray(this.lineArray);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.lineBuffer);
-    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(points), gl.STREAM_DRAW);
+    gl.useProgram(this.lines);
+    this.upload(this.lineArray, this.lineBuffer, points);
     gl.disable(gl.DEPTH_TEST);
     gl.drawArrays(gl.TRIANGLES, 0, points.length / FLOATS_OF_A_POINT);
     gl.enable(gl.DEPTH_TEST);
   }
+
+  upload(array, buffer, data) {
+    const { gl } = this;
+    gl.bindVertexArray(array);
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(data), gl.STREAM_DRAW);
+  }
 }
 
-/** A pair of shaders, and the places of their uniforms. */
-class Program {
-  constructor(gl, vertex, fragment) {
-    this.gl = gl;
-    this.program = gl.createProgram();
-    this.places = {};
-    for (const [type, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
-      const shader = gl.createShader(type);
-      gl.shaderSource(shader, source);
-      gl.compileShader(shader);
-      if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS)) throw new Error(gl.getShaderInfoLog(shader));
-      gl.attachShader(this.program, shader);
-    }
-    gl.linkProgram(this.program);
+function programOf(gl, vertex, fragment) {
+  const program = gl.createProgram();
+  for (const [type, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+    const shader = gl.createShader(type);
+    gl.shaderSource(shader, source);
+    gl.compileShader(shader);
+    if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS)) throw new Error(gl.getShaderInfoLog(shader));
+    gl.attachShader(program, shader);
   }
-
-  uniform(name) {
-    return (this.places[name] ??= this.gl.getUniformLocation(this.program, name));
-  }
+  gl.linkProgram(program);
+  return program;
 }
 
 function attribute(gl, place, length, stride, start) {
@@ -206,12 +176,11 @@ function attribute(gl, place, length, stride, start) {
   gl.vertexAttribPointer(place, length, gl.FLOAT, false, stride * 4, start * 4);
 }
 
-/** Adds two triangles: a line of `width` pixels on each side, as wide near as far. */
-function addLine(points, view, from, to, ink, alpha, width) {
-  const { width: w, height: h } = view.screen;
-  const [ax, ay] = view.project(from), [bx, by] = view.project(to);
+/** Two triangles for a line, as wide near as far. */
+function trianglesOf({ from, to, alpha, width }, view, ink) {
+  const { width: w, height: h } = view.screen, [ax, ay] = view.project(from), [bx, by] = view.project(to);
   const dx = (bx - ax) * w, dy = (by - ay) * h, length = Math.hypot(dx, dy) || 1;
   const nx = ((-dy / length) * width) / w, ny = ((dx / length) * width) / h;
   const a = [ax + nx, ay + ny], b = [ax - nx, ay - ny], c = [bx + nx, by + ny], d = [bx - nx, by - ny];
-  for (const corner of [a, b, c, c, b, d]) points.push(...corner, ...ink, alpha);
+  return [a, b, c, c, b, d].flatMap((corner) => [...corner, ...ink, alpha]);
 }

@@ -3,12 +3,11 @@
 import { View } from './camera.js';
 import { el } from './dom.js';
 import { Flat } from './flat.js';
-import { makeLabels } from './labels.js';
-import { cornersOf, shelvesOf } from './layout.js';
-import { framesOf, linksOf, ringOf } from './links.js';
-import { PALETTES } from './palette.js';
+import { Labels } from './labels.js';
+import { layOut, outlineOf, shelfOf } from './layout.js';
+import { frame, framesOf, linksOf, ringOf } from './links.js';
+import { PALETTES, rangesOf } from './palette.js';
 import { listen } from './pointer.js';
-import { rangesOf, shownValues } from './ranges.js';
 import { Scene } from './scene.js';
 import { makeTree } from './tree.js';
 
@@ -21,15 +20,14 @@ export function mount(root, app) {
 class Stage {
   constructor(root, app) {
     Object.assign(this, { root, app, flatness: app.state.view === 'flat' ? 1 : 0 });
+    const words = { role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys' };
     root.setAttribute('aria-label', app.t('stage'));
-    this.canvas = el('canvas', { id: 'maps', tabIndex: 0, role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys' });
+    this.canvas = el('canvas', { id: 'maps', tabIndex: 0, ...words });
     this.renderer = this.makeRenderer();
-    this.labels = makeLabels(app);
-    root.append(this.canvas, this.labels.root, makeTree(app), el('p', { id: 'stage-keys', class: 'soft small' }, app.t('stage_keys')));
+    this.labels = new Labels(app);
+    root.append(this.canvas, this.labels.root, makeTree(app), el('p', { id: 'stage-keys', className: 'soft small' }, app.t('stage_keys')));
     this.resize();
-    this.follow();
-    listen(this);
-    this.takeValues();
+    this.listen();
   }
 
   makeRenderer() {
@@ -44,41 +42,38 @@ class Stage {
     }
   }
 
-  follow() {
-    const { app } = this;
+  listen() {
+    const { app } = this, observer = new ResizeObserver(() => this.resize());
     app.subscribe(['values', 'empty', 'minus', 'difference'], () => this.takeValues());
-    app.subscribe(['cell', 'hover', 'marks', 'off', 'camera', 'theme', 'weights', 'overlay'], () => this.paint());
-    app.subscribe(['cell'], ({ cell }) => cell && app.loadWeights());
+    app.subscribe(['cell', 'hover', 'marks', 'off', 'camera', 'theme', 'weights'], () => this.paint());
+    app.follow(['cell'], ({ cell }) => cell && app.loadWeights());
     app.subscribe(['view'], () => this.turn());
-    if (app.state.cell) app.loadWeights();
-    const observer = new ResizeObserver(() => this.resize());
     observer.observe(this.root);
     app.cleanUp(() => observer.disconnect());
+    listen(this);
   }
 
   /** Lays the shelves out anew for the room there is. */
   resize() {
-    const width = this.root.clientWidth, height = this.root.clientHeight, ratio = Math.min(2, devicePixelRatio);
-    if (!width || !height) return;
-    this.canvas.width = Math.round(width * ratio);
-    this.canvas.height = Math.round(height * ratio);
-    const { network } = this.app.state, margins = this.labels.marginsFor(width);
+    const screen = { width: this.root.clientWidth, height: this.root.clientHeight }, ratio = Math.min(2, devicePixelRatio);
+    if (!screen.width || !screen.height) return;
+    for (const side of ['width', 'height']) this.canvas[side] = Math.round(screen[side] * ratio);
+    const room = this.labels.roomIn(screen);
     this.root.classList.toggle('narrow', this.labels.isNarrow);
-    const room = { width: width - margins.left - margins.right, height: height - margins.top - margins.bottom, gap: margins.gap };
-    this.layout = shelvesOf(network, room);
-    this.view = new View(this.layout, { width, height, margins });
-    this.renderer.setLayout(this.layout, network.num_values);
+    this.layout = layOut(this.app.state.network, room);
+    this.view = new View(this.layout, screen, room);
+    this.renderer.setLayout(this.layout);
     this.takeValues();
   }
 
-  /** Takes new values: they are uploaded, and each shelf gets its scale. */
+  /** Takes new values: the layers', those less the empty image's, or a difference that a panel asks for. Each shelf gets its scale. */
   takeValues() {
-    const { state } = this.app, values = shownValues(state);
-    if (values?.length === state.network.num_values) {
-      this.renderer.setValues(values);
-      this.shown = values;
-      this.ranges = rangesOf(state.network, this.layout.shelves, values, state);
-    }
+    const { state } = this.app, { network, values, empty, minus, difference } = state;
+    let shown = difference ? difference.values : values;
+    if (shown?.length !== network.num_values) return;
+    if (!difference && minus && empty) shown = values.map((value, i) => value - empty[i]);
+    this.renderer.setValues(shown);
+    Object.assign(this, { shown, ranges: rangesOf(network, this.layout.shelves, shown, state) });
     this.paint();
   }
 
@@ -105,40 +100,29 @@ class Stage {
   }
 
   paintNow() {
-    const { view, ranges, layout, shown, app: { state } } = this;
+    const { view, ranges, shown, layout: { shelves }, app: { state } } = this, palette = PALETTES[this.app.dark() ? 'dark' : 'light'];
+    const isOff = ({ shelf, map }) => !shelves[shelf].isVector && state.off.some((place) => place.layer === shelves[shelf].first && place.map === map);
     view.look(state.camera, this.flatness);
-    const palette = PALETTES[this.app.dark() ? 'dark' : 'light'];
-    this.renderer.draw({ view, ranges, palette, styleOf: (quad) => this.styleOf(quad), ...this.marksOf() });
-    this.labels.place({ view, ranges, layout, palette, shown });
+    this.renderer.draw({ view, ranges, palette, isOff, lines: this.linesNow() });
+    this.labels.place({ view, ranges, palette, shown });
   }
 
   /** Frames and lines over the maps: of the pinned cell, of the cell under the pointer, of what panels point at. */
-  marksOf() {
-    const { app: { state }, layout } = this, { network, cell, hover } = state, frames = [], links = [];
-    for (const { layer, map } of state.marks) {
-      const shelf = layout.shelves.find(({ first }) => first === layer);
-      const quad = shelf && (shelf.isVector ? shelf.quads[0] : shelf.quads[map]);
-      if (quad) frames.push({ corners: cornersOf(quad, 0, 0, quad.rows, quad.columns), width: 2.5 });
-    }
-    for (const place of [cell, hover]) if (place) frames.push(...framesOf(network, layout, place));
-    const chosen = cell ?? hover, weights = state.weightsKey === state.valuesKey ? state.weights : null;
-    if (!chosen) return { frames, links };
-    const ring = ringOf(network, layout, chosen);
-    links.push(...ring.links, ...linksOf(network, layout, chosen, state.values, weights));
-    return { frames: [...ring.frames, ...frames], links };
-  }
-
-  /** 0 is plain, 2 is switched off. */
-  styleOf(quad) {
-    const shelf = this.layout.shelves[quad.shelf];
-    return this.app.state.off.some(({ layer, map }) => layer === shelf.first && map === quad.map && !shelf.isVector) ? 2 : 0;
+  linesNow() {
+    const { layout } = this, { cell, hover, marks, values, weights, weightsKey, valuesKey } = this.app.state, chosen = cell ?? hover;
+    const marked = marks.map((place) => ({ map: place.map, shelf: shelfOf(layout.shelves, place) }));
+    return [
+      ...(chosen ? [...ringOf(layout, chosen), ...linksOf(layout, chosen, values, weightsKey === valuesKey ? weights : null)] : []),
+      ...marked.flatMap(({ map, shelf }) => frame(outlineOf(shelf.quads[shelf.isVector ? 0 : map]), 2.5)),
+      ...[cell, hover].flatMap((place) => (place ? framesOf(layout, place) : [])),
+    ];
   }
 
   /** The cell under a pixel of the canvas, as state has it; null if there is none. */
-  cellAt(x, y) {
-    const hit = this.view.pick(x, y);
+  cellAt(pixelX, pixelY) {
+    const hit = this.view.pick(pixelX, pixelY);
     if (!hit) return null;
-    const shelf = this.layout.shelves[hit.quad.shelf];
-    return shelf.isVector ? { layer: shelf.first, map: hit.x, y: 0, x: 0 } : { layer: shelf.first, map: hit.quad.map, y: hit.y, x: hit.x };
+    const { quad, y, x } = hit, { isVector, first } = this.layout.shelves[quad.shelf];
+    return isVector ? { layer: first, map: x, y: 0, x: 0 } : { layer: first, map: quad.map, y, x };
   }
 }

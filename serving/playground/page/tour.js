@@ -1,13 +1,11 @@
 /** The tour: nine steps from pixels to probabilities, each with an image, a cell and a view; then two tasks. */
 
-import { probabilitiesOf } from './answer.js';
+import { probabilitiesOf, topOf } from './answer.js';
 import { HOME } from './camera.js';
-import { el } from './dom.js';
-import { shape3, size } from './explain.js';
+import { button, el } from './dom.js';
+import { size } from './explain.js';
 import { garment } from './garments.js';
-import { nameOf } from './labels.js';
-import { groupsOf } from './layout.js';
-import { strongestOf } from './pointer.js';
+import { shelvesOf, strongestOf } from './layout.js';
 
 const BOOT = 29, PULLOVER = 2, COAT = 4; // test images: row * 10 + class
 const SNEAKER = 7;
@@ -17,28 +15,27 @@ const STEPS = [
   { show: ({ input }) => ({ cell: middleOf(input) }) },
   { show: ({ conv }) => ({ cell: middleOf(conv) }), camera: { azimuth: -0.5, elevation: 0.2 } },
   { show: ({ conv }) => ({ cell: { layer: conv.first, map: 0, y: 0, x: 0 } }), camera: { azimuth: -0.5, elevation: 0.2 } },
-  { show: ({ conv }, state) => ({ cell: strongestOf(state, conv) }) },
+  { show: ({ conv }, values) => ({ cell: strongestOf(conv, values) }) },
   { show: ({ pool }) => ({ cell: middleOf(pool) }) },
   { show: ({ sum }) => ({ cell: middleOf(sum, 2) }), camera: { azimuth: -0.3, elevation: 0.35 } },
-  { show: ({ flat }) => ({ cell: { layer: flat.first, map: 1, y: Math.min(2, flat.height - 1), x: Math.min(3, flat.width - 1) } }) },
-  { show: ({ dense }, state) => ({ cell: strongestOf(state, dense) }), camera: { azimuth: -0.25, elevation: 0.45 } },
-  { show: ({ output }, state) => ({ cell: strongestOf(state, output) }) },
+  { show: ({ flat }) => ({ cell: exampleOf(flat) }) },
+  { show: ({ dense }, values) => ({ cell: strongestOf(dense, values) }), camera: { azimuth: -0.25, elevation: 0.45 } },
+  { show: ({ output }, values) => ({ cell: strongestOf(output, values) }) },
   { image: PULLOVER, show: ({ conv }) => ({ cell: null, view: 'flat', marks: [{ layer: conv.first, map: 0 }] }), tools: compareTwo },
   { image: null, show: () => ({ cell: null }), tools: drawSneaker },
 ];
+const LAST = STEPS.length - 1;
 
 export function mount(root, app) {
   const { t } = app, places = placesOf(app.state.network);
-  const heading = el('h2', { tabIndex: -1 }), count = el('span', { class: 'soft small' }), words = el('p'), tools = el('div', { class: 'row' });
-  const back = el('button', { on: { click: () => go(app.state.tour - 1) } }, t('tour_back'));
-  const next = el('button', { on: { click: () => go(app.state.tour + 1) } }, t('tour_next'));
-  const close = el('button', { 'aria-label': t('tour_close'), on: { click: () => end() } }, '×');
-  root.replaceChildren(el('div', { class: 'row tour-head' }, heading, count, back, next, close), words, tools);
+  const heading = el('h2', { tabIndex: -1 }), count = el('span', { className: 'soft small' }), words = el('p'), tools = el('div', { className: 'row' });
+  const back = button(t('tour_back'), () => go(app.state.tour - 1)), next = button('', () => go(app.state.tour + 1));
+  root.replaceChildren(el('div', { className: 'row tour-head' }, heading, count, back, next, button('×', end, { 'aria-label': t('tour_close') })), words, tools);
   root.setAttribute('aria-label', t('tour'));
-  root.onkeydown = ({ key }) => key === 'Escape' && end();
+  root.onkeydown = ({ key }) => { if (key === 'Escape') end(); };
 
   function go(step) {
-    if (step >= STEPS.length) return end();
+    if (step > LAST) return end();
     app.set({ tour: step, difference: null, marks: [], ...settingsOf(app.state, places, STEPS[step]) });
     heading.focus();
     if (matchMedia('(max-width: 700px)').matches) document.getElementById('stage').scrollIntoView();
@@ -48,79 +45,76 @@ export function mount(root, app) {
     root.hidden = true;
     document.getElementById('tour-button')?.focus();
   }
-  function show() {
-    const { tour } = app.state;
+  app.follow(['tour'], ({ tour }) => {
     if (tour === null) return;
-    const step = Math.min(tour, STEPS.length - 1);
+    const step = Math.min(tour, LAST);
     heading.textContent = t(`tour_${step}_title`);
-    count.textContent = t('tour_count', { n: step + 1, last: STEPS.length });
-    words.textContent = t(variantOf(places, step), wordsOf(app, places));
+    count.textContent = t('tour_count', { n: step + 1, last: LAST + 1 });
+    words.textContent = t(variantOf(places, step), wordsOf(t, places));
     tools.replaceChildren(...(STEPS[step].tools?.(app) ?? []));
     back.disabled = step === 0;
-    next.textContent = t(step === STEPS.length - 1 ? 'tour_end' : 'tour_next');
-  }
-  app.subscribe(['tour'], show);
+    next.textContent = t(step === LAST ? 'tour_end' : 'tour_next');
+  });
   if (app.state.tour === null) queueMicrotask(() => go(0)); // once the tour is no longer hidden
-  show();
 }
 
-function settingsOf(state, places, { image = BOOT, show, camera = {} }) {
-  const source = image === null || (state.source.kind === 'garment' && state.source.index === image) ? {} : { source: { kind: 'garment', index: image } };
-  return { tab: 'arithmetic', off: [], epoch: null, minus: false, camera: { ...HOME, ...camera }, ...source, ...show(places, state) };
+function settingsOf({ source, values }, places, { image = BOOT, show, camera = {} }) {
+  const isThere = image === null || (source.kind === 'garment' && source.index === image);
+  const chosen = isThere ? {} : { source: { kind: 'garment', index: image } };
+  return { tab: 'arithmetic', off: [], epoch: null, minus: false, camera: { ...HOME, ...camera }, ...chosen, ...show(places, values) };
 }
 
 /** The shelves that the tour stops at. */
 function placesOf(network) {
-  const shelves = groupsOf(network).map((group) => {
-    const shown = group.layers.at(-1), [maps, height, width] = shape3(network.layers[shown]);
-    return { ...group, shown, maps, height, width, layer: network.layers[group.layers[0]] };
-  });
-  const dense = shelves.findIndex(({ kind }) => kind === 'linear'), convolutions = shelves.filter(({ kind }) => kind === 'conv');
-  const pool = shelves.find(({ kind }) => kind === 'pool'), [conv, sum] = convolutions;
-  return { network, shelves, input: shelves[0], conv, sum, pool, flat: shelves[dense - 1], dense: shelves[dense], output: shelves.at(-1) };
+  const shelves = shelvesOf(network), find = (wanted) => shelves.find(({ kind }) => kind === wanted), dense = find('linear');
+  const [conv, sum] = shelves.filter(({ kind }) => kind === 'conv');
+  return { network, input: shelves[0], conv, sum, pool: find('pool'), flat: shelves[shelves.indexOf(dense) - 1], dense, output: shelves.at(-1) };
 }
 
 function middleOf({ first, height, width }, map = 0) {
   return { layer: first, map, y: height >> 1, x: width >> 1 };
 }
 
+/** The cell whose place in the flattened vector is told. */
+function exampleOf({ first, height, width }) {
+  return { layer: first, map: 1, y: Math.min(2, height - 1), x: Math.min(3, width - 1) };
+}
+
 /** Two steps are told in another way where a layer of its own pads, and where not all maps are connected. */
 function variantOf({ network, sum }, step) {
   const hasPad = network.layers.some(({ kind }) => kind === 'pad');
-  return `tour_${step}${step === 2 && hasPad ? '_pad' : step === 5 && sum.layer.table ? '_partial' : ''}`;
+  return `tour_${step}${step === 2 && hasPad ? '_pad' : step === 5 && sum.base.table ? '_partial' : ''}`;
 }
 
 /** What the sentences name: this network's own numbers. */
-function wordsOf({ t }, { network, input, conv, sum, pool, flat, dense, output }) {
-  const activation = conv.layers.map((i) => network.layers[i]).find(({ kind }) => kind === 'activation');
-  const inputs = size(network.layers[dense.layers[0] - 1].shape), [, y, x] = [1, Math.min(2, flat.height - 1), Math.min(3, flat.width - 1)];
+function wordsOf(t, { network, input, conv, sum, pool, flat, dense, output }) {
+  const activation = conv.layers.map((i) => network.layers[i]).find(({ kind }) => kind === 'activation'), { y, x } = exampleOf(flat);
   return {
-    conv: nameOf(conv.first), maps: conv.maps, kernel: conv.layer.kernel[0], side: conv.height, padded: input.height,
+    conv: conv.name, maps: conv.maps, kernel: conv.base.kernel[0], side: conv.height, padded: input.height,
     function: activation ? t(`function_${activation.function}`, { z: 'z' }) : '–',
-    pool: nameOf(pool.first), mode: t(pool.layer.mode === 'max' ? 'maximum' : 'mean'), pooled: pool.height, before: conv.height,
-    sum: nameOf(sum.first), inputs: network.weights[sum.layer.weight].shape[1], outputs: sum.maps,
-    flat: nameOf(flat.first), flat_maps: flat.maps, flat_height: flat.height, flat_width: flat.width, flat_y: y, flat_x: x, flat_index: (flat.height + y) * flat.width + x,
-    dense: nameOf(dense.first), units: dense.maps, dense_inputs: inputs, output: nameOf(output.first),
+    pool: pool.name, mode: t(pool.base.mode === 'max' ? 'maximum' : 'mean'), pooled: pool.height, before: conv.height,
+    sum: sum.name, inputs: network.weights[sum.base.weight].shape[1],
+    flat: flat.name, flat_maps: flat.maps, flat_height: flat.height, flat_width: flat.width, flat_y: y, flat_x: x, flat_index: (flat.height + y) * flat.width + x,
+    dense: dense.name, units: dense.maps, dense_inputs: size(flat.layer.shape), output: output.name,
   };
 }
 
 /** A pullover and a coat, and the difference of all their maps. */
-function compareTwo(app) {
-  const choose = (index) => () => app.set({ difference: null, source: { kind: 'garment', index } });
+function compareTwo({ t, set, api, className }) {
+  const garmentButton = (index) => button(className(index), () => set({ difference: null, source: { kind: 'garment', index } }));
   const subtract = async () => {
-    const [coat, pullover] = await Promise.all([COAT, PULLOVER].map(async (index) => (await app.api.look(await garment(index), { answer: 0 })).values));
-    app.set({ difference: { values: coat.map((value, i) => value - pullover[i]), title: app.t('tour_difference'), isLinear: true } });
+    const [coat, pullover] = await Promise.all([COAT, PULLOVER].map(async (index) => (await api.look(await garment(index), { answer: 0 })).values));
+    set({ difference: { values: coat.map((value, i) => value - pullover[i]), title: t('tour_difference'), isLinear: true } });
   };
-  return [[app.className(PULLOVER), choose(PULLOVER)], [app.className(COAT), choose(COAT)], [app.t('tour_difference'), subtract]]
-    .map(([text, click]) => el('button', { on: { click } }, text));
+  return [garmentButton(PULLOVER), garmentButton(COAT), button(t('tour_difference'), subtract)];
 }
 
 /** Says so once a drawing is taken for a sneaker. */
 function drawSneaker(app) {
-  const verdict = el('p', { class: 'good', role: 'status' });
+  const verdict = el('p', { className: 'good', role: 'status' });
   app.subscribe(['head'], ({ source, values, drawing }) => {
     if (source.kind !== 'drawing' || drawing || !values || !verdict.isConnected) return;
-    const shares = probabilitiesOf(app.state), isSneaker = shares.indexOf(Math.max(...shares)) === SNEAKER;
+    const shares = probabilitiesOf(app.state), isSneaker = topOf(shares) === SNEAKER;
     verdict.textContent = isSneaker ? app.t('tour_done', { share: (100 * shares[SNEAKER]).toFixed(0) }) : '';
   });
   return [verdict];

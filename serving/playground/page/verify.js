@@ -1,34 +1,61 @@
-/** Computes every value of every layer again and holds it against what the server computed, by the export gate's tolerances. */
+/** "Check all values": the browser computes every one again, and holds it against the server's by the export gate's tolerances. */
 
-import { explain, indexOf, shape3, size } from './explain.js';
+import { button, el, row, scientific, table } from './dom.js';
+import { explain, shape3, size } from './explain.js';
+import { cellOf } from './layout.js';
 
 /** [rtol, atol] of the export gate (atelier/tolerances.py): |difference| <= atol + rtol * |value|. */
 export const TOLERANCES = { fp32: [1e-5, 1e-5], tf32: [2e-3, 1.5e-2], fp16: [2e-3, 1.5e-2], bf16: [2e-2, 2e-1], int8: [5e-2, 4e-1] };
 
 /**
- * Computes all values in float64, each layer from what the server says of the one before it.
- * @returns {Array<{name: string, count: number, worst: number, share: number, cell: number[]}>} for each layer the largest
- *   difference, the largest share of the tolerance that one uses (above 1: too far off), and where
+ * Computes all values in float64, each layer from what the server says of the one before it. Returns for each layer {name,
+ * count, worst, share}: the largest difference, and the largest share of the tolerance; above 1 it is too far off.
  */
 export function verify(net, values, weights, image) {
   const [rtol, atol] = TOLERANCES[net.model.precision];
   return net.layers.map((layer, index) => {
-    const result = { name: layer.name, count: size(layer.shape), worst: 0, share: 0, cell: [0, 0, 0] };
-    forEachCell(layer, (map, y, x) => {
-      const served = values[indexOf(layer, map, y, x)];
-      const here = index ? explain(net, values, weights, index, map, y, x, false).z : image[y * shape3(layer)[2] + x] / 255;
-      const difference = Math.abs(here - served);
-      result.worst = Math.max(result.worst, difference);
-      const share = difference / (atol + rtol * Math.abs(here));
-      if (!(share <= result.share)) Object.assign(result, { share, cell: [map, y, x] });
-    });
-    return result;
+    const [, height, width] = shape3(layer), count = size(layer.shape);
+    let worst = 0, share = 0;
+    for (let i = 0; i < count; i++) {
+      const here = index ? explain(net, values, weights, index, cellOf({ height, width }, i), false).z : image[i] / 255;
+      const difference = Math.abs(here - values[layer.start + i]), used = difference / (atol + rtol * Math.abs(here));
+      worst = Math.max(worst, difference);
+      if (!(used <= share)) share = used; // NaN is too far off
+    }
+    return { name: layer.name, count, worst, share };
   });
 }
 
-function forEachCell(layer, visit) {
-  const [maps, height, width] = shape3(layer);
-  for (let map = 0; map < maps; map++) {
-    for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) visit(map, y, x);
+export function makeCheck(app) {
+  const { t } = app, result = el('div', { 'aria-live': 'polite' });
+  const ask = button(t('check_all'), async () => result.replaceChildren(...(await check(app))), { id: 'check' });
+  app.subscribe(['values'], () => result.replaceChildren());
+  return el('section', { className: 'check' }, ask, result);
+}
+
+async function check(app) {
+  await app.loadWeights();
+  const { t, state } = app, { network, values, weights, looked, off } = state;
+  if (state.weightsKey !== state.valuesKey) return [el('p', {}, t('loading_weights'))];
+  const began = performance.now(), results = verify(network, values, switchedOff(network, weights, off), looked);
+  const isRight = results.every(({ share }) => share <= 1), words = { n: network.num_values.toLocaleString(state.lang), ms: Math.round(performance.now() - began) };
+  const rows = results.map(({ name, count, worst, share }) => {
+    const isClose = share <= 1;
+    return row(name, [count, scientific(worst), `${isClose ? '✓' : '✗'} ${(100 * share).toFixed(0)} %`], isClose ? '' : 'bad');
+  });
+  const head = ['layer', 'values', 'worst', 'of_tolerance'].map((key) => t(`check_${key}`));
+  return [el('p', { className: isRight ? 'good' : 'bad' }, t(isRight ? 'check_right' : 'check_wrong', words)), table('list', null, head, rows)];
+}
+
+/** The weights as the server used them: those of a map that is switched off are 0. */
+function switchedOff({ layers, weights: places }, weights, off) {
+  const changed = weights.slice();
+  for (const { layer, map } of off) {
+    const { weight, bias } = layers.find(({ name }) => name === layer);
+    for (const name of [weight, bias].filter(Boolean)) {
+      const { start, shape } = places[name], each = size(shape.slice(1));
+      changed.fill(0, start + map * each, start + (map + 1) * each);
+    }
   }
+  return changed;
 }
