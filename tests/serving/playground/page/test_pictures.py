@@ -9,7 +9,7 @@ from PIL import Image
 
 from examples import playground_pictures
 from tests.conftest import Job, command
-from tests.playground.conftest import ROOT
+from tests.serving.playground.page.conftest import ROOT
 
 MAX_BYTES = 300_000
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.playground.pages import choose, image_of, network_of, opened, settle
+from tests.serving.playground.page.pages import choose, image_of, network_of, opened, settle
 
 PARAMETERS = {"tutorial": "61,706", "classic": "60,850"}
 

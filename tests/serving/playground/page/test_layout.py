@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.playground.pages import OpenPage, choose, opened
+from tests.serving.playground.page.pages import OpenPage, choose, opened
 
 pytestmark = pytest.mark.slow
 

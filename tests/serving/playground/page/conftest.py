@@ -22,7 +22,7 @@ from tests.conftest import Job
 from tests.idx_files import write_idx_files
 from tests.training.conftest import call_trainer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 PAGE_DIR = ROOT / "serving" / "playground" / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 OpenPage = Callable[..., Any]

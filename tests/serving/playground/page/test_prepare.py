@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from tests.conftest import Job
-from tests.playground.drawings import DRAWINGS, PLACES, Line, lines_of
+from tests.serving.playground.page.drawings import DRAWINGS, PLACES, Line, lines_of
 
 PREPARE = """async ([drawings, width, isPainted, isFilled]) => {
   const { prepare } = await import('/prepare.js');

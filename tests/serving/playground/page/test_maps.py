@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.playground.pages import Look, OpenPage, choose, image_of, look, network_of, opened, picture_of
+from tests.serving.playground.page.pages import Look, OpenPage, choose, image_of, look, network_of, opened, picture_of
 
 pytestmark = pytest.mark.slow
 

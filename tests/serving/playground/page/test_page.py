@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from atelier.tolerances import TOLERANCES
-from tests.playground.conftest import PAGE_DIR
-from tests.playground.drawings import DRAWINGS, Line, lines_of
-from tests.playground.pages import OpenPage, choose, image_of, look, opened, settle
+from tests.serving.playground.page.conftest import PAGE_DIR
+from tests.serving.playground.page.drawings import DRAWINGS, Line, lines_of
+from tests.serving.playground.page.pages import OpenPage, choose, image_of, look, opened, settle
 
 BOOT = lines_of(DRAWINGS[18][1], 0.62, 0.0, 0.0)
 SEEN = """() => {
@@ -87,7 +87,8 @@ def test_a_boot_drawn_by_mouse_is_filled_and_answered(served: Any, open_page: Op
 def test_looks_are_at_most_30_a_second_and_the_last_image_is_looked_at(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served())
     starts = page.evaluate(HURRY)
-    assert len(starts) > 3 and min(np.diff(starts)) > 25  # 33 between them, when the machine is not busy
+    # A busy machine delays single ones: two may come closer together than 33 ms, but not all.
+    assert 3 < len(starts) <= 30 * (starts[-1] - starts[0]) / 1e3 + 3
     settle(page)
     assert page.evaluate("() => atelier.state.looked[0]") == 100
 
@@ -205,7 +206,8 @@ def test_an_idle_page_asks_nothing(served: Any, open_page: OpenPage) -> None:
         " requestAnimationFrame = (paint) => (frames0++, frame(paint)); }"
     )
     page.wait_for_timeout(1500)
-    assert (requests, page.evaluate("() => frames0")) == ([], 0)
+    asked = [url for url in requests if not url.endswith("/icon.svg")]  # which a busy browser fetches late
+    assert (asked, page.evaluate("() => frames0")) == ([], 0)
 
 
 def test_a_refusal_is_told_with_its_cure_and_the_maps_stay(served: Any, open_page: OpenPage) -> None:
