@@ -113,9 +113,11 @@ class Playground:
         self._process, self._link = start_process(work, inherited, "playground")
 
     def _serve(self, versions: Sequence[ModelVersion], link: Connection) -> int:
-        from serving.playground.serve import serve  # in the process: the supervisor loads no runtime
+        import asyncio  # in the process: the supervisor loads neither an event loop nor a runtime
 
-        serve(self._config, versions, self.entrance, self._sockets, link)
+        from serving.playground.serve import serve
+
+        asyncio.run(serve(self._config, versions, self.entrance, self._sockets, link))
         return os.EX_OK
 
     def _note_end(self, *, is_wanted: bool = False) -> None:

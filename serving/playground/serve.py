@@ -25,7 +25,7 @@ MAX_THREADS = 4  # that read files
 TICK_S = 1.0
 
 
-def serve(
+async def serve(
     config: ServerConfig,
     versions: Sequence[ModelVersion],
     entrance: Entrance,
@@ -34,16 +34,6 @@ def serve(
 ) -> None:
     """Serves until nobody has looked for a while, or the supervisor has gone."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # strangers' requests are no warnings
-    asyncio.run(_serve(config, versions, entrance, sockets, link))
-
-
-async def _serve(
-    config: ServerConfig,
-    versions: Sequence[ModelVersion],
-    entrance: Entrance,
-    sockets: list[socket.socket],
-    link: Connection,
-) -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_THREADS
     async with AsyncClient(entrance.target, token=entrance.token) as client:
         server = server_for(make_app(Looks(client, Versions(config, versions)), [config.playground_host]))
