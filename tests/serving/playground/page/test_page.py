@@ -84,11 +84,11 @@ def test_a_boot_drawn_by_mouse_is_filled_and_answered(served: Any, open_page: Op
     assert not image_of(page).any()
 
 
+@pytest.mark.timing
 def test_looks_are_at_most_30_a_second_and_the_last_image_is_looked_at(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served())
     starts = page.evaluate(HURRY)
-    # A busy machine delays single ones: two may come closer together than 33 ms, but not all.
-    assert 3 < len(starts) <= 30 * (starts[-1] - starts[0]) / 1e3 + 3
+    assert len(starts) > 3 and min(np.diff(starts)) > 25  # 33 between them, when the machine is not busy
     settle(page)
     assert page.evaluate("() => atelier.state.looked[0]") == 100
 
