@@ -26,11 +26,11 @@ CARGO := $(shell command -v cargo 2>/dev/null)
 CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test test-all check loadtest attack restarts bench ladder runtimes look gpu-report clean
+.PHONY: help setup data train curves export serve classify test test-all check loadtest attack restarts reliability reliability-full bench ladder runtimes look gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(SETUP) $(NATIVE) ## make .venv, install the pinned versions (with the GPU's where nvidia-smi answers), build the native front end
 
@@ -102,6 +102,12 @@ attack: $(EXPORTED) $(NATIVE) ## attack a server of one's own in 24 ways, an hon
 
 restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, give it new versions good and bad, and account for every request
 	$(RUN) -m loadtest.restarts $(ARGS)
+
+reliability: $(EXPORTED) $(NATIVE) ## measure the goals G1 to G26 of reliability, at the gate's size: see docs/reliability.md
+	$(RUN) -m tests.reliability $(ARGS)
+
+reliability-full: $(EXPORTED) $(NATIVE) ## the same at a release's size, in hours; goes on where it was stopped
+	$(RUN) -m tests.reliability --full $(ARGS)
 
 bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers
 	$(RUN) -m loadtest.bench $(if $(PEERS),--measure peers,overload,training) $(ARGS)

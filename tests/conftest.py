@@ -13,6 +13,8 @@ import pytest
 from atelier.errors import MissingInputError
 from training.dataset import FashionMNIST, load_dataset
 
+pytest_plugins = ["tests.reliability.plugin"]
+
 
 @dataclass(frozen=True)
 class Job:

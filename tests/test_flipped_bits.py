@@ -1,11 +1,8 @@
-"""Artifacts of which one bit is flipped, or the end is missing, are refused by the right word, each kind of them.
-
-ATELIER_NUM_FLIPS says how many of each kind: 10,000 before a release, in some minutes.
-"""
+"""Artifacts of which one bit is flipped, or the end is missing, are refused by the right word, each kind of them."""
 
 import dataclasses
 import hashlib
-import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -20,12 +17,12 @@ from serving.config import ServerConfig
 from serving.manifest import MANIFEST_NAME, ONNX_NAME, PROGRAM_NAME, RTX_ENGINE_NAME
 from serving.models import read_version
 from tests.export.small_model import seeded_model, version_for_servers
+from tests.reliability.plugin import Figure
 from tests.tensorrt.bindings import rtx_bindings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.recipes import RECIPES
 from training.run_record import RECORD_NAME, EpochMetrics, RunRecord, load_record, weights_name
 
-NUM_FLIPS = int(os.environ.get("ATELIER_NUM_FLIPS", "200"))
 FILES = {MANIFEST_NAME: "auto", ONNX_NAME: "onnxruntime", PROGRAM_NAME: "torch", RTX_ENGINE_NAME: "tensorrt"}
 
 
@@ -67,11 +64,11 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def words_of_damaged(path: Path, load: Callable[[], object]) -> set[str]:
-    """Flips a bit at a time, and cuts every tenth time; returns the words of the refusals, and "" for what passes."""
-    good, random, words = path.read_bytes(), Random(path.name), set()
+def words_of_damaged(path: Path, num_flips: int, load: Callable[[], object]) -> Counter[str]:
+    """Flips a bit at a time, and cuts every tenth time; counts the words of the refusals, and "" for what passes."""
+    good, random, words = path.read_bytes(), Random(path.name), Counter[str]()
     load()
-    for number in range(NUM_FLIPS):
+    for number in range(num_flips):
         damaged = bytearray(good)
         if number % 10 == 0:
             del damaged[random.randrange(len(good)) :]
@@ -81,22 +78,31 @@ def words_of_damaged(path: Path, load: Callable[[], object]) -> set[str]:
         path.write_bytes(damaged)
         try:
             load()
-            words.add("")
+            words[""] += 1
         except BadDataError as error:
-            words.add(error.word)
+            words[error.word] += 1
     path.write_bytes(good)
     load()
     return words
 
 
+def told(words: Counter[str]) -> str:
+    return f"{words['']:,} of {words.total():,} accepted"
+
+
+@pytest.mark.goal("G17", of="flips and cuts of a file", ci=200, release=10_000)
 @pytest.mark.parametrize("name", FILES)
-def test_no_damaged_file_of_a_version_is_served(repository: Path, name: str) -> None:
+def test_no_damaged_file_of_a_version_is_served(repository: Path, name: str, size: int, figure: Figure) -> None:
     config = ServerConfig(repository=repository, backend=FILES[name])
-    found = words_of_damaged(repository / "lenet5" / "1" / name, lambda: read_version(config))
-    assert found == {"BAD_MANIFEST" if name == MANIFEST_NAME else "HASH_MISMATCH"}
+    found = words_of_damaged(repository / "lenet5" / "1" / name, size, lambda: read_version(config))
+    figure(told(found))
+    assert set(found) == {"BAD_MANIFEST" if name == MANIFEST_NAME else "HASH_MISMATCH"}
 
 
-def test_no_damaged_checkpoint_is_loaded(checkpoint_dir: Path) -> None:
-    for name in (RECORD_NAME, weights_name(load_record(checkpoint_dir).sha256)):
-        found = words_of_damaged(checkpoint_dir / name, lambda: load_checkpoint(checkpoint_dir))
-        assert found == {"BAD_CHECKPOINT"}, name
+@pytest.mark.goal("G17", of="flips and cuts of a file", ci=200, release=10_000)
+@pytest.mark.parametrize("name", [RECORD_NAME, "weights"])
+def test_no_damaged_checkpoint_is_loaded(checkpoint_dir: Path, name: str, size: int, figure: Figure) -> None:
+    path = checkpoint_dir / (RECORD_NAME if name == RECORD_NAME else weights_name(load_record(checkpoint_dir).sha256))
+    found = words_of_damaged(path, size, lambda: load_checkpoint(checkpoint_dir))
+    figure(told(found))
+    assert set(found) == {"BAD_CHECKPOINT"}

@@ -1,0 +1,146 @@
+"""Measures the goals of reliability, G1 to G26, and prints for each what was promised and what was found.
+
+make reliability                       each at the gate's size, in minutes
+make reliability-full                  each at a release's size, in hours; goes on where it was stopped
+python -m tests.reliability --only G7  one goal
+"""
+
+import contextlib
+import datetime
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.errors import UsageError
+from atelier.machine import machine_facts
+from atelier.program import run_program
+from atelier.settings import parse_settings
+from atelier.tables import aligned
+from tests.reliability.goals import GOALS, RELEASE, RESULTS, Result, revision
+
+HEADER = ("goal", "promise", "counted", "in the gate", "for a release", "measured", "at size", "verdict", "minutes")
+PACKAGES = ("torch", "onnx", "onnxruntime", "grpcio", "numpy")
+SHORT = 300  # characters of a failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilitySettings:
+    """The command line."""
+
+    only: str = ""
+    """Goals, separated by commas: G1,G7; none measures all."""
+
+    full: bool = False
+    """Sizes for a release. What this commit has already passed at that size is not measured again."""
+
+    again: bool = False
+    """Measure everything, whatever was measured before."""
+
+    results_dir: Path = Path("artifacts/reliability")
+    """Where each test's result is kept, a file each."""
+
+    report_dir: Path = Path("artifacts/reliability")
+    """Where reliability-<date>.md is written."""
+
+    def __post_init__(self) -> None:
+        for name in self.goals:
+            if name not in GOALS:
+                raise UsageError("NO_GOAL", f"there is no goal {name!r}", f"one of {', '.join(GOALS)}")
+
+    @property
+    def goals(self) -> list[str]:
+        """Which ones."""
+        return [name.strip() for name in self.only.split(",") if name.strip()] or list(GOALS)
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 1 if a goal was missed, or has no figure."""
+    settings = parse_settings(
+        ReliabilitySettings,
+        arguments,
+        prog="python -m tests.reliability",
+        description=__doc__ or "",
+        epilog="goals:\n" + "\n".join(f"  {name:<4} {promise}" for name, promise in GOALS.items()),
+    )
+    now, directory = revision(), settings.results_dir / ("release" if settings.full else "gate")
+    if settings.again:
+        for path in directory.glob("G*.json"):
+            path.unlink()
+    kept = [result for result in results_in(directory) if is_done(result, now)]
+    _measure(settings, directory.resolve(), kept)
+    found = [each for each in results_in(directory) if each.goal in settings.goals and each.revision == now]
+    text = report_of(settings.goals, found, now)
+    print("\n" + text)
+    settings.report_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.report_dir / f"reliability-{datetime.date.today().isoformat()}.md"
+    path.write_text(text + "\n")
+    print(f"report: {path}")
+    missed = {each.goal for each in found if each.outcome != "passed"} | (set(settings.goals) - {e.goal for e in found})
+    return int(bool(missed))
+
+
+def is_done(result: Result, now: str) -> bool:
+    """Returns whether it need not be measured again: it passed at this very commit, with no file changed."""
+    return result.outcome == "passed" and result.revision == now and not now.endswith("+")
+
+
+def results_in(directory: Path) -> list[Result]:
+    """Reads the results, in the order of the goals."""
+    results = [Result.load(path) for path in directory.glob("G*.json")]
+    return sorted(results, key=lambda result: (int(result.goal[1:]), result.test))
+
+
+def _measure(settings: ReliabilitySettings, directory: Path, kept: list[Result]) -> None:
+    """Runs pytest on the goals' tests, one at a time: many of them measure time."""
+    environment = os.environ | {RESULTS: str(directory)} | ({RELEASE: "1"} if settings.full else {})
+    command = [sys.executable, "-m", "pytest", "-m", "goal", "--goals", ",".join(settings.goals), "-o", "timeout=0"]
+    command += [f"--deselect={result.test}" for result in kept]
+    with contextlib.suppress(KeyboardInterrupt):  # what was measured is printed
+        subprocess.run([*command, "-q", "-rfs", "--no-header"], env=environment, check=False)
+
+
+def report_of(goals: list[str], results: list[Result], now: str) -> str:
+    """Renders the report as Markdown, a row for each test of a goal."""
+    facts = machine_facts(PACKAGES)
+    rows = [HEADER, *(row for goal in goals for row in _rows(goal, [e for e in results if e.goal == goal]))]
+    date = datetime.date.today().isoformat()
+    head = [
+        f"# Reliability goals, {date}",
+        f"Commit {now}; {facts['cpu']}; Python {facts['python']}; {facts['packages']}.",
+    ]
+    return "\n\n".join([*head, aligned(rows)])
+
+
+def _rows(goal: str, results: list[Result]) -> list[tuple[str, ...]]:
+    if not results:
+        return [(goal, GOALS[goal], "", "", "", "", "", "NOT MEASURED", "")]
+    return [
+        (
+            goal,
+            GOALS[goal] if index == 0 else "",
+            _counted(result),
+            f"{result.ci:,}",
+            f"{result.release:,}",
+            "; ".join(result.figures) or "-",
+            f"{result.size:,}",
+            "met" if result.outcome == "passed" else f"{result.outcome.upper()}: {_cell(result.why)}",
+            f"{result.seconds / 60:.1f}",
+        )
+        for index, result in enumerate(results)
+    ]
+
+
+def _counted(result: Result) -> str:
+    """Returns what is counted, and with which of a test's parameters."""
+    _, bracket, parameters = result.test.partition("[")
+    return f"{result.of} ({parameters.rstrip(']')})" if bracket else result.of
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/")[:SHORT]
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
