@@ -58,6 +58,7 @@ def test_training_and_export_report_what_they_did(job: Job) -> None:
     assert files >= {"manifest.json", "model.onnx", "model.pt2", "parity.json", "parity.md"}
 
 
+@pytest.mark.fault("S32")
 def test_16_clients_get_exactly_the_labels_of_onnxruntime_in_order(
     job: Job, server: ServerProcess, data: FashionMNIST
 ) -> None:
@@ -154,6 +155,7 @@ def test_serving_on_the_ground_floor_alone_can_serve(job: Job, tmp_path: Path) -
         assert process.wait(20) == 0
 
 
+@pytest.mark.fault("S36")
 def test_restarts_under_load_lose_no_answer(job: Job, data: FashionMNIST) -> None:
     """SIGTERM while clients send: what was accepted is answered, the rest is told to retry, and retrying succeeds."""
     with served(job.repository) as first:
@@ -189,6 +191,7 @@ def test_restarts_under_load_lose_no_answer(job: Job, data: FashionMNIST) -> Non
     assert sum(answers) >= before + 100
 
 
+@pytest.mark.fault("S56")
 def test_server_drains_when_nobody_reads_its_output(job: Job) -> None:
     """`make serve | tee log`, and Ctrl-C ends tee first."""
     arguments = ("--repository", str(job.repository), "--port", "0", "--device", "cpu")
@@ -241,6 +244,7 @@ def test_server_that_cannot_do_what_was_asked_ends_with_one_line(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.fault("S40")
 def test_port_in_use_ends_with_one_line_and_disturbs_nobody(job: Job, server: ServerProcess) -> None:
     done = command("serving", "--repository", job.repository, "--port", server.port, "--device", "cpu")
     assert (done.returncode, done.stderr.count("\n")) == (os.EX_UNAVAILABLE, 1), done.stderr
@@ -249,6 +253,7 @@ def test_port_in_use_ends_with_one_line_and_disturbs_nobody(job: Job, server: Se
         assert client.is_serving()
 
 
+@pytest.mark.fault("E4")
 def test_changed_model_is_never_served(job: Job, tmp_path: Path) -> None:
     version_dir = tmp_path / "lenet5" / "1"
     version_dir.mkdir(parents=True)

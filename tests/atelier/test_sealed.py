@@ -44,6 +44,7 @@ def test_digest_is_of_the_file_with_zeros_in_its_place() -> None:
     assert hashlib.sha256(data.replace(found[0], b"0" * 64)).hexdigest().encode() == found[0]
 
 
+@pytest.mark.fault("E5")
 def test_every_bit_counts_and_every_byte() -> None:
     data = sealed({"a": 1.0, "b": "é", "c": [1e-05]})
     for position in range(8 * len(data)):

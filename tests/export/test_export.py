@@ -108,6 +108,7 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
     assert second.files[PROGRAM_NAME] == manifest.files[PROGRAM_NAME]
 
 
+@pytest.mark.fault("E13")
 def test_a_failed_gate_publishes_nothing_and_names_runtime_image_and_layer(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_gate_that_crashes_leaves_nothing(workplace: Path, monkeypatch: pytest
     assert {path.name for path in workplace.iterdir()} == {"checkpoint", "data"}
 
 
+@pytest.mark.fault("E1")
 @pytest.mark.parametrize("flipped_byte", [0, 100, 5000, -1])
 def test_a_changed_checkpoint_is_refused_and_nothing_is_made(
     flipped_byte: int, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -276,6 +278,7 @@ def test_an_unknown_choice_is_refused_and_the_known_ones_are_named(
 # --- With a GPU -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E17")
 def test_engine_asked_for_and_impossible_publishes_nothing(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_real_runtimes_pass_within_the_tolerance() -> None:
     assert report.pairs[0].max_abs_diff < 1e-5
 
 
+@pytest.mark.fault("E13")
 @pytest.mark.parametrize("seed", range(20))
 def test_any_weight_moved_by_a_hundredth_is_caught(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -112,6 +113,7 @@ class DriftingBackend:
     def close(self) -> None: ...
 
 
+@pytest.mark.fault("E14")
 def test_a_fault_at_one_batch_size_is_caught() -> None:
     report = run_gate(truth(), [DriftingBackend()], noise_inputs(), "fp32")
     assert not report

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from atelier.tolerances import margins
 from export.parity_inputs import parity_inputs
@@ -13,6 +14,7 @@ def edge_images(name: str) -> np.ndarray:
     return INPUTS.images[6:][chosen]
 
 
+@pytest.mark.fault("E14")
 def test_test_images_come_first_and_every_edge_image_has_a_name() -> None:
     np.testing.assert_array_equal(INPUTS.images[:6], TEST_IMAGES)
     assert len(INPUTS.images) == 6 + len(INPUTS.edge_names)
@@ -24,6 +26,7 @@ def test_an_image_is_described_by_its_index_or_its_edge() -> None:
     assert INPUTS.describe(7) == "edge image 1 (all 255, number 0)"
 
 
+@pytest.mark.fault("E14")
 def test_edges_are_black_white_every_single_pixel_and_noise() -> None:
     assert (edge_images("all 0") == 0).all()
     assert (edge_images("all 255") == 255).all()
@@ -33,6 +36,7 @@ def test_edges_are_black_white_every_single_pixel_and_noise() -> None:
     assert (pixels.sum(axis=0) == 255).all()  # each place once
 
 
+@pytest.mark.fault("E14")
 def test_near_ties_lie_on_both_sides_of_the_decision() -> None:
     # Seeded weights give all noise one class, so an all-or-nothing truth of two classes stands in for a trained one.
     def brighter_than_half(images: np.ndarray) -> np.ndarray:

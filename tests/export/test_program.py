@@ -89,6 +89,7 @@ def test_program_for_single_images_can_be_made() -> None:
     assert logits.shape == (1, 10)
 
 
+@pytest.mark.fault("E3")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused_by_name(value: float) -> None:
     model = seeded_model()
@@ -104,5 +105,6 @@ def test_program_file_holds_no_path_of_this_machine() -> None:
     assert b"site-packages" not in content
 
 
+@pytest.mark.fault("E19")
 def test_same_weights_give_the_same_program_file() -> None:
     assert program_bytes(program_from_model(seeded_model(), MAX_BATCH_SIZE)) == exported_files()[PROGRAM_NAME]

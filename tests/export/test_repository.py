@@ -149,6 +149,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.fault("E15")
 @pytest.mark.slow
 def test_exporters_at_once_get_different_versions(tmp_path: Path) -> None:
     exporters = [start(WAIT_AND_PUBLISH, tmp_path) for _ in range(2)]
@@ -186,6 +187,7 @@ print(number - 1)
 """
 
 
+@pytest.mark.fault("E15")
 @pytest.mark.slow
 def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path) -> None:
     output, errors = start(DIE_EVERYWHERE, tmp_path).communicate(timeout=60)
@@ -200,6 +202,7 @@ def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path)
         assert not list(model_dir.glob(".building*"))
 
 
+@pytest.mark.fault("E16")
 def test_a_full_disk_leaves_nothing_and_is_reported(tmp_path: Path) -> None:
     program = """
 import resource

@@ -163,6 +163,7 @@ def test_what_is_no_model_is_refused(model: bytes, library: Any) -> None:
 # --- Without the library ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("E17")
 def test_missing_library_is_one_line_and_an_error_only_if_an_engine_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

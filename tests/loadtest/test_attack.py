@@ -34,6 +34,7 @@ def site(front_end: str, small_repository: Path) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.fault("S8", "S10", "S11", "S12", "S13", "S14", "S15", "S16", "S17")
 @pytest.mark.timing
 @pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
 def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site) -> None:

@@ -41,6 +41,7 @@ def serving(front_end: str, small_repository: Path) -> Command:
     return Command(module="serving", arguments=options)
 
 
+@pytest.mark.fault("S36")
 @pytest.mark.slow
 def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, known: Reference) -> None:
     cycles = restart(serving, known, number=NUMBER, rate=RATE)
@@ -49,6 +50,7 @@ def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, know
     assert cycles.answered == cycles.account.right
 
 
+@pytest.mark.fault("S29", "S39")
 @pytest.mark.timing
 def test_kills_under_load_fail_no_call_of_our_client(front_end: str, serving: Command, known: Reference) -> None:
     cycles, promise = kill(serving, known, number=NUMBER, rate=RATE), ENDS[front_end][KILL]
@@ -137,6 +139,7 @@ def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
 # --- New versions ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("S33")
 @pytest.mark.slow
 def test_swaps_under_load_fail_no_call_and_mix_no_versions(
     front_end: str, small_repository: Path, known: Reference
@@ -147,6 +150,7 @@ def test_swaps_under_load_fail_no_call_and_mix_no_versions(
     assert cycles.account.right > RATE
 
 
+@pytest.mark.fault("S34")
 @pytest.mark.slow
 def test_bad_versions_under_load_are_all_refused(front_end: str, small_repository: Path, known: Reference) -> None:
     cycles = refuse(front_end_flags(front_end), small_repository, known, number=len(BAD_KINDS), rate=RATE)

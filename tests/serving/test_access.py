@@ -58,6 +58,7 @@ def label_from(target: str, **access: Any) -> int:
 # --- TLS -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("S44")
 def test_tls_serves_those_who_trust_it_and_nobody_in_plain_text(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
     with serving("--tls-certificate", certificate, "--tls-key", key) as server:
@@ -70,6 +71,7 @@ def test_tls_serves_those_who_trust_it_and_nobody_in_plain_text(serving: Serving
         assert server.stop() == 0
 
 
+@pytest.mark.fault("S44")
 def test_mutual_tls_turns_away_clients_without_a_certificate(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
     authority = make_certificate(tmp_path, "authority")
@@ -81,6 +83,7 @@ def test_mutual_tls_turns_away_clients_without_a_certificate(serving: Serving, t
             label_from(server.target, tls=certificate)
 
 
+@pytest.mark.fault("S42")
 @pytest.mark.slow
 def test_certificate_that_changes_is_read_again_and_a_broken_one_is_not_taken(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
@@ -95,6 +98,7 @@ def test_certificate_that_changes_is_read_again_and_a_broken_one_is_not_taken(se
         assert label_from(server.target, tls=other) == 7
 
 
+@pytest.mark.fault("S43")
 @pytest.mark.parametrize("broken", ["certificate", "key"])
 @pytest.mark.parametrize("content", ["nonsense", None])
 def test_files_that_are_no_certificate_end_the_start(
@@ -133,6 +137,7 @@ def end_of_call(target: str, method: str, *metadata: tuple[str, str]) -> str:
             return f"{failure.code().name} {failure.details().partition(':')[0]}"
 
 
+@pytest.mark.fault("S45")
 def test_tokens_are_asked_for_by_every_method_but_health(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"# who may call\n{digest_of('first')} alice\n{digest_of('second')}\n")
@@ -177,6 +182,7 @@ def test_client_sends_no_token_in_plain_text_beyond_this_machine() -> None:
 # --- Beyond this machine ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("S47")
 def test_address_that_others_reach_wants_tls_and_tokens(front_end: str, serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
     tls = ("--tls-certificate", certificate, "--tls-key", key)

@@ -123,6 +123,7 @@ def test_several_addresses_are_served_at_once(front_end: str, tmp_path: Path) ->
         assert server.stop() == 0
 
 
+@pytest.mark.fault("S40")
 @pytest.mark.parametrize(("first", "second"), [("[::1]", "localhost"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "[::1]")])
 def test_no_two_servers_share_a_port_by_different_names(first: str, second: str, front_end: str) -> None:
     with server_process(SERVER, "--port", "0", "--insecure", "--front-end", front_end, "--host", first) as server:

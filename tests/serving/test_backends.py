@@ -234,6 +234,7 @@ def second_output(model: ModelProto) -> None:
     model.graph.output.append(onnx.helper.make_tensor_value_info("sigmoid", TensorProto.FLOAT, ["batch", 6, 28, 28]))
 
 
+@pytest.mark.fault("E18")
 @pytest.mark.parametrize("change", [renamed_input, renamed_output, float_images, fixed_batch, second_output])
 def test_another_contract_of_tensors_is_refused(change: Callable[[ModelProto], None]) -> None:
     model = onnx.load_from_string(ONNX)
@@ -242,6 +243,7 @@ def test_another_contract_of_tensors_is_refused(change: Callable[[ModelProto], N
         OnnxRuntimeBackend(model.SerializeToString(), max_batch_size=1)
 
 
+@pytest.mark.fault("E6")
 @pytest.mark.parametrize("directory", ["", "../", "absolute"])
 def test_weights_in_another_file_are_not_read(directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
@@ -299,6 +301,7 @@ def test_auto_takes_onnxruntime_on_cuda_where_there_is_a_gpu(version: Version) -
     assert why.endswith("CUDA works here")
 
 
+@pytest.mark.fault("O3")
 @needs_no_cuda
 @pytest.mark.parametrize("kind", ["auto", "torch", "onnxruntime"])
 def test_cuda_asked_for_is_never_replaced_by_the_cpu(kind: str, version: Version) -> None:
@@ -352,6 +355,7 @@ def test_tensorrt_asked_for_on_the_cpu_is_refused(with_engine: Version) -> None:
         open_it("tensorrt", "cpu", with_engine)
 
 
+@pytest.mark.fault("O3")
 @needs_no_cuda
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
 def test_tensorrt_without_a_gpu_is_told_with_the_cure(device: str, with_engine: Version) -> None:
@@ -373,6 +377,7 @@ def fitting(with_engine: Version) -> tuple[Path, Manifest, EngineSpec]:
     return version_dir, manifest, dataclasses.replace(ENGINE, onnx_sha256=manifest.files[ONNX_NAME])
 
 
+@pytest.mark.fault("O4")
 @needs_no_cuda
 def test_tensorrt_that_is_not_installed_is_told_with_the_cure(with_engine: Version, h200: FakeCuda) -> None:
     version_dir, manifest, engine = fitting(with_engine)
@@ -400,6 +405,7 @@ RTX_ENGINE = dataclasses.replace(
 )
 
 
+@pytest.mark.fault("E9", "E10")
 @needs_no_cuda
 def test_every_engine_that_does_not_fit_is_named(with_engine: Version, h200: FakeCuda) -> None:
     version_dir, manifest, engine = fitting(with_engine)
@@ -429,6 +435,7 @@ def test_auto_passes_over_a_stale_engine_and_names_it(
     assert "ENGINE_STALE: the engine model.plan was built for TensorRT 11.4.0.106, here is 12.0.0.1" in why
 
 
+@pytest.mark.fault("E11")
 def test_auto_does_not_pass_over_an_engine_that_was_changed(with_engine: Version) -> None:
     (with_engine[0] / ENGINE_NAME).write_bytes(b"another")
     with pytest.raises(BadDataError, match="HASH_MISMATCH"):

@@ -202,6 +202,7 @@ def test_request_that_expires_and_is_cancelled_gives_its_room_back_once(loop: as
     assert queue.num_images == 0
 
 
+@pytest.mark.fault("S21")
 def test_request_that_cannot_meet_its_deadline_is_refused(loop: asyncio.AbstractEventLoop) -> None:
     queue = make_queue(max_batch_size=4, max_queue_size=1000)
     queue.observe(4, 0.04)  # 10 ms an image

@@ -67,6 +67,7 @@ def test_free_device_runs_a_request_at_once_and_batches_grow_while_it_is_busy() 
     run(test())
 
 
+@pytest.mark.fault("S32")
 def test_answers_belong_to_their_requests_whatever_their_neighbours() -> None:
     async def test() -> None:
         random = np.random.default_rng(0)
@@ -150,6 +151,7 @@ async def busy(batcher: Batcher, backend: FakeBackend) -> "asyncio.Task[Answer]"
     return task
 
 
+@pytest.mark.fault("S18")
 def test_cancelled_request_is_not_executed_and_frees_its_place() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -169,6 +171,7 @@ def test_cancelled_request_is_not_executed_and_frees_its_place() -> None:
     run(test())
 
 
+@pytest.mark.fault("S19")
 def test_request_cancelled_in_mid_batch_leaves_its_mates_their_answers() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -284,6 +287,7 @@ def test_images_that_cannot_be_assembled_fail_their_batch_only() -> None:
     run(test())
 
 
+@pytest.mark.fault("S28")
 @pytest.mark.parametrize(
     "answer",
     [
@@ -352,6 +356,7 @@ async def outcome_of(batcher: Batcher, label: int) -> str:
         return error.word
 
 
+@pytest.mark.fault("S26")
 def test_third_failing_batch_in_a_row_gives_the_device_up() -> None:
     async def test() -> None:
         failures: list[ProgramError] = []

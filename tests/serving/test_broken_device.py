@@ -51,6 +51,7 @@ def pauses_s(server: ServerProcess) -> list[float]:
     return [float(pause or 0) for pause in found]
 
 
+@pytest.mark.fault("S31")
 def test_clients_get_right_answers_across_a_process_whose_device_breaks(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "5") as server, Client(server.target) as client:
         with ThreadPoolExecutor(8) as pool:
@@ -63,6 +64,7 @@ def test_clients_get_right_answers_across_a_process_whose_device_breaks(front_en
     assert pauses_s(server) == [0]
 
 
+@pytest.mark.fault("S26")
 @pytest.mark.slow
 def test_process_after_process_that_breaks_is_replaced_ever_more_slowly(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "0,0,0,0") as server:
@@ -86,6 +88,7 @@ def test_replacement_that_has_lasted_is_itself_replaced_at_once(front_end: str) 
         assert server.stop() == 0
 
 
+@pytest.mark.fault("S37")
 @pytest.mark.slow
 def test_stop_during_a_pause_ends_the_server_at_once(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "0,0,0,0,0,0,0") as server:

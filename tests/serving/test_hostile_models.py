@@ -292,6 +292,7 @@ ATTACKS: list[tuple[Attack, str]] = [
 ]
 
 
+@pytest.mark.fault("E6", "E7", "E8")
 @pytest.mark.parametrize(("attack", "reason"), ATTACKS, ids=lambda value: getattr(value, "__name__", None))
 def test_attack_is_refused(attack: Attack, reason: str) -> None:
     assert re.search(reason, reason_of(attacked(attack)))
@@ -326,6 +327,7 @@ def field(number: int, content: bytes) -> bytes:
     return bytes(encoded) + bytes([size]) + content
 
 
+@pytest.mark.fault("E8")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -384,6 +386,7 @@ def refusal_of(repository: Path, **settings: Any) -> ProgramError:
     return refused.value
 
 
+@pytest.mark.fault("E6")
 def test_files_beside_the_model_are_not_opened(tmp_path: Path) -> None:
     canary = tmp_path / "canary"  # opening a FIFO for reading waits for a writer, and lets one in
     os.mkfifo(canary)
@@ -395,6 +398,7 @@ def test_files_beside_the_model_are_not_opened(tmp_path: Path) -> None:
         assert closed.value.errno == errno.ENXIO
 
 
+@pytest.mark.fault("E8")
 def test_file_of_1_gb_is_not_read(tmp_path: Path) -> None:
     version_dir = published(tmp_path / "models", GOOD)
     os.truncate(version_dir / ONNX_NAME, 1 << 30)
@@ -411,6 +415,7 @@ def test_manifest_of_an_attacker_bounds_nothing_away(tmp_path: Path) -> None:
     assert refusal_of(tmp_path / "models").word == "BAD_MANIFEST"
 
 
+@pytest.mark.fault("E7")
 def test_server_ends_before_any_runtime_sees_the_model(tmp_path: Path) -> None:
     published(tmp_path / "models", attacked(an_endless_loop))
     options = ["--repository", str(tmp_path / "models"), "--port", "0", "--device", "cpu"]

@@ -56,6 +56,7 @@ OTHER_KINDS = {
 }
 
 
+@pytest.mark.fault("S7")
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_other_kinds_are_named_with_their_cure(kind: str) -> None:
     data, name, cure = OTHER_KINDS[kind]
@@ -76,6 +77,7 @@ def test_refusal_names_the_picture_and_the_cure(data: bytes) -> None:
     assert "send a whole PNG, JPEG or WebP file" in message
 
 
+@pytest.mark.fault("S8")
 @pytest.mark.parametrize(
     ("data", "found", "limit"),
     [
@@ -110,6 +112,7 @@ def test_largest_picture_allowed_is_decoded() -> None:
     assert decoded(encoded(Image.new("1", (2048, 2048), 1))).min() == WHITE
 
 
+@pytest.mark.fault("S8")
 def test_absurd_header_is_refused_before_the_pixels(legal_s: float) -> None:
     absurd = with_size(encoded(Image.new("L", (28, 28))), 2**31 - 1, 2**31 - 1)
     assert "2147483647 x 2147483647" in refusal(absurd)
@@ -154,6 +157,7 @@ PNG_BOMBS = {
 }
 
 
+@pytest.mark.fault("S8")
 @pytest.mark.parametrize("bomb", PNG_BOMBS.values(), ids=PNG_BOMBS)
 def test_what_a_png_says_beside_its_pixels_costs_little(bomb: bytes, legal_s: float) -> None:
     small = encoded(Image.new("L", (28, 28), WHITE))
@@ -174,6 +178,7 @@ def test_what_a_jpeg_says_before_its_pixels_costs_little(bomb: bytes, legal_s: f
     assert cpu_seconds(lambda: decoded(padded)) < legal_s / 2
 
 
+@pytest.mark.fault("S8")
 def test_animation_of_thousands_of_frames_costs_little(legal_s: float) -> None:
     frame = Image.new("RGB", (28, 28), "white")
     animated = encoded(
@@ -228,6 +233,7 @@ SEEDS = {
 }
 
 
+@pytest.mark.fault("S7")
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 def test_no_truncation_raises_anything_else_or_is_answered(seed: bytes) -> None:
     decoded(seed)
@@ -236,6 +242,7 @@ def test_no_truncation_raises_anything_else_or_is_answered(seed: bytes) -> None:
         assert "PIL" not in message
 
 
+@pytest.mark.fault("S7")
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 def test_no_damage_raises_anything_else(seed: bytes) -> None:
     chance = random.Random(len(seed))
@@ -251,6 +258,7 @@ def test_no_damage_raises_anything_else(seed: bytes) -> None:
     assert refused > 30
 
 
+@pytest.mark.fault("S7")
 def test_damaged_pixels_of_a_png_are_noticed() -> None:
     data = bytearray(encoded(Image.fromarray(garment())))
     data[data.index(b"IDAT") + 100] ^= 1

@@ -115,6 +115,7 @@ ATTACKS: list[Attack] = [an_expression, a_guard, an_operator_of_python]
 ATTACKS += [pickled(name) for name in ("weights/weight_0", "constants/custom_obj_0", "constants/tensor_0")]
 
 
+@pytest.mark.fault("E7")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_program_that_would_execute_code_is_refused(attack: Attack, tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"BAD_PROGRAM: .*which no export|is not empty|make export"):

@@ -135,6 +135,7 @@ def test_replaced_process_serves_the_version_that_was_swapped_in(server: ServerP
     assert server.stop() == 0
 
 
+@pytest.mark.fault("S34")
 def test_process_that_crashes_while_it_loads_leads_back_to_the_old_version(shelf: Shelf, front_end: str) -> None:
     options = settings(shelf, front_end, "--watch-repository", "0.1")
     with server_process("tests.serving.crashing_server", *options) as server, Client(server.target) as client:
@@ -169,6 +170,7 @@ def minds_hangups(pid: int) -> bool:
     return any(int(mask, 16) & 1 << signal.SIGHUP - 1 for mask in masks)
 
 
+@pytest.mark.fault("S37")
 def test_sighups_in_a_start_end_no_server(shelf: Shelf, tmp_path: Path) -> None:
     ready_file = tmp_path / "ready.json"
     command = [sys.executable, "-m", "serving", *settings(shelf, "grpcio"), "--ready-file", str(ready_file)]
@@ -184,6 +186,7 @@ def test_sighups_in_a_start_end_no_server(shelf: Shelf, tmp_path: Path) -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.fault("S35", "S37")
 def test_sighup_in_a_drain_changes_nothing(shelf: Shelf, front_end: str) -> None:
     options = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "2")
     with server_process("tests.serving.breaking_server", *options) as server:
@@ -193,6 +196,7 @@ def test_sighup_in_a_drain_changes_nothing(shelf: Shelf, front_end: str) -> None
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.fault("S33")
 @pytest.mark.slow
 def test_swaps_give_their_memory_back(server: ServerProcess, shelf: Shelf) -> None:
     after = {}
@@ -211,6 +215,7 @@ def upgrades(shelf: Shelf, **values: float) -> Upgrades:
     return Upgrades(config, read_version(config))
 
 
+@pytest.mark.fault("S35")
 def test_sighup_before_a_process_is_ready_waits_and_two_are_as_one(shelf: Shelf) -> None:
     decides = upgrades(shelf)
     assert decides.orders() == []
@@ -226,6 +231,7 @@ def test_sighup_before_a_process_is_ready_waits_and_two_are_as_one(shelf: Shelf)
     assert decides.previous is not None
 
 
+@pytest.mark.fault("S35")
 def test_sighup_while_a_version_is_loaded_looks_again_afterwards(shelf: Shelf) -> None:
     decides = upgrades(shelf)
     shelf.publish(2)

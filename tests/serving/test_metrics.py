@@ -209,6 +209,7 @@ async def status_of(call: Any, status: str) -> None:
     assert caught.value.code().name == status
 
 
+@pytest.mark.fault("S56")
 def test_scrapers_that_are_stuck_keep_nobody_waiting(server: ServerProcess) -> None:
     host, port = server.metrics_url.split("/")[2].split(":")
     stuck = [socket.create_connection((host, int(port))) for _ in range(10)]

@@ -117,6 +117,7 @@ def test_compressed_requests_are_read(compression: grpc.Compression) -> None:
         assert label_from(server.addresses[0], 8, compression=compression) == 8
 
 
+@pytest.mark.fault("S10")
 def test_what_a_compressed_message_becomes_is_bounded() -> None:
     with (
         server_of(FakeBackend(), max_images_per_request=8, max_message_bytes=8192) as server,
@@ -159,6 +160,7 @@ def test_reflection_knows_services_files_and_a_methods_symbol(version: str) -> N
     assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
+@pytest.mark.fault("S12")
 def test_streams_that_never_send_a_message_are_ended_and_disturb_nobody() -> None:
     async def test() -> None:
         async with native_serving(FakeBackend(), message_timeout_s=0.3) as (_, calls, _):
@@ -190,6 +192,7 @@ async def how_it_ended(call: Any) -> str:
     return (caught.value.details() or "").partition(":")[0]
 
 
+@pytest.mark.fault("S12")
 def test_of_too_many_calls_without_a_message_the_oldest_end_and_requests_go_on() -> None:
     async def test() -> None:
         async with native_serving(FakeBackend(), max_concurrent_requests=60, message_timeout_s=3.0) as (_, calls, _):
@@ -238,6 +241,7 @@ def test_large_request_after_an_idle_time_is_answered_whole() -> None:
     assert [answer.predictions[0].label for answer in reply.classifications] == list(range(10))
 
 
+@pytest.mark.fault("S28")
 @pytest.mark.parametrize(
     "logits",
     [
@@ -298,6 +302,7 @@ def seconds_to_close(client: socket.socket) -> float:
     return time.monotonic() - began_s
 
 
+@pytest.mark.fault("S13")
 def test_client_that_opens_no_window_loses_its_connection() -> None:
     message = cases.request(1).SerializeToString()
     with server_of(FakeBackend(), write_timeout_s=0.5) as server:
@@ -308,6 +313,7 @@ def test_client_that_opens_no_window_loses_its_connection() -> None:
         assert label_from(server.addresses[0], 2) == 2
 
 
+@pytest.mark.fault("S13")
 @pytest.mark.parametrize("protocol", ["gRPC", "HTTP"])
 def test_client_that_has_room_for_one_byte_of_each_answer_loses_its_connection(protocol: str) -> None:
     images = pb.ClassifyRequest(images=bytes(16 * 784), top_k=10).SerializeToString()
@@ -331,6 +337,7 @@ def test_client_that_has_room_for_one_byte_of_each_answer_loses_its_connection(p
         assert label_from(server.addresses[0], 2) == 2
 
 
+@pytest.mark.fault("S16")
 def test_connections_that_have_pushed_and_are_silent_slow_nobody_down() -> None:
     pings = http2.frame(http2.PING, 0, 0, bytes(8))
     with server_of(FakeBackend()) as server, ExitStack() as stack:
@@ -406,6 +413,7 @@ def heavy_requests() -> dict[str, tuple[bytes, bytes]]:
 ZEROS = bombs.zeros_gzipped(16)
 
 
+@pytest.mark.fault("S18")
 @pytest.mark.parametrize("kind", ["picture", "gzip"])
 def test_slow_work_for_a_client_that_has_gone_is_never_done(kind: str) -> None:
     extra, message = heavy_requests()[kind]
@@ -495,6 +503,7 @@ def test_file_that_cannot_be_read_again_is_told_in_the_log(tmp_path: Path, caplo
     assert caplog.text.rstrip().endswith("SHA-256): what was read before stays")
 
 
+@pytest.mark.fault("S14")
 def test_flood_of_pings_loses_its_connection() -> None:
     with server_of(FakeBackend()) as server:
         with raw_connection(server) as client, suppress(ConnectionError):
@@ -527,6 +536,7 @@ def test_path_that_is_not_utf_8_ends_at_most_its_own_connection() -> None:
             assert call(cases.request(2).SerializeToString(), timeout=5).classifications[0].predictions[0].label == 2
 
 
+@pytest.mark.fault("S15")
 def test_http_1_gets_an_answer_that_says_what_is_spoken_here() -> None:
     with server_of(FakeBackend()) as server:
         host, _, port = server.addresses[0].rpartition(":")

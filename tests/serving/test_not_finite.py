@@ -42,6 +42,7 @@ def overflowing(small_repository: Path, tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.fault("S28")
 def test_logits_that_overflow_for_one_image_are_an_error_for_it_alone(overflowing: Path, front_end: str) -> None:
     options = ("--repository", str(overflowing), "--port", "0", "--device", "cpu", "--front-end", front_end)
     with server_process("serving", *options) as server, Client(server.target) as client:

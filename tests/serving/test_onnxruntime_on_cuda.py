@@ -45,6 +45,7 @@ def refusing(reason: str) -> Any:
     return refuse
 
 
+@pytest.mark.fault("O4")
 def test_libraries_that_are_missing_are_in_the_error_and_not_on_stdout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -254,6 +254,7 @@ REFUSED: dict[str, tuple[oip.ModelInferRequest, str, str]] = {
 }
 
 
+@pytest.mark.fault("S2", "S4", "S5", "S6")
 @pytest.mark.parametrize(("request_", "status", "word"), REFUSED.values(), ids=REFUSED)
 def test_bad_request_gets_its_status_and_word(
     ask: Asker, request_: oip.ModelInferRequest, status: str, word: str
@@ -314,6 +315,7 @@ def test_config_has_what_perf_analyzer_reads(ask: Asker) -> None:
     assert config.HasField("dynamic_batching")
 
 
+@pytest.mark.fault("S49")
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelConfig", "ModelStatistics"])
 def test_model_that_is_not_served_is_not_found(ask: Asker, method: str) -> None:
     for fields in ({"name": "resnet"}, {"name": "lenet5", "version": "7"}):

@@ -20,6 +20,7 @@ REFERENCE = Reference(
 )
 
 
+@pytest.mark.fault("S23")
 @pytest.mark.timing
 @needs_native
 @pytest.mark.parametrize("deadline_s", [0.1, 0.02])

@@ -67,6 +67,7 @@ def test_client_may_ping_every_second(calls: bytes) -> None:
     run(test())
 
 
+@pytest.mark.fault("S14")
 def test_flood_of_pings_ends_its_connection_and_disturbs_nobody() -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (server, calls, _):

@@ -258,6 +258,7 @@ def refusal_of(repository: Path, backend: str) -> str:
     return ""
 
 
+@pytest.mark.fault("E13")
 def test_a_hundred_mutants_of_a_hundred_are_refused(tmp_path: Path) -> None:
     refusals: dict[str, list[str]] = {}
     for seed in range(100):

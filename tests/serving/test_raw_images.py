@@ -19,6 +19,7 @@ def test_raw_images_are_a_view_in_order() -> None:
     assert np.shares_memory(found, np.frombuffer(data, np.uint8))
 
 
+@pytest.mark.fault("S4")
 @pytest.mark.parametrize("num_bytes", [1, 783, 785, 27 * 28, 2 * 784 - 1])
 def test_wrong_number_of_bytes_names_what_was_found_and_what_is_needed(num_bytes: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"BAD_IMAGE_SIZE: images is {num_bytes} bytes long.*784"):

@@ -128,6 +128,7 @@ def test_a_span_belongs_to_the_clients_trace_and_its_sampled_bit_is_obeyed(
     assert collector.resource["atelier.model_version"] == "1"
 
 
+@pytest.mark.fault("S56")
 def test_a_collector_that_does_not_answer_costs_spans_and_no_calls(
     small_repository: Path, front_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

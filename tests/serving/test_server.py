@@ -173,6 +173,7 @@ BAD_REQUESTS: list[tuple[bytes, str, str]] = [
 ]
 
 
+@pytest.mark.fault("S1", "S2", "S3", "S4", "S5", "S49")
 @pytest.mark.parametrize(("message", "status", "word"), BAD_REQUESTS, ids=lambda value: str(value)[:24])
 def test_bad_request_gets_its_status_and_word_and_never_runs(message: bytes, status: str, word: str) -> None:
     async def test() -> None:
@@ -305,6 +306,7 @@ def test_drain_waits_for_pictures_that_are_being_decoded(monkeypatch: pytest.Mon
     run(test())
 
 
+@pytest.mark.fault("S9")
 def test_message_over_the_limit_is_refused() -> None:
     async def test() -> None:
         async with serving(FakeBackend(), max_images_per_request=8, max_message_bytes=8192) as (_, calls, _):
@@ -316,6 +318,7 @@ def test_message_over_the_limit_is_refused() -> None:
     run(test())
 
 
+@pytest.mark.fault("S23")
 def test_full_queue_refuses_with_a_hint_when_to_retry() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -339,6 +342,7 @@ def test_full_queue_refuses_with_a_hint_when_to_retry() -> None:
     run(test())
 
 
+@pytest.mark.fault("S21")
 def test_request_whose_deadline_passes_in_the_queue_is_never_executed() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -358,6 +362,7 @@ def test_request_whose_deadline_passes_in_the_queue_is_never_executed() -> None:
     run(test())
 
 
+@pytest.mark.fault("S22")
 def test_request_without_a_deadline_gets_the_servers() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -378,6 +383,7 @@ def test_request_without_a_deadline_gets_the_servers() -> None:
     run(test())
 
 
+@pytest.mark.fault("S18")
 def test_request_cancelled_by_its_client_is_not_executed() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -427,6 +433,7 @@ def test_bug_in_the_service_is_internal_and_its_words_stay_inside(monkeypatch: p
     run(test())
 
 
+@pytest.mark.fault("S1")
 @pytest.mark.parametrize(
     "method",
     [
@@ -566,6 +573,7 @@ def test_health_is_serving_only_once_the_backend_is_warm() -> None:
     run(test())
 
 
+@pytest.mark.fault("S36")
 def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
     async def test() -> None:
         backend = FakeBackend(max_batch_size=1)
@@ -591,6 +599,7 @@ def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
     run(test())
 
 
+@pytest.mark.fault("S38")
 def test_drain_that_takes_too_long_ends_with_an_error() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -608,6 +617,7 @@ def test_drain_that_takes_too_long_ends_with_an_error() -> None:
     run(test())
 
 
+@pytest.mark.fault("S27")
 def test_hung_device_ends_the_server_with_an_error() -> None:
     async def test() -> None:
         backend = FakeBackend()
@@ -622,6 +632,7 @@ def test_hung_device_ends_the_server_with_an_error() -> None:
     run(test())
 
 
+@pytest.mark.fault("S38")
 def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
     """What was accepted is told to go elsewhere, and nobody may take that for a clean end."""
 
@@ -641,6 +652,7 @@ def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
     run(test())
 
 
+@pytest.mark.fault("S26")
 def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed() -> None:
     async def test() -> None:
         backend = FakeBackend(max_batch_size=1)

@@ -51,6 +51,7 @@ def test_all_answers_are_counted(server: ServerProcess) -> None:
     assert "answered 50 requests, 100 images" in server.output
 
 
+@pytest.mark.fault("S29")
 def test_killed_process_is_replaced_at_once_and_clients_do_not_notice(server: ServerProcess) -> None:
     with Client(server.target) as client:
         for _ in range(4):
@@ -70,6 +71,7 @@ def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.fault("S27", "S52")
 @pytest.mark.slow
 def test_process_that_stands_still_is_killed_and_replaced(small_repository: Path, front_end: str) -> None:
     with serving(small_repository, front_end, "--hang-timeout-s", "0.5") as server:  # and five seconds of grace
@@ -83,12 +85,14 @@ def test_process_that_stands_still_is_killed_and_replaced(small_repository: Path
         assert server.stop() == 0
 
 
+@pytest.mark.fault("S39")
 def test_process_does_not_outlive_a_killed_supervisor(server: ServerProcess) -> None:
     process = serving_process_of(server)
     server.process.kill()
     process.wait(30)
 
 
+@pytest.mark.fault("S37")
 def test_second_signal_ends_everything_at_once(front_end: str) -> None:
     settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "60")
     with server_process("tests.serving.breaking_server", *settings) as server:
@@ -116,6 +120,7 @@ def test_every_replacement_serves_the_bytes_that_were_verified_at_the_start(
         assert server.stop() == 0
 
 
+@pytest.mark.fault("O4")
 def test_server_waits_for_a_device_that_is_away_for_some_starts(front_end: str) -> None:
     settings = ("--port", "0", "--front-end", front_end, "--failing-starts", "1,2,3,4")
     with server_process("tests.serving.breaking_server", *settings) as server, Client(server.target) as client:
@@ -147,6 +152,7 @@ def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> 
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.fault("S36")
 def test_call_in_a_drain_is_told_to_retry_elsewhere(front_end: str) -> None:
     settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "5")
     with (
@@ -166,6 +172,7 @@ def test_call_in_a_drain_is_told_to_retry_elsewhere(front_end: str) -> None:
     assert ("grpc-retry-pushback-ms", "700") in [tuple(pair) for pair in error.trailing_metadata()]
 
 
+@pytest.mark.fault("S56")
 def test_server_goes_on_if_nobody_reads_its_log(front_end: str) -> None:
     """A pipe that is full: the supervisor must neither wait for its reader nor stop replacing what dies."""
     reader, writer = os.pipe()

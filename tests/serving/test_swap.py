@@ -53,6 +53,7 @@ async def version_of(calls: Calls, asked: str = "") -> str:
     return str(reply.model_version)
 
 
+@pytest.mark.fault("S33")
 @pytest.mark.parametrize("serving", SERVERS)
 def test_requests_in_flight_finish_on_the_old_version(serving: Any) -> None:
     async def test() -> None:
@@ -74,6 +75,7 @@ def test_requests_in_flight_finish_on_the_old_version(serving: Any) -> None:
     run(test())
 
 
+@pytest.mark.fault("S33")
 @pytest.mark.parametrize("serving", SERVERS)
 def test_last_two_versions_can_be_asked_for_and_older_ones_are_freed(serving: Any) -> None:
     async def test() -> None:
@@ -168,6 +170,7 @@ def test_drain_waits_for_the_calls_of_all_versions(serving: Any) -> None:
     run(test())
 
 
+@pytest.mark.fault("S34")
 @pytest.mark.parametrize("serving", SERVERS)
 def test_version_that_cannot_be_warmed_up_changes_nothing(serving: Any) -> None:
     class Broken(FakeBackend):

@@ -136,6 +136,7 @@ def test_file_of_a_dead_server_is_replaced(path: Path, serving: Serving) -> None
         assert served_labels(server.target) == [7]
 
 
+@pytest.mark.fault("S39")
 def test_server_whose_supervisor_was_killed_can_be_started_anew(path: Path, serving: Serving) -> None:
     with serving(path) as server:
         process = serving_process_of(server)

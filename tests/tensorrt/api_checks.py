@@ -366,6 +366,7 @@ def test_images_of_another_dtype_or_size_are_an_error(images: Any, backend: Tens
         backend.infer(images)
 
 
+@pytest.mark.fault("E9", "E10", "E11")
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -400,6 +401,7 @@ def test_compatible_engine_runs_elsewhere(engine: Engine, gpu: FakeCuda) -> None
     assert gpu.is_clean()
 
 
+@pytest.mark.fault("E12")
 def test_engine_that_tensorrt_refuses_is_bad_data(
     monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: FakeCuda
 ) -> None:

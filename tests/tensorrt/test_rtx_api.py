@@ -159,6 +159,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
     assert "the compiled kernels are not kept: " in caplog.text
 
 
+@pytest.mark.fault("E9", "E10")
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

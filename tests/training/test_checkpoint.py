@@ -83,6 +83,7 @@ def test_loaded_model_is_ready_to_answer(finished_run: Path) -> None:
     assert list(checkpoint.state_dict) and checkpoint.is_complete
 
 
+@pytest.mark.fault("T2")
 def test_new_checkpoint_replaces_the_old_one_and_what_killed_writers_left(tmp_path: Path, record: RunRecord) -> None:
     save_checkpoint(tmp_path, weights_of(0), record)
     (tmp_path / ".weights-0.safetensors.12345678.tmp").write_bytes(b"half")
@@ -100,6 +101,7 @@ def test_same_weights_make_the_same_bytes(tmp_path: Path, record: RunRecord) -> 
 # --- Disks that fill up ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T4")
 def test_full_disk_leaves_the_old_checkpoint_byte_for_byte(tmp_path: Path, record: RunRecord) -> None:
     save_checkpoint(tmp_path, weights_of(0), record)
     before = files_in(tmp_path)
@@ -110,6 +112,7 @@ def test_full_disk_leaves_the_old_checkpoint_byte_for_byte(tmp_path: Path, recor
         assert files_in(tmp_path) == before
 
 
+@pytest.mark.fault("T4")
 def test_full_disk_ends_the_trainer_with_exit_code_74(
     trained_dir: Path, train: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +143,7 @@ def test_no_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
     assert f"--checkpoint-dir {tmp_path}" in str(failure.value) and "makes one)" in str(failure.value)
 
 
+@pytest.mark.fault("E1")
 def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:
     sha256 = load_record(trained_dir).sha256
     path = trained_dir / weights_name(sha256)
@@ -152,6 +156,7 @@ def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:
             load_checkpoint(trained_dir)
 
 
+@pytest.mark.fault("E1")
 @pytest.mark.parametrize("num_bytes", [0, 7, 1000])
 def test_truncated_weights_are_refused_even_with_their_own_digest(trained_dir: Path, num_bytes: int) -> None:
     put_weights(trained_dir, save(weights_of(0))[:num_bytes])
@@ -180,6 +185,7 @@ def write_canary(name: str) -> None:
     Path(name).write_text("sang")
 
 
+@pytest.mark.fault("T14")
 def test_pickle_in_place_of_the_weights_is_not_run(trained_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained_dir)
     data = pickle.dumps(Canary())
@@ -195,6 +201,7 @@ def without(name: str) -> State:
     return {key: tensor for key, tensor in weights_of(0).items() if key != name}
 
 
+@pytest.mark.fault("E2")
 @pytest.mark.parametrize(
     ("weights", "complaint"),
     [
@@ -216,6 +223,7 @@ def test_weights_of_another_architecture_are_listed(trained_dir: Path, weights: 
         load_model(trained_dir)
 
 
+@pytest.mark.fault("T10", "E3")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers_are_neither_loaded_nor_saved(
     trained_dir: Path, record: RunRecord, value: float

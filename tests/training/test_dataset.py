@@ -104,6 +104,7 @@ def test_chosen_place_that_is_no_directory_is_called_that(name: str, complaint: 
         load_dataset(Path(name))
 
 
+@pytest.mark.fault("T9")
 @pytest.mark.skipif(SYSTEM_PLACE.exists(), reason="this machine has Fashion-MNIST")
 def test_missing_data_lists_the_places_and_the_cures() -> None:
     with pytest.raises(MissingInputError) as caught:
@@ -136,6 +137,7 @@ def test_file_with_the_right_digest_is_accepted() -> None:
     assert len(read_verified(Path("labels"), file)) == file.num_bytes == 108
 
 
+@pytest.mark.fault("T6")
 def test_every_flipped_bit_is_refused() -> None:
     path = Path("labels")
     file = verified_file(path)
@@ -148,6 +150,7 @@ def test_every_flipped_bit_is_refused() -> None:
             read_verified(path, file)
 
 
+@pytest.mark.fault("T7")
 def test_label_that_is_no_class_is_refused_with_its_index() -> None:
     write_idx_files(Path("data"), num_test=5)
     labels = np.array([0, 9, 10, 1, 2], dtype=np.uint8)
@@ -156,6 +159,7 @@ def test_label_that_is_no_class_is_refused_with_its_index() -> None:
         load_dataset(verify=False)
 
 
+@pytest.mark.fault("T7")
 def test_labels_that_do_not_match_the_images_in_number_are_refused() -> None:
     write_idx_files(Path("data"), num_train=10)
     Path("data/train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(9, dtype=np.uint8)))

@@ -137,6 +137,7 @@ def test_apt_get_that_fails_says_why(debian: Path, files: list[DataFile], worksp
         fetch_from_debian(files, workspace)
 
 
+@pytest.mark.fault("T9")
 @pytest.mark.usefixtures("offline")
 def test_nothing_to_fetch_from_leaves_nothing_and_says_what_was_tried(
     tmp_path: Path, files: list[DataFile], monkeypatch: pytest.MonkeyPatch

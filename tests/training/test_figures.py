@@ -77,6 +77,7 @@ def test_new_run_in_the_place_of_another_shows_no_curves_of_that_one(trained_dir
     assert len(list((trained_dir / EVENTS_NAME).iterdir())) == 1
 
 
+@pytest.mark.fault("T17")
 def test_event_files_that_cannot_be_written_cost_a_warning_and_not_the_run(
     run_dir: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

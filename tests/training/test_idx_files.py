@@ -28,6 +28,7 @@ def test_array_is_what_was_written() -> None:
     assert (array.ravel() == np.arange(3 * 784).astype(np.uint8)).all()
 
 
+@pytest.mark.fault("T7")
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
@@ -56,6 +57,7 @@ def test_gzip_is_known_by_its_content_not_by_its_name(tmp_path: Path) -> None:
     assert read_idx_bytes(plain, 10_000) == read_idx_bytes(packed, 10_000) == images()
 
 
+@pytest.mark.fault("T5")
 @pytest.mark.parametrize("kept", [1, 10, 0.5, -1])
 def test_truncated_gzip_is_refused(tmp_path: Path, kept: float) -> None:
     data = gzip.compress(images())
@@ -65,6 +67,7 @@ def test_truncated_gzip_is_refused(tmp_path: Path, kept: float) -> None:
         array_from_idx(read_idx_bytes(path, 10_000), (28, 28), path)
 
 
+@pytest.mark.fault("T8")
 def test_gzip_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(bytes(50_000_000), compresslevel=1))

@@ -39,6 +39,7 @@ def weights_digest(run_dir: Path) -> str:
     return load_checkpoint(run_dir).sha256
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.slow
 def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
     data_dir: Path, run_dir: Path, tmp_path: Path
@@ -56,6 +57,7 @@ def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
     assert weights_digest(run_dir) == weights_digest(tmp_path / "undisturbed")
 
 
+@pytest.mark.fault("T3")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_the_run_with_exit_code_75_and_leaves_the_last_whole_checkpoint(
     data_dir: Path, run_dir: Path, number: signal.Signals
@@ -70,6 +72,7 @@ def test_signal_stops_the_run_with_exit_code_75_and_leaves_the_last_whole_checkp
     assert error.count("\n") == 2  # the warning that the data are unverified, and the error
 
 
+@pytest.mark.fault("T3")
 def test_second_signal_ends_the_process_at_once() -> None:
     code = """
 import os, signal
@@ -84,6 +87,7 @@ with StopRequest() as stop:
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "still here\n")
 
 
+@pytest.mark.fault("T2")
 def test_save_that_dies_at_any_system_call_leaves_the_old_checkpoint_or_the_new(trained_dir: Path) -> None:
     command = [sys.executable, "-m", "tests.training.crash_points", str(trained_dir)]
     lines = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
@@ -111,6 +115,7 @@ with lock_directory(Path({str(run_dir)!r})):
         process.kill()
 
 
+@pytest.mark.fault("T12")
 def test_second_trainer_is_told_who_has_the_directory_and_a_dead_one_has_it_no_more(
     run_dir: Path,
     train: Callable[..., int],

@@ -68,6 +68,7 @@ def file_of(directory: Path, what: str) -> Path:
     )
 
 
+@pytest.mark.fault("T13")
 @pytest.mark.parametrize(
     ("what", "damage"),
     [
@@ -102,6 +103,7 @@ def test_whole_checkpoint_is_left_alone(broken_off: Path) -> None:
     assert restore_previous(broken_off / "nowhere") == ""
 
 
+@pytest.mark.fault("T13")
 def test_run_without_a_good_checkpoint_ends(data_dir: Path, broken_off: Path, capsys: Capture) -> None:
     for name in (RECORD_NAME, PREVIOUS_NAME):
         truncate(broken_off / name)

@@ -181,6 +181,7 @@ def test_machine_without_the_checkpoint_is_told_by_the_first_one_what_to_train(
 # --- Options that contradict the checkpoint --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T11")
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

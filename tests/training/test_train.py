@@ -119,6 +119,7 @@ def test_curves_are_a_picture_of_readable_size(finished_run: Path) -> None:
     assert struct.unpack(">II", png[16:24]) == (840, 504)  # width, height
 
 
+@pytest.mark.fault("T17")
 @pytest.mark.parametrize("name", [HISTORY_NAME, CURVES_NAME, KERNELS_NAME])
 def test_history_that_cannot_be_written_costs_one_warning_and_not_the_run(
     finished_run: Path, run_dir: Path, train: Train, capsys: Capture, name: str
@@ -202,6 +203,7 @@ def test_interrupted_run_starts_anew_without_resume_and_says_that_it_could_go_on
     assert load_record(interrupted_dir)[0].is_complete
 
 
+@pytest.mark.fault("T11")
 @pytest.mark.parametrize(
     ("options", "difference"),
     [(["--seed", "1"], "seed 1 != 0"), (["--epochs", "1"], "num_epochs 1 != 4, and 2 epochs are done already")],
@@ -216,6 +218,7 @@ def test_run_of_another_configuration_is_not_resumed(
     assert (interrupted_dir / RECORD_NAME).read_bytes() == before
 
 
+@pytest.mark.fault("T11")
 def test_run_on_other_data_is_not_resumed(interrupted_dir: Path, tmp_path: Path, capsys: Capture) -> None:
     write_idx_files(tmp_path / "other", seed=1)
     assert call_trainer(tmp_path / "other", interrupted_dir, "--epochs", "4", "--resume") == os.EX_CONFIG
@@ -235,6 +238,7 @@ def test_no_field_of_the_recipe_is_forgotten_here() -> None:
     assert OTHER_VALUES.keys() == {field.name for field in dataclasses.fields(Recipe)}
 
 
+@pytest.mark.fault("T11")
 @pytest.mark.parametrize(("field", "value"), OTHER_VALUES.items())
 def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Path, field: str, value: object) -> None:
     record = load_record(finished_run).record
@@ -246,6 +250,7 @@ def test_every_field_of_the_recipe_is_part_of_the_configuration(finished_run: Pa
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T10")
 def test_run_that_diverges_names_the_step_and_keeps_the_last_good_checkpoint(trained_dir: Path, data_dir: Path) -> None:
     before = {path.name: path.read_bytes() for path in trained_dir.iterdir() if path.is_file()}
     recipe = dataclasses.replace(RECIPES["tutorial"], learning_rate=1e38)
@@ -256,6 +261,7 @@ def test_run_that_diverges_names_the_step_and_keeps_the_last_good_checkpoint(tra
     assert {path.name: path.read_bytes() for path in trained_dir.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.fault("O3")
 def test_gpu_that_is_not_there_is_an_error_and_not_replaced(train: Train, run_dir: Path, capsys: Capture) -> None:
     assert train("--device", "cuda:99") == os.EX_UNAVAILABLE
     assert "error: NO_GPU: asked for cuda:99, but torch" in capsys.readouterr().err
@@ -274,6 +280,7 @@ def test_the_chosen_gpu_is_where_streams_and_graphs_are_made(
     assert used == [index]
 
 
+@pytest.mark.fault("T5")
 def test_bad_data_end_the_command_with_exit_code_65_before_any_training(
     data_dir: Path, run_dir: Path, capsys: Capture
 ) -> None:

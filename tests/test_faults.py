@@ -1,0 +1,82 @@
+"""Each row of docs/faults.md has a test that is marked with it, or a line in SECURITY.md that says why not."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(r"^\| ([TESO]\d+) \|", re.MULTILINE)
+RUST_MARK = re.compile(r"^ *// fault: ([TESO]\d+(?:, [TESO]\d+)*)\n(?: *#\[.*\]\n)*? *#\[test\]", re.MULTILINE)
+NUM_ROWS = {"T": 18, "E": 19, "S": 56, "O": 16}
+
+# What is still to be done; it only shrinks.
+TO_DO: set[str] = {
+    "T15",
+    "T16",
+    "T18",
+    "S24",
+    "S25",
+    "S30",
+    "S41",
+    "S48",
+    "S50",
+    "S51",
+    "S53",
+    "S54",
+    "S55",
+    "O1",
+    "O2",
+    "O5",
+    "O6",
+    "O7",
+    "O8",
+    "O9",
+    "O10",
+    "O11",
+    "O12",
+    "O13",
+    "O14",
+    "O15",
+    "O16",
+}
+
+
+def rows() -> list[str]:
+    return ROW.findall((ROOT / "docs" / "faults.md").read_text())
+
+
+def marked_in_python(path: Path) -> Iterator[str]:
+    """The rows of `@pytest.mark.fault("S25", ...)` above a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                yield from map(ast.literal_eval, mark.args)
+
+
+def marked() -> set[str]:
+    found = {row for path in (ROOT / "tests").rglob("*.py") for row in marked_in_python(path)}
+    for path in (ROOT / "native" / "src").rglob("*.rs"):
+        found.update(row for marks in RUST_MARK.findall(path.read_text()) for row in marks.split(", "))
+    return found
+
+
+def not_tested() -> set[str]:
+    """The rows that SECURITY.md lists under "Not tested, and why"."""
+    section = (ROOT / "SECURITY.md").read_text().partition("## Not tested, and why")[2].partition("\n## ")[0]
+    return set(re.findall(r"^- \*\*([TESO]\d+)\*\*", section, re.MULTILINE))
+
+
+def test_catalogue_has_every_row_once() -> None:
+    assert sorted(rows()) == sorted(
+        f"{area}{number}" for area, most in NUM_ROWS.items() for number in range(1, most + 1)
+    )
+
+
+def test_every_row_has_a_test_or_a_reason_why_not() -> None:
+    assert set(rows()) - marked() - not_tested() <= TO_DO
+
+
+def test_every_mark_names_a_row_and_no_tested_row_is_said_not_to_be() -> None:
+    assert marked() | not_tested() <= set(rows())
+    assert marked() & not_tested() == set()
