@@ -18,59 +18,65 @@
 #
 # Docker 23 or later, or Podman with Buildah 1.41 or later: older ones do not know COPY --link.
 
-# The Python that the versions in constraints.txt were tested with, and the Rust of native/Cargo.toml, or a later one.
-ARG PYTHON_VERSION=3.11
-ARG RUST_VERSION=1
+# The Python that the versions in constraints.txt were tested with, and the Rust of native/Cargo.toml, or a later one, each by
+# the digest of the official image for all processors. They do not move by themselves: docs/supply-chain.md says how to.
+ARG PYTHON_IMAGE=python:3.11-slim-trixie@sha256:00f89b7f96f13d42900483da3253f8fb2e763eed7a0aa5f0358fec9d15d9f10c
+ARG RUST_IMAGE=rust:1-slim@sha256:8ce659250d9f7783105e69af45d78c0b2308bf78bd5640182986944efe3a4579
 ARG FRONT_END=native
 
 
 # --- What is installed, apart from what is ours: a change in the source installs nothing anew ------------------------
 
-FROM python:${PYTHON_VERSION}-slim AS requirements
+FROM ${PYTHON_IMAGE} AS requirements
 # What builds TensorRT engines (RUNTIME=gpu below) lies on the package index of NVIDIA; serving needs only the lean runtime.
 # Where that is reached through a mirror, or where pip should take it from there, its address goes here; pip reads
 # the variable by itself.
 ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY pyproject.toml constraints.txt ./
-# <extra>.txt for each of pyproject.toml's extras, with what all of them need.
-RUN python -c 'import tomllib, pathlib; project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]; \
-    [pathlib.Path(f"{extra}.txt").write_text("\n".join(project["dependencies"] + requirements)) \
-    for extra, requirements in project["optional-dependencies"].items()]' \
-    && python -m venv --without-pip /opt/venv
+COPY constraints.txt ./
+COPY requirements requirements
+RUN python -m venv --without-pip /opt/venv
 
 FROM requirements AS requirements-serve
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement serve.txt
+    pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: --requirement requirements/serve.txt
 
 FROM requirements AS requirements-gpu
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement gpu.txt --requirement rtx.txt
+    pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: \
+        --requirement requirements/gpu.txt --requirement requirements/rtx.txt
 
 FROM requirements AS requirements-train
 # gpu: the export builds a TensorRT engine too, where the container sees a GPU.
 ARG RUNTIME=serve
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --constraint constraints.txt \
-        --requirement train.txt --requirement export.txt --requirement rtx.txt --requirement "${RUNTIME}.txt" \
-        $([ "${RUNTIME}" = gpu ] && echo --requirement tensorrt.txt)
+    pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: \
+        --requirement requirements/train.txt --requirement requirements/export.txt \
+        --requirement requirements/rtx.txt --requirement "requirements/${RUNTIME}.txt" \
+    && if [ "${RUNTIME}" = gpu ]; then \
+        pip --python /opt/venv/bin/python install --constraint constraints.txt tensorrt polygraphy; fi
+
+# What builds wheels, in the image's own Python.
+FROM requirements AS builders
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes --only-binary :all: --requirement requirements/build.txt
 
 
 # --- What is ours: the wheel, which generates the protobuf modules, unpacked and compiled ----------------------------
 
-FROM requirements AS build
+FROM builders AS build
 COPY . .
 # Bytecode that is never checked against its source: nobody can write it later, with a read-only root.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip wheel --no-deps --wheel-dir /wheel . \
+    pip wheel --no-deps --no-build-isolation --wheel-dir /wheel . \
     && python -m zipfile --extract /wheel/atelier-*.whl /app \
     && python -m compileall -q --invalidation-mode unchecked-hash /app
 
-FROM rust:${RUST_VERSION}-slim AS rust
+FROM ${RUST_IMAGE} AS rust
 
 # The extension, unpacked: /native/atelier_native. On Python's own base, for it runs with that C library.
-FROM requirements AS front-end-native
+FROM builders AS front-end-native
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --link --from=rust /usr/local/cargo /usr/local/cargo
 COPY --link --from=rust /usr/local/rustup /usr/local/rustup
@@ -79,7 +85,7 @@ COPY protos protos
 COPY native native
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=cache,target=/usr/local/cargo/registry \
     python native/pins.py restore \
-    && pip wheel --no-deps --wheel-dir /wheel ./native \
+    && pip wheel --no-deps --no-build-isolation --wheel-dir /wheel ./native \
     && python -m zipfile --extract /wheel/atelier_native-*.whl /native
 
 # Without it.
@@ -91,7 +97,7 @@ FROM front-end-${FRONT_END} AS front-end
 
 # --- What runs -------------------------------------------------------------------------------------------------------
 
-FROM python:${PYTHON_VERSION}-slim AS runtime
+FROM ${PYTHON_IMAGE} AS runtime
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # ONNX Runtime otherwise stores an identifier of the device under the home as soon as it is imported.
 ENV ORT_DISABLE_TELEMETRY=1

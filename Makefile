@@ -16,7 +16,12 @@ comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
 EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,playground,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
-INSTALL = PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --editable
+INSTALL = $(RUN) -m pip install --disable-pip-version-check
+# hdrhistogram alone has no wheel for arm64, and is compiled there.
+WHEELS := --only-binary :all:$(if $(filter aarch64,$(shell uname -m)), --no-binary hdrhistogram)
+# Of these extras what requirements/ pins, and nothing whose hash is not there. Ours is built with what build.txt pins.
+PINNED = $(INSTALL) --require-hashes $(WHEELS) $(patsubst %,--requirement requirements/%.txt,$(1))
+BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(INSTALL) --no-deps --no-build-isolation
 # The native front end: built by cargo, and without it left out.
 NATIVE := $(VENV)/.native
 NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/src/*/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
@@ -26,7 +31,7 @@ CARGO := $(shell command -v cargo 2>/dev/null)
 CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify test test-all check loadtest attack restarts reliability reliability-full bench ladder runtimes look gpu-report clean
+.PHONY: help setup data train curves export serve classify pins test test-all check loadtest attack restarts reliability reliability-full bench ladder runtimes look gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -34,15 +39,16 @@ help: ## print the targets
 
 setup: $(SETUP) $(NATIVE) ## make .venv, install the pinned versions (with the GPU's where nvidia-smi answers), build the native front end
 
-$(SETUP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/*.proto)
+$(SETUP): pyproject.toml $(wildcard requirements/*.txt) hatch_build.py $(wildcard protos/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: BAD_PYTHON: $(PYTHON) is $$($(PYTHON) --version 2>&1) (Python 3.11 or later: make setup PYTHON=python3.12)" >&2; exit 78; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: NO_VENV: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 69; }
 	@$(RUN) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null; rm -f $(VENV)/.set-up-*
-	$(INSTALL) '.[$(EXTRAS),rtx]' || { \
-	  echo "note: without TensorRT for RTX, for the reason above: make export leaves its engine out (make --always-make setup tries again)"; \
-	  $(INSTALL) '.[$(EXTRAS)]'; }
+	$(call PINNED,build $(filter-out tensorrt,$(subst $(comma), ,$(EXTRAS))))
+	$(BUILD) --editable .
+	$(if $(findstring tensorrt,$(EXTRAS)),$(INSTALL) --constraint constraints.txt tensorrt)
+	$(call PINNED,rtx) || echo "note: without TensorRT for RTX, for the reason above: make export leaves its engine out (make --always-make setup tries again)"
 	@touch $@
 
 ifeq ($(CARGO),)
@@ -51,7 +57,7 @@ $(NATIVE): | $(SETUP)
 else
 $(NATIVE): $(NATIVE_SOURCES) | $(SETUP)
 	@echo "building the native front end: some minutes the first time"
-	@$(RUN) native/pins.py restore && $(RUN) -m pip install --disable-pip-version-check --quiet ./native && touch $@ \
+	@$(RUN) native/pins.py restore && $(BUILD) --quiet ./native && touch $@ \
 	  || echo "warning: the native front end was not built, for the reason above; serving goes on with grpcio"
 endif
 
@@ -78,6 +84,9 @@ serve: $(EXPORTED) $(NATIVE) ## answer Classify over gRPC on localhost:50051
 
 classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
 	$(RUN) -m $(if $(FILES),atelier.classify $(FILES),loadtest.samples) $(ARGS)
+
+pins: $(SETUP) ## pin again what setup installs, with hashes: requirements/; newest versions by ARGS=--upgrade
+	$(RUN) requirements/pin.py $(ARGS)
 
 test: $(SETUP) $(NATIVE) ## run the tests that are fast, in four minutes (no GPU needed)
 	$(CARGO_TEST)

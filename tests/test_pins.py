@@ -1,0 +1,103 @@
+"""What is installed is pinned by hashes: requirements/, the lock file of the crates, the base images."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NATIVE = tomllib.loads((ROOT / "native" / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+PINNED = sorted((ROOT / "requirements").glob("*.txt"))
+HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+
+
+def pins_of(path: Path) -> dict[str, tuple[str, int]]:
+    """For each package of a file, its version and how many hashes it has."""
+    text = path.read_text().replace("\\\n", " ")
+    pins = {}
+    for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
+        requirement = Requirement(HASH.sub("", line).strip())
+        [version] = requirement.specifier
+        assert version.operator == "==" and requirement.url is None, line
+        pins[canonicalize_name(requirement.name)] = (version.version, len(HASH.findall(line)))
+    return pins
+
+
+CONSTRAINTS = pins_of(ROOT / "constraints.txt")
+
+
+def needed_by(name: str) -> list[str]:
+    """What the file of an extra is made for."""
+    if name == "build":
+        return [*PROJECT["build-system"]["requires"], *NATIVE["build-system"]["requires"]]
+    needed: list[str] = PROJECT["project"]["dependencies"] + EXTRAS[name]
+    return needed
+
+
+def test_every_extra_has_a_file_with_hashes_but_the_one_that_nvidia_alone_has() -> None:
+    assert {path.stem for path in PINNED} == EXTRAS.keys() - {"tensorrt"} | {"build"}
+
+
+@pytest.mark.parametrize("path", PINNED, ids=lambda path: path.stem)
+def test_file_pins_what_its_extra_needs_by_hash_and_to_the_versions_of_all_others(path: Path) -> None:
+    pins = pins_of(path)
+    for name, (version, num_hashes) in pins.items():
+        assert num_hashes >= 1, name
+        assert version == CONSTRAINTS[name][0], name
+    for each in map(Requirement, needed_by(path.stem)):
+        assert each.specifier.contains(pins[canonicalize_name(each.name)][0]), f"{each}: make pins"
+
+
+def test_no_file_says_where_packages_come_from() -> None:
+    files = [*PINNED, ROOT / "constraints.txt", ROOT / "native" / "pins.lock"]
+    assert not [path.name for path in files if re.search(r"://|^-|^\s*source", path.read_text(), re.MULTILINE)]
+
+
+def test_every_crate_has_a_checksum() -> None:
+    packages = tomllib.loads((ROOT / "native" / "pins.lock").read_text())["package"]
+    without = [each["name"] for each in packages if not re.fullmatch("[0-9a-f]{64}", each.get("checksum", ""))]
+    assert without == ["atelier-native"] and len(packages) > 100
+
+
+def installs_in(text: str) -> list[str]:
+    """The commands of pip that install or build."""
+    lines = re.split(r"\n|&&|\|\|", text.replace("\\\n", " "))
+    return [line for line in lines if re.search(r"\bpip (--python \S+ )?(install|wheel) ", line)]
+
+
+def is_pinned(command: str) -> bool:
+    from_hashes = "--require-hashes" in command and "--only-binary :all:" in command and " requirements/" in command
+    ours = "--no-deps --no-build-isolation" in command
+    return from_hashes or ours or "--constraint constraints.txt tensorrt" in command
+
+
+@pytest.mark.parametrize("runtime", ["serve", "gpu"])
+def test_setup_installs_nothing_without_a_hash_but_ours_and_tensorrt(runtime: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "setup", f"RUNTIME={runtime}"], cwd=ROOT, capture_output=True, text=True
+    )
+    commands = installs_in(done.stdout)
+    assert len(commands) >= 3 and all(map(is_pinned, commands)), commands
+    assert any(f"requirements/{runtime}.txt" in command for command in commands)
+    assert any(command.endswith("tensorrt") for command in commands) == (runtime == "gpu")
+
+
+def test_images_install_nothing_without_a_hash_but_ours_and_tensorrt_on_bases_of_known_digest() -> None:
+    text = "\n".join(line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
+    commands = installs_in(text)
+    assert len(commands) == 7 and all(map(is_pinned, commands)), commands
+    images = re.findall(r"^ARG \w+_IMAGE=(\S+)$", text, re.MULTILINE)
+    assert len(images) == 2 and all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
+    bases = set(re.findall(r"^FROM (\S+)", text, re.MULTILINE))
+    assert bases - stages == {"${PYTHON_IMAGE}", "${RUST_IMAGE}", "front-end-${FRONT_END}"}
+
+
+def test_build_takes_the_crates_of_the_lock_file_or_fails() -> None:
+    assert NATIVE["tool"]["maturin"]["locked"] is True
