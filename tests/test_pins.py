@@ -20,7 +20,7 @@ HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 def pins_of(path: Path) -> dict[str, tuple[str, int]]:
     """For each package of a file, its version and how many hashes it has."""
     text = path.read_text().replace("\\\n", " ")
-    pins = {}
+    pins: dict[str, tuple[str, int]] = {}
     for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
         requirement = Requirement(HASH.sub("", line).strip())
         [version] = requirement.specifier
