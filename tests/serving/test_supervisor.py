@@ -24,6 +24,7 @@ from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
 from tests.conftest import command
+from tests.serving.conftest import needs_native
 from tests.serving.running import kill_serving_process, sent_path_that_is_not_utf8, serving_process_of, wait_for
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
@@ -60,6 +61,16 @@ def test_killed_process_is_replaced_at_once_and_clients_do_not_notice(server: Se
             client.classify(IMAGES, timeout_s=10)
     assert server.output.count("ended with exit code 137: starting another\n") == 4
     assert server.stop() == 0
+
+
+@needs_native
+def test_call_on_a_new_connection_waits_for_the_process_that_replaces_another() -> None:
+    settings = ("--port", "0", "--metrics-port", "0", "--front-end", "native", "--image-s", "0.003")
+    with server_process("tests.serving.breaking_server", *settings) as server:  # it warms up for 0.4 s
+        kill_serving_process(server)
+        with grpc.insecure_channel(server.target, options=[("grpc.enable_retries", 0)]) as channel:
+            classify: Any = channel.unary_unary("/atelier.v1.Classifier/Classify")
+            assert classify(pb.ClassifyRequest(images=bytes(784)).SerializeToString(), timeout=20)
 
 
 def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:

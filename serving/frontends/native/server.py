@@ -90,6 +90,7 @@ class NativeServer:
         self._previous: ServedModel | None = None
         self._config = config
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
+        self._is_replacing = num_restarts > 0
         settings = settings_for(config, model)
         settings |= {"num_restarts": num_restarts, "page_token_sha256": page_token_sha256}
         try:
@@ -98,10 +99,20 @@ class NativeServer:
             raise _configuration_error(error) from None
 
     def start(self) -> None:
-        """Accepts, warms up; then health says SERVING."""
-        self._server.start(_duplicates(self._sockets), _duplicates(self._metrics_sockets))
+        """Accepts, warms up; then health says SERVING.
+
+        What replaces another process is warm before it accepts: whoever has connected meanwhile waits a little longer,
+        and is not told to come again.
+        """
+        if not self._is_replacing:
+            self._accept()
         self.model.backend.warm_up()
         self._server.set_serving(measured_sizes(self.model))
+        if self._is_replacing:
+            self._accept()
+
+    def _accept(self) -> None:
+        self._server.start(_duplicates(self._sockets), _duplicates(self._metrics_sockets))
 
     def swap(self, model: ServedModel) -> None:
         """Warms it up, serves it from now on, and keeps the present one for calls that ask for it.
