@@ -49,15 +49,19 @@ class OpenInferenceService:
         """Answers a ModelInferRequest with a ModelInferResponse; `deadline_s` is on the monotonic clock."""
         began_s = time.monotonic()
         request = parse(oip.ModelInferRequest(), message)
+        tensors.check_number(request.inputs, request.raw_input_contents)
         timeout_us = tensors.number_of(request.parameters, "timeout")
+        reading = Reading(*(tensors.flag_of(request.parameters, name) for name in Reading._fields))
+        tensors.check_contents(request.inputs, request.raw_input_contents)
+        outputs = [(output.name, tensors.number_of(output.parameters, "classification")) for output in request.outputs]
         if timeout_us:
             deadline_s = min(deadline_s, began_s + timeout_us / 1e6)
         with self._versions.find(request.model_name, request.model_version) as served:
-            outputs = _outputs_of(request)
-            images = await self._images_of(request, deadline_s)
+            _check_outputs(outputs)
+            images = await self._images_of(request, reading, deadline_s)
             answer = await served.classify(images, deadline_s)
         self._classifier.num_requests += 1
-        response = _response(request, served, answer.logits, outputs)
+        response = _response(request, served, answer.logits, outputs or [(LOGITS, 0), (PROBABILITIES, 0)])
         self._metrics.observe_request(time.monotonic() - began_s)
         return response.SerializeToString()
 
@@ -81,9 +85,8 @@ class OpenInferenceService:
 
     # --- ModelInfer ----------------------------------------------------------------------------------------------
 
-    async def _images_of(self, request: oip.ModelInferRequest, deadline_s: float) -> Images:
+    async def _images_of(self, request: oip.ModelInferRequest, reading: Reading, deadline_s: float) -> Images:
         """Reads the images, or decodes the pictures."""
-        tensors.check_unambiguous(request.inputs, request.raw_input_contents)
         if len(request.inputs) != 1:
             what = f"the request has {len(request.inputs)} inputs"
             raise InvalidRequestError("BAD_INPUTS", what, "send one, images or pictures")
@@ -92,7 +95,6 @@ class OpenInferenceService:
         if tensor.name == "images":
             return tensors.images_from(tensor, raw, check_count)
         if tensor.name == "pictures":
-            reading = Reading(*(tensors.flag_of(request.parameters, name) for name in Reading._fields))
             pictures = tensors.pictures_from(tensor, raw, check_count)
             return images_of(await self._classifier.pictures.decode(pictures, reading, deadline_s=deadline_s))
         what = f"there is no input {tensor.name[:64]!r}"
@@ -163,16 +165,14 @@ class OpenInferenceService:
         return index
 
 
-def _outputs_of(request: oip.ModelInferRequest) -> Outputs:
-    if len(request.outputs) > MAX_OUTPUTS:
-        what = f"the request asks for {len(request.outputs)} outputs"
+def _check_outputs(outputs: Outputs) -> None:
+    if len(outputs) > MAX_OUTPUTS:
+        what = f"the request asks for {len(outputs)} outputs"
         raise InvalidRequestError("TOO_MANY_OUTPUTS", what, f"ask for at most {MAX_OUTPUTS}")
-    for output in request.outputs:
-        if output.name not in (LOGITS, PROBABILITIES):
-            what = f"there is no output {output.name[:64]!r}"
+    for name, _ in outputs:
+        if name not in (LOGITS, PROBABILITIES):
+            what = f"there is no output {name[:64]!r}"
             raise InvalidRequestError("UNKNOWN_OUTPUT", what, "ask for logits or probabilities")
-    asked = [(output.name, tensors.number_of(output.parameters, "classification")) for output in request.outputs]
-    return asked or [(LOGITS, 0), (PROBABILITIES, 0)]
 
 
 def _response(

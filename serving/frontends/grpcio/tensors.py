@@ -28,12 +28,9 @@ def images_from(tensor: Input, raw: bytes | None, check_count: CheckCount) -> Im
     num_images = _checked_count(tensor, check_count)
     data = raw
     if data is None:
-        values = tensor.contents.uint_contents
-        if not values:
+        if tensor.contents.bytes_contents or not tensor.contents.uint_contents:
             raise _bad_data(tensor, "no numbers")
-        if max(values) > 255:
-            raise InvalidRequestError("BAD_DATA", "a value is over 255", "UINT8 is 0 to 255")
-        data = bytes(values)
+        data = bytes(tensor.contents.uint_contents)
     if len(data) != num_images * IMAGE_BYTES:
         raise _bad_data(tensor, f"{len(data)} values")
     return images_from_bytes(data)
@@ -53,20 +50,28 @@ def pictures_from(tensor: Input, raw: bytes | None, check_count: CheckCount) -> 
     return pictures
 
 
-def check_unambiguous(inputs: Sequence[Input], raw: Sequence[bytes]) -> None:
-    """Raises InvalidRequestError unless each input has its contents once."""
+def check_number(inputs: Sequence[Input], raw: Sequence[bytes]) -> None:
+    """Raises InvalidRequestError unless there are no raw contents, or one for each input."""
     if raw and len(raw) != len(inputs):
         what = f"there are {len(raw)} raw contents for {len(inputs)} inputs"
         raise InvalidRequestError("BAD_INPUTS", what, "send one for each input")
-    if raw and any(tensor.HasField("contents") for tensor in inputs):
-        raise InvalidRequestError("BAD_DATA", "an input has both raw and typed contents", "send one of them")
+
+
+def check_contents(inputs: Sequence[Input], raw: Sequence[bytes]) -> None:
+    """Raises InvalidRequestError unless each input has its contents once, and no number is over 255."""
+    for tensor in inputs if raw else ():
+        if tensor.HasField("contents"):
+            raise InvalidRequestError("BAD_DATA", "an input has both raw and typed contents", "send one of them")
+    for tensor in inputs:
+        if not tensor.contents.bytes_contents and max(tensor.contents.uint_contents, default=0) > 255:
+            raise InvalidRequestError("BAD_DATA", "a value is over 255", "UINT8 is 0 to 255")
 
 
 def number_of(parameters: Mapping[str, oip.InferParameter], name: str) -> int:
     """Reads a parameter that is a number, 0 if it is not there. Raises InvalidRequestError."""
-    if name not in parameters:
+    kind = parameters[name].WhichOneof("parameter_choice") if name in parameters else None
+    if kind is None:
         return 0
-    kind = parameters[name].WhichOneof("parameter_choice")
     number = getattr(parameters[name], kind) if kind in ("int64_param", "uint64_param") else -1
     if number < 0:
         raise _bad_parameter(name, "a number, 0 or more")
@@ -75,11 +80,10 @@ def number_of(parameters: Mapping[str, oip.InferParameter], name: str) -> int:
 
 def flag_of(parameters: Mapping[str, oip.InferParameter], name: str) -> bool:
     """Reads a parameter that is true or false. Raises InvalidRequestError."""
-    if name not in parameters:
-        return False
-    if parameters[name].WhichOneof("parameter_choice") != "bool_param":
+    kind = parameters[name].WhichOneof("parameter_choice") if name in parameters else "bool_param"
+    if kind not in (None, "bool_param"):
         raise _bad_parameter(name, "true or false")
-    return parameters[name].bool_param
+    return name in parameters and parameters[name].bool_param
 
 
 def classes_of(values: Logits, count: int, classes: Sequence[str]) -> list[bytes]:

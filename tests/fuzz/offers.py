@@ -1,0 +1,131 @@
+"""Sends mutants of messages to a real server as fast as it answers, and looks at every status."""
+
+import heapq
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+import grpc
+import numpy as np
+
+from loadtest.load.load_clients import BEST, Answers, LoadClient, open_client
+from tests.fuzz.messages import Method
+
+IN_FLIGHT = 64
+HANG_S = 0.1
+TIMEOUT_S = 20.0  # of a call: what takes so long is no answer
+NUM_SLOWEST = 20  # of those in a block that took long, so many are sent alone
+NUM_LOOKS = 10  # at most, that a slow mutant is sent alone: the machine may have been busy
+NUM_HONEST = 10  # a hang takes longer than so many honest calls beside it, too
+ALLOWED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # a ModelInferRequest may have a timeout of its own
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # a mutant may ask for more than there is room for
+}
+ALLOWED_CODES = np.array([status.value[0] for status in ALLOWED], np.uint8)
+NAMES = {status.value[0]: status.name for status in grpc.StatusCode}
+REFUSAL = re.compile(r"[A-Z][A-Z_]+: ")
+LEAK = re.compile(r"/work|/usr|/home|\.py\b|\.rs\b|0x[0-9a-f]{6,}|Traceback|<class|numpy|PIL|grpc\._|panicked")
+
+
+@dataclass
+class Found:
+    """What became of mutants: how many ended with which status and word, and what must not be."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    by_number: dict[int, str] | None = None  # of one method's, all that were refused, if that is wanted
+    slowest_s: float = 0.0  # of those that were sent alone
+
+    @property
+    def num_answered(self) -> int:
+        """Returns how many there were."""
+        return self.outcomes.total()
+
+    def figures(self) -> str:
+        """Tells the statuses, and how many of each."""
+        statuses: Counter[str] = Counter()
+        for outcome, number in self.outcomes.items():
+            statuses[outcome.partition(" ")[0]] += number
+        return ", ".join(f"{number:,} {status}" for status, number in statuses.most_common())
+
+
+class Offer:
+    """One method's mutants, over connections of their own."""
+
+    def __init__(self, method: Method, target: str, seed: int) -> None:
+        self.method, self.seed = method, seed
+        self._client: LoadClient = open_client(BEST, target, method.path, 2)
+
+    def send(self, numbers: Sequence[int], found: Found) -> None:
+        """Sends the mutants of these numbers, so many at a time that none waits for long, and waits for all answers."""
+        left, num_open, slow = iter(numbers), 0, list[tuple[int, int]]()
+        while True:
+            batch = list(itertools.islice(left, IN_FLIGHT - num_open)) if num_open <= IN_FLIGHT // 2 else []
+            if batch:
+                self._submit(batch)
+                num_open += len(batch)
+            elif num_open == 0:
+                break
+            answers = self._client.take(TIMEOUT_S)
+            num_open -= len(answers.codes)
+            slow += self._count(answers, found)
+        for _, number in heapq.nlargest(NUM_SLOWEST, slow):
+            self._send_alone(number, found)
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._client.close()
+
+    def _submit(self, numbers: Sequence[int]) -> None:
+        messages = [self.method.mutant(self.seed, number) for number in numbers]
+        self._client.submit(np.array(numbers, np.int64), messages, TIMEOUT_S)
+
+    def _count(self, answers: Answers, found: Found) -> list[tuple[int, int]]:
+        """Counts the answers; returns how long the slow ones took, and their numbers."""
+        for position in np.flatnonzero(answers.codes != 0):
+            outcome = _outcome(answers, int(position))
+            found.outcomes[outcome] += 1
+            if found.by_number is not None:
+                found.by_number[int(answers.numbers[position])] = outcome
+            text = unquote(answers.reply(int(position)).decode(errors="replace"))
+            has_word = REFUSAL.match(text) or (outcome == "NOT_FOUND" and self.method.name == "Check")  # grpcio's own
+            if answers.codes[position] not in ALLOWED_CODES or not has_word or LEAK.search(text):
+                found.faults.append(f"{self._named(int(answers.numbers[position]))}: {outcome}, {text[:200]!r}")
+        found.outcomes["OK"] += int((answers.codes == 0).sum())
+        spent_ns = answers.done_ns - answers.sent_ns
+        is_slow = spent_ns > HANG_S * 1e9
+        return list(zip(spent_ns[is_slow].tolist(), answers.numbers[is_slow].tolist(), strict=True))
+
+    def _send_alone(self, number: int, found: Found) -> None:
+        """Finds out whether a mutant hangs, or others were in its way."""
+        mutant, honest = self.method.mutant(self.seed, number), self.method.honest
+        for _ in range(NUM_LOOKS):
+            spent_s, honest_s = self._seconds(mutant), self._seconds(honest)
+            if spent_s < max(HANG_S, NUM_HONEST * honest_s):
+                found.slowest_s = max(found.slowest_s, spent_s)
+                return
+        found.faults.append(f"{self._named(number)}: took {spent_s:.3f} s, an honest call {honest_s:.3f} s")
+
+    def _seconds(self, message: bytes) -> float:
+        answers = self._asked(message)
+        return float(answers.done_ns[0] - answers.sent_ns[0]) / 1e9
+
+    def _asked(self, message: bytes) -> Answers:
+        self._client.submit(np.zeros(1, np.int64), [message], TIMEOUT_S)
+        return self._client.take(TIMEOUT_S)
+
+    def _named(self, number: int) -> str:
+        return f"{self.method.name}, seed {self.seed}, number {number}"
+
+
+def _outcome(answers: Answers, position: int) -> str:
+    """Returns the status, and of a refusal its stable word."""
+    name = NAMES.get(int(answers.codes[position]), "UNKNOWN")
+    word = unquote(answers.reply(position).decode(errors="replace")).partition(":")[0] if name != "OK" else ""
+    return f"{name} {word[:40]}".strip()
