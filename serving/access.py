@@ -71,12 +71,14 @@ class Tokens:
         more = [bytes.fromhex(of_page)] if of_page else []
         self._digests = WatchedFiles([path], lambda: [*_digests_from(path), *more])
 
-    def check(self, authorization: str) -> None:
-        """Raises UnauthenticatedError unless the header carries a known token; takes as long for any other."""
+    def check(self, authorization: Sequence[str]) -> None:
+        """Raises UnauthenticatedError unless the one header carries a known token; takes as long for any other."""
         cure = "send authorization: Bearer <token>"
-        if not authorization:
+        if len(authorization) > 1:
+            raise UnauthenticatedError("BAD_TOKEN", "the call carries several of them", cure)
+        if not authorization or not authorization[0]:
             raise UnauthenticatedError("NO_TOKEN", "the call carries no bearer token", cure)
-        scheme, _, token = authorization.partition(" ")
+        scheme, _, token = authorization[0].partition(" ")
         found = hashlib.sha256(token.encode()).digest()
         known = False
         for digest in self._digests.current():

@@ -1,5 +1,6 @@
 """The whole main job as a user does it: train, export, serve, classify; real data, real processes, real sockets."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 from tests.conftest import Job, command, import_s
+from tests.reliability.plugin import Figure
 from tests.serving.photographs import photographs, sample
 from tests.serving.pictures import encoded
 from training.dataset import FashionMNIST
@@ -51,11 +53,18 @@ def onnxruntime_labels(version_dir: Path, images: Images) -> NDArray[np.intp]:
     return np.concatenate([backend.infer(images[i : i + 100]).argmax(axis=1) for i in range(0, len(images), 100)])
 
 
-def test_training_and_export_report_what_they_did(job: Job) -> None:
+@pytest.mark.goal("G20", of="images and adversarial ones, in five sizes of batches", ci=11042, release=11042)
+def test_training_and_export_report_what_they_did(job: Job, size: int, figure: Figure) -> None:
     for line in ("train loss", "train acc", "test acc", "examples/sec on cpu", "max_abs_diff", "batch invariance"):
         assert line in job.printed, job.printed
     files = {path.name for path in job.version_dir.iterdir()}
     assert files >= {"manifest.json", "model.onnx", "model.pt2", "parity.json", "parity.md"}
+    parity = json.loads((job.version_dir / "parity.json").read_bytes())
+    for runtime in parity["runtimes"]:
+        figure(f"{runtime['runtime']}: {runtime['top1_agreement']:.0%}, max_abs_diff {runtime['max_abs_diff']:.1e}")
+        assert runtime["top1_agreement"] == 1
+        assert runtime["max_abs_diff"] <= 1e-5
+    assert parity["num_test_images"] + parity["num_edge_images"] == size
 
 
 @pytest.mark.fault("S32")

@@ -48,6 +48,7 @@ class Cycles:
     name: str
     journal: list[Entry]
     took_s: list[float]  # from each signal: until the next server was ready, or until service was back
+    ended_s: list[float] = field(default_factory=list)  # from each SIGTERM until the process had ended
     exit_codes: list[int]
     answered: int | None  # by the servers' own count; None if one did not say
     spans: list[tuple[float, float]] = field(default_factory=list)  # when something was done to it, on the clock
@@ -88,20 +89,33 @@ class Cycles:
         return faults
 
 
-def restart(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:
-    """Ends a server with SIGTERM and starts the next on its port, under a client that retries only UNAVAILABLE."""
+def restart(
+    command: Command,
+    reference: Reference,
+    *,
+    number: int,
+    rate: float,
+    client: str = PLAIN,
+    between_s: tuple[float, float] = BETWEEN_S,
+) -> Cycles:
+    """Ends a server with SIGTERM and starts the next on its port, under a client that retries only UNAVAILABLE.
+
+    `client` may be OURS; `between_s` has the least and the most of what is between two restarts.
+    """
     port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
     outputs, exit_codes = [], []
     took_s: list[float] = []
+    ended_s: list[float] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(command.started(port))
         protocol = Classify(target=server.target, reference=reference)
-        load = stack.enter_context(Load(protocol, client=PLAIN, rate=rate))
+        load = stack.enter_context(Load(protocol, client=client, rate=rate))
         for _ in range(number):
             # For as long as the last start took, at least: else what came meanwhile is never caught up with.
-            time.sleep(max([pause.uniform(*BETWEEN_S), *took_s[-1:]]))
+            time.sleep(max([pause.uniform(*between_s), *took_s[-1:]]))
             began_s = time.monotonic()
             exit_codes.append(server.stop(timeout_s=STOP_S))
+            ended_s.append(time.monotonic() - began_s)
             outputs.append(server)
             server = stack.enter_context(command.started(port))
             took_s.append(time.monotonic() - began_s)
@@ -110,7 +124,9 @@ def restart(command: Command, reference: Reference, *, number: int, rate: float)
         exit_codes.append(server.stop(timeout_s=STOP_S))
     counts = [each.num_answered for each in [*outputs, server]]
     answered = None if None in counts else sum(count or 0 for count in counts)
-    return Cycles(name=SIGTERM, journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered)
+    return Cycles(
+        name=SIGTERM, journal=journal, took_s=took_s, ended_s=ended_s, exit_codes=exit_codes, answered=answered
+    )
 
 
 def kill(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:

@@ -87,6 +87,10 @@ fn our_metrics(server: &Server, page: &mut Page) {
     for (outcome, count) in [("ok", &metrics.batches), ("failed", &metrics.failed_batches)] {
         page.line(format_args!("atelier_batches_total{{outcome=\"{outcome}\"}} {}.0", count.load(Relaxed)));
     }
+    if let Some(expires_s) = server.certificate_expires_s() {
+        let about = "When the TLS certificate that is served ends.";
+        page.single("atelier_tls_certificate_expiry_timestamp_seconds", "gauge", about, expires_s);
+    }
     let about = "Images that wait for a batch.";
     page.single("atelier_queue_images", "gauge", about, server.num_waiting() as u64);
     page.histogram("atelier_batch_size_images", "Images of a batch.", &metrics.batch_size, 1.0);

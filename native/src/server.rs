@@ -232,6 +232,11 @@ impl Server {
         }
     }
 
+    /// In seconds since 1970; None without TLS.
+    pub fn certificate_expires_s(&self) -> Option<u64> {
+        self.tls.as_ref().map(Tls::expires_s)
+    }
+
     /// Serves a connection, unless there are as many as may be and none that is idle could make room.
     pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
         let Some(peer) = self.peers.admit(self.now_us()) else { return };

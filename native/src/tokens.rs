@@ -34,7 +34,11 @@ impl Tokens {
 
     /// Takes as long for a token that is nearly right as for any other.
     pub fn check(&self, headers: &HeaderMap) -> std::result::Result<(), Status> {
-        let given = headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let given = values.next().map(http::HeaderValue::as_bytes);
+        if values.next().is_some() {
+            return Err(refused("BAD_TOKEN", "the call carries several of them"));
+        }
         let Some((scheme, token)) = given.and_then(|given| given.split_at_checked(7)) else {
             return Err(refused("NO_TOKEN", "the call carries no bearer token"));
         };

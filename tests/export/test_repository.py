@@ -13,6 +13,7 @@ from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableE
 from export.repository import publish
 from serving.manifest import MANIFEST_NAME, TENSORRT, EngineSpec, list_versions, load_manifest, read_verified
 from tests.export.small_model import manifest_for
+from tests.reliability.plugin import Figure
 from training.dataset import CLASSES
 
 FILES = {"model.onnx": b"the model" * 1000, "parity.md": b"pass\n"}
@@ -189,7 +190,8 @@ print(number - 1)
 
 @pytest.mark.fault("E15")
 @pytest.mark.slow
-def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path) -> None:
+@pytest.mark.goal("G18", of="steps of an export at which it is killed", ci=0, release=0)
+def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path, figure: Figure) -> None:
     output, errors = start(DIE_EVERYWHERE, tmp_path).communicate(timeout=60)
     num_deaths = int(output or 0)
     assert num_deaths > 10, errors
@@ -200,6 +202,7 @@ def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path)
         publish(model_dir, FILES, MANIFEST)
         assert assert_whole(model_dir) == [*survived, len(survived) + 1]
         assert not list(model_dir.glob(".building*"))
+    figure(f"killed at {num_deaths}: a whole version or none, each time")
 
 
 @pytest.mark.fault("E16")

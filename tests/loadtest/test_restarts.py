@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -17,15 +19,18 @@ from loadtest.restarts.journal import Entry, account, write_journal
 from loadtest.restarts.known import known_answers
 from loadtest.restarts.probe import seconds_until_answered
 from loadtest.restarts.run import main
+from loadtest.restarts.steady_load import OURS, PLAIN
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.restarts.versions import BAD_KINDS, NamedVersion, shifted
 from loadtest.server_process import server_process
 from tests.conftest import import_s
 from tests.loadtest.null_server import reference
+from tests.reliability.goals import is_release
+from tests.reliability.plugin import Figure
 from training.dataset import FashionMNIST
 
-NUMBER = 3
 RATE = 200.0
+LONGEST_END_S = 1.5  # what waits is answered, then clients have a second to go elsewhere
 
 # --- What a front end promises ---------------------------------------------------------------------------------------
 
@@ -43,17 +48,40 @@ def serving(front_end: str, small_repository: Path) -> Command:
 
 @pytest.mark.fault("S36")
 @pytest.mark.slow
-def test_restarts_under_load_lose_nothing(front_end: str, serving: Command, known: Reference) -> None:
-    cycles = restart(serving, known, number=NUMBER, rate=RATE)
+@pytest.mark.goal("G1", of="SIGTERM restarts", ci=3, release=200)
+@pytest.mark.goal("G2", of="SIGTERM restarts", ci=3, release=200)
+@pytest.mark.goal("G3", of="SIGTERM restarts", ci=3, release=200)
+@pytest.mark.goal("G4", of="SIGTERM restarts", ci=3, release=200)
+@pytest.mark.parametrize("client", [PLAIN, OURS])
+def test_restarts_under_load_lose_nothing(
+    front_end: str, client: str, serving: Command, known: Reference, size: int, figure: Figure
+) -> None:
+    load: Any = {"rate": 1000.0, "between_s": (4.9, 5.1)} if is_release() else {"rate": RATE}
+    cycles = restart(serving, known, number=size, client=client, **load)
+    found, slack = cycles.account, 2 * import_s()  # on a machine that is not busy, nothing
+    starts_s = [took_s - ended_s for took_s, ended_s in zip(cycles.took_s, cycles.ended_s, strict=True)]
+    figure(f"of {found.sent:,} requests {found.lost} lost, {found.wrong} wrong, {found.failed or 0} failed", "G1")
+    figure(f"{cycles.answered:,} executed and answered, {found.right:,} answers came", "G2")
+    figure(f"ended after {statistics.median(cycles.ended_s):.2f} s, at most {max(cycles.ended_s):.2f}", "G3")
+    figure(f"ready after {statistics.median(starts_s):.2f} s, at most {max(starts_s):.2f}", "G4")
     assert cycles.faults(ENDS[front_end][SIGTERM]) == []
-    assert cycles.account.right > RATE
-    assert cycles.answered == cycles.account.right
+    assert found.right > RATE
+    assert cycles.answered == found.right
+    assert max(cycles.ended_s) <= LONGEST_END_S + slack
+    assert sorted(starts_s)[int(0.99 * len(starts_s))] <= max(2.0, 3 * slack)
 
 
 @pytest.mark.fault("S29", "S39")
 @pytest.mark.timing
-def test_kills_under_load_fail_no_call_of_our_client(front_end: str, serving: Command, known: Reference) -> None:
-    cycles, promise = kill(serving, known, number=NUMBER, rate=RATE), ENDS[front_end][KILL]
+@pytest.mark.goal("G4", of="kill -9 of the process that serves", ci=3, release=200)
+@pytest.mark.goal("G2", of="kill -9 of the process that serves", ci=3, release=200)
+def test_kills_under_load_fail_no_call_of_our_client(
+    front_end: str, serving: Command, known: Reference, size: int, figure: Figure
+) -> None:
+    cycles, promise = kill(serving, known, number=size, rate=RATE), ENDS[front_end][KILL]
+    found = cycles.account
+    figure(f"service back after {statistics.median(cycles.took_s):.2f} s, at most {max(cycles.took_s):.2f}", "G4")
+    figure(f"of {found.sent:,} requests {found.right:,} were answered, each once; {found.failed or 0} failed", "G2")
     if promise.longest_s is not None:  # on a machine that is not busy
         promise = dataclasses.replace(promise, longest_s=max(promise.longest_s, 2 * import_s()))
     assert cycles.faults(promise) == []
@@ -141,22 +169,31 @@ def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
 
 @pytest.mark.fault("S33")
 @pytest.mark.slow
+@pytest.mark.goal("G5", of="new versions under load", ci=10, release=1000)
 def test_swaps_under_load_fail_no_call_and_mix_no_versions(
-    front_end: str, small_repository: Path, known: Reference
+    front_end: str, small_repository: Path, known: Reference, size: int, figure: Figure
 ) -> None:
-    cycles = swap(front_end_flags(front_end), small_repository, known, number=10, rate=RATE)
+    cycles = swap(front_end_flags(front_end), small_repository, known, number=size, rate=RATE)
+    found, inside_ms, outside_ms = cycles.account, cycles.p99_ms(inside=True), cycles.p99_ms(inside=False)
+    figure(f"of {found.sent:,} requests {found.wrong} wrong, {found.failed or 0} failed, {found.retried} repeated")
+    figure(f"p99 {inside_ms:.1f} ms while a version was loaded, {outside_ms:.1f} ms in between")
     assert cycles.faults(End()) == []
-    assert len(cycles.took_s) == 10
-    assert cycles.account.right > RATE
+    assert len(cycles.took_s) == size
+    assert found.right > RATE
 
 
 @pytest.mark.fault("S34")
 @pytest.mark.slow
-def test_bad_versions_under_load_are_all_refused(front_end: str, small_repository: Path, known: Reference) -> None:
-    cycles = refuse(front_end_flags(front_end), small_repository, known, number=len(BAD_KINDS), rate=RATE)
+@pytest.mark.goal("G5", of="bad versions under load", ci=len(BAD_KINDS), release=100)
+def test_bad_versions_under_load_are_all_refused(
+    front_end: str, small_repository: Path, known: Reference, size: int, figure: Figure
+) -> None:
+    cycles = refuse(front_end_flags(front_end), small_repository, known, number=size, rate=RATE)
+    found = cycles.account
+    figure(f"{len(cycles.took_s)} refused; of {found.sent:,} requests {found.wrong} wrong, {found.failed or 0} failed")
     assert cycles.faults(End()) == []
-    assert len(cycles.took_s) == len(BAD_KINDS)
-    assert cycles.account.right > RATE
+    assert len(cycles.took_s) == size
+    assert found.right > RATE
 
 
 def test_answer_of_another_version_than_it_names_is_wrong() -> None:

@@ -121,10 +121,10 @@ def _rows(goal: str, results: list[Result]) -> list[tuple[str, ...]]:
             goal,
             GOALS[goal] if index == 0 else "",
             _counted(result),
-            f"{result.ci:,}",
-            f"{result.release:,}",
+            _number(result.ci),
+            _number(result.release),
             "; ".join(result.figures) or "-",
-            f"{result.size:,}",
+            _number(result.size),
             "met" if result.outcome == "passed" else f"{result.outcome.upper()}: {_cell(result.why)}",
             f"{result.seconds / 60:.1f}",
         )
@@ -136,6 +136,10 @@ def _counted(result: Result) -> str:
     """Returns what is counted, and with which of a test's parameters."""
     _, bracket, parameters = result.test.partition("[")
     return f"{result.of} ({parameters.rstrip(']')})" if bracket else result.of
+
+
+def _number(size: int) -> str:
+    return f"{size:,}" if size else "all"
 
 
 def _cell(text: str) -> str:

@@ -1,8 +1,8 @@
 """Goals of reliability, and what a test that measures one of them says.
 
 A test is marked `@pytest.mark.goal("G17", of="flips of each kind of file", ci=200, release=10_000)`. Its fixture `size`
-is one of the two numbers, and what it passes to its fixture `figure` is what the report prints. `make reliability` runs
-all tests so marked; the gate runs them, at the smaller size, among its others.
+is one of the two numbers (0 stands for all there are), and what it passes to its fixture `figure` is what the report
+prints. `make reliability` runs all tests so marked; the gate runs them, at the smaller size, among its others.
 """
 
 import hashlib

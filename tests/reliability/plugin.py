@@ -1,16 +1,22 @@
 """Lets pytest run the goals' tests at either size, and keeps what they found."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from tests.reliability.goals import GOALS, RESULTS, Result, is_release, revision
 
-Figure = Callable[[str], None]  # the fixture `figure`
-FIGURES = pytest.StashKey[list[str]]()
+FIGURES = pytest.StashKey[list[tuple[str, str]]]()
+
+
+class Figure(Protocol):
+    """The fixture `figure`: keeps what was measured, in words and numbers, of one of the test's goals or of each."""
+
+    def __call__(self, text: str, goal: str = "") -> None:
+        """Keeps `0 of 200,134 lost`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,8 +45,13 @@ def size(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
-    """Keeps what was measured, in words and numbers: `0 of 200,134 lost`."""
-    return request.node.stash.setdefault(FIGURES, []).append  # type: ignore[no-any-return]
+    """Keeps what was measured: see Figure."""
+    figures = request.node.stash.setdefault(FIGURES, [])
+
+    def keep(text: str, goal: str = "") -> None:
+        figures.append((goal, text))
+
+    return keep
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,7 +77,7 @@ def _result_of(item: pytest.Item, marker: pytest.Mark, report: pytest.TestReport
         ci=ci,
         release=release,
         size=release if is_release() else ci,
-        figures=item.stash.get(FIGURES, []),
+        figures=[text for goal, text in item.stash.get(FIGURES, []) if goal in ("", marker.args[0])],
         outcome=report.outcome,
         why=why,
         seconds=report.duration,

@@ -1,6 +1,8 @@
 """TLS and tokens of both front ends, with real certificates, through our client and through grpc's own."""
 
+import datetime
 import hashlib
+import os
 import shutil
 import subprocess
 import time
@@ -10,17 +12,49 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from atelier.client import ClassifyError, Client
 from atelier.wire import SERVICE
 from loadtest.server_process import ServerProcess, server_process
 from tests.conftest import command
+from tests.reliability.plugin import Figure
+from tests.serving.conftest import needs_native
 from tests.serving.fake_backend import image
+from tests.serving.running import wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
+
+def digest_of(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
 SERVER = "tests.serving.breaking_server"
+TOKEN = "bL2-a0rQ_dXkWv9nJt3sYcEo8uHz5mPgTi7RfNqA1lM"  # noqa: S105
+PROBES = ("ServerLive", "ServerReady", "ModelReady")  # of the Open Inference Protocol: health
+BAD_CREDENTIALS: list[list[str]] = [
+    [],  # none
+    [""],
+    ["Bearer "],
+    [f"Bearer {TOKEN[:-1]}"],
+    [f"Bearer {TOKEN}x"],
+    [f"Bearer {TOKEN.lower()}"],
+    [f"Bearer  {TOKEN}"],
+    [f"Basic {TOKEN}"],
+    [TOKEN],
+    [f"Bearer {digest_of(TOKEN)}"],  # what the file has
+    ["Bearer " + "x" * 4000],
+    [f"Bearer {TOKEN}", "Bearer other"],  # two
+    ["Bearer other", f"Bearer {TOKEN}"],
+]
 RELOAD_S = 2.5  # by then a file that has changed has been read again
 Serving = Callable[..., AbstractContextManager[ServerProcess]]
 
@@ -47,6 +81,19 @@ def make_certificate(folder: Path, name: str, authority: tuple[Path, Path] | Non
         files += [*signed, "basicConstraints=critical,CA:FALSE"]
     subprocess.run([*command.split(), *alternatives, *files], check=True, capture_output=True)
     return certificate, key
+
+
+def certificate_of_days(folder: Path, first: int, last: int) -> tuple[Path, Path]:
+    """A certificate for localhost, valid from so many days from now until so many."""
+    now, key = datetime.datetime.now(datetime.UTC), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now + datetime.timedelta(first)).not_valid_after(now + datetime.timedelta(last))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    paths = folder / f"{first}-{last}.pem", folder / f"{first}-{last}.key"
+    paths[0].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return paths
 
 
 def label_from(target: str, **access: Any) -> int:
@@ -98,6 +145,32 @@ def test_certificate_that_changes_is_read_again_and_a_broken_one_is_not_taken(se
         assert label_from(server.target, tls=other) == 7
 
 
+@needs_native
+@pytest.mark.fault("S41")
+@pytest.mark.parametrize(("first", "last"), [(-9, -1), (1, 9)])
+def test_certificate_that_is_not_valid_now_ends_the_start(tmp_path: Path, first: int, last: int) -> None:
+    certificate, key = certificate_of_days(tmp_path, first, last)
+    flags = ("--port", 0, "--metrics-port", 0, "--tls-certificate", certificate, "--tls-key", key)
+    done = command(SERVER, *flags, "--front-end", "native")
+    assert done.returncode == os.EX_CONFIG
+    assert f"error: BAD_TLS: {certificate}: it is valid from 20" in done.stderr
+
+
+@needs_native
+@pytest.mark.fault("S41", "S42")
+def test_end_of_a_certificate_is_told_in_time_and_an_expired_one_is_not_taken(tmp_path: Path) -> None:
+    certificate, key = certificate_of_days(tmp_path, -1, 5)
+    flags = ("--port", "0", "--tls-certificate", str(certificate), "--tls-key", str(key), "--front-end", "native")
+    with server_process(SERVER, *flags) as server:
+        ends_s = server.metric("atelier_tls_certificate_expiry_timestamp_seconds")
+        assert ends_s == pytest.approx(time.time() + 5 * 86400, abs=100)
+        wait_for(lambda: "the TLS certificate is valid until 20" in server.output)
+        for new, old in zip(certificate_of_days(tmp_path, -9, -1), (certificate, key), strict=True):
+            shutil.copy(new, old)
+        wait_for(lambda: "what was read before stays" in server.output)
+        assert server.metric("atelier_tls_certificate_expiry_timestamp_seconds") == ends_s
+
+
 @pytest.mark.fault("S43")
 @pytest.mark.parametrize("broken", ["certificate", "key"])
 @pytest.mark.parametrize("content", ["nonsense", None])
@@ -120,10 +193,6 @@ def test_key_without_a_certificate_is_a_setting_that_cannot_be() -> None:
 
 
 # --- Tokens ----------------------------------------------------------------------------------------------------------
-
-
-def digest_of(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def end_of_call(target: str, method: str, *metadata: tuple[str, str]) -> str:
@@ -160,6 +229,70 @@ def test_tokens_are_asked_for_by_every_method_but_health(serving: Serving, tmp_p
         assert end_of_call(target, method, ("authorization", "Bearer first")) == "UNAUTHENTICATED BAD_TOKEN"
         assert end_of_call(target, method, ("authorization", "Bearer third")) == "OK"
         assert "first" not in server.output
+
+
+def methods_of(target: str) -> list[str]:
+    """Every method of every service that the server itself lists and describes."""
+    with grpc.insecure_channel(target) as channel:
+        reflected = ProtoReflectionDescriptorDatabase(channel)
+        pool, services = DescriptorPool(reflected), reflected.get_services()
+        found = [(service, pool.FindServiceByName(service).methods) for service in services]
+    return [f"/{service}/{method.name}" for service, methods in found for method in methods]
+
+
+@pytest.mark.fault("S45")
+@pytest.mark.goal("G21", of="bad credentials of each method", ci=0, release=0)
+def test_every_method_refuses_every_bad_credential(
+    front_end: str, serving: Serving, tmp_path: Path, figure: Figure
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"{digest_of(TOKEN)}\n")
+    with serving() as server:
+        methods = methods_of(server.target)
+    if front_end == "native":  # grpc itself says of a method that there is not that it is UNIMPLEMENTED
+        methods += [f"/{SERVICE}/Guess", "/no.Service/Method"]
+    with serving("--tokens", path) as server:
+        guarded = [method for method in methods if not method.startswith("/grpc.health.v1.Health/")]
+        guarded = [method for method in guarded if method.rpartition("/")[2] not in PROBES]
+        assert len(guarded) >= 10
+        for method in guarded:
+            for credential in BAD_CREDENTIALS:
+                metadata = [("authorization", value) for value in credential]
+                end = end_of_call(server.target, method, *metadata)
+                assert end in ("UNAUTHENTICATED NO_TOKEN", "UNAUTHENTICATED BAD_TOKEN"), (method, credential)
+            end = end_of_call(server.target, method, ("authorization", f"Bearer {TOKEN}"))
+            assert not end.startswith("UNAUTHENTICATED"), method
+        assert TOKEN not in server.output
+    figure(f"{len(guarded)} methods, {len(BAD_CREDENTIALS)} credentials: 0 exceptions")
+
+
+@pytest.mark.fault("S45", "S48")
+@pytest.mark.timing
+@pytest.mark.goal("G21", of="nearly right tokens and as many others, one at a time", ci=1000, release=100_000)
+def test_time_of_a_refusal_does_not_tell_how_nearly_right_a_token_is(
+    serving: Serving, tmp_path: Path, size: int, figure: Figure
+) -> None:
+    """By Welch's t over times below the 99th percentile, with the limit of dudect (Reparaz and others, 2017)."""
+    path = tmp_path / "tokens"
+    path.write_text(digest_of(TOKEN))
+    nearly, other = f"Bearer {TOKEN[:-1]}x", "Bearer " + "7" * len(TOKEN)
+    with serving("--tokens", path) as server, grpc.insecure_channel(server.target) as channel:
+        call: Any = channel.unary_unary(f"/{SERVICE}/GetModel")
+
+        def refused_us(authorization: str) -> float:
+            began_s = time.perf_counter()
+            with pytest.raises(grpc.RpcError):
+                call(b"", timeout=10, metadata=[("authorization", authorization)])
+            return (time.perf_counter() - began_s) * 1e6
+
+        times_us = np.array([(refused_us(nearly), refused_us(other)) for _ in range(size)])
+        assert label_from(server.target, token=TOKEN) == 7  # nobody is locked out
+        assert TOKEN not in server.output
+    times_us = np.clip(times_us, None, np.percentile(times_us, 99))
+    means, variances = times_us.mean(axis=0), times_us.var(axis=0, ddof=1)
+    t = float((means[0] - means[1]) / np.sqrt(variances.sum() / size))
+    figure(f"{means[0]:.1f} and {means[1]:.1f} us, t = {t:+.1f} (detectable from 4.5 on)")
+    assert abs(t) < 4.5
 
 
 @pytest.mark.parametrize("text", ["", "abc\n", "g" * 64, "# nobody\n", None])

@@ -52,6 +52,7 @@ from tests.export.small_model import (
     weights_of,
     with_weights,
 )
+from tests.reliability.plugin import Figure
 from tests.sealed_files import edit_sealed
 
 FILES = exported_files()
@@ -259,9 +260,10 @@ def refusal_of(repository: Path, backend: str) -> str:
 
 
 @pytest.mark.fault("E13")
-def test_a_hundred_mutants_of_a_hundred_are_refused(tmp_path: Path) -> None:
+@pytest.mark.goal("G20", of="mutants of a version, refused by a server", ci=100, release=1000)
+def test_a_hundred_mutants_of_a_hundred_are_refused(tmp_path: Path, size: int, figure: Figure) -> None:
     refusals: dict[str, list[str]] = {}
-    for seed in range(100):
+    for seed in range(size):
         rng = np.random.default_rng(seed)
         mutate = MUTATIONS[seed % len(MUTATIONS)]
         mutate(rng, tmp_path / str(seed))
@@ -271,7 +273,8 @@ def test_a_hundred_mutants_of_a_hundred_are_refused(tmp_path: Path) -> None:
     for name, found in refusals.items():
         wanted = expected.get(name, "PARITY_HERE")
         assert all(wanted in words for words in found), (name, found)
-    assert sum(map(len, refusals.values())) == 100
+    assert sum(map(len, refusals.values())) == size
+    figure(f"{size} of {size} were refused")
 
 
 def test_unspoiled_version_is_served_by_both(tmp_path: Path) -> None:

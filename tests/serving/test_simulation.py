@@ -3,15 +3,18 @@
 Arrivals, deadlines, cancellations, a device that is slow, fails or hangs, and a drain are drawn from a seed. The queue
 is asked as `Batcher` asks it, and a model of it, too simple to be wrong, must agree behind every event.
 
-`ATELIER_SIMULATION_SEED=7 pytest tests/serving/test_simulation.py` replays one life, `ATELIER_SIMULATION_SEEDS=100000`
-goes through many.
+`ATELIER_SIMULATION_SEED=7 pytest tests/serving/test_simulation.py` replays one life, of either core.
 """
 
 import asyncio
 import heapq
 import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -21,7 +24,10 @@ from atelier.contract import IMAGE_SHAPE
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError
+from tests.reliability.goals import is_release
+from tests.reliability.plugin import Figure
 
+ROOT = Path(__file__).parents[2]
 ANSWER = Answer(np.zeros((0, 10), np.float32), 0, 0, 0)
 FAILED = BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
 GIVEN_UP = NotServingError("BACKEND_HUNG", "a batch ran too long", "retry: another may serve")
@@ -269,15 +275,29 @@ def lived(seed: int, loop: asyncio.AbstractEventLoop) -> Life:
 
 
 @pytest.mark.fault("S18", "S19", "S20", "S21", "S32")
-def test_simulation_of_many_lives_breaks_no_rule(loop: asyncio.AbstractEventLoop) -> None:
+@pytest.mark.goal("G15", of="simulated lives of grpcio's queue", ci=200, release=100_000)
+def test_simulation_of_many_lives_breaks_no_rule(loop: asyncio.AbstractEventLoop, size: int, figure: Figure) -> None:
     if "ATELIER_SIMULATION_SEED" in os.environ:
         lived(int(os.environ["ATELIER_SIMULATION_SEED"]), loop)
         return
     ends: Counter[str] = Counter()
-    num_seeds, simulated_s = int(os.environ.get("ATELIER_SIMULATION_SEEDS", "200")), 0.0
-    for seed in range(num_seeds):
+    simulated_s = 0.0
+    for seed in range(size):
         life = lived(seed, loop)
         ends += life.ends
         simulated_s += life.now_s - 1000
-    print(f"{num_seeds} lives, {simulated_s / 3600:.1f} simulated hours, {dict(ends)}")
+    figure(f"0 violations in {size:,} lives, {simulated_s / 3600:,.1f} simulated hours; {dict(ends)}")
     assert set(ends) == {"answered", "refused", "expired", "cancelled", "failed", "given up"}
+
+
+@pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo: rustup, or apt-get install cargo")
+@pytest.mark.slow
+@pytest.mark.goal("G15", of="simulated lives of the native core", ci=1000, release=1_000_000)
+def test_simulation_of_the_native_core_breaks_no_rule(size: int, figure: Figure) -> None:
+    command = ["cargo", "test", "--locked", "simulation", *(["--release"] if is_release() else []), "--", "--nocapture"]
+    environment = {"CARGO_TARGET_DIR": str(ROOT / ".cache/native"), **os.environ, "ATELIER_SIMULATION_SEEDS": str(size)}
+    subprocess.run([sys.executable, ROOT / "native/pins.py", "restore"], check=True)
+    done = subprocess.run(command, cwd=ROOT / "native", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = next(line for line in done.stdout.splitlines() if "simulated hours" in line)
+    figure(f"0 violations in {told.strip()}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.reliability.plugin import Figure
 from tests.training.conftest import call_trainer
 from training.checkpoint import load_checkpoint
 from training.process import LOCK_NAME
@@ -41,20 +42,25 @@ def weights_digest(run_dir: Path) -> str:
 
 @pytest.mark.fault("T1")
 @pytest.mark.slow
+@pytest.mark.goal("G19", of="kill -9 of a training", ci=3, release=200)
 def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
-    data_dir: Path, run_dir: Path, tmp_path: Path
+    data_dir: Path, tmp_path: Path, size: int, figure: Figure
 ) -> None:
-    moments, completed = random.Random(0), [0]
-    for _ in range(3):
+    assert call_trainer(data_dir, tmp_path / "undisturbed", "--epochs", str(NUM_EPOCHS)) == 0
+    moments, completed = random.Random(0), 0
+    for kill in range(size):
+        run_dir = tmp_path / str(kill // 3)  # three kills to a run
         with start_trainer(data_dir, run_dir, "--resume") as trainer:
             wait_for_epochs(trainer, 2)
             time.sleep(moments.uniform(0, 0.05))
             trainer.kill()
-        completed.append(len(load_checkpoint(run_dir).metrics))
-        assert completed[-2] + 2 <= completed[-1] < NUM_EPOCHS
-    assert call_trainer(data_dir, run_dir, "--epochs", str(NUM_EPOCHS), "--resume") == 0
-    assert call_trainer(data_dir, tmp_path / "undisturbed", "--epochs", str(NUM_EPOCHS)) == 0
-    assert weights_digest(run_dir) == weights_digest(tmp_path / "undisturbed")
+        before, completed = completed, len(load_checkpoint(run_dir).metrics)
+        assert before + 2 <= completed < NUM_EPOCHS
+        if kill % 3 == 2 or kill == size - 1:
+            assert call_trainer(data_dir, run_dir, "--epochs", str(NUM_EPOCHS), "--resume") == 0
+            assert weights_digest(run_dir) == weights_digest(tmp_path / "undisturbed")
+            completed = 0
+    figure(f"the same weights, bit for bit, after each of {size} kills")
 
 
 @pytest.mark.fault("T3")
@@ -88,7 +94,10 @@ with StopRequest() as stop:
 
 
 @pytest.mark.fault("T2")
-def test_save_that_dies_at_any_system_call_leaves_the_old_checkpoint_or_the_new(trained_dir: Path) -> None:
+@pytest.mark.goal("G18", of="system calls of a checkpoint's save at which it is killed", ci=0, release=0)
+def test_save_that_dies_at_any_system_call_leaves_the_old_checkpoint_or_the_new(
+    trained_dir: Path, figure: Figure
+) -> None:
     command = [sys.executable, "-m", "tests.training.crash_points", str(trained_dir)]
     lines = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
     num_old = lines.count("died old 1")
@@ -96,6 +105,7 @@ def test_save_that_dies_at_any_system_call_leaves_the_old_checkpoint_or_the_new(
     assert lines[:num_old] == ["died old 1"] * num_old
     assert set(lines[num_old:-1]) == {"died new 1"}
     assert lines[-1] == "finished new 1"
+    figure(f"killed at {len(lines) - 1}: the old one {num_old} times, else the new")
 
 
 @pytest.fixture

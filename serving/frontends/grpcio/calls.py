@@ -150,8 +150,8 @@ class RpcHandler(grpc.GenericRpcHandler):
     def _check_token(self, context: Context) -> None:
         """Raises UnauthenticatedError if tokens are asked for and the call carries none that is known."""
         if self._tokens is not None:
-            metadata = dict(context.invocation_metadata() or ())
-            self._tokens.check(str(metadata.get("authorization", "")))
+            metadata = context.invocation_metadata() or ()
+            self._tokens.check([str(value) for name, value in metadata if name == "authorization"])
 
 
 def _name_of(path: str) -> str:
