@@ -10,6 +10,7 @@ from pathlib import Path
 from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Answer, Client, program_errors
 from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from atelier.program import can_print, report, run_program
+from atelier.trusted_files import check_secret
 
 BAR_WIDTH = 32
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -47,6 +48,8 @@ def add_connection_flags(parser: argparse.ArgumentParser) -> None:
 def connect(options: argparse.Namespace) -> Client:
     """Returns a client as the flags say. Raises UsageError if they cannot be met."""
     try:
+        if options.token_file:
+            check_secret(options.token_file)
         token = options.token_file.read_text().strip() if options.token_file else ""
         return Client(options.target, tls=options.authority or options.tls, token=token)
     except ValueError as error:
@@ -148,4 +151,4 @@ def _bar(share: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, extras="bulk"))
+    sys.exit(run_program(main, extras="bulk", packages=["grpcio", "pillow"]))

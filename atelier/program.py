@@ -9,11 +9,12 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TextIO
 
 from atelier.errors import PermissionRefusedError, ProgramError, ResourceUnavailableError, StorageError
+from atelier.versions import check_packages
 
 
 def say(line: str) -> None:
@@ -72,16 +73,24 @@ def report(error: ProgramError) -> None:
         print(_line_of("error", " ".join(str(error).split())) + "\n", end="", file=sys.stderr, flush=True)
 
 
-def run_program(main: Callable[[list[str]], int], arguments: list[str] | None = None, *, extras: str = "") -> int:
+def run_program(
+    main: Callable[[list[str]], int],
+    arguments: list[str] | None = None,
+    *,
+    extras: str = "",
+    packages: Sequence[str] = (),
+) -> int:
     """Runs `main` and turns every failure into one line on stderr and an exit code; `--debug` adds the traceback.
 
     `extras` are those that `main` needs (`export,serve`), to be named if a package is missing: it imports them itself.
+    `packages` must not be older than their minimum (atelier/versions.py).
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal's encoding has not
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        check_packages(packages)
         return main(arguments)
     except KeyboardInterrupt:
         print("error: INTERRUPTED: stopped by the keyboard", file=sys.stderr)

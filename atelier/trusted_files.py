@@ -1,4 +1,4 @@
-"""Reads files that others may have put there: regular ones, in their folder, that not everybody can write."""
+"""Reads files that others may have put there, regular ones that not everybody can write; guards secrets' files."""
 
 import errno
 import os
@@ -34,6 +34,22 @@ def read_trusted(path: Path, root: Path, max_bytes: int) -> bytes:
         what = f"{path} has {max(found.st_size, len(data))} bytes, the limit is {max_bytes}"
         raise BadDataError("TOO_LARGE", what, "no export of Atelier's is that large: make export")
     return data
+
+
+def check_secret(path: Path, *, may_group_read: bool = True) -> None:
+    """Raises PermissionRefusedError TOKEN_FILE_MODE for a secret's file that every user of this machine may open.
+
+    The group may read it if `may_group_read`: so Kubernetes gives a pod its secrets. A missing file is not looked at.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return
+    if mode & (0o007 if may_group_read else 0o077):
+        whom = "every user of this machine" if mode & 0o007 else "its group"
+        what = f"{path} has mode {mode:04o}: {whom} may open what is to be secret"
+        cure = f"chmod 600 {path}, and make a new secret if others may have read it; in Kubernetes defaultMode: 0440"
+        raise PermissionRefusedError("TOKEN_FILE_MODE", what, cure)
 
 
 def _resolved(path: Path) -> Path:

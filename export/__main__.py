@@ -12,4 +12,4 @@ def main(arguments: list[str]) -> int:
     return export(arguments)
 
 
-sys.exit(run_program(main, extras="export,serve"))
+sys.exit(run_program(main, extras="export,serve", packages=["torch", "onnx"]))

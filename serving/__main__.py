@@ -17,4 +17,4 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy only copies here; it
 from atelier.program import run_program  # noqa: E402 - importing takes a while, in which a signal may come
 from serving.server import main  # noqa: E402
 
-sys.exit(run_program(main))
+sys.exit(run_program(main, packages=["grpcio", "pillow"]))

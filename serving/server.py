@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib
+import os
 from importlib.util import find_spec
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
 from atelier.program import how_to_install, say
+from atelier.trusted_files import check_secret
 from serving.config import ServerConfig, parse_arguments
 from serving.listening import Listening, is_loopback
 from serving.logs import set_up_logging
@@ -29,6 +31,8 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
     """Serves a version that has been read until SIGTERM or SIGINT; returns the exit code. Raises ProgramError."""
     front_end, why = choose_front_end(config.front_end)
     _check_access(config)
+    if os.geteuid() == 0:
+        say("warning: it runs as root, and needs none of root's rights: start it as another user (docker run --user)")
     is_native = front_end == "native"
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(Listening(config.hosts, config.port, only_reserve=not is_native))
@@ -51,7 +55,14 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
 
 
 def _check_access(config: ServerConfig) -> None:
-    """Raises ConfigurationError INSECURE for an address that others reach without TLS and tokens."""
+    """Raises ConfigurationError INSECURE for an address that others reach without TLS and tokens.
+
+    Raises PermissionRefusedError TOKEN_FILE_MODE if others may open the file of the key, or of the tokens' digests: a
+    token that can be guessed is found from its digest.
+    """
+    for path in (config.tokens, config.tls_key):
+        if path is not None:
+            check_secret(path)
     if config.playground_port != 0 and not is_loopback(config.playground_host):
         what = f"the page on --playground-host {config.playground_host} may be reached by others, without a password"
         _refuse_or_warn(config, what, "leave --playground-host out, or say --insecure")

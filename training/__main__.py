@@ -12,4 +12,4 @@ def main(arguments: list[str]) -> int:
     return train(arguments)
 
 
-sys.exit(run_program(main, extras="train"))
+sys.exit(run_program(main, extras="train", packages=["torch"]))

@@ -210,6 +210,7 @@ def end_of_call(target: str, method: str, *metadata: tuple[str, str]) -> str:
 def test_tokens_are_asked_for_by_every_method_but_health(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"# who may call\n{digest_of('first')} alice\n{digest_of('second')}\n")
+    path.chmod(0o600)
     method = f"/{SERVICE}/GetModel"
     with serving("--tokens", path) as server:
         target = server.target
@@ -247,6 +248,7 @@ def test_every_method_refuses_every_bad_credential(
 ) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"{digest_of(TOKEN)}\n")
+    path.chmod(0o600)
     with serving() as server:
         methods = methods_of(server.target)
     if front_end == "native":  # grpc itself says of a method that there is not that it is UNIMPLEMENTED
@@ -275,6 +277,7 @@ def test_time_of_a_refusal_does_not_tell_how_nearly_right_a_token_is(
     """By Welch's t over times below the 99th percentile, with the limit of dudect (Reparaz and others, 2017)."""
     path = tmp_path / "tokens"
     path.write_text(digest_of(TOKEN))
+    path.chmod(0o600)
     nearly, other = f"Bearer {TOKEN[:-1]}x", "Bearer " + "7" * len(TOKEN)
     with serving("--tokens", path) as server, grpc.insecure_channel(server.target) as channel:
         call: Any = channel.unary_unary(f"/{SERVICE}/GetModel")
@@ -300,9 +303,44 @@ def test_file_without_digests_ends_the_start(front_end: str, tmp_path: Path, tex
     path = tmp_path / "tokens"
     if text is not None:
         path.write_text(text)
+        path.chmod(0o600)
     done = command(SERVER, "--port", 0, "--metrics-port", 0, "--front-end", front_end, "--tokens", path)
     assert done.returncode == 78, done.stderr
     assert f"error: BAD_TOKENS: {path}: " in done.stderr
+
+
+@pytest.mark.fault("O8")
+@pytest.mark.parametrize("is_key", [False, True])
+def test_secret_that_every_user_may_open_ends_the_start(front_end: str, tmp_path: Path, is_key: bool) -> None:
+    """As Kubernetes lays it down: a link to a link, and by default mode 0644."""
+    certificate, key = make_certificate(tmp_path, "server")
+    tokens = tmp_path / "digests"
+    tokens.write_text(digest_of("token"))
+    file = key if is_key else tokens
+    (tmp_path / "..data").symlink_to(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(Path("..data") / file.name)
+    flags = ("--tls-certificate", certificate, "--tls-key", link) if is_key else ("--tokens", link)
+    file.chmod(0o644)
+    done = command(SERVER, "--port", 0, "--metrics-port", 0, "--front-end", front_end, *flags)
+    assert done.returncode == 77, done.stderr
+    assert done.stderr.startswith(f"error: TOKEN_FILE_MODE: {link} has mode 0644: every user of this machine may open")
+    assert "chmod 600" in done.stderr and "defaultMode: 0440" in done.stderr
+    file.chmod(0o440)  # with fsGroup
+    with server_process(
+        SERVER, "--port", "0", "--metrics-port", "0", "--front-end", front_end, *map(str, flags)
+    ) as server:
+        assert server.stop() == 0
+
+
+@pytest.mark.fault("O8")
+def test_clients_token_that_every_user_may_open_is_not_sent(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o604)
+    done = command("atelier.classify", "--health", "--target", "localhost:1", "--token-file", token)
+    assert done.returncode == 77
+    assert done.stderr.startswith(f"error: TOKEN_FILE_MODE: {token} has mode 0604: every user")
 
 
 def test_client_sends_no_token_in_plain_text_beyond_this_machine() -> None:
@@ -328,8 +366,9 @@ def test_address_that_others_reach_wants_tls_and_tokens(front_end: str, serving:
         assert "--insecure" in done.stderr
     tokens = tmp_path / "tokens"
     tokens.write_text(digest_of("token"))
+    tokens.chmod(0o600)
     with serving("--host", "0.0.0.0", *tls, "--tokens", tokens) as server:
-        assert "warning" not in server.output
+        assert "may be reached by others" not in server.output
         assert label_from(f"localhost:{server.port}", tls=certificate, token="token") == 7  # noqa: S106
     with serving("--host", "0.0.0.0", "--insecure") as server:
         assert "warning: 0.0.0.0 may be reached by others, without TLS and tokens" in server.output
@@ -340,6 +379,8 @@ def test_command_reads_its_token_from_a_file(serving: Serving, tmp_path: Path) -
     tokens, token = tmp_path / "tokens", tmp_path / "token"
     tokens.write_text(digest_of("secret"))
     token.write_text("secret\n")
+    for secret in (tokens, token):
+        secret.chmod(0o600)
     with serving("--tls-certificate", certificate, "--tls-key", key, "--tokens", tokens) as server:
         flags = ("--health", "--target", server.target, "--authority", certificate, "--token-file", token)
         done = command("atelier.classify", *flags)

@@ -363,6 +363,7 @@ def test_body_that_does_not_come_ends_the_request() -> None:
 def test_tokens_are_asked_for_but_by_probes(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(hashlib.sha256(b"secret").hexdigest() + "\n")
+    tokens.chmod(0o600)
     with asking(tokens=tokens) as ask:
         refused = ask("POST", CLASSIFY, png(1))
         assert (refused.refusal, refused.headers["WWW-Authenticate"]) == ((401, "NO_TOKEN"), "Bearer")

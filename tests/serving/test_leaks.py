@@ -95,6 +95,7 @@ def test_neither_refusals_nor_the_log_tell_what_is_nobodys_business(
 ) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
+    tokens.chmod(0o600)
     options = ["--repository", str(small_repository), "--port", "0", "--tokens", str(tokens), "--log-requests"]
     with server_process("serving", *options, *front_end_flags(front_end)) as server:
         started = server.output

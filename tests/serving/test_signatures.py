@@ -146,11 +146,12 @@ def test_page_neither_lists_nor_opens_what_is_not_signed(repository: Path, keys:
 # --- Keys ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("O8")
 def test_private_key_that_others_may_read_is_refused(keys: Keys, tmp_path: Path) -> None:
     private = Path(shutil.copy(keys["ours"][0], tmp_path))
     for mode in (0o644, 0o640, 0o602):
         private.chmod(mode)
-        with pytest.raises(ConfigurationError, match=rf"BAD_KEY: .* has mode {mode:o}: .*chmod 600"):
+        with pytest.raises(PermissionRefusedError, match=rf"TOKEN_FILE_MODE: .* has mode {mode:04o}: .*chmod 600"):
             signer_from(private)
     private.chmod(0o400)
     assert len(signer_from(private)(b"manifest")) == 64

@@ -62,7 +62,7 @@ def refusal(path: Path | str, *arguments: object) -> tuple[int, str]:
 def test_server_answers_on_the_socket_and_takes_it_away_at_the_end(path: Path, serving: Serving) -> None:
     with serving(path) as server:
         assert f" on unix:{path}: front end" in server.output
-        assert "warning" not in server.output  # whom the file's mode lets in
+        assert "may be reached by others" not in server.output  # whom the file's mode lets in
         assert server.target == f"unix:{path}"
         assert served_labels(server.target) == [7]
         assert list(path.parent.iterdir()) == [path]

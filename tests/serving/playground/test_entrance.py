@@ -37,6 +37,7 @@ def guarded(tmp_path: Path) -> list[str]:
     authority, _ = make_certificate(tmp_path, "authority")
     tokens = tmp_path / "tokens"
     tokens.write_text(hashlib.sha256(b"somebody's").hexdigest())
+    tokens.chmod(0o600)
     tls = ["--tls-certificate", certificate, "--tls-key", key, "--tls-client-authority", authority]
     return [*map(str, tls), "--tokens", str(tokens)]
 
