@@ -28,6 +28,7 @@ const REST = {
   drawing: false, // the pen is down
   ink: new Uint8Array(112 * 112), // what is drawn
   fill: true, // drawings are filled and centred
+  gap: null, // {x, y}: where the outline of a drawing is open
   hover: null, // a cell, as `cell`
   marks: [], // [{layer, map}]: framed
   canTurn: true, // the browser has WebGL2
@@ -113,11 +114,11 @@ async function mountAll(app) {
   const ends = [], scoped = { ...app, cleanUp: (end) => ends.push(end), subscribe: (...wanted) => ends.push(app.subscribe(...wanted)) };
   app.unmount?.();
   app.unmount = () => ends.forEach((end) => end());
-  modules.forEach((module, i) => {
+  await Promise.all(modules.map((module, i) => {
     const root = document.getElementById(parts[i]);
     root.replaceChildren();
-    module.mount(root, scoped);
-  });
+    return module.mount(root, scoped);
+  }));
 }
 
 async function start() {

@@ -1,8 +1,7 @@
 /** A tab: how the chosen value comes about, with all its numbers, and whether the browser gets the same. */
 
-import { makeCheck } from './verify.js';
 import { makeChooser } from './chooser.js';
-import { el, heatTable, note, number, percent, precise, row, scientific, table } from './dom.js';
+import { button, el, heatTable, note, number, percent, precise, row, scientific, table } from './dom.js';
 import { explain, FUNCTIONS, originOf, softmax } from './explain.js';
 import { cellOf, shelfOf, shelvesOf, valueOf, whereOf } from './layout.js';
 import { baseOf } from './links.js';
@@ -17,6 +16,13 @@ export function mount(root, app) {
   app.follow(['tab', 'cell', 'values', 'weights', 'theme', 'drawing'], ({ tab, cell, drawing }) => {
     if (tab === 'arithmetic' && !drawing) body.replaceChildren(...(cell ? partsOf(app, cell) : [el('p', { className: 'soft' }, app.t('choose_a_cell'))]));
   });
+}
+
+function makeCheck(app) {
+  const result = el('div', { 'aria-live': 'polite' });
+  const check = async () => result.replaceChildren(...(await (await import('./verify.js')).check(app)));
+  app.subscribe(['values'], () => result.replaceChildren());
+  return el('section', { className: 'check' }, button(app.t('check_all'), check, { id: 'check' }), result);
 }
 
 /** All that is to be said of a cell: what each layer of its shelf makes of what comes in, and whether the server says the same. */

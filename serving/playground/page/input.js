@@ -3,7 +3,6 @@
 import { button, el, note } from './dom.js';
 import { garment, makeGarments } from './garments.js';
 import { paintGrey, Pad, SIZE } from './pad.js';
-import { prepare } from './prepare.js';
 
 export function mount(root, app) {
   const { t } = app, pad = new Pad(app), hint = el('p', { className: 'soft small', role: 'note' });
@@ -19,7 +18,7 @@ export function mount(root, app) {
     ...makeGarments(app),
   );
   app.subscribe(['source', 'ink', 'fill'], () => prepareImage(app));
-  app.follow(['image', 'drawing', 'source', 'ink', 'fill'], () => showImage(app, gets, pad, hint));
+  app.follow(['image', 'gap', 'drawing', 'source', 'ink'], () => showImage(app, gets, pad, hint));
   takePhotographs(root, app);
   if (!app.state.image) prepareImage(app);
 }
@@ -27,19 +26,17 @@ export function mount(root, app) {
 /** Makes the network's image from what was drawn or chosen. */
 async function prepareImage(app) {
   const { source, ink, fill } = app.state;
-  if (source.kind === 'drawing') return app.set({ image: prepare(ink, fill).image });
-  if (source.kind !== 'garment') return;
-  const image = await garment(source.index);
-  if (app.state.source === source) app.set({ image });
+  if (source.kind === 'photograph') return;
+  const found = source.kind === 'garment' ? { image: await garment(source.index), gap: null } : (await import('./prepare.js')).prepare(ink, fill);
+  if (app.state.source === source && app.state.ink === ink) app.set(found);
 }
 
 /** Paints the network's image; once the pen is up, says where an outline is open, or what was done to a photograph. */
 function showImage({ state, t }, canvas, pad, hint) {
-  const { image, source, drawing, ink, fill } = state;
+  const { image, gap, source, drawing } = state;
   if (image) paintGrey(canvas, image);
   hint.textContent = source.kind === 'photograph' ? t(source.inverted ? 'photograph_inverted' : 'photograph_prepared') : '';
-  const gap = source.kind === 'drawing' && !drawing && prepare(ink, fill).gap;
-  if (!gap) return;
+  if (!gap || drawing) return;
   hint.textContent = t('open_outline');
   if (gap.x !== null) pad.ring(gap);
 }
@@ -63,7 +60,7 @@ async function photograph(app, blob) {
   if (!blob) return;
   try {
     const { head, values: image } = await app.api.photograph(blob);
-    app.set({ image, source: { kind: 'photograph', ...head }, ink: new Uint8Array(SIZE * SIZE), problem: null });
+    app.set({ image, gap: null, source: { kind: 'photograph', ...head }, ink: new Uint8Array(SIZE * SIZE), problem: null });
     drawPhotograph(await createImageBitmap(blob), head.box);
   } catch (problem) {
     app.set({ problem });

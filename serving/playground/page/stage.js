@@ -2,7 +2,6 @@
 
 import { View } from './camera.js';
 import { el } from './dom.js';
-import { Flat } from './flat.js';
 import { Labels } from './labels.js';
 import { layOut, outlineOf, shelfOf } from './layout.js';
 import { frame, framesOf, linksOf, ringOf } from './links.js';
@@ -13,33 +12,31 @@ import { makeTree } from './tree.js';
 
 const TURN_MS = 500; // from 3D to flat
 
-export function mount(root, app) {
-  root.stage = new Stage(root, app); // for the console
+export async function mount(root, app) {
+  const canvas = el('canvas', { id: 'maps', tabIndex: 0, role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys' });
+  root.stage = new Stage(root, app, canvas, await makeRenderer(canvas, app)); // for the console
+}
+
+async function makeRenderer(canvas, app) {
+  try {
+    const scene = new Scene(canvas);
+    app.cleanUp(() => scene.release());
+    return scene;
+  } catch {
+    app.set({ canTurn: false });
+    const { Flat } = await import('./flat.js');
+    return new Flat(canvas);
+  }
 }
 
 class Stage {
-  constructor(root, app) {
-    Object.assign(this, { root, app, flatness: app.state.view === 'flat' ? 1 : 0 });
-    const words = { role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys' };
+  constructor(root, app, canvas, renderer) {
+    Object.assign(this, { root, app, canvas, renderer, flatness: app.state.view === 'flat' || !app.state.canTurn ? 1 : 0 });
     root.setAttribute('aria-label', app.t('stage'));
-    this.canvas = el('canvas', { id: 'maps', tabIndex: 0, ...words });
-    this.renderer = this.makeRenderer();
     this.labels = new Labels(app);
     root.append(this.canvas, this.labels.root, makeTree(app), el('p', { id: 'stage-keys', className: 'soft small' }, app.t('stage_keys')));
     this.resize();
     this.listen();
-  }
-
-  makeRenderer() {
-    try {
-      const scene = new Scene(this.canvas);
-      this.app.cleanUp(() => scene.release());
-      return scene;
-    } catch {
-      this.app.set({ canTurn: false });
-      this.flatness = 1;
-      return new Flat(this.canvas);
-    }
   }
 
   listen() {

@@ -1,6 +1,6 @@
 /** "Check all values": the browser computes every one again, and holds it against the server's by the export gate's tolerances. */
 
-import { button, el, row, scientific, table } from './dom.js';
+import { el, row, scientific, table } from './dom.js';
 import { explain, shape3, size } from './explain.js';
 import { cellOf } from './layout.js';
 
@@ -26,14 +26,8 @@ export function verify(net, values, weights, image) {
   });
 }
 
-export function makeCheck(app) {
-  const { t } = app, result = el('div', { 'aria-live': 'polite' });
-  const ask = button(t('check_all'), async () => result.replaceChildren(...(await check(app))), { id: 'check' });
-  app.subscribe(['values'], () => result.replaceChildren());
-  return el('section', { className: 'check' }, ask, result);
-}
-
-async function check(app) {
+/** What is shown of it. */
+export async function check(app) {
   await app.loadWeights();
   const { t, state } = app, { network, values, weights, looked, off } = state;
   if (state.weightsKey !== state.valuesKey) return [el('p', {}, t('loading_weights'))];
