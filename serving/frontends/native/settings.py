@@ -11,7 +11,7 @@ from serving.models import ServedModel
 # The thread that read a lone request runs it itself if that takes no longer than this: handing it to another thread
 # and back costs as much as the model. A GPU may hang; what runs there has a thread of its own, which is watched.
 MAX_INLINE_US = 500
-MAX_CONNECTIONS = 2048
+MAX_CONNECTIONS = 10_240
 SPARE_FILES = 100  # that are no connections
 # What Rust's side of the front end needs of the settings, besides all limits, under the same names.
 SETTINGS = (
