@@ -14,7 +14,7 @@ EXPORTED := artifacts/models/lenet5/config.pbtxt
 # A host where nvidia-smi answers gets the GPU's extras; `make setup RUNTIME=serve` overrules it.
 comma := ,
 RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo serve)
-EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,playground,dev
+EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,playground,audit,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 INSTALL = $(RUN) -m pip install --disable-pip-version-check
 # hdrhistogram alone has no wheel for arm64, and is compiled there.
@@ -28,10 +28,11 @@ NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/src/*/*/*.
   native/Cargo.toml native/pyproject.toml native/pins.lock
 export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
 CARGO := $(shell command -v cargo 2>/dev/null)
+CARGO_DENY := $(shell command -v cargo-deny 2>/dev/null)
 CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify pins test test-all check loadtest attack restarts reliability reliability-full bench ladder runtimes look gpu-report clean
+.PHONY: help setup data train curves export serve classify sbom audit pins test test-all check loadtest attack restarts reliability reliability-full bench ladder runtimes look gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -84,6 +85,13 @@ serve: $(EXPORTED) $(NATIVE) ## answer Classify over gRPC on localhost:50051
 
 classify: $(SETUP) ## ask the running server: make classify FILES="shirt.png bag.jpg"; without FILES, 16 test images
 	$(RUN) -m $(if $(FILES),atelier.classify $(FILES),loadtest.samples) $(ARGS)
+
+sbom: $(SETUP) ## write bills of materials in CycloneDX: Python, Rust and the newest version of the model: artifacts/sbom/
+	$(RUN) -m export.sbom $(ARGS)
+
+audit: $(SETUP) ## ask the advisory databases about every pinned package and crate
+	$(RUN) requirements/audit.py $(ARGS)
+	$(if $(CARGO_DENY),$(RUN) native/pins.py restore && cd native && cargo deny check,@echo "note: the crates were not looked at: cargo install --locked cargo-deny, then: make audit")
 
 pins: $(SETUP) ## pin again what setup installs, with hashes: requirements/; newest versions by ARGS=--upgrade
 	$(RUN) requirements/pin.py $(ARGS)

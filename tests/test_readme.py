@@ -23,6 +23,7 @@ MODULES = {
     "ladder": "export.ladder",
     "runtimes": "export.runtimes",
     "look": "export.look",
+    "sbom": "export.sbom",
     "gpu-report": "loadtest.gpu_report",
     "classify": "loadtest.samples",
     "classify FILES": "atelier.classify",
