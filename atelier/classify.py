@@ -73,7 +73,7 @@ def reading_from(options: argparse.Namespace) -> dict[str, bool]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="atelier classify", description="Classify pictures of garments.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, up to 16 megapixels")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="PNG, JPEG or WebP, 8 megapixels or more")
     add_connection_flags(parser)
     parser.add_argument(
         "--prepare",

@@ -119,7 +119,7 @@ class AsyncClient(_Connection):
         top_k: int = 1,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> Answer:
-        """Classifies PNG, JPEG or WebP pictures of up to 16 megapixels: paths, contents, open files or PIL images.
+        """Classifies PNG, JPEG or WebP pictures, of 8 megapixels and more: paths, contents, open files or PIL images.
 
         `prepare` if they are photographs: the server takes the background off, cuts to the garment, and inverts what
         is dark on light. `invert`, instead, if they only are dark on light. Raises ValueError for what is no picture,

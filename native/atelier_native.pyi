@@ -9,6 +9,7 @@ class Server:
         settings: Mapping[str, Any],
         version: Mapping[str, Any],
         decode: Callable[[bytes, int, bool, bool], tuple[object, ...]],
+        picture_cost: Callable[[bytes, int, int, int], int | tuple[str, str, str]],
         check_images: Callable[[bytes, int], tuple[str, str, str] | None],
     ) -> None: ...
     def start(self, sockets: Sequence[int], metrics_sockets: Sequence[int]) -> None: ...

@@ -48,7 +48,7 @@ ATTACKS = (
     Attack("hpack-bombs", malformed.hpack_bombs, "calls", 2_000, 40),
     Attack("malformed-megabytes", malformed.malformed_megabytes, "messages", 60, 4),
     Attack("gzip-bombs", bombs.gzip_bombs, "messages", 60, 4),
-    Attack("picture-bombs", bombs.picture_bombs, "messages", 60, 8),
-    Attack("picture-heaps", bombs.picture_heaps, "messages", 20, 4),
+    Attack("picture-bombs", bombs.picture_bombs, "messages", 2_000, 100),
+    Attack("picture-heaps", bombs.picture_heaps, "messages", 2_000, 100),
     Attack("reset-pictures", bombs.reset_pictures, "streams", 10_000, 1_000),
 )

@@ -20,10 +20,12 @@ from loadtest.attack.http2 import (
 )
 
 THREADS = 4
+CROWD = 100  # connections that send pictures, each waiting for its answer
 RESETS = 20  # in a row
 MEBIBYTE = 1 << 20
 LARGEST_SIDE = 16383  # of a WebP
-ALLOWED_SIDE = 4096  # 16 megapixels
+ALLOWED_SIDE = 4096  # of a PNG
+ALLOWED_WEBP_SIDE = 2896
 GZIP = literal(b"grpc-encoding", b"gzip")
 
 
@@ -33,15 +35,17 @@ def gzip_bombs(field: Field) -> Counts:
 
 
 def picture_bombs(field: Field) -> Counts:
-    """Sends pictures of 268 megapixels in a few bytes, WebP and PNG, alone and a thousand in a request."""
+    """Sends pictures of 268 megapixels in a few bytes, alone and a thousand in a request, 100 requests at a time."""
     webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
-    return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 100)])
+    requests = [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 100)]
+    return _ask(field, requests, connections=CROWD)
 
 
 def picture_heaps(field: Field) -> Counts:
-    """Sends pictures as large as is allowed, in a few bytes: one in a request, and a thousand."""
-    webp, png = blank_webp(ALLOWED_SIDE), blank_png(ALLOWED_SIDE)
-    return _ask(field, [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 1000)])
+    """Sends pictures as large as is allowed, in a few bytes: one and hundreds in a request, 100 requests at a time."""
+    webp, png = blank_webp(ALLOWED_WEBP_SIDE), blank_png(ALLOWED_SIDE)
+    requests = [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 400)]
+    return _ask(field, requests, connections=CROWD)
 
 
 def reset_pictures(field: Field) -> Counts:
@@ -101,7 +105,7 @@ def _request(pictures: Sequence[bytes]) -> bytes:
     return message(pb.ClassifyRequest(pictures=pictures).SerializeToString())
 
 
-def _ask(field: Field, messages: Sequence[bytes], extra: bytes = b"") -> Counts:
+def _ask(field: Field, messages: Sequence[bytes], extra: bytes = b"", *, connections: int = THREADS) -> Counts:
     """Sends the messages in turn, each on a connection of its own, and waits for the answer."""
     block = request_headers(extra=extra)
 
@@ -113,4 +117,4 @@ def _ask(field: Field, messages: Sequence[bytes], extra: bytes = b"") -> Counts:
             connection.wait_for(stream, min(field.most_s, time.monotonic() + 10))
             counts["messages"] += 1
 
-    return in_threads(THREADS, field, work, "messages")
+    return in_threads(connections, field, work, "messages")

@@ -10,6 +10,8 @@ use crate::status::Status;
 
 const MAX_STREAMS: usize = 256;
 const LITTLE_BYTES: usize = 64 << 10;
+/// Of a request's largest cost: a photograph of a phone, or a PNG of 4 megapixels.
+const LITTLE_COST: usize = 4;
 
 /// A bound. A refusal is `WORD: <number> <noun>, ...`.
 #[derive(Debug)]
@@ -91,6 +93,8 @@ pub struct Budgets {
     pub unread_bytes: Arc<Budget>,
     pub pictures: Arc<Budget>,
     pub picture_bytes: Arc<Budget>,
+    /// What decoding takes, in pixels weighed by their format.
+    pub picture_costs: Arc<Budget>,
     /// Health watchers and reflections. A health check is none of them and always has a place.
     pub streams: Arc<Budget>,
 }
@@ -122,6 +126,14 @@ impl Budgets {
                 "try again later, or raise --max-queue-size",
             ),
             picture_bytes: budget(bytes, bytes_share, LITTLE_BYTES, "QUEUE_FULL", "bytes of pictures wait", later),
+            picture_costs: budget(
+                settings.max_waiting_picture_cost,
+                settings.max_waiting_picture_cost / 4,
+                settings.max_picture_cost / LITTLE_COST,
+                "QUEUE_FULL",
+                "pixels of pictures wait to be decoded",
+                later,
+            ),
             streams: budget(
                 MAX_STREAMS,
                 MAX_STREAMS / 4,

@@ -1,4 +1,4 @@
-//! Encoded pictures, decoded by Python, on two threads and within bounds.
+//! Encoded pictures, which Python has decoded in processes of their own, within bounds.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -36,13 +36,15 @@ pub async fn decoded(call: &Call, pictures: Vec<Bytes>, reading: Reading) -> Res
         let what = "prepare and invert are both set, and prepare decides itself what to invert";
         return Err(Status::invalid("BAD_PREPARE", what, "set one of them"));
     }
-    let hold = Arc::new(held(call, &pictures)?);
+    let (hold, pictures) = held(call, pictures).await?;
+    let hold = Arc::new(hold);
     let mut images = BytesMut::with_capacity(pictures.len() * IMAGE_BYTES);
     let mut notes = ClassifyResponse::default();
     for (index, picture) in pictures.into_iter().enumerate() {
+        let turn = call.server.decoders.clone().acquire_owned().await;
         let (server, deadline_us, hold) = (call.server.clone(), call.deadline_us, hold.clone());
         let read = done_aside(move || {
-            let _hold = hold; // also of a client that has gone, until this is taken out of the threads' queue
+            let _held = (hold, turn); // also for a client that has gone, until this is done or taken out of the queue
             if server.now_us() >= deadline_us {
                 let what = format!("the deadline passed after {index} pictures were decoded");
                 return Err(Status::expired("EXPIRED", what));
@@ -62,10 +64,37 @@ pub async fn decoded(call: &Call, pictures: Vec<Bytes>, reading: Reading) -> Res
     Ok((images.freeze(), notes))
 }
 
-fn held(call: &Call, pictures: &[Bytes]) -> Result<[Hold; 2], Status> {
+/// The pictures, and what they hold while they wait: places, bytes, and what decoding them will take.
+async fn held(call: &Call, pictures: Vec<Bytes>) -> Result<([Hold; 3], Vec<Bytes>), Status> {
     let (budgets, peer) = (&call.server.budgets, call.peer.number);
     let num_bytes = pictures.iter().map(Bytes::len).sum();
-    Ok([budgets.pictures.take(peer, pictures.len())?, budgets.picture_bytes.take(peer, num_bytes)?])
+    let places = budgets.pictures.take(peer, pictures.len())?;
+    let bytes = budgets.picture_bytes.take(peer, num_bytes)?;
+    let server = call.server.clone();
+    let (cost, pictures) = done_aside(move || (cost_of(&server, &pictures), pictures)).await?;
+    Ok(([places, bytes, budgets.picture_costs.take(peer, cost?)?], pictures))
+}
+
+/// Python's `picture_cost(beginning, index, num_pictures, before)` of each, or the message for the client.
+fn cost_of(server: &Server, pictures: &[Bytes]) -> Result<usize, Status> {
+    let most = server.settings.picture_beginning_bytes;
+    Python::attach(|py| {
+        pictures.iter().enumerate().try_fold(0_usize, |before, (index, picture)| {
+            let beginning = PyBytes::new(py, &picture[..picture.len().min(most)]);
+            let answer =
+                server.picture_cost.call1(py, (beginning, index, pictures.len(), before)).map_err(|error| {
+                    log::exception(py, "a picture's header could not be read", &error);
+                    failed()
+                })?;
+            answer.extract::<usize>(py).map_err(|_| refusal(py, &answer))
+        })
+    })
+}
+
+/// What Python says is wrong with what a client has sent: word, what and cure.
+fn refusal(py: Python<'_>, answer: &Py<PyAny>) -> Status {
+    let words = answer.extract::<(String, String, String)>(py);
+    words.map_or_else(|_| failed(), |(word, what, cure)| Status::invalid(&word, what, &cure))
 }
 
 /// Python's `decode(picture, index, invert, prepare)`, or the message for the client.
@@ -79,8 +108,7 @@ fn decode(decode: &Py<PyAny>, picture: &[u8], index: usize, reading: Reading) ->
         if let Ok(read) = answer.extract::<Read>(py) {
             return if read.0.len() == IMAGE_BYTES { Ok(read) } else { Err(failed()) };
         }
-        let (word, what, cure) = answer.extract::<(String, String, String)>(py).map_err(|_| failed())?;
-        Err(Status::invalid(&word, what, &cure))
+        Err(refusal(py, &answer))
     })
 }
 

@@ -63,10 +63,16 @@ struct PyServer {
 #[pymethods]
 impl PyServer {
     #[new]
-    fn new(settings: Settings, version: Version, decode: Py<PyAny>, check_images: Py<PyAny>) -> PyResult<Self> {
+    fn new(
+        settings: Settings,
+        version: Version,
+        decode: Py<PyAny>,
+        picture_cost: Py<PyAny>,
+        check_images: Py<PyAny>,
+    ) -> PyResult<Self> {
         let shared = Arc::new(Shared::new());
         let first = version.served(&settings, shared.clone());
-        let server = Server::new(settings, shared, first, decode, check_images)?;
+        let server = Server::new(settings, shared, first, decode, picture_cost, check_images)?;
         Ok(Self { server: Arc::new(server) })
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::sleep;
 
 use crate::budget::Budgets;
@@ -38,6 +38,9 @@ pub struct Server {
     pub versions: Versions,
     pub shared: Arc<Shared>,
     pub decode: Py<PyAny>,
+    /// Of those who wait for a decoder, the first has the next.
+    pub decoders: Arc<Semaphore>,
+    pub picture_cost: Py<PyAny>,
     pub check_images: Py<PyAny>,
     tls: Option<Tls>,
     pub tokens: Option<Tokens>,
@@ -61,6 +64,7 @@ impl Server {
         shared: Arc<Shared>,
         first: Served,
         decode: Py<PyAny>,
+        picture_cost: Py<PyAny>,
         check_images: Py<PyAny>,
     ) -> std::io::Result<Self> {
         Ok(Self {
@@ -69,11 +73,13 @@ impl Server {
             peers: Peers::new(settings.max_connections),
             waiting: Waiting::new(settings.max_waiting_for_messages()),
             budgets: Budgets::new(&settings),
+            decoders: Arc::new(Semaphore::new(settings.num_decoders)),
             records: Records::new(settings.has_records),
             settings,
             versions: Versions::new(first),
             shared,
             decode,
+            picture_cost,
             check_images,
             num_calls: AtomicUsize::new(0),
             pushing: Pushing::default(),

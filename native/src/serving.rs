@@ -11,7 +11,7 @@ use crate::listeners::Listener;
 use crate::scrapes;
 use crate::server::{Phase, Server};
 
-/// Two: enough to overlap, and a bound on the memory that decoding takes at any moment.
+/// Beside those that wait for decoders: two bound what inflating and reading take at any moment, and overlap.
 const BLOCKING_THREADS: usize = 2;
 
 /// New connections in a row, behind which calls have their turn.
@@ -19,7 +19,7 @@ const ACCEPTED_AT_ONCE: usize = 4;
 
 /// Serves until the drain has ended.
 pub fn run(server: Arc<Server>, calls: Vec<OwnedFd>, scrapes: Vec<OwnedFd>) {
-    let runtime = match runtime() {
+    let runtime = match runtime(BLOCKING_THREADS + server.settings.num_decoders) {
         Ok(runtime) => runtime,
         Err(error) => return server.end(Err(format!("NO_RUNTIME: {error}"))),
     };
@@ -37,8 +37,8 @@ pub fn run(server: Arc<Server>, calls: Vec<OwnedFd>, scrapes: Vec<OwnedFd>) {
 }
 
 /// One thread is enough: it saves the hand-overs between several.
-fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_current_thread().max_blocking_threads(BLOCKING_THREADS).enable_all().build()
+fn runtime(blocking_threads: usize) -> std::io::Result<Runtime> {
+    Builder::new_current_thread().max_blocking_threads(blocking_threads).enable_all().build()
 }
 
 fn bad_socket(error: std::io::Error) -> String {

@@ -35,6 +35,12 @@ pub struct Settings {
     pub hang_timeout_s: f64,
     pub lame_duck_s: f64,
     pub drain_timeout_s: f64,
+    /// Pictures that Python decodes at once.
+    pub num_decoders: usize,
+    /// So much of each tells what it costs: serving/pictures/costs.py.
+    pub picture_beginning_bytes: usize,
+    pub max_picture_cost: usize,
+    pub max_waiting_picture_cost: usize,
     /// Whether Python wants to hear of each call that ended.
     pub has_records: bool,
     /// Times that this process' forerunners were replaced; for the metrics page.

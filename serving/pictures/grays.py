@@ -11,9 +11,7 @@ from PIL import Image, ImageChops
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from serving.pictures.parts import Parts, TooLargeError
-
-MAX_PIXELS_DECODED_TWICE = 8 << 20  # half of what is decoded once
+from serving.pictures.parts import Parts
 
 # How Pillow decodes 16-bit colours (the upper bytes), and how it decodes the lower ones instead.
 LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
@@ -63,10 +61,6 @@ def _from_16_bit_colours(upper: Image.Image, pixels: bytes, packing: str, says: 
     bits = _bits_in_use(max(highest[:3]), says)
     if bits == 16 and clear is None:
         return upper
-    num_pixels = upper.width * upper.height
-    if num_pixels > MAX_PIXELS_DECODED_TWICE:
-        size = f"a PNG of {upper.width} x {upper.height} pixels, whose colours of 16 bits take decoding it twice"
-        raise TooLargeError(f"is {size}: {num_pixels:,} in all, the limit is {MAX_PIXELS_DECODED_TWICE:,}")
     lower = _lower_bytes(pixels, packing)
     bits_of_bands = [bits] * 3 + [bits if band < 1 << (bits - 8) else 16 for band in highest[3:]]
     colours = ImageChops.add(

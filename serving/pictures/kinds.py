@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from serving.pictures.refusals import WHOLE, PictureError
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -47,3 +49,14 @@ def kind_of(data: bytes) -> Kind | None:
     if not ANY_KIND.match(data):
         return None
     return next(kind for kind in KINDS if kind.begins.match(data))
+
+
+def format_of(data: bytes) -> str:
+    """Returns "PNG", "JPEG" or "WebP", of which it begins as one. Raises PictureError for all else."""
+    kind = kind_of(data)
+    if kind is None:
+        what = f"begins with the bytes {data[:8].hex(' ')}, as no PNG, JPEG or WebP does" if data else "is empty"
+        raise PictureError(what, WHOLE)
+    if kind.cure:
+        raise PictureError(f"looks like {kind.name}", kind.cure)
+    return kind.name

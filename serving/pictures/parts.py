@@ -10,17 +10,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from serving.pictures.refusals import PictureError
+
 # No picture has more parts than this up to its pixels: encoders write tens of them, and walking 4,096 takes 2 ms.
 MAX_PARTS = 4096
+MAX_FRAMES = 1024  # of an animation, of which the first one counts
 MAX_UNPACKED_BYTES = 1 << 18  # of a text; EXIF and XMP take a few thousand
-
-
-class BrokenPictureError(Exception):
-    """The picture cannot be decoded; the message is worded to follow "pictures[3] "."""
-
-
-class TooLargeError(Exception):
-    """Decoding the picture would take too much; the message is worded like BrokenPictureError's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +24,18 @@ class Parts:
 
     pixels: bytes  # a file of the same format, with nothing in it but what decoding needs
     notes: dict[str, bytes] = field(default_factory=dict)  # "exif", "xmp" and a PNG's "sbit", as far as there are any
-    num_scans: int = 0  # how often a JPEG's decoder passes over all of it, held in memory; 0: once, row by row
 
 
 def parts_of(format: str, data: bytes) -> Parts:
-    """Returns the parts of a file that begins as one of `format` ("PNG", "JPEG", "WebP"). Raises BrokenPictureError."""
+    """Returns the parts of a file that begins as one of `format` ("PNG", "JPEG", "WebP"). Raises PictureError."""
     try:
         if format == "PNG":
             return _parts_of_png(data)
         if format == "JPEG":
             return _parts_of_jpeg(data)
     except (struct.error, IndexError):
-        raise BrokenPictureError("breaks off before its pixels end") from None
-    return Parts(pixels=data)  # its decoder, libwebp, keeps to the first frame and leaves the rest alone
+        raise PictureError("breaks off before its pixels end") from None
+    return _parts_of_webp(data)
 
 
 # --- PNG: a signature, then chunks of (length, kind, body, checksum) -------------------------------------------------
@@ -60,12 +54,14 @@ def _parts_of_png(data: bytes) -> Parts:
         end = position + 12 + length
         if kind in PNG_PIXELS:
             kept.append(data[position:end])
+        elif kind == b"acTL":
+            _check_num_frames("PNG", *struct.unpack_from(">I", data, position + 8))
         elif kind in PNG_NOTES:
             _read_png_note(notes, kind, data[position + 8 : end - 4])
         position = end
     else:
         if kind == b"IDAT" or kept[-1][4:8] != b"IDAT":  # behind the pixels there may be more: an animation's frames
-            raise BrokenPictureError(f"is a PNG of more than {MAX_PARTS:,} chunks")
+            raise PictureError(f"is a PNG of more than {MAX_PARTS:,} chunks")
     return Parts(pixels=b"".join([*kept, PNG_END]), notes=notes)
 
 
@@ -116,37 +112,63 @@ SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
 
 
 def _parts_of_jpeg(data: bytes) -> Parts:
-    kept, notes, frame = [b"\xff\xd8"], dict[str, bytes](), b""
-    for marker, segment in _jpeg_segments(data):
-        if marker in FRAMES:
-            frame = segment  # of two, Pillow takes the last, and libjpeg none
-        if marker in FRAMES | TABLES:
-            kept.append(segment)
-        elif marker == NOTES and segment.startswith(b"Exif\0\0", 4):
-            notes.setdefault("exif", segment[4:])
-        elif marker == NOTES and segment.startswith(b"http://ns.adobe.com/xap/1.0/\0", 4):
-            notes.setdefault("xmp", segment[33:])
-    scans = segment  # the last one
-    is_row_by_row = frame[1] not in PROGRESSIVE_FRAMES and scans[4] == frame[9]  # all components in the first scan
-    num_scans = 0 if is_row_by_row else scans.count(bytes([0xFF, SCAN]))
-    return Parts(pixels=b"".join([*kept, scans]), notes=notes, num_scans=num_scans)
+    kept, notes = [b"\xff\xd8"], dict[str, bytes]()
+    for marker, start, end in jpeg_segments(data, MAX_PARTS):
+        if marker in FRAMES | TABLES | {SCAN}:
+            kept.append(data[start:end])
+        elif marker == NOTES and data.startswith(b"Exif\0\0", start + 4):
+            notes.setdefault("exif", data[start + 4 : end])
+        elif marker == NOTES and data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start + 4):
+            notes.setdefault("xmp", data[start + 33 : end])
+    return Parts(pixels=b"".join(kept), notes=notes)
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields (marker, segment) of each up to the pixels, which are one: all scans, to the end of the picture."""
+def jpeg_segments(data: bytes, most: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (marker, start, end) of each up to the pixels, which are one: all scans, to the end of the picture.
+
+    Raises PictureError if there are more than `most`, or no pixels.
+    """
     position = 2
-    for _ in range(MAX_PARTS):
+    for _ in range(most):
         match = SEGMENT.search(data, position)
         if match is None:
-            raise BrokenPictureError("is a JPEG without pixels")
+            raise PictureError("is a JPEG without pixels")
         position = match.start()
         marker, length = struct.unpack_from(">xBH", data, position)
         if length < 2:
-            raise BrokenPictureError("is a damaged JPEG: a segment has no length")
+            raise PictureError("is a damaged JPEG: a segment has no length")
         if marker == SCAN:
-            end = data.find(b"\xff\xd9", position)  # behind it, phones put previews and films
-            yield marker, data[position : end + 2] if end >= 0 else data[position:]
+            yield marker, position, end_of_scans(data, position)
             return
-        yield marker, data[position : position + 2 + length]
+        yield marker, position, position + 2 + length
         position += 2 + length
-    raise BrokenPictureError(f"is a JPEG of more than {MAX_PARTS:,} segments")
+    raise PictureError(f"is a JPEG of more than {most:,} segments")
+
+
+def end_of_scans(data: bytes, start: int) -> int:
+    """Returns where a JPEG ends; behind that, phones put previews and films."""
+    end = data.find(b"\xff\xd9", start)
+    return end + 2 if end >= 0 else len(data)
+
+
+# --- WebP: "RIFF", a length, "WEBP", then chunks of (kind, length, body) ---------------------------------------------
+
+
+def _parts_of_webp(data: bytes) -> Parts:
+    """Leaves all to its decoder, libwebp, which walks the chunks too, but unpacks only the first frame."""
+    position, num_frames = 12, 0
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            return Parts(pixels=data)
+        kind, length = struct.unpack_from("<4sI", data, position)
+        num_frames += kind == b"ANMF"
+        _check_num_frames("WebP", num_frames)
+        position += 8 + length + length % 2
+    raise PictureError(f"is a WebP of more than {MAX_PARTS:,} chunks")
+
+
+def _check_num_frames(format: str, num_frames: int) -> None:
+    if num_frames > MAX_FRAMES:
+        many = f"{num_frames:,} frames, the limit is {MAX_FRAMES:,}"  # which a PNG says; others are not counted on
+        many = many if format == "PNG" else f"more than {MAX_FRAMES:,} frames"
+        raise PictureError(f"is a {format} of {many}", "send its first frame alone")

@@ -4,14 +4,13 @@ What the model learned from are product pictures, trimmed to the garment and inv
 noise and margins besides, and is answered by chance with them.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
 from atelier.contract import IMAGE_SHAPE
 from serving.pictures.decode import fitted, gray_from_picture
+from serving.pictures.reading import Box, Prepared
 
 WORKING_EDGE = 160  # pixels; a garment that takes up a sixth of the photograph still has 28 of them
 BORDER_SHARE = 0.025  # of the shorter side: the frame that shows the background
@@ -23,15 +22,7 @@ MIN_SHARE = 0.01  # of a row or column that must stand out: a few bright pixels 
 GAP_SHARE = 0.03  # of the longest side: what is farther apart than that is something else, and the largest is kept
 BRIGHT, BRIGHT_PERCENTILE = 220, 95  # where the data set's garments have their light parts, whatever the exposure
 
-Box = tuple[int, int, int, int]  # y0, x0, y1, x1
 Values = NDArray[np.float32]
-
-
-class Prepared(NamedTuple):
-    """Facts of how a picture was prepared."""
-
-    inverted: bool
-    box: Box  # what was kept: y0, x0, y1, x1 in pixels of the upright picture, y1 and x1 behind the last
 
 
 def prepared(picture: bytes, *, index: int = 0) -> tuple[NDArray[np.uint8], Prepared]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from serving.pictures.photographs import Box
+from serving.pictures.reading import Box
 from training.dataset import FashionMNIST
 
 HEIGHT, WIDTH = 240, 320

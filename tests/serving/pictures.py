@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import InvalidRequestError
-from serving.pictures.read import Reading, read_picture
+from serving.pictures.read import read_picture
+from serving.pictures.reading import Reading
 
 WHITE = 255
 
@@ -40,6 +41,16 @@ def png(samples: NDArray[np.integer[Any]], depth: int, colour: int, **chunks: by
     bits = (samples[..., np.newaxis] >> np.arange(depth)[::-1]) & 1  # (H, W, channels, depth)
     rows = np.packbits(bits.astype(np.uint8).reshape(height, -1), axis=1)
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = {"IHDR": header, **chunks, "IDAT": pixels, "IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind.encode(), body) for kind, body in parts.items())
+
+
+def blank_png(width: int, height: int, depth: int, colour: int, **chunks: bytes) -> bytes:
+    """Zeros as a PNG, in a thousandth of their size; `chunks` stand before the pixels."""
+    num_samples = {GRAY: 1, COLOUR: 3, PALETTE: 1, GRAY_ALPHA: 2, COLOUR_ALPHA: 4}[colour]
+    packer, row = zlib.compressobj(9), bytes(1 + (width * num_samples * depth + 7) // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = {"IHDR": header, **chunks, "IDAT": pixels, "IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind.encode(), body) for kind, body in parts.items())

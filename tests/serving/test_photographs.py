@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.pictures.photographs import Box, Prepared, prepared
+from serving.pictures.photographs import prepared
+from serving.pictures.reading import Box, Prepared
 from tests.serving.photographs import photographs, sample
 from tests.serving.pictures import encoded
 from training.dataset import FashionMNIST

@@ -4,9 +4,10 @@ import asyncio
 import gc
 import io
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,12 +21,14 @@ from PIL import Image
 from atelier.errors import ProgramError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
+from loadtest.attack import bombs
 from serving.config import ServerConfig
 from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.grpcio.server import Server
 from serving.metrics import NO_METRICS
 from serving.models import ServedModel
-from serving.pictures.read import Reading, ReadPicture
+from serving.pictures.decoders import NUM_DECODERS
+from serving.pictures.reading import Reading, ReadPicture
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
 from tests.serving.settings import config_with
 
@@ -221,7 +224,7 @@ def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.Monke
         decoded.append(index)
         return ReadPicture(image(1)[0], None, is_light=False)
 
-    monkeypatch.setattr("serving.pictures.decoder_pool.read_picture", slow)
+    monkeypatch.setattr("serving.pictures.decoder_pool.read_in_process", slow)
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_queue_size": 60}
@@ -248,38 +251,89 @@ def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytes
     order: list[int] = []
 
     def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
-        time.sleep(0 if 7 in order else 0.1)  # the other one has two seconds to arrive
+        time.sleep(0 if 200 in order else 0.1)  # the other one has two seconds to arrive
         order.append(len(picture))
         return ReadPicture(image(1)[0], None, is_light=False)
 
-    monkeypatch.setattr("serving.pictures.decoder_pool.read_picture", slow)
+    monkeypatch.setattr("serving.pictures.decoder_pool.read_in_process", slow)
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_message_bytes": 50_000, "max_encoded_bytes": 50_000}
         async with serving(FakeBackend(), **settings) as (_, calls, _):
-            many = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[bytes(1000)] * 40)))
+            many = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(1000)] * 40)))
             while not order:
                 await asyncio.sleep(0.01)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await calls.classify(pb.ClassifyRequest(pictures=[bytes(10_001)]))
+                await calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(10_001)]))
             assert "40000 bytes of pictures wait, and 10001 more would exceed 50000" in (caught.value.details() or "")
-            await calls.classify(pb.ClassifyRequest(pictures=[bytes(7)]))
+            await calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(200)]))
             await many
-        assert order.index(7) < 20  # it did not wait for all of the others
+        assert order.index(200) < 20  # it did not wait for all of the others
 
     run(test())
 
 
-def test_threads_that_decode_pictures_give_way_to_those_that_answer() -> None:
+def test_processes_that_decode_pictures_give_way_and_are_few() -> None:
     async def test() -> None:
-        before = {thread.id for thread in psutil.Process().threads()}
         async with serving(FakeBackend()) as (_, calls, _):
-            await calls.classify(pb.ClassifyRequest(pictures=[png(1)]))
-            threads = {thread.id for thread in psutil.Process().threads()} - before
-            niceness = Counter(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads)
-        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
-        assert set(niceness) == {usual, min(19, usual + 10)}
-        assert niceness[min(19, usual + 10)] <= 2
+            await asyncio.gather(*[calls.classify(pb.ClassifyRequest(pictures=[png(1)] * 4)) for _ in range(8)])
+        pids = [each.pid for each in psutil.Process().children() if "serving.pictures.worker" in each.cmdline()]
+        assert 1 <= len(pids) <= NUM_DECODERS
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {min(19, usual + 10)}
+
+    run(test())
+
+
+BOMB = bombs.blank_webp(4096)
+
+
+@pytest.mark.fault("S8")
+def test_pictures_of_too_many_pixels_are_refused_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refusal_of(calls: "Calls", pictures: Sequence[bytes]) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls.classify(pb.ClassifyRequest(pictures=pictures))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        return caught.value.details() or ""
+
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            alone = await refusal_of(calls, [png(1), BOMB])
+            assert alone.startswith("BAD_PICTURE: pictures[1] is a WebP of 4096 x 4096 pixels: 16,777,216 in all, the ")
+            assert alone.endswith("limit is 8,388,608 (scale it down; 28 x 28 is enough)")
+            together = await refusal_of(calls, [bombs.blank_png(2048)] * 9)
+            assert together.startswith("TOO_MANY_PIXELS: the first 5 of 9 pictures have 83,886,080 pixels, weighed by ")
+            assert "the limit is 67,108,864 (send fewer pictures in a request" in together
+
+    for module in ("serving.pictures.decoder_pool", "serving.frontends.native.callbacks"):
+        monkeypatch.setattr(f"{module}.read_in_process", None)
+    run(test())
+
+
+def test_pixels_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = threading.Event()
+
+    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
+        waits.wait(10)
+        return ReadPicture(image(1)[0], None, is_light=False)
+
+    for module in ("serving.pictures.decoder_pool", "serving.frontends.native.callbacks"):
+        monkeypatch.setattr(f"{module}.read_in_process", slow)
+
+    async def test() -> None:
+        async with serving(FakeBackend()) as (_, calls, _):
+            largest = pb.ClassifyRequest(pictures=[bombs.blank_png(4096)])
+            asked = [asyncio.ensure_future(calls.classify(largest)) for _ in range(9)]
+            ended, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            refusal: Any = ended.pop().exception()
+            assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert refusal.details().startswith("QUEUE_FULL: ")
+            assert "pixels of pictures wait" in refusal.details()
+            assert dict(refusal.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
+            waits.set()
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            num_answered = sum(isinstance(each, pb.ClassifyResponse) for each in outcomes)
+            assert num_answered in (2, 8)  # native keeps three quarters for other connections
 
     run(test())
 
@@ -295,9 +349,9 @@ def test_drain_waits_for_pictures_that_are_being_decoded(monkeypatch: pytest.Mon
             time.sleep(0.4)  # longer than the lame duck of 0.05 s
             return ReadPicture(image(6)[0], None, is_light=False)
 
-        monkeypatch.setattr("serving.pictures.decoder_pool.read_picture", slow)
+        monkeypatch.setattr("serving.pictures.decoder_pool.read_in_process", slow)
         async with serving(FakeBackend()) as (server, calls, stopped):
-            accepted = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[b"x"])))
+            accepted = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[png(6)])))
             await decoding.wait()
             server.stop()
             assert (await accepted).classifications[0].predictions[0].label == 6

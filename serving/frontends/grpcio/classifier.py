@@ -18,7 +18,7 @@ from serving.frontends.grpcio.versions import Versions
 from serving.metrics import NO_METRICS, Metrics
 from serving.pictures.decoder_pool import DecoderPool
 from serving.pictures.raw_images import images_from_bytes
-from serving.pictures.read import Reading, images_of, notes_of
+from serving.pictures.reading import Reading, ReadPicture, images_of
 
 RequestMessage = TypeVar("RequestMessage", bound=Message)
 
@@ -75,13 +75,23 @@ class ClassifierService:
         self.check_count(len(request.pictures))
         reading = Reading(invert=request.invert, prepare=request.prepare)
         pictures = await self.pictures.decode(request.pictures, reading, deadline_s=deadline_s)
-        return images_of(pictures), notes_of(pictures)
+        return images_of(pictures), _notes_of(pictures)
 
     def check_count(self, num_images: int) -> None:
         """Raises InvalidRequestError for more images than a request may have."""
         limit = self._config.max_images_per_request
         if num_images > limit:
             raise InvalidRequestError("TOO_MANY_IMAGES", f"{num_images} images in one request", f"send at most {limit}")
+
+
+def _notes_of(pictures: list[ReadPicture]) -> bytes:
+    """Serialises what a ClassifyResponse says of its pictures, to stand behind the rest of it."""
+    response = pb.ClassifyResponse(light_pictures=[i for i, picture in enumerate(pictures) if picture.is_light])
+    for picture in pictures:
+        if picture.prepared is not None:
+            y0, x0, y1, x1 = picture.prepared.box
+            response.prepared.add(inverted=picture.prepared.inverted, box=pb.Box(y0=y0, x0=x0, y1=y1, x1=x1))
+    return response.SerializeToString()
 
 
 def _checked_top_k(top_k: int, classes: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from serving.frontends.grpcio.ranking import probabilities
 from serving.frontends.grpcio.versions import Served, Versions
 from serving.frontends.messages import EXTENSIONS
 from serving.metrics import Metrics
-from serving.pictures.read import Reading, images_of
+from serving.pictures.reading import Reading, images_of
 from serving.triton_metrics import FAILURES
 
 LOGITS, PROBABILITIES = "logits", "probabilities"

@@ -13,10 +13,10 @@ from serving.config import ServerConfig
 from serving.errors import RequestError
 from serving.frontends.messages import description_of, model_config
 from serving.models import ServedModel
-from serving.pictures.photographs import Prepared
+from serving.pictures.costs import cost_so_far
+from serving.pictures.decoders import read_in_process
 from serving.pictures.raw_images import check_raw_images
-from serving.pictures.read import Reading, read_picture
-from serving.pictures.threads import give_way
+from serving.pictures.reading import Prepared, Reading
 from serving.process import labels_of
 
 logger = logging.getLogger(__name__)
@@ -68,13 +68,20 @@ def check_images(beginning: bytes, num_bytes: int) -> tuple[str, str, str] | Non
         return error.word, error.what, error.cure
 
 
+def picture_cost(beginning: bytes, index: int, num_pictures: int, before: int) -> int | tuple[str, str, str]:
+    """Returns what `cost_so_far` does; or word, what and cure for the client."""
+    try:
+        return cost_so_far(beginning, index, num_pictures, before)
+    except RequestError as error:
+        return error.word, error.what, error.cure
+
+
 def decode(
     picture: bytes, index: int, invert: bool, prepare: bool
 ) -> tuple[bytes, Prepared | None, bool] | tuple[str, str, str]:
     """Returns a picture's image, how it was prepared and whether it is light; or word, what and cure for the client."""
-    give_way()  # the thread is Rust's
     try:
-        read = read_picture(picture, index, Reading(invert, prepare))
+        read = read_in_process(picture, index, Reading(invert, prepare))
         return read.image.tobytes(), read.prepared, read.is_light
     except RequestError as error:
         return error.word, error.what, error.cure

@@ -11,7 +11,7 @@ import atelier_native
 
 from atelier.errors import ConfigurationError, DeviceError, ProgramError
 from serving.config import ServerConfig
-from serving.frontends.native.callbacks import check_images, decode, measured_sizes, version_for
+from serving.frontends.native.callbacks import check_images, decode, measured_sizes, picture_cost, version_for
 from serving.frontends.native.heap import Heap
 from serving.frontends.native.settings import settings_for
 from serving.loading import Loader
@@ -22,7 +22,7 @@ from serving.request_log import CallRecord, RequestLog
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
-SWITCH_S = 0.0005  # for so long the model may wait for Python's lock while pictures are decoded; by default it is 5 ms
+SWITCH_S = 0.0005  # for so long the model may wait for Python's lock while other threads run; by default it is 5 ms
 
 
 def serve(process: Process) -> None:
@@ -94,7 +94,9 @@ class NativeServer:
         settings = settings_for(config, model)
         settings |= {"num_restarts": num_restarts, "page_token_sha256": page_token_sha256}
         try:
-            self._server = atelier_native.Server(settings, version_for(model, config), decode, check_images)
+            self._server = atelier_native.Server(
+                settings, version_for(model, config), decode, picture_cost, check_images
+            )
         except OSError as error:
             raise _configuration_error(error) from None
 

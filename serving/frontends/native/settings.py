@@ -7,6 +7,8 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.models import ServedModel
+from serving.pictures.costs import BEGINNING_BYTES, MAX_COST, MAX_WAITING_COST
+from serving.pictures.decoders import NUM_DECODERS
 
 # The thread that read a lone request runs it itself if that takes no longer than this: handing it to another thread
 # and back costs as much as the model. A GPU may hang; what runs there has a thread of its own, which is watched.
@@ -35,6 +37,10 @@ def settings_for(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
         | {
             "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
             "max_connections": _max_connections(),
+            "num_decoders": NUM_DECODERS,
+            "picture_beginning_bytes": BEGINNING_BYTES,
+            "max_picture_cost": MAX_COST,
+            "max_waiting_picture_cost": MAX_WAITING_COST,
             "tls_certificate": _path(config.tls_certificate),
             "tls_key": _path(config.tls_key),
             "tls_client_authority": _path(config.tls_client_authority),
