@@ -28,7 +28,7 @@ const NUM_OTHER_FIELDS: usize = 16;
 pub async fn classify(call: &Call, message: Bytes) -> Outcome {
     let num_bytes = message.len();
     let malformed = |_| Status::malformed(num_bytes, "atelier.v1.ClassifyRequest");
-    check_num_fields(&call.server, &message)?;
+    check_num_fields(call.server.settings.max_images_per_request, &message)?;
     answered(call, ClassifyRequest::decode(message).map_err(malformed)?).await
 }
 
@@ -120,8 +120,7 @@ pub fn check_count(server: &Server, num_images: usize) -> Result<(), Status> {
 }
 
 /// Before they are read: a message has room for millions of empty pictures. What is no protobuf the reading tells.
-fn check_num_fields(server: &Server, mut message: &[u8]) -> Result<(), Status> {
-    let limit = server.settings.max_images_per_request;
+pub fn check_num_fields(limit: usize, mut message: &[u8]) -> Result<(), Status> {
     let mut num_fields = 0;
     while let Ok((number, kind)) = decode_key(&mut message)
         && skip_field(kind, number, &mut message, DecodeContext::default()).is_ok()

@@ -13,6 +13,8 @@ mod connection;
 mod engine;
 mod frame_watch;
 mod framing;
+#[cfg(test)]
+mod fuzzing;
 mod guarded_io;
 mod health;
 mod http;

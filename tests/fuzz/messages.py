@@ -105,9 +105,10 @@ METHODS = [
 
 
 def is_lax(wire: bytes, kind: Message) -> bool:
-    """Returns whether Google's library reads the bytes though a known field has another type, or a number 65 bits.
+    """Returns whether Google's library takes a known field for unknown, or 64 bits of a longer number.
 
-    Such fields are unknown to it; prost, which is in the native front end, refuses the message.
+    To it a field of a wrong type is unknown, and so is an entry of a map with more than key and value. prost, which is
+    in the native front end, refuses the one and reads the other.
     """
     message = type(kind)()
     try:

@@ -176,9 +176,9 @@ def value_of(random: Random, field: FieldDescriptor) -> Any:
         return random.random() < 0.7
     if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         return random.choice(FLOATS)
-    bits = 32 if kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32) else 64
-    number = random.choice(NUMBERS) % 2**bits
-    is_signed = kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
+    unsigned = (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
+    bits = 64 if kind in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64) else 32  # enums too
+    number, is_signed = random.choice(NUMBERS) % 2**bits, kind not in unsigned
     return number - 2**bits if is_signed and number >= 2 ** (bits - 1) else number
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from atelier.errors import ProgramError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from loadtest.attack import bombs
+from loadtest.attack import bombs, http2
 from serving.config import ServerConfig
 from serving.frontends.grpcio.responses import ResponseWriter
 from serving.frontends.grpcio.server import Server
@@ -516,6 +516,44 @@ def test_health_of_an_unknown_service_is_not_found() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await calls.health("nobody")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    run(test())
+
+
+@pytest.mark.parametrize("service", ["", "nobody"])
+def test_client_that_has_gone_when_it_is_answered_is_no_failure(
+    service: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop is held up until gRPC knows of the end, and Python does not: the answer cannot be sent."""
+    codes: list[str] = []
+    monkeypatch.setattr(type(NO_METRICS), "count_call", lambda _self, _method, code: codes.append(code))
+    has_begun, has_gone = threading.Event(), threading.Event()
+    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+
+    def ask(port: int) -> None:
+        path = http2.request_headers(b"/grpc.health.v1.Health/Check")
+        with http2.Connection(("127.0.0.1", port)) as connection:
+            data = http2.frame(http2.DATA, http2.END_STREAM, 1, http2.message(request))
+            connection.send(http2.opening(1, path) + data)
+            assert has_begun.wait(10)
+        time.sleep(0.2)
+        has_gone.set()
+
+    async def test() -> None:
+        async with serving(FakeBackend()) as (server, _, _):
+            check = server._health.Check
+
+            async def slow_check(*arguments: Any) -> Any:
+                has_begun.set()
+                assert has_gone.wait(10)
+                return await check(*arguments)
+
+            monkeypatch.setattr(server._health, "Check", slow_check)
+            await asyncio.to_thread(ask, server.port)
+            while not codes:
+                await asyncio.sleep(0.01)
+        assert codes == ["CANCELLED"]
+        assert not caplog.records
 
     run(test())
 

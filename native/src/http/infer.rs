@@ -101,6 +101,11 @@ fn images_alone(images: Bytes) -> Request {
     Request { inputs: vec![input], is_binary: true, ..Request::default() }
 }
 
+#[cfg(test)]
+pub fn json_request(document: &[u8], binary: Bytes) -> Result<Request, Status> {
+    request_from(json::read_small(document)?, binary)
+}
+
 fn request_from(document: Document, mut binary: Bytes) -> Result<Request, Status> {
     let parameters = document.parameters.unwrap_or_default();
     let is_binary = parameters.binary_data_output.unwrap_or(false);

@@ -14,6 +14,8 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 
 pub use grpc_web::{Decoding, Form as GrpcWeb};
+#[cfg(test)]
+pub use infer::json_request;
 pub use route::Route;
 
 use crate::body::Body;

@@ -15,7 +15,6 @@ use crate::proto::inference::infer_parameter::ParameterChoice;
 use crate::proto::inference::model_infer_request::InferInputTensor;
 use crate::proto::inference::model_infer_response::InferOutputTensor;
 use crate::proto::inference::{InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
-use crate::server::Server;
 use crate::status::Status;
 
 /// Beside elements of BYTES.
@@ -33,8 +32,7 @@ const ELEMENTS: u32 = 8;
 type Parameters = HashMap<String, InferParameter>;
 
 /// Before it is read: a message has room for millions of empty fields.
-pub fn check_fields(server: &Server, message: &[u8]) -> Result<(), Status> {
-    let limit = server.settings.max_images_per_request;
+pub fn check_fields(limit: usize, message: &[u8]) -> Result<(), Status> {
     let mut left = limit + NUM_OTHER_FIELDS;
     check_level(message, &[(INPUTS, RAW), (CONTENTS, 0), (0, ELEMENTS)], limit * IMAGE_BYTES * 2, &mut left)
 }

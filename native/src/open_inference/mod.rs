@@ -27,13 +27,19 @@ pub const SERVICE: &str = "inference.GRPCInferenceService";
 
 /// ModelInfer over gRPC.
 pub async fn model_infer(call: &mut Call, message: Bytes) -> Outcome {
+    let (request, is_raw) = read_request(call.server.settings.max_images_per_request, message)?;
+    let answer = infer(call, request).await?;
+    Ok(framed(&grpc::message_from(answer, is_raw).encode_to_vec()))
+}
+
+/// The request, and whether its contents are raw.
+pub fn read_request(max_images: usize, message: Bytes) -> Result<(Request, bool), Status> {
     let num_bytes = message.len();
-    grpc::check_fields(&call.server, &message)?;
+    grpc::check_fields(max_images, &message)?;
     let malformed = |_| Status::malformed(num_bytes, "inference.ModelInferRequest");
     let message = ModelInferRequest::decode(message).map_err(malformed)?;
     let is_raw = !message.raw_input_contents.is_empty();
-    let answer = infer(call, grpc::request_from(message)?).await?;
-    Ok(framed(&grpc::message_from(answer, is_raw).encode_to_vec()))
+    Ok((grpc::request_from(message)?, is_raw))
 }
 
 /// What the model says of the tensors, whatever protocol they came in.

@@ -135,9 +135,9 @@ class RpcHandler(grpc.GenericRpcHandler):
         try:
             await conversation(messages, context)
             return None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: its client has gone, and we wrote to it
             self._count(call, _end_by_client(context), context)
-            raise
+            raise asyncio.CancelledError from None
         except Exception as error:
             return _failure_from(error)
 
@@ -191,4 +191,7 @@ async def _abort(context: Context, failure: Failure) -> NoReturn:
         raise failure
     if failure.retry_pushback_ms is not None:
         context.set_trailing_metadata((("grpc-retry-pushback-ms", str(failure.retry_pushback_ms)),))
-    await context.abort(grpc.StatusCode[failure.status], str(failure))
+    try:
+        await context.abort(grpc.StatusCode[failure.status], str(failure))
+    except grpc.aio.InternalError:  # the client has gone
+        raise asyncio.CancelledError from None
