@@ -72,6 +72,8 @@ class Metrics:
         calls = Counter("atelier_requests", "Calls that ended, by gRPC status.", ("method", "code"), registry=registry)
         self._calls = {(method, code): calls.labels(method, code) for method in METHODS for code in CODES}
         self._images = Counter("atelier_images", "Images answered.", registry=registry)
+        about = "Answers whose client had gone when they were ready."
+        self._undelivered = Counter("atelier_undelivered", about, registry=registry)
         batches = Counter("atelier_batches", "Runs of the model.", ("outcome",), registry=registry)
         self._ok_batches, self._failed_batches = batches.labels("ok"), batches.labels("failed")
         self._queue_images = Gauge("atelier_queue_images", "Images that wait for a batch.", registry=registry)
@@ -110,6 +112,10 @@ class Metrics:
         self._images.inc(num_answered)
         self._batch_size.observe(num_images)
         self._inference.observe(seconds)
+
+    def count_undelivered(self) -> None:
+        """Counts an answer whose client had gone when it was ready."""
+        self._undelivered.inc()
 
     def count_failed_batch(self) -> None:
         """Counts a batch that could not be run, or whose logits made no sense."""
@@ -151,6 +157,8 @@ class NoMetrics(Metrics):
     def observe_queue(self, seconds: float) -> None: ...
 
     def observe_batch(self, num_images: int, seconds: float, num_answered: int, num_requests: int = 1) -> None: ...
+
+    def count_undelivered(self) -> None: ...
 
     def count_failed_batch(self) -> None: ...
 

@@ -155,6 +155,7 @@ mod tests {
         Arc::new(Budget { limit: 100, share: 50, little: 5, word, noun, cure, held: Mutex::default() })
     }
 
+    // fault: S55
     #[test]
     fn one_connection_has_its_share_and_whoever_holds_little_finds_room() {
         let budget = budget();

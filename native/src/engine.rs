@@ -18,10 +18,10 @@ use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
 use crate::job::{Job, Settled, Wanted, Work};
-use crate::model::{IMAGE_BYTES, Model};
+use crate::model::{IMAGE_BYTES, Model, Ran};
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
 use crate::shared::{Shared, locked};
-use crate::status::Status;
+use crate::status::{Code, Status};
 
 pub struct Engine {
     shared: Arc<Shared>,
@@ -105,7 +105,7 @@ impl Engine {
     fn run_here(&self, batch: &Batch<Arc<Job>>) {
         let result = self.model.run(batch);
         for (job, outcome) in self.conclude(batch, result) {
-            job.settle(outcome);
+            self.shared.settle(&job, outcome);
         }
     }
 
@@ -163,12 +163,12 @@ impl Engine {
     }
 
     /// Books a batch that has run, and makes the answers; answer i belongs to image i of the batch.
-    fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Vec<f32>, Status>) -> Vec<(Arc<Job>, Settled)> {
+    fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Ran, Status>) -> Vec<(Arc<Job>, Settled)> {
         let now_us = self.now_us();
-        let given_up = self.batching().finish(result.is_ok(), now_us);
+        let given_up = self.finish(batch, &result, now_us);
         let took_us = now_us - batch.began_us;
         let outcomes = match result {
-            Ok(logits) => self.answers(batch, &logits, took_us),
+            Ok(ran) => self.answers(batch, &ran, took_us),
             Err(status) => {
                 self.shared.metrics.failed_batches.fetch_add(1, Relaxed);
                 batch.parts.iter().map(|part| (part.payload.clone(), Err(status.clone()))).collect()
@@ -180,17 +180,33 @@ impl Engine {
         outcomes
     }
 
-    /// The answers to those requests whose last part this was.
-    fn answers(&self, batch: &Batch<Arc<Job>>, logits: &[f32], took_us: u64) -> Vec<(Arc<Job>, Settled)> {
+    fn finish(&self, batch: &Batch<Arc<Job>>, result: &Result<Ran, Status>, now_us: u64) -> Option<Status> {
+        let works = result.as_ref().map_or_else(|status| status.code == Code::ResourceExhausted, |_| true);
+        let last = batch.parts.last().map_or(0, |part| part.stop - part.start);
+        let places = batch.num_images - last..batch.num_images;
+        let mut batching = self.batching();
+        if result.as_ref().map_or(true, |ran| ran.failure(places).is_some()) {
+            batching.remove_begun();
+        }
+        batching.finish(works, now_us) // a device that lacks memory works
+    }
+
+    /// The answers to those requests whose last part this was, and the failures of those of which an image failed.
+    fn answers(&self, batch: &Batch<Arc<Job>>, ran: &Ran, took_us: u64) -> Vec<(Arc<Job>, Settled)> {
         let metrics = &self.shared.metrics;
         metrics.batches.fetch_add(1, Relaxed);
         metrics.batch_size.observe(batch.num_images as u64);
         metrics.inference.observe(took_us);
         metrics.compute_us.fetch_add(took_us * batch.parts.len() as u64, Relaxed);
-        let (mut answers, mut rest) = (Vec::with_capacity(batch.parts.len()), logits);
+        let (mut answers, mut next) = (Vec::with_capacity(batch.parts.len()), 0);
         for part in &batch.parts {
-            let (rows, behind) = rest.split_at((part.stop - part.start) * NUM_CLASSES);
-            rest = behind;
+            let places = next..next + part.stop - part.start;
+            next = places.end;
+            if let Some(status) = ran.failure(places.clone()) {
+                answers.push((part.payload.clone(), Err(status.clone())));
+                continue;
+            }
+            let rows = &ran.logits[places.start * NUM_CLASSES..places.end * NUM_CLASSES];
             let queue_us = batch.began_us.saturating_sub(part.arrived_us);
             metrics.queue.observe(queue_us);
             let time = TimeSplit { queue_us, inference_us: took_us, batch_size: batch.num_images as u64 };

@@ -172,6 +172,7 @@ mod tests {
         watch
     }
 
+    // fault: S14
     #[test]
     fn a_flood_of_pings_is_too_much_however_it_is_cut() {
         let flood = frame(6, 0, &[0; 8]).repeat(4_001);

@@ -209,6 +209,7 @@ mod tests {
         assert!(decoder.next().unwrap().is_some());
     }
 
+    // fault: S1
     #[test]
     fn whatever_comes_is_a_message_or_an_error() {
         let mut dice = Dice(2);
@@ -224,6 +225,7 @@ mod tests {
         }
     }
 
+    // fault: S9
     #[test]
     fn a_message_that_is_too_long_is_refused_as_soon_as_its_length_is_known() {
         let mut decoder = Decoder::new(10);

@@ -50,11 +50,10 @@ impl Job {
         Self { images, wanted, reply: Mutex::new(reply), so_far: Mutex::default() }
     }
 
-    /// Tells the call, which hears it once.
-    pub fn settle(&self, outcome: Settled) {
-        if let Some(reply) = locked(&self.reply).take() {
-            let _ = reply.send(outcome); // the client may be gone
-        }
+    /// Tells the call, which hears it once; false if this was its answer, and its client has gone.
+    pub fn settle(&self, outcome: Settled) -> bool {
+        let is_answer = outcome.is_ok();
+        locked(&self.reply).take().is_none_or(|reply| reply.send(outcome).is_ok() || !is_answer)
     }
 
     /// Adds what a batch has answered; the whole answer behind the last of them.

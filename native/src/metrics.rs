@@ -57,6 +57,7 @@ impl Histogram {
 pub struct Metrics {
     pub calls: [[AtomicU64; 17]; 4], // by method and code
     pub images: AtomicU64,           // answered
+    pub undelivered: AtomicU64,      // answers whose client had gone
     pub version_swaps: AtomicU64,
     pub versions_refused: Mutex<BTreeMap<String, u64>>, // by the reason's word
     pub batches: AtomicU64,
@@ -75,6 +76,7 @@ impl Metrics {
         Self {
             calls: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             images: AtomicU64::new(0),
+            undelivered: AtomicU64::new(0),
             version_swaps: AtomicU64::new(0),
             versions_refused: Mutex::default(),
             batches: AtomicU64::new(0),

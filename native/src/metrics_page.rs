@@ -83,6 +83,8 @@ fn our_metrics(server: &Server, page: &mut Page) {
         }
     }
     page.single("atelier_images_total", "counter", "Images answered.", metrics.images.load(Relaxed));
+    let about = "Answers whose client had gone when they were ready.";
+    page.single("atelier_undelivered_total", "counter", about, metrics.undelivered.load(Relaxed));
     page.head("atelier_batches_total", "counter", "Runs of the model.");
     for (outcome, count) in [("ok", &metrics.batches), ("failed", &metrics.failed_batches)] {
         page.line(format_args!("atelier_batches_total{{outcome=\"{outcome}\"}} {}.0", count.load(Relaxed)));

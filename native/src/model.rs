@@ -1,27 +1,47 @@
 //! The model, in Python: one call a batch, between two buffers of NumPy's.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::batching::Batch;
 use crate::job::Job;
 use crate::log;
 use crate::response::NUM_CLASSES;
-use crate::status::Status;
+use crate::status::{Code, Status};
 
 pub const IMAGE_BYTES: usize = 28 * 28;
 
 pub struct Model {
     /// max_batch_size images, which Python's `run` reads.
     images: PyBuffer<u8>,
-    /// `run(n)`: the logits of the first n images, (n, 10) float32; None where that failed, and the log says why.
+    /// `run(n)`: the logits of the first n images, (n, 10) float32; where some failed, a tuple of these and of which and why.
     run: Py<PyAny>,
     /// Frees the device.
     close: Py<PyAny>,
 }
+
+/// What became of a batch, of which at least one image has logits.
+pub struct Ran {
+    pub logits: Vec<f32>,
+    /// Why images, by their place in the batch, have none.
+    failures: BTreeMap<usize, Status>,
+}
+
+impl Ran {
+    /// Why one of these images has no logits.
+    pub fn failure(&self, places: Range<usize>) -> Option<&Status> {
+        self.failures.range(places).next().map(|(_, status)| status)
+    }
+}
+
+/// Of an image that failed: its place, whether for lack of memory, and word, what and cure.
+type Failure = (usize, bool, String, String, String);
 
 impl Model {
     pub fn new(images: PyBuffer<u8>, run: Py<PyAny>, close: Py<PyAny>) -> Self {
@@ -42,20 +62,20 @@ impl Model {
     }
 
     /// One batch, on any thread that has been attached before: see `attached`.
-    pub fn run(&self, batch: &Batch<Arc<Job>>) -> Result<Vec<f32>, Status> {
-        Python::attach(|py| self.logits(py, batch))
+    pub fn run(&self, batch: &Batch<Arc<Job>>) -> Result<Ran, Status> {
+        Python::attach(|py| self.ran(py, batch))
     }
 
     /// Batches until there is no next one. The thread is known to Python all the while, and has its lock during `run`.
     pub fn run_all(
         &self,
         next: impl Fn() -> Option<Arc<Batch<Arc<Job>>>> + Sync,
-        conclude: impl Fn(&Batch<Arc<Job>>, Result<Vec<f32>, Status>) + Sync,
+        conclude: impl Fn(&Batch<Arc<Job>>, Result<Ran, Status>) + Sync,
     ) {
         Python::attach(|py| {
             let mut following = py.detach(&next);
             while let Some(batch) = following {
-                let result = self.logits(py, &batch);
+                let result = self.ran(py, &batch);
                 following = py.detach(|| {
                     conclude(&batch, result);
                     next()
@@ -64,17 +84,20 @@ impl Model {
         });
     }
 
-    fn logits(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Result<Vec<f32>, Status> {
+    fn ran(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Result<Ran, Status> {
         self.fill(py, batch).ok_or_else(failed)?;
-        let answer = self.run.call1(py, (batch.num_images,)).map_err(|error| {
+        let told = |error: PyErr| {
             log::exception(py, "a batch failed", &error);
             failed()
-        })?;
-        let answer = answer.into_bound(py);
-        if answer.is_none() {
-            return Err(failed());
-        }
-        checked(&answer, batch.num_images).inspect_err(|status| log::error(py, &status.message))
+        };
+        let answer = self.run.call1(py, (batch.num_images,)).map_err(told)?.into_bound(py);
+        let (logits, failures): (_, Vec<Failure>) =
+            if answer.is_instance_of::<PyTuple>() { answer.extract().map_err(told)? } else { (answer, Vec::new()) };
+        let failures = failures.into_iter().map(|(place, is_memory, word, what, cure)| {
+            let code = if is_memory { Code::ResourceExhausted } else { Code::Internal };
+            (place, Status::new(code, &word, what, &cure))
+        });
+        checked(&logits, batch.num_images, failures.collect()).inspect_err(|status| log::error(py, &status.message))
     }
 
     fn fill(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Option<()> {
@@ -94,8 +117,8 @@ pub fn attached<T: Send>(life: impl FnOnce() -> T + Send) -> T {
     Python::attach(|py| py.detach(life))
 }
 
-/// The logits as they are: the largest of NaN would be a confident answer.
-fn checked(answer: &Bound<'_, PyAny>, num_images: usize) -> Result<Vec<f32>, Status> {
+/// Adds the images whose logits are not finite to the failures: the largest of NaN would be a confident answer.
+fn checked(answer: &Bound<'_, PyAny>, num_images: usize, mut failures: BTreeMap<usize, Status>) -> Result<Ran, Status> {
     let bad = |what: String| Status::internal("BAD_OUTPUT", what, "");
     let Ok(buffer) = PyBuffer::<f32>::get(answer) else {
         return Err(bad("the backend answered with what is no array of float32".into()));
@@ -106,10 +129,17 @@ fn checked(answer: &Bound<'_, PyAny>, num_images: usize) -> Result<Vec<f32>, Sta
         return Err(bad(what));
     }
     let logits = buffer.to_vec(answer.py()).map_err(|_| failed())?;
-    if logits.iter().all(|logit| logit.is_finite()) {
-        Ok(logits)
+    if !logits.iter().all(|logit| logit.is_finite()) {
+        let status = bad("the backend answered with logits that are not finite".into());
+        log::error(answer.py(), &status.message);
+        let rows = logits.chunks_exact(NUM_CLASSES).enumerate();
+        let places = rows.filter(|(_, row)| !row.iter().all(|logit| logit.is_finite())).map(|(place, _)| place);
+        failures.extend(places.map(|place| (place, status.clone())));
+    }
+    if failures.len() < num_images {
+        Ok(Ran { logits, failures })
     } else {
-        Err(bad("the backend answered with logits that are not finite".into()))
+        Err(failures.remove(&0).unwrap_or_else(failed))
     }
 }
 

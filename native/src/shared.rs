@@ -2,6 +2,7 @@
 //! the device fails.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -47,6 +48,12 @@ impl Shared {
         }
     }
 
+    pub fn settle(&self, job: &Job, outcome: Settled) {
+        if !job.settle(outcome) {
+            self.metrics.undelivered.fetch_add(1, Relaxed);
+        }
+    }
+
     pub fn settle_soon(&self, outcomes: Vec<(Arc<Job>, Settled)>) {
         if !outcomes.is_empty() {
             locked(&self.settled).extend(outcomes);
@@ -60,7 +67,7 @@ impl Shared {
             self.deliver.notified().await;
             let settled = std::mem::take(&mut *locked(&self.settled));
             for (job, outcome) in settled {
-                job.settle(outcome);
+                self.settle(&job, outcome);
             }
         }
     }

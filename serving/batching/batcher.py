@@ -17,21 +17,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from atelier.contract import Images, Logits
+from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.backends.base import Backend
 from serving.batching.device import Batch, DeviceThread
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer, Part, Request
+from serving.batching.runs import BATCH_FAILED, Ran, checked
 from serving.batching.watchdog import DeviceWatch
-from serving.errors import BackendError, ExpiredError, NotServingError, RequestError
-from serving.frontends.grpcio.ranking import checked_logits
+from serving.errors import ExpiredError, NotServingError, OverloadedError, RequestError
 from serving.metrics import NO_METRICS, Metrics
 
 logger = logging.getLogger(__name__)
-
-
-BATCH_FAILED = BackendError("BACKEND_FAILED", "the model could not be run on this batch", "see the server's log")
 
 
 class Batcher:
@@ -170,39 +167,30 @@ class Batcher:
 
     # --- The way out ---------------------------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch, logits: Logits | None, seconds: float) -> None:
-        """Gives answer i to image i of the batch."""
+    def _deliver(self, batch: Batch, ran: Ran, seconds: float) -> None:
+        """Gives answer i to image i of the batch, and each request the error of its first image that failed."""
         self._on_device.popleft()
-        checked = self._checked(batch, logits)
+        outcome = checked(ran, len(batch.images))
         num_answered, stop = self.num_answered, 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
-            if isinstance(checked, RequestError):
-                self._settle(part.request, checked)
+            if error := _error_in(outcome, start, stop):
+                self._settle(part.request, error)
                 if part.request.num_waiting:
                     self._queue.forget(part.request)  # its rest is not run, and takes no room
                 continue
             queue_s = batch.started_s - part.request.arrived_s
             self._metrics.observe_queue(queue_s)
-            answer = Answer(checked[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
+            answer = Answer(ran.logits[start:stop], int(queue_s * 1e6), int(seconds * 1e6), len(batch.images))
             self._settle_part(part, answer)
-        if isinstance(checked, RequestError):
+        if isinstance(outcome, RequestError):
             self._metrics.count_failed_batch()
         else:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered, len(batch.parts))
-        if logits is not None:
             self._queue.observe(stop, seconds)
-        self._watch.end(is_ok=not isinstance(checked, RequestError))
+        # A device that lacks memory works.
+        self._watch.end(is_ok=isinstance(outcome, Ran | OverloadedError))
         self._dispatch()
-
-    def _checked(self, batch: Batch, logits: Logits | None) -> Logits | RequestError:
-        if logits is None:
-            return BATCH_FAILED
-        try:
-            return checked_logits(logits, len(batch.images))
-        except BackendError as error:
-            logger.error("%s", error)
-            return error
 
     def _settle_part(self, part: Part, answer: Answer) -> None:
         request = part.request
@@ -216,6 +204,8 @@ class Batcher:
     def _settle(self, request: Request, outcome: Answer | RequestError) -> None:
         """Replies go only to futures that are not done: the client may be gone."""
         if request.future.done():
+            if request.future.cancelled() and isinstance(outcome, Answer):
+                self._metrics.count_undelivered()
             return
         if isinstance(outcome, RequestError):
             request.future.set_exception(outcome.with_traceback(None))  # one error for many: see `submit`
@@ -238,3 +228,10 @@ class Batcher:
         running = [part.request for batch in self._on_device for part in batch.parts]
         for request in [*running, *self._queue.clear()]:
             self._settle(request, reason)
+
+
+def _error_in(outcome: Ran | RequestError, start: int, stop: int) -> RequestError | None:
+    """Returns why the images `start` to `stop` of a batch have no answer, if one of them has none."""
+    if isinstance(outcome, RequestError):
+        return outcome
+    return next((error for index, error in outcome.failures.items() if start <= index < stop), None)

@@ -11,9 +11,10 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from atelier.contract import IMAGE_SHAPE, Images, Logits
+from atelier.contract import IMAGE_SHAPE, Images
 from serving.backends.base import Backend
 from serving.batching.request import Part
+from serving.batching.runs import BatchRuns, Ran
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +42,12 @@ class DeviceThread:
     def __init__(
         self,
         backend: Backend,
-        deliver: Callable[[Batch, Logits | None, float], None],
+        deliver: Callable[[Batch, Ran, float], None],
         clock: Callable[[], float],
     ) -> None:
-        """`deliver` gets each batch with its logits, None if the backend failed, and the seconds that it ran."""
+        """`deliver` gets each batch with what became of it, and the seconds that it ran."""
         self._backend, self._deliver, self._clock = backend, deliver, clock
+        self._runs = BatchRuns(backend, clock)
         self._loop = asyncio.get_running_loop()
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()
@@ -74,18 +76,10 @@ class DeviceThread:
         self._loop.call_soon_threadsafe(self._is_warm.set_result, None)
         while (batch := self._batches.get()) is not None:
             batch.started_s = self._clock()
-            logits = self._infer(batch.images)
+            ran = self._runs.run(batch.images)
             with contextlib.suppress(RuntimeError):  # given up as hung, it may come back after the loop has closed
-                self._loop.call_soon_threadsafe(self._deliver, batch, logits, self._clock() - batch.started_s)
+                self._loop.call_soon_threadsafe(self._deliver, batch, ran, self._clock() - batch.started_s)
         try:
             self._backend.close()
         except Exception:  # nothing can be done with a broken one; the system frees what the process had
             logger.exception("the device could not be freed")
-
-    def _infer(self, images: Images) -> Logits | None:
-        """Runs the batch; None if the backend failed. Why stands in the log, not on the wire."""
-        try:
-            return self._backend.infer(images)
-        except Exception:
-            logger.exception("a batch of %d images failed", len(images))
-            return None

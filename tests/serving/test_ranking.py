@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.errors import BackendError
-from serving.frontends.grpcio.ranking import MANY_IMAGES, best, checked_logits, rank
+from serving.frontends.grpcio.ranking import MANY_IMAGES, best, rank
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -40,25 +39,3 @@ def test_equal_logits_rank_in_the_order_of_their_labels() -> None:
 
 def test_top_k_returns_so_many() -> None:
     assert [len(rank([0.0] * 10, top_k)) for top_k in (1, 3, 10)] == [1, 3, 10]
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("row", [0, 2])
-@pytest.mark.parametrize("column", [0, 9])
-def test_single_value_that_is_not_finite_is_refused(value: float, row: int, column: int) -> None:
-    logits = np.zeros((3, 10), np.float32)
-    assert checked_logits(logits, 3) is logits
-    logits[row, column] = value
-    with pytest.raises(BackendError, match="not finite"):
-        checked_logits(logits, 3)
-
-
-def test_infinities_that_cancel_are_refused() -> None:
-    with pytest.raises(BackendError, match="not finite"):
-        checked_logits(np.array([[np.inf] * 10, [-np.inf] * 10], np.float32), 2)
-
-
-@pytest.mark.parametrize("shape", [(0,), (10,), (20,), (1, 10), (2, 9), (3, 10), (2, 10, 1)])
-def test_other_shape_than_one_row_per_image_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(BackendError, match="BAD_OUTPUT"):
-        checked_logits(np.zeros(shape, np.float32), 2)

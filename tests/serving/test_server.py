@@ -15,9 +15,11 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
+from atelier.contract import Images, Logits
 from atelier.errors import ProgramError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
@@ -247,6 +249,7 @@ def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.Monke
     run(test())
 
 
+@pytest.mark.fault("S55")
 def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[int] = []
 
@@ -467,6 +470,70 @@ def test_failing_backend_is_internal_and_its_words_stay_inside() -> None:
             await calls.classify(request(1))
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "secret" not in repr(caught.value)
+
+    run(test())
+
+
+POISON = 99
+
+
+@pytest.mark.fault("S25")
+def test_image_on_which_the_backend_fails_costs_its_mates_nothing_wherever_it_lies() -> None:
+    async def test() -> None:
+        backend = FakeBackend(max_batch_size=100)
+        backend.poison[POISON] = ValueError("/secret/path")
+        async with serving(backend) as (server, calls, _):
+            for position in range(64):
+                backend.gate.clear()
+                backend.started = threading.Semaphore(0)
+                first = asyncio.ensure_future(calls.classify(request(1)))
+                await device_started(backend)
+                num_before = len(backend.batches)
+                sent = [request(*[2] * position), request(POISON), request(*[3] * (63 - position))]
+                mates = [asyncio.ensure_future(calls.classify(each)) for each in sent if each.images]
+                await queued(server, 64)
+                backend.gate.set()
+                await first
+                ends = await asyncio.gather(*mates, return_exceptions=True)
+                assert POISON in backend.batches[num_before] and len(backend.batches[num_before]) == 64
+                assert len(backend.batches) - num_before - 1 <= 13
+                (failure,) = (end for end in ends if isinstance(end, grpc.aio.AioRpcError))
+                assert failure.code() is grpc.StatusCode.INTERNAL
+                assert "secret" not in repr(failure)
+                answers: list[Any] = [end for end in ends if end is not failure]
+                found = [each.predictions[0].label for end in answers for each in end.classifications]
+                assert found == [2] * position + [3] * (63 - position)
+
+    run(test())
+
+
+@pytest.mark.fault("S30")
+def test_device_without_memory_for_a_batch_answers_it_in_parts_and_without_any_sheds_load() -> None:
+    class Small(FakeBackend):
+        memory = 64
+
+        def infer(self, images: Images) -> Logits:
+            if len(images) > self.memory:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().infer(images)
+
+    async def test() -> None:
+        backend = Small()
+        async with serving(backend) as (_, calls, stopped):
+            backend.memory = 5
+            reply = await calls.classify(request(*range(10), *range(10)))
+            assert [each.predictions[0].label for each in reply.classifications] == [*range(10), *range(10)]
+            assert max(map(len, backend.batches)) == 5
+            backend.memory = 0
+            for _ in range(4):  # more than failures that would end the server
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await calls.classify(request(1, 2))
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert (caught.value.details() or "").startswith("OUT_OF_MEMORY: ")
+                assert ("grpc-retry-pushback-ms", "100") in list(caught.value.trailing_metadata() or ())
+            backend.memory = 1
+            assert (await calls.classify(request(7))).classifications[0].predictions[0].label == 7
+            assert not stopped.done()
 
     run(test())
 

@@ -43,6 +43,7 @@ fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect(variable))
 }
 
+// fault: S19, S32
 #[test]
 fn simulation_of_many_lives_breaks_no_rule() {
     if let Some(seed) = number_from("ATELIER_SIMULATION_SEED") {

@@ -55,6 +55,7 @@ fn batches_grow_while_the_device_is_busy() {
     assert_eq!((names(&batch), batch.num_images), (vec![("b", 0, 2), ("c", 0, 3)], 5));
 }
 
+// fault: S23
 #[test]
 fn the_queue_is_bounded_in_images_and_refuses_at_once() {
     let mut batching = batching(8, 10);
@@ -67,6 +68,7 @@ fn the_queue_is_bounded_in_images_and_refuses_at_once() {
     batching.submit("c", 2, FAR, 2, 0).unwrap();
 }
 
+// fault: S24
 #[test]
 fn nearly_full_nobody_gets_more_than_his_share_and_newcomers_find_room() {
     let mut batching = batching(8, 100);
@@ -78,6 +80,38 @@ fn nearly_full_nobody_gets_more_than_his_share_and_newcomers_find_room() {
     batching.submit("modest", 1, FAR, 2, 0).unwrap();
 }
 
+// fault: S24
+#[test]
+fn a_greedy_connection_costs_others_next_to_nothing() {
+    let mut batching = paced(); // 86,000 images a second
+    let (mut now_us, mut next_us, mut number) = (1000_u64, 1000_u64, 0_u64);
+    let (mut asked, mut answered) = ([0_u64; 2], [0_u64; 2]);
+    while now_us < 2_000_000 {
+        let batch = batching.take(now_us).batch;
+        let took_us = batch.as_ref().map_or(20, |batch| 100 + 10 * batch.num_images as u64);
+        while next_us < now_us + took_us {
+            // 30 every 200 us, or 150,000 a second: 20 of them of one connection, and one each of ten others.
+            let peer = number % 30;
+            let is_modest = usize::from(peer < 10);
+            asked[is_modest] += 1;
+            let name = if peer < 10 { "modest" } else { "greedy" };
+            let _ = batching.submit(name, 1, next_us + 20_000, peer.min(10), next_us);
+            next_us += if number % 3 == 0 { 6 } else { 7 };
+            number += 1;
+        }
+        now_us += took_us;
+        if let Some(batch) = batch {
+            batching.finish(true, now_us);
+            for part in batch.parts.iter().filter(|part| now_us <= part.arrived_us + 20_000) {
+                answered[usize::from(part.payload == "modest")] += 1;
+            }
+        }
+    }
+    assert!(answered[1] * 100 >= asked[1] * 98, "{answered:?} of {asked:?}");
+    assert!(answered[0] * 3 >= asked[0], "the rest is the greedy one's: {answered:?} of {asked:?}");
+}
+
+// fault: S21
 #[test]
 fn a_request_is_admitted_only_if_its_batch_can_end_before_its_deadline() {
     let mut batching = paced();
@@ -171,6 +205,7 @@ fn one_slow_batch_is_forgotten() {
     assert!(pace.batch_us(1, 900_000 + 5_000_000) < 2_000);
 }
 
+// fault: S18, S20
 #[test]
 fn expired_and_cancelled_requests_are_never_run_and_free_their_places() {
     let mut batching = batching(8, 100);
@@ -223,6 +258,7 @@ fn of_a_request_whose_batch_failed_nothing_more_is_run() {
     assert_eq!(names(&batching.take(0).batch.unwrap()), [("small", 0, 1)]);
 }
 
+// fault: S26
 #[test]
 fn a_failed_batch_fails_alone_and_three_in_a_row_end_the_device() {
     let mut batching = batching(1, 10);
@@ -235,6 +271,7 @@ fn a_failed_batch_fails_alone_and_three_in_a_row_end_the_device() {
     assert_eq!(run(false).unwrap().message, "BACKEND_BROKEN: 3 batches in a row failed (retry: another may serve)");
 }
 
+// fault: S27
 #[test]
 fn a_batch_that_runs_too_long_ends_the_device_and_all_that_was_admitted_is_told() {
     let mut batching = batching(1, 10);
@@ -248,6 +285,7 @@ fn a_batch_that_runs_too_long_ends_the_device_and_all_that_was_admitted_is_told(
     assert_eq!(word(&batching.submit("late", 1, FAR, 0, 0).unwrap_err()), "BACKEND_HUNG");
 }
 
+// fault: S36
 #[test]
 fn in_a_drain_what_was_admitted_is_run_and_the_rest_refused() {
     let mut batching = batching(8, 10);

@@ -1,6 +1,5 @@
 """Hands Rust's side of the front end what it runs in Python: a version of the model, and the reading of pictures."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,9 @@ from numpy.typing import NDArray
 
 from atelier.contract import IMAGE_SHAPE, Images, Logits
 from serving.backends.base import Backend
+from serving.batching.runs import BatchRuns
 from serving.config import ServerConfig
-from serving.errors import RequestError
+from serving.errors import OverloadedError, RequestError
 from serving.frontends.messages import description_of, model_config
 from serving.models import ServedModel
 from serving.pictures.costs import cost_so_far
@@ -18,8 +18,6 @@ from serving.pictures.decoders import read_in_process
 from serving.pictures.raw_images import check_raw_images
 from serving.pictures.reading import Prepared, Reading
 from serving.process import labels_of
-
-logger = logging.getLogger(__name__)
 
 
 def version_for(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
@@ -43,18 +41,24 @@ def measured_sizes(model: ServedModel) -> list[int]:
     return sorted({1, model.backend.max_batch_size}) * 2
 
 
-def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | None]]:
+# Of images that failed: which one, whether for lack of memory, and word, what and cure for the client.
+Failures = list[tuple[int, bool, str, str, str]]
+
+
+def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | tuple[Logits, Failures]]]:
     """Returns the buffer that Rust fills with images, and what runs its first n."""
     images: Images = np.zeros((backend.max_batch_size, *IMAGE_SHAPE), np.uint8)
     views = [images[:count] for count in range(backend.max_batch_size + 1)]
-    infer = backend.infer
+    run_batch = BatchRuns(backend).run
 
-    def run(num_images: int) -> Logits | None:
-        try:
-            return infer(views[num_images])
-        except Exception:
-            logger.exception("a batch of %d images failed", num_images)
-            return None
+    def run(num_images: int) -> Logits | tuple[Logits, Failures]:
+        logits, failures = run_batch(views[num_images])
+        if not failures:
+            return logits
+        return logits, [
+            (index, isinstance(error, OverloadedError), error.word, error.what, error.cure)
+            for index, error in failures.items()
+        ]
 
     return images, run
 

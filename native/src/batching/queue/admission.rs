@@ -11,6 +11,8 @@ use crate::status::Status;
 /// for a client's clock began before ours. A device that is busy loses nothing by it: the queue is only a little shorter.
 const MARGIN_US: u64 = 1_000;
 const MARGIN_SHARE: u64 = 8;
+/// Of the time that is left, so many eighths more are for those who hold no more of the queue than others.
+const MODEST_EIGHTHS: u64 = 2;
 
 impl<P: Clone> Batching<P> {
     /// Admits a request, or says why not; the number is for `cancel`.
@@ -43,7 +45,7 @@ impl<P: Clone> Batching<P> {
             return Err(Status::expired("EXPIRED", "the deadline had passed on arrival"));
         }
         self.check_room(num_images, peer)?;
-        self.check_time(num_images, deadline_us, now_us)
+        self.check_time(num_images, deadline_us, peer, now_us)
     }
 
     fn check_room(&self, num_images: usize, peer: u64) -> Result<(), Status> {
@@ -65,11 +67,12 @@ impl<P: Clone> Batching<P> {
     }
 
     /// Admission by completion: the batch must be able to end before the deadline.
-    fn check_time(&mut self, num_images: usize, deadline_us: u64, now_us: u64) -> Result<(), Status> {
+    fn check_time(&mut self, num_images: usize, deadline_us: u64, peer: u64, now_us: u64) -> Result<(), Status> {
         if self.is_empty() {
             return Ok(()); // whatever was measured: only running it tells anew
         }
-        let margin_us = MARGIN_US + self.pace.margin_us() + (deadline_us - now_us) / MARGIN_SHARE;
+        let eighths = if self.is_greedy(num_images, peer) { 1 + MODEST_EIGHTHS } else { 1 };
+        let margin_us = MARGIN_US + self.pace.margin_us() + (deadline_us - now_us) * eighths / MARGIN_SHARE;
         let expected_us = self.end_of_queue_us(num_images, now_us) + margin_us;
         if now_us + expected_us <= deadline_us {
             return Ok(());
@@ -77,6 +80,12 @@ impl<P: Clone> Batching<P> {
         let (left, expected) = ((deadline_us - now_us) as f64 / 1e3, expected_us as f64 / 1e3);
         let what = format!("{left:.0} ms are left, the queue alone takes about {expected:.0} ms");
         Err(Status::overloaded("DEADLINE_TOO_SHORT", what, "try again later, or allow more time"))
+    }
+
+    /// Whether a connection would hold more of the queue than those that wait do in the mean.
+    fn is_greedy(&self, num_images: usize, peer: u64) -> bool {
+        let of_peer = self.waiting_of_peer.get(&peer).copied().unwrap_or(0);
+        of_peer > 0 && (of_peer + num_images) * self.waiting_of_peer.len() > self.num_waiting + num_images
     }
 
     /// How long it takes until so many more images would have been run: what runs, what waits, and their own batch,

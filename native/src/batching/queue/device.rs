@@ -87,7 +87,7 @@ impl<P: Clone> Batching<P> {
     }
 
     /// Of a request that has failed nothing more is run: its rest, if it has one, is first in the queue.
-    fn remove_begun(&mut self) {
+    pub fn remove_begun(&mut self) {
         let first = self.waiting.first_key_value().filter(|(_, request)| request.num_taken > 0);
         if let Some((&number, _)) = first {
             self.remove(number);
