@@ -23,6 +23,7 @@ pytest.importorskip("atelier_native", reason="the native front end is not built 
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
+from loadtest.attack import bombs
 from tests.serving.fake_backend import FakeBackend, image
 from tests.serving.native_server import ListeningServer, end_of, started
 from tests.serving.test_server import png
@@ -133,9 +134,12 @@ def test_json_may_be_a_list_of_images_or_say_more(ask: Asker) -> None:
     assert labels_of(ask.post(CLASSIFY, {"pictures": pictures})) == [5, 1]
 
 
+HALF_A_BOMB = base64.b64encode(bombs.blank_png(2048)).decode()  # four of them are allowed
 BAD_BODIES: dict[str, tuple[Any, dict[str, str], tuple[int, str]]] = {
     "empty": (b"", {}, (400, "NO_IMAGES")),
     "no picture": (b"GIF89a", {}, (400, "BAD_PICTURE")),
+    "bomb": (bombs.blank_webp(4096), {}, (400, "BAD_PICTURE")),
+    "bombs": (json.dumps({"pictures": [HALF_A_BOMB] * 5}).encode(), JSON, (400, "TOO_MANY_PIXELS")),
     "picture called JSON": (png(1), JSON, (400, "NO_IMAGES")),
     "form": (b"--x", {"Content-Type": "multipart/form-data; boundary=x"}, (415, "BAD_CONTENT_TYPE")),
     "cut": (b"[[1, 2", JSON, (400, "BAD_JSON")),
