@@ -5,6 +5,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests.reliability.plugin import Figure
+
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| ([TESO]\d+) \|", re.MULTILINE)
 RUST_MARK = re.compile(r"^ *// fault: ([TESO]\d+(?:, [TESO]\d+)*)\n(?: *#\[.*\]\n)*? *#\[test\]", re.MULTILINE)
@@ -62,7 +66,10 @@ def test_catalogue_has_every_row_once() -> None:
     )
 
 
-def test_every_row_has_a_test_or_a_reason_why_not() -> None:
+@pytest.mark.goal("G25", of="rows of the catalogue", ci=109, release=109)
+def test_every_row_has_a_test_or_a_reason_why_not(size: int, figure: Figure) -> None:
+    figure(f"{len(marked())} rows are tests, {len(not_tested())} have a reason why not, {len(TO_DO)} are to be done")
+    assert len(rows()) == size
     assert set(rows()) - marked() - not_tested() <= TO_DO
 
 

@@ -474,39 +474,6 @@ def test_failing_backend_is_internal_and_its_words_stay_inside() -> None:
     run(test())
 
 
-POISON = 99
-
-
-@pytest.mark.fault("S25")
-def test_image_on_which_the_backend_fails_costs_its_mates_nothing_wherever_it_lies() -> None:
-    async def test() -> None:
-        backend = FakeBackend(max_batch_size=100)
-        backend.poison[POISON] = ValueError("/secret/path")
-        async with serving(backend) as (server, calls, _):
-            for position in range(64):
-                backend.gate.clear()
-                backend.started = threading.Semaphore(0)
-                first = asyncio.ensure_future(calls.classify(request(1)))
-                await device_started(backend)
-                num_before = len(backend.batches)
-                sent = [request(*[2] * position), request(POISON), request(*[3] * (63 - position))]
-                mates = [asyncio.ensure_future(calls.classify(each)) for each in sent if each.images]
-                await queued(server, 64)
-                backend.gate.set()
-                await first
-                ends = await asyncio.gather(*mates, return_exceptions=True)
-                assert POISON in backend.batches[num_before] and len(backend.batches[num_before]) == 64
-                assert len(backend.batches) - num_before - 1 <= 13
-                (failure,) = (end for end in ends if isinstance(end, grpc.aio.AioRpcError))
-                assert failure.code() is grpc.StatusCode.INTERNAL
-                assert "secret" not in repr(failure)
-                answers: list[Any] = [end for end in ends if end is not failure]
-                found = [each.predictions[0].label for end in answers for each in end.classifications]
-                assert found == [2] * position + [3] * (63 - position)
-
-    run(test())
-
-
 @pytest.mark.fault("S30")
 def test_device_without_memory_for_a_batch_answers_it_in_parts_and_without_any_sheds_load() -> None:
     class Small(FakeBackend):
