@@ -123,7 +123,8 @@ def _bill(root: Any, needs: dict[Any, list[Any]]) -> str:
         if component is not root:
             bom.components.add(component)
         bom.register_dependency(component, needed)
-    return JsonV1Dot6(bom).output_as_string(indent=1)
+    text: str = JsonV1Dot6(bom).output_as_string(indent=1)
+    return text
 
 
 def _check(name: str, text: str) -> None:

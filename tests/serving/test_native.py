@@ -51,7 +51,6 @@ from tests.serving.test_server import (  # noqa: F401 - collected here too, over
     test_get_model_describes_what_is_served,
     test_health_of_an_unknown_service_is_not_found,
     test_hung_device_ends_the_server_with_an_error,
-    test_image_on_which_the_backend_fails_costs_its_mates_nothing_wherever_it_lies,
     test_malformed_health_check_or_reflection_is_a_bad_request,
     test_message_over_the_limit_is_refused,
     test_pictures_are_decoded_in_order,
