@@ -32,7 +32,7 @@ CARGO_DENY := $(shell command -v cargo-deny 2>/dev/null)
 CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train curves export serve classify sbom audit pins test test-all check loadtest attack restarts reliability reliability-full bench ladder runtimes look gpu-report clean
+.PHONY: help setup data train curves export serve classify sbom audit pins test test-all check loadtest attack restarts soak reliability reliability-full bench ladder runtimes look gpu-report clean
 .NOTPARALLEL:
 
 help: ## print the targets
@@ -119,6 +119,9 @@ attack: $(EXPORTED) $(NATIVE) ## attack a server of one's own in 24 ways, an hon
 
 restarts: $(EXPORTED) $(NATIVE) ## stop and kill a server under load, give it new versions good and bad, and account for every request
 	$(RUN) -m loadtest.restarts $(ARGS)
+
+soak: $(EXPORTED) $(NATIVE) ## a fault every second for ten minutes, kills and broken files among them, and every request accounted for
+	$(RUN) -m loadtest.soak $(ARGS)
 
 reliability: $(EXPORTED) $(NATIVE) ## measure the goals G1 to G26 of reliability, at the gate's size: see docs/reliability.md
 	$(RUN) -m tests.reliability $(ARGS)

@@ -61,6 +61,11 @@ ENDS: dict[str, dict[str, End]] = {
     },
 }
 
+# Why a front end does not promise what `loadtest.soak` holds a server to; what is not named, does.
+NOT_SOAKED = {
+    GRPCIO: "its port is closed until the process that replaces another serves, so calls need more than three attempts"
+}
+
 
 def available_front_ends() -> tuple[str, ...]:
     """Returns the front ends that this installation can start."""

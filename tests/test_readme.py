@@ -19,6 +19,7 @@ MODULES = {
     "loadtest": "loadtest",
     "attack": "loadtest.attack",
     "restarts": "loadtest.restarts",
+    "soak": "loadtest.soak",
     "bench": "loadtest.bench",
     "ladder": "export.ladder",
     "runtimes": "export.runtimes",

@@ -5,6 +5,7 @@ No library is asked, for a library would refuse to send most of this.
 
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections import Counter
@@ -85,7 +86,14 @@ class Connection:
     Raises OSError if the server does not take it. After that `send` and `read` return false once it has ended.
     """
 
-    def __init__(self, address: tuple[str, int], settings: bytes = b"", *, greeting: bytes = b"") -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        settings: bytes = b"",
+        *,
+        greeting: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """`greeting` replaces the preface and the settings."""
         self.received: Counter[int] = Counter()  # frames, by their kind
         self.ended: set[int] = set()  # streams that the server has ended
@@ -99,6 +107,8 @@ class Connection:
         self._unparsed = b""
         self._socket = socket.create_connection(address, BLOCKED_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
         self.send(greeting or PREFACE + frame(SETTINGS, 0, 0, settings))
 
     def next_stream(self) -> int:
@@ -170,7 +180,7 @@ class Connection:
                 yield data
                 self._socket.settimeout(0.0)
             self.is_open = False
-        except (BlockingIOError, TimeoutError):
+        except (BlockingIOError, TimeoutError, ssl.SSLWantReadError):
             pass
         except OSError:
             self.is_open = False

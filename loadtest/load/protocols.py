@@ -114,6 +114,10 @@ class Classify:
     reference: Reference
     method: str = f"/{SERVICE}/Classify"
 
+    def reference_of(self, version: str) -> Reference:  # noqa: ARG002 - here it is the same for all
+        """Returns what this version of the model says."""
+        return self.reference
+
     def request(self, indices: Sequence[int]) -> bytes:
         """Makes a ClassifyRequest."""
         images = self.reference.images[list(indices)]

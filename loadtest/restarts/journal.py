@@ -20,7 +20,7 @@ class Entry:
     due_s: float  # on the monotonic clock
     retried: int = 0
     ended_s: float | None = None
-    outcome: str = ""  # `right`, `WRONG: ...` or the gRPC status that it ended with; empty if it never ended
+    outcome: str = ""  # `right`, `WRONG: ...` or the gRPC status that it ended with, `: ...`; empty if it never ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,11 @@ both are Python's.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -17,8 +20,9 @@ import grpc.aio
 from atelier.calls import asked_pause_s
 from atelier.channel import channel_options
 from atelier.client import AsyncClient, ClassifyError
+from atelier.steps import InLoop
 from loadtest.child import Child
-from loadtest.load.protocols import Classify, Reference
+from loadtest.load.protocols import Classify
 from loadtest.restarts.journal import RIGHT, Entry
 
 DEADLINE_S = 30.0
@@ -31,11 +35,31 @@ PLAIN, OURS = "plain", "ours"  # a client that retries only UNAVAILABLE, and ate
 Ask = Callable[[Entry], Coroutine[Any, Any, None]]
 
 
-class Load:
-    """Offers requests at a rate from when it is entered until `ended`."""
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """Holds what `atelier.client` is told beside the target."""
 
-    def __init__(self, protocol: Classify, *, client: str, rate: float) -> None:
-        self._child = Child("the load", _offer, protocol, client, rate)
+    tls: Path | bool = False  # certificates to trust
+    token: str = ""
+
+
+ANYBODY = Login()
+REQUEST: ContextVar[Entry] = ContextVar("the request that a task is about")
+
+
+class Load:
+    """Offers requests at a rate from when it is entered until `ended`; `login` is for `atelier.client`."""
+
+    def __init__(
+        self,
+        protocol: Classify,
+        *,
+        client: str,
+        rate: float,
+        deadline_s: float = DEADLINE_S,
+        login: Login = ANYBODY,
+    ) -> None:
+        self._child = Child("the load", _offer, protocol, client, rate, deadline_s, login)
 
     def ended(self) -> list[Entry]:
         """Stops sending, waits for what was sent, and returns the journal."""
@@ -51,13 +75,15 @@ class Load:
         self._child.end()
 
 
-def _offer(protocol: Classify, client: str, rate: float, pipe: Connection) -> None:
-    asyncio.run(_offer_until_told(protocol, client, rate, pipe))
+def _offer(protocol: Classify, client: str, rate: float, deadline_s: float, login: Login, pipe: Connection) -> None:
+    connected = _plain_client(protocol) if client == PLAIN else _our_client(protocol, deadline_s, login)
+    asyncio.run(_offer_until_told(protocol, connected, rate, pipe))
 
 
-async def _offer_until_told(protocol: Classify, client: str, rate: float, pipe: Connection) -> None:
+async def _offer_until_told(
+    protocol: Classify, connected: AbstractAsyncContextManager[Ask], rate: float, pipe: Connection
+) -> None:
     journal: list[Entry] = []
-    connected = _plain_client(protocol) if client == PLAIN else _our_client(protocol.target, protocol.reference)
     num_images = len(protocol.reference.images)
     told = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
     async with connected as ask, asyncio.TaskGroup() as requests:
@@ -100,20 +126,38 @@ async def _plain_client(protocol: Classify) -> AsyncIterator[Ask]:
         yield ask
 
 
+class _CountingSteps(InLoop):
+    """Steps of a client that count what is repeated."""
+
+    async def sleep(self, pause_s: float) -> None:
+        """Waits for the next attempt."""
+        REQUEST.get().retried += 1
+        await super().sleep(pause_s)
+
+
+class _CountedClient(AsyncClient):
+    """The client that comes with the server; each task asks once, about its REQUEST."""
+
+    _steps = _CountingSteps()
+
+
 @asynccontextmanager
-async def _our_client(target: str, reference: Reference) -> AsyncIterator[Ask]:
+async def _our_client(protocol: Classify, deadline_s: float, login: Login) -> AsyncIterator[Ask]:
     """Asks by the client that comes with the server."""
-    async with AsyncClient(target) as client:
+    async with _CountedClient(protocol.target, tls=login.tls, token=login.token) as client:
 
         async def ask(entry: Entry) -> None:
+            REQUEST.set(entry)
             try:
-                answer = await client.classify(reference.images[entry.image], timeout_s=DEADLINE_S)
+                answer = await client.classify(protocol.reference.images[entry.image], timeout_s=deadline_s)
             except ClassifyError as error:
-                return _complete(entry, error.status)
+                return _complete(entry, str(error))
+            reference = protocol.reference_of(answer.model_version)
             best, row = answer.classifications[0][0], reference.rows[entry.image]
             is_right = len(answer.classifications) == 1 and max(row) - row[best.label] <= 2 * reference.atol
             is_right = is_right and abs(row[best.label] - best.probability) <= reference.atol
-            return _complete(entry, RIGHT if is_right else f"WRONG: {best.label} at {best.probability:.6f}")
+            fault = f"WRONG: {best.label} at {best.probability:.6f} by version {answer.model_version}"
+            return _complete(entry, RIGHT if is_right else fault)
 
         yield ask
 

@@ -34,13 +34,17 @@ class NamedVersion(Classify):
 
     shifted: Reference  # of even versions
 
+    def reference_of(self, version: str) -> Reference:
+        """Does what Classify's does."""
+        return self.reference if int(version) % 2 else self.shifted
+
     def check(self, reply: bytes, indices: list[int]) -> Checked:  # type: ignore[override]
         """Does what ServerProtocol's does."""
         try:
             version = pb.ClassifyResponse.FromString(reply).model_version
         except DecodeError:
             return Checked(f"{len(reply)} bytes that are no ClassifyResponse")
-        right = Classify(target=self.target, reference=self.reference if int(version) % 2 else self.shifted)
+        right = Classify(target=self.target, reference=self.reference_of(version))
         checked = right.check(reply, indices)
         return checked._replace(fault=f"version {version}: {checked.fault}") if checked.fault else checked
 

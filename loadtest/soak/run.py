@@ -1,0 +1,107 @@
+"""Puts a server under a steady load and a fault every second, and accounts for every request and every fault.
+
+The server has TLS and tokens; its client is the one that comes with it. Faults are drawn from a seed: kill -9 and
+SIGSTOP of the process that serves, new versions and bad ones, new certificates and tokens and broken ones, cancelled
+calls, malformed messages, bombs, clients that never read or never go on, connection churn, noise, stalled scrapers.
+Nothing is excused: every request is answered rightly within 5 s and three attempts.
+
+make soak                                             ten minutes
+python -m loadtest.soak --faults 28800 --seed 7       eight hours
+"""
+
+import secrets
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from atelier.errors import UsageError
+from atelier.machine import machine_facts
+from atelier.settings import parse_settings
+from atelier.tables import aligned
+from loadtest.front_ends import NOT_SOAKED, chosen_front_end, front_end_flags
+from loadtest.restarts.known import known_answers
+from loadtest.results.files import save_json
+from loadtest.soak.faults import FAULTS
+from loadtest.soak.outcome import Outcome, Plan
+from loadtest.soak.soak import soak
+
+PACKAGES = ("grpcio", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakSettings:
+    """The command line."""
+
+    repository: Path = Path("artifacts/models")
+    """The model repository to serve."""
+
+    front_end: str = "auto"
+    """Front end of the server: auto, native or grpcio."""
+
+    faults: int = 600
+    """How many, one a second."""
+
+    seed: int | None = None
+    """Which faults, and what they draw; none draws a seed, and prints it."""
+
+    rate: float = 100.0
+    """Requests a second."""
+
+    report_dir: Path | None = None
+    """Also write all figures there, as soak.json, and the journals: a line for every request and every fault."""
+
+    def __post_init__(self) -> None:
+        if self.faults < 1 or self.rate <= 0:
+            what = f"--faults is {self.faults} and --rate {self.rate:g}"
+            raise UsageError("BAD_OPTIONS", what, "at least one fault, and more than 0 requests a second")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns 1 if anything was not as the front end promises."""
+    settings = parse_settings(SoakSettings, arguments, prog="python -m loadtest.soak", description=__doc__ or "")
+    front_end = chosen_front_end(settings.front_end)
+    plan = Plan(
+        front_end_flags=front_end_flags(front_end),
+        source=settings.repository,
+        reference=known_answers(settings.repository),
+        seed=secrets.randbelow(1 << 31) if settings.seed is None else settings.seed,
+        num_faults=settings.faults,
+        rate=settings.rate,
+    )
+    print(f"seed {plan.seed}: {plan.num_faults} faults, one a second", flush=True)
+    if settings.report_dir:
+        settings.report_dir.mkdir(parents=True, exist_ok=True)
+    outcome = soak(plan, settings.report_dir)
+    print(aligned([("fault", "times", "again", "longest"), *_rows(outcome)]))
+    print(summary(outcome))
+    reason = NOT_SOAKED.get(front_end, "")
+    word = f"not promised ({reason})" if reason else "FAILED"
+    print("\n".join(f"{word}: {fault}" for fault in outcome.faults) or "as promised")
+    if settings.report_dir:
+        rounds = {"rounds": [asdict(each) for each in outcome.accounts], "held": [asdict(e) for e in outcome.held]}
+        document = {"machine": machine_facts(PACKAGES), "front_end": front_end, "seed": plan.seed, "rate": plan.rate}
+        save_json(settings.report_dir / "soak.json", document | rounds | {"faults": outcome.faults})
+    return int(bool(outcome.faults) and not reason)
+
+
+def summary(outcome: Outcome) -> str:
+    """Returns the account in one line."""
+    failed: Counter[str] = Counter()
+    for each in outcome.accounts:
+        failed.update(each.failed)
+    words = ", ".join(f"{count} {status}" for status, count in failed.items()) or "0"
+    requests = f"{outcome.total('sent'):,} requests: {outcome.total('right'):,} right, {outcome.total('wrong')} wrong"
+    return (
+        f"{requests}, {outcome.total('lost')} lost, {words} failed; {outcome.attempts_a_request:.4f} attempts a "
+        f"request, the longest took {outcome.longest_s:.2f} s; the supervisor grew by {outcome.growth_mib:.1f} MiB"
+    )
+
+
+def _rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for kind in FAULTS:
+        done = [fault for fault in outcome.done if fault.kind == kind]
+        took_s = [fault.ended_s - fault.began_s for fault in done if fault.ended_s is not None]
+        again = sum(fault.tries - 1 for fault in done)
+        rows.append((kind, str(len(done)), str(again), f"{max(took_s):.2f} s" if took_s else ""))
+    return rows

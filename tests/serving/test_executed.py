@@ -1,0 +1,166 @@
+"""What the device executes: every request once, and none for which nobody waits any more."""
+
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atelier.wire import classifier_pb2 as pb
+from loadtest.attack.http2 import Connection, literal, message, opening, request_headers, reset
+from loadtest.front_ends import ENDS, KILL, SIGTERM, front_end_flags
+from loadtest.load.protocols import Reference
+from loadtest.restarts.cycles import Command, kill, restart
+from loadtest.restarts.journal import RIGHT
+from loadtest.server_process import ServerProcess, server_process
+from tests.reliability.plugin import Figure
+from tests.serving.recording_server import executed_by, numbered
+from tests.serving.running import scrape, wait_for
+
+SERVER = "tests.serving.recording_server"
+STREAMS = 100  # of a connection
+NUM_CONNECTIONS = 3  # of requests that are cancelled, and as many of those that expire
+NUM_QUICK = 60  # requests in a row, after which the server knows again how fast the device is
+EXPIRES = literal(b"grpc-timeout", b"200m")
+ENOUGH_S = 30.0
+
+
+@dataclasses.dataclass
+class Asked:
+    """A server on a device that holds when it is told to, and what it was asked."""
+
+    server: ServerProcess
+    executed: Path
+    hold: Path
+    images: Reference
+    sent: Counter[str] = dataclasses.field(default_factory=Counter)
+    answered: list[int] = dataclasses.field(default_factory=list)  # numbers
+
+    @contextlib.contextmanager
+    def connected(self, count: int) -> Iterator[list[Connection]]:
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(Connection(("127.0.0.1", self.server.port))) for _ in range(count)]
+
+    def ask(self, connection: Connection, kind: str, extra: bytes = b"") -> int:
+        """Sends a request with a number of its own; returns its stream."""
+        number = 1 + self.sent.total() % (len(self.images.images) - 1)
+        self.sent[kind] += 1
+        body = pb.ClassifyRequest(images=self.images.images[number].tobytes()).SerializeToString()
+        stream = connection.next_stream()
+        connection.send(opening(stream, request_headers(extra=extra)))
+        connection.send_data(stream, message(body), time.monotonic() + ENOUGH_S)
+        if kind == "OK":
+            self.answered.append(number)
+        return stream
+
+    def calls(self) -> Counter[str]:
+        """Counts the calls on the metrics page, by status."""
+        return Counter({code: int(number) for (_, code), number in scrape(self.server).calls().items()})
+
+    def ask_in_vain(self) -> None:
+        """Has the device hold, and requests wait for it until they are cancelled or expire."""
+        with self.connected(1) as (holder,), self.connected(2 * NUM_CONNECTIONS) as connections:
+            cancelling, expiring = connections[:NUM_CONNECTIONS], connections[NUM_CONNECTIONS:]
+            self.hold.touch()
+            held = self.ask(holder, "OK")
+            wait_for(lambda: executed_by(self.executed)[-1:] == self.answered[-1:])
+            waiting = {each: [self.ask(each, "CANCELLED") for _ in range(STREAMS)] for each in cancelling}
+            wait_for(lambda: self._num_queued() == NUM_CONNECTIONS * STREAMS)
+            ending = {each: [self.ask(each, "DEADLINE_EXCEEDED", EXPIRES) for _ in range(STREAMS)] for each in expiring}
+            for connection, streams in waiting.items():
+                connection.send(b"".join(map(reset, streams)))
+            await_all(ending)
+            wait_for(lambda: self._num_queued() == 0)
+            self.hold.unlink()
+            await_all({holder: [held]})
+            for _ in range(NUM_QUICK):
+                await_all({holder: [self.ask(holder, "OK")]})
+
+    def _num_queued(self) -> float:
+        return scrape(self.server).value("atelier_queue_images")
+
+
+def await_all(streams: dict[Connection, list[int]]) -> None:
+    until_s = time.monotonic() + ENOUGH_S
+    for connection, of_each in streams.items():
+        assert all(connection.wait_for(stream, until_s) for stream in of_each)
+
+
+@pytest.mark.fault("S18", "S22")
+@pytest.mark.goal("G14", of="requests, cancelled or expired in the queue", ci=1_200, release=100_000)
+def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
+    front_end: str, tmp_path: Path, size: int, figure: Figure
+) -> None:
+    hold, executed = tmp_path / "hold", tmp_path / "executed"
+    # Batches are larger than all that waits: nothing is handed to the device before the one that it holds has ended.
+    settings = ["--port", "0", *front_end_flags(front_end), "--max-batch-size", "1024"]
+    with server_process(SERVER, *settings, "--executed", str(executed), "--hold", str(hold)) as server:
+        asked = Asked(server, executed, hold, numbered(1 << 16))
+        while asked.sent["CANCELLED"] + asked.sent["DEADLINE_EXCEEDED"] < size:
+            asked.ask_in_vain()
+        wait_for(lambda: asked.calls().total() >= asked.sent.total())
+        counted = asked.calls()
+        assert server.stop() == 0
+        assert server.num_answered == asked.sent["OK"]
+    in_vain = counted["CANCELLED"] + counted["DEADLINE_EXCEEDED"]
+    num_executed = len(executed_by(executed)) - asked.sent["OK"]
+    figure(f"{num_executed} of {in_vain:,} executed; {counted.total():,} received: " + told(counted))
+    assert executed_by(executed) == asked.answered
+    assert counted == asked.sent
+
+
+def told(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {code}" for code, count in sorted(counts.items()))
+
+
+# --- Ends under load -------------------------------------------------------------------------------------------------
+
+RATE = 200.0
+LONGEST_S = 5  # that an end and its pause take, on a busy machine
+
+
+@pytest.fixture
+def recording(front_end: str, tmp_path: Path) -> Command:
+    options = ["--metrics-port", "0", "--executed", str(tmp_path / "executed"), "--image-s", "0.002"]
+    return Command(module=SERVER, arguments=[*options, *front_end_flags(front_end)])
+
+
+def images_for(num_ends: int) -> Reference:
+    """So many images that none is asked about twice."""
+    return numbered(int(RATE * LONGEST_S * (num_ends + 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.goal("G2", of="SIGTERM restarts, executions counted by the device", ci=2, release=200)
+def test_restarts_execute_every_request_once(
+    front_end: str, recording: Command, tmp_path: Path, size: int, figure: Figure
+) -> None:
+    reference = images_for(size)
+    cycles = restart(recording, reference, number=size, rate=RATE)
+    executed = Counter(executed_by(tmp_path / "executed"))
+    answered = [entry.image for entry in cycles.journal if entry.outcome == RIGHT and entry.image]
+    figure(f"of {len(answered):,} answers {sum(executed[number] > 1 for number in answered)} executed twice")
+    assert cycles.faults(ENDS[front_end][SIGTERM]) == []
+    assert RATE < len(cycles.journal) <= len(reference.images)
+    assert executed == Counter(answered)
+
+
+@pytest.mark.slow
+@pytest.mark.goal("G2", of="kill -9 of the process that serves, executions counted by the device", ci=2, release=200)
+def test_kills_execute_a_request_once_an_attempt(
+    front_end: str, recording: Command, tmp_path: Path, size: int, figure: Figure
+) -> None:
+    reference = images_for(size)
+    cycles = kill(recording, reference, number=size, rate=RATE)
+    executed = Counter(executed_by(tmp_path / "executed"))
+    asked = [entry for entry in cycles.journal if entry.image]
+    again = {entry.image: executed[entry.image] - 1 for entry in asked if executed[entry.image] > 1}
+    repeated = {entry.image: entry.retried for entry in asked if entry.retried}
+    figure(f"of {len(asked):,} requests {len(repeated)} were repeated, and {len(again)} executed twice")
+    assert cycles.faults(dataclasses.replace(ENDS[front_end][KILL], longest_s=None)) == []
+    assert RATE < len(cycles.journal) <= len(reference.images)
+    assert all(count <= repeated.get(number, 0) for number, count in again.items())
+    assert all(executed[entry.image] for entry in asked if entry.outcome == RIGHT)
