@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TextIO
 
 from atelier.errors import PermissionRefusedError, ProgramError, ResourceUnavailableError, StorageError
+from atelier.memory import is_out_of_memory
 from atelier.versions import check_packages
 
 
@@ -128,8 +129,10 @@ def _program_error_from(error: Exception, extras: str) -> ProgramError:
         return PermissionRefusedError(
             "NO_PERMISSION", f"{error.filename or 'a file'}: {error.strerror}", "change its mode or owner"
         )
-    if isinstance(error, MemoryError):
-        return ProgramError(
-            "OUT_OF_MEMORY", "the host has no memory left for this", "free some, or use smaller batches"
-        )
+    if is_out_of_memory(error):
+        if "cuda" in str(error).lower():
+            cure = "end what else uses it (nvidia-smi), or use smaller batches"
+            return ResourceUnavailableError("GPU_MEMORY", "the GPU has no memory left for this", cure)
+        cure = "free some, or use smaller batches"
+        return ProgramError("OUT_OF_MEMORY", "the host has no memory left for this", cure)
     return ProgramError("INTERNAL", f"{type(error).__name__}: {error}", "a bug: run again with --debug and report it")

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing has been accepted; later the supervisor drains
 # A terminal that is closed ends no server; and the version that is about to be read is the newest.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 # Read by libraries when they are imported.

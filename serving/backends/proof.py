@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from atelier.contract import Images
 from atelier.errors import BadDataError
+from atelier.memory import is_out_of_memory
 from atelier.tolerances import TOLERANCES, margins
 from serving.backends.base import Backend
 from serving.manifest import Manifest
@@ -58,6 +59,8 @@ def _answers(backend: Backend, images: Images, size: int) -> NDArray[np.float32]
         try:
             logits = backend.infer(images[start : start + size])
         except Exception as error:  # each runtime has its own
+            if is_out_of_memory(error):
+                raise
             raise _parity_here(backend, f"a batch of {size} failed: {' '.join(str(error).split())}") from error
         if logits.shape != (size, 10):
             raise _parity_here(backend, f"a batch of {size} has logits of shape {logits.shape}")

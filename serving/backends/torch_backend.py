@@ -14,6 +14,7 @@ from torch.export.passes import move_to_device_pass
 
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
+from atelier.memory import is_out_of_memory
 from serving.backends import base
 from serving.backends.program_check import checked_program
 
@@ -91,6 +92,8 @@ def _model_from(program: bytes, device: torch.device) -> nn.Module:
         exported = torch.export.load(io.BytesIO(checked_program(program)))
         model = move_to_device_pass(exported, device).module()
     except Exception as error:  # torch raises what its layers raise: RuntimeError, KeyError, AssertionError, ...
+        if is_out_of_memory(error):
+            raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         what = f"torch {torch.__version__} cannot load the program: {reason}"
         raise BadDataError("BAD_PROGRAM", what, again) from error

@@ -23,6 +23,7 @@ from serving.models import ModelVersion, ServedModel
 from serving.server import serve_version
 from tests.serving.fake_backend import MANIFEST, FakeBackend
 
+FULL = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB")
 BROKEN = RuntimeError("CUDA error 700: an illegal memory access was encountered")
 
 
@@ -31,9 +32,14 @@ class BreakingBackend(FakeBackend):
 
     def __init__(self, config: ServerConfig, num_batches: float, slow_s: float, image_s: float) -> None:
         super().__init__(config.max_batch_size or 64)
+        self.has_memory = True
         self._image_s = image_s
         self._num_left = num_batches
         self._slow_s = slow_s
+
+    def warm_up(self) -> None:
+        if not self.has_memory:
+            raise FULL
 
     def infer(self, images: Images) -> Logits:
         if images.any():  # what a front end tries before it serves is black
@@ -56,6 +62,7 @@ class BreakingVersion(ModelVersion):
     lives: list[int]
     num_starts: Any
     failing_starts: list[int]
+    has_memory: bool
     slow_s: float
     image_s: float
 
@@ -68,6 +75,7 @@ class BreakingVersion(ModelVersion):
         say(f"process {number} starts")
         lives = self.lives[number] if number < len(self.lives) else float("inf")
         backend = BreakingBackend(config, lives, self.slow_s, self.image_s)
+        backend.has_memory = self.has_memory
         return ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
 
 
@@ -75,6 +83,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lives", type=lambda text: [int(word) for word in text.split(",")], default=[])
     parser.add_argument("--failing-starts", type=lambda text: [int(word) for word in text.split(",")], default=[])
+    parser.add_argument("--no-memory", action="store_true", help="where the device is warmed up")
     parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
     parser.add_argument("--image-s", type=float, default=0.0, help="that each image takes")
     parser.add_argument("--lame-duck-s", type=float, default=0.1, help="as in serving/limits.py")
@@ -84,6 +93,7 @@ def main(arguments: list[str]) -> int:
         manifest=MANIFEST,
         lives=options.lives,
         failing_starts=options.failing_starts,
+        has_memory=not options.no_memory,
         slow_s=options.slow_s,
         image_s=options.image_s,
         num_starts=multiprocessing.get_context("fork").Value("i", 0),

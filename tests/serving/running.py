@@ -1,10 +1,13 @@
 """Looks at a running server from outside: its processes, its metrics, and what is sent to it by hand."""
 
+import re
+import signal
 import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 from prometheus_client.metrics_core import Metric
@@ -37,6 +40,12 @@ def kill_serving_process(server: ServerProcess) -> None:
     process = serving_process_of(server)
     process.kill()
     wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+def minds_hangups(pid: int) -> bool:
+    """Whether SIGHUP no longer ends a process: it is ignored or caught."""
+    masks = re.findall(r"Sig(?:Ign|Cgt):\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return any(int(mask, 16) & 1 << signal.SIGHUP - 1 for mask in masks)
 
 
 class Page:

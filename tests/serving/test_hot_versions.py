@@ -1,6 +1,5 @@
 """New versions without a restart, over real servers: what is found, served, refused and kept."""
 
-import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig, parse_arguments
 from serving.models import read_version
 from serving.upgrades import Upgrades
-from tests.serving.running import kill_serving_process, scrape, serving_process_of, wait_for
+from tests.serving.running import kill_serving_process, minds_hangups, scrape, serving_process_of, wait_for
 
 IMAGES = np.full((2, 28, 28), 200, np.uint8)
 
@@ -162,12 +161,6 @@ def test_pinned_version_stays(shelf: Shelf, front_end: str) -> None:
         with Client(server.target) as client:
             assert version_of(client) == "1"
         assert server.stop() == 0
-
-
-def minds_hangups(pid: int) -> bool:
-    """Whether SIGHUP no longer ends a process: it is ignored or caught."""
-    masks = re.findall(r"Sig(?:Ign|Cgt):\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-    return any(int(mask, 16) & 1 << signal.SIGHUP - 1 for mask in masks)
 
 
 @pytest.mark.fault("S37")

@@ -1,6 +1,7 @@
 """The supervisor and its serving process, over a real server: who dies is replaced, and nobody is left behind."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -20,12 +21,20 @@ import numpy as np
 import psutil
 import pytest
 
+from atelier.answers import ClassifyError
 from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
 from tests.conftest import command
 from tests.serving.conftest import needs_native
-from tests.serving.running import kill_serving_process, sent_path_that_is_not_utf8, serving_process_of, wait_for
+from tests.serving.running import (
+    kill_serving_process,
+    minds_hangups,
+    scrape,
+    sent_path_that_is_not_utf8,
+    serving_process_of,
+    wait_for,
+)
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
 
@@ -146,6 +155,92 @@ def test_server_whose_first_start_fails_ends_with_its_code(front_end: str) -> No
     done = command("tests.serving.breaking_server", "--port", 0, "--front-end", front_end, "--failing-starts", "0")
     assert done.returncode == os.EX_UNAVAILABLE
     assert done.stderr == "error: NO_GPU: the device has gone (plug it in)\n"
+
+
+@pytest.mark.fault("O5")
+def test_server_whose_gpu_is_full_ends_with_the_cure(front_end: str) -> None:
+    done = command("tests.serving.breaking_server", "--port", 0, "--front-end", front_end, "--no-memory")
+    assert done.returncode == os.EX_UNAVAILABLE
+    assert done.stderr.startswith("error: GPU_MEMORY: the GPU has no memory left for this (")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.fault("S38")
+def test_drain_that_takes_too_long_ends_with_exit_code_70_and_tells_who_waits(front_end: str) -> None:
+    settings = ("--port", "0", "--front-end", front_end, "--slow-s", "8", "--drain-timeout-s", "0.3")
+    with (
+        server_process("tests.serving.breaking_server", *settings) as server,
+        ThreadPoolExecutor(1) as pool,
+        Client(server.target) as client,
+    ):
+        accepted = pool.submit(client.classify, IMAGES + 7, timeout_s=3)
+        time.sleep(0.5)
+        assert server.stop() == os.EX_SOFTWARE
+        with pytest.raises(ClassifyError) as caught:
+            accepted.result()
+        assert caught.value.status == "UNAVAILABLE"
+    assert "error: DRAIN_TIMEOUT: 1 requests were unanswered after 0.3 s" in server.output
+
+
+@pytest.mark.fault("S37")
+@pytest.mark.parametrize("delay_s", [0.0, 0.3])
+def test_stop_in_a_start_ends_with_exit_code_0(small_repository: Path, front_end: str, delay_s: float) -> None:
+    settings = ("--repository", str(small_repository), "--port", "0", "--device", "cpu", "--front-end", front_end)
+    process = subprocess.Popen([sys.executable, "-m", "serving", *settings], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: minds_hangups(process.pid))  # before that Python itself is still starting
+        time.sleep(delay_s)
+        process.terminate()
+        error = process.communicate(timeout=60)[1]
+        assert (process.returncode, error) == (0, "")
+    finally:
+        process.kill()
+
+
+@pytest.mark.fault("O14")
+@pytest.mark.timing
+def test_server_that_was_stopped_for_a_while_goes_on_and_runs_nothing_that_has_expired(front_end: str) -> None:
+    settings = ("--port", "0", "--front-end", front_end, "--hang-timeout-s", "0.5")
+    with server_process("tests.serving.breaking_server", *settings) as server, Client(server.target) as client:
+        client.classify(IMAGES + 7)
+        processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        with pytest.raises(ClassifyError, match="DEADLINE_EXCEEDED"):
+            client.classify(IMAGES + 7, timeout_s=1.5)
+        for process in processes:
+            process.resume()
+        began_s = time.monotonic()
+        assert client.classify(IMAGES + 7, timeout_s=10).labels.tolist() == [7, 7]
+        assert time.monotonic() - began_s < 2
+        assert scrape(server).value("atelier_images_total") == 4
+        assert server.stop() == 0
+    assert "starting another" not in server.output
+
+
+@pytest.mark.fault("O12")
+@pytest.mark.slow
+def test_server_that_is_process_1_drains_and_reaps_what_it_started(front_end: str, tmp_path: Path) -> None:
+    """As in a container without an init of its own."""
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a PID namespace")
+    ready_file = tmp_path / "ready.json"
+    settings = ["--port", "0", "--front-end", front_end, "--ready-file", str(ready_file)]
+    process = subprocess.Popen([*alone, sys.executable, "-m", "tests.serving.breaking_server", *settings])
+    try:
+        wait_for(ready_file.exists)
+        (first,) = psutil.Process(process.pid).children()
+        with Client(json.loads(ready_file.read_text())["targets"][0]) as client:
+            for _ in range(3):
+                assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
+                next(child for child in first.children() if child.status() != psutil.STATUS_ZOMBIE).kill()
+            assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
+        wait_for(lambda: psutil.STATUS_ZOMBIE not in [child.status() for child in first.children()], 10)
+        first.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
 
 
 def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.reliability.plugin import Figure
@@ -63,13 +64,14 @@ def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
     figure(f"the same weights, bit for bit, after each of {size} kills")
 
 
-@pytest.mark.fault("T3")
+@pytest.mark.fault("T3", "T15")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_the_run_with_exit_code_75_and_leaves_the_last_whole_checkpoint(
     data_dir: Path, run_dir: Path, number: signal.Signals
 ) -> None:
     with start_trainer(data_dir, run_dir) as trainer:
         wait_for_epochs(trainer, 1)
+        assert psutil.Process(trainer.pid).children() == []  # none loads data, so none can hang
         trainer.send_signal(number)
         _, error = trainer.communicate(timeout=60)
     assert trainer.returncode == 75
@@ -106,6 +108,31 @@ def test_save_that_dies_at_any_system_call_leaves_the_old_checkpoint_or_the_new(
     assert set(lines[num_old:-1]) == {"died new 1"}
     assert lines[-1] == "finished new 1"
     figure(f"killed at {len(lines) - 1}: the old one {num_old} times, else the new")
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from atelier.program import run_program
+from training.run import train_seeds  # what is imported needs most of the memory
+from training.train import main
+num_pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (num_pages * resource.getpagesize() + (4 << 20),) * 2)
+sys.exit(run_program(main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.fault("T18")
+def test_host_without_memory_ends_the_run_with_exit_code_70_and_keeps_the_checkpoint(
+    data_dir: Path, trained_dir: Path
+) -> None:
+    before = weights_digest(trained_dir)
+    options = ["--data-dir", str(data_dir), "--checkpoint-dir", str(trained_dir), "--unverified-data", "--resume"]
+    command = [sys.executable, "-c", OUT_OF_MEMORY, *options, "--epochs", "4", "--threads", "1", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == os.EX_SOFTWARE
+    assert done.stderr.splitlines()[-1].startswith("error: OUT_OF_MEMORY: the host has no memory left for this (")
+    assert "Traceback" not in done.stderr
+    assert weights_digest(trained_dir) == before
 
 
 @pytest.fixture

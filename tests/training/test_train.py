@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,14 @@ from training.train import main
 
 Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def finished_four(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the weights after four epochs."""
+    directory = tmp_path_factory.mktemp("four") / "checkpoint"
+    assert call_trainer(data_dir, directory, "--epochs", "4") == 0
+    return digest_of(directory)
 
 
 @pytest.fixture
@@ -191,6 +201,19 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert call_trainer(data_dir, tmp_path / "uninterrupted", "--epochs", "4") == 0
     assert digest_of(interrupted_dir) == digest_of(tmp_path / "uninterrupted")
     assert [metrics.epoch for metrics in load_record(interrupted_dir)[0].metrics] == [1, 2, 3, 4]
+
+
+@pytest.mark.fault("T16")
+@pytest.mark.parametrize("days", [-1, 1, 3650])
+def test_clock_that_jumps_changes_no_weight_and_no_choice_of_a_checkpoint(
+    interrupted_dir: Path, train: Train, finished_four: str, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    real, jumps = time.time, itertools.cycle((0, days * 86_400))
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    for number, path in enumerate(sorted(interrupted_dir.iterdir())):
+        os.utime(path, times=(real() + days * 86_400 + number,) * 2)
+    assert train("--epochs", "4", "--resume") == 0
+    assert digest_of(interrupted_dir) == finished_four
 
 
 def test_interrupted_run_starts_anew_without_resume_and_says_that_it_could_go_on(
