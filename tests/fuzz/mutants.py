@@ -176,8 +176,10 @@ def value_of(random: Random, field: FieldDescriptor) -> Any:
         return random.random() < 0.7
     if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         return random.choice(FLOATS)
+    if field.enum_type:
+        return random.choice(field.enum_type.values).number
     unsigned = (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
-    bits = 64 if kind in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64) else 32  # enums too
+    bits = 64 if kind in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64) else 32
     number, is_signed = random.choice(NUMBERS) % 2**bits, kind not in unsigned
     return number - 2**bits if is_signed and number >= 2 ** (bits - 1) else number
 

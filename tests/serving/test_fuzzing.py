@@ -5,7 +5,12 @@ A failure names a seed and a number: `Method.mutant(seed, number)` in tests/fuzz
 """
 
 import contextlib
+import http
+import http.client
+import json
 import os
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,9 @@ import pytest
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
+from tests.fuzz.documents import request_in_json
 from tests.fuzz.messages import IMAGE, METHODS, Method, is_lax
-from tests.fuzz.offers import Found, Offer
+from tests.fuzz.offers import HANG_S, LEAK, REFUSAL, Found, Offer
 from tests.fuzz.streams import send_streams, stream
 from tests.reliability.plugin import Figure
 from tests.serving.conftest import HAS_NATIVE, needs_native
@@ -28,6 +34,7 @@ BLOCK = 20_000  # mutants between two honest calls
 MEBIBYTE = 1 << 20
 GROWTH = {"native": 64 * MEBIBYTE, "grpcio": 256 * MEBIBYTE}  # grpcio gives memory back late; it levels off at 170
 # What becomes of a ModelInferRequest with a short timeout is a matter of time.
+JSON_STATUSES = {200, 400, 404, 413, 422, 429, 504}  # 504: a request may have a timeout of its own
 MALFORMED = "INVALID_ARGUMENT MALFORMED"
 TIMED = {"OK", "DEADLINE_EXCEEDED EXPIRED", "RESOURCE_EXHAUSTED DEADLINE_TOO_SHORT"}
 
@@ -139,6 +146,32 @@ def test_raw_byte_stream_ends_its_connection_and_nothing_else(
 
 
 @needs_native
+@pytest.mark.fault("S2", "S4", "S7")
+@pytest.mark.goal("G8", of="mutated requests in JSON", ci=1_000, release=100_000)
+def test_mutated_json_is_answered_or_refused(servers: dict[str, Honest], size: int, figure: Figure) -> None:
+    honest, statuses = servers["native"], Counter[int]()
+    connection = http.client.HTTPConnection("127.0.0.1", honest.server.port, timeout=60)
+    for number in range(size):
+        request, named = request_in_json(SEED, number), f"seed {SEED}, number {number}"
+        began_s = time.monotonic()
+        status, body = posted(connection, request)
+        if time.monotonic() - began_s > HANG_S:  # others may have been in its way
+            before_s = honest.cpu_s()
+            posted(connection, request)
+            assert honest.cpu_s() - before_s <= HANG_S, f"{named}: took more of the server's CPU"
+        statuses[status] += 1
+        assert status in JSON_STATUSES, f"{named}: {status} {body!r}"
+        if status != http.HTTPStatus.OK:
+            refusal = json.loads(body)["error"]
+            assert REFUSAL.match(refusal) and not LEAK.search(refusal), f"{named}: {refusal}"
+    connection.close()
+    honest.check()
+    honest.check_counts()
+    figure(", ".join(f"{number:,} {http.HTTPStatus(status).name}" for status, number in statuses.most_common()))
+    assert {http.HTTPStatus.OK, http.HTTPStatus.BAD_REQUEST} <= statuses.keys()
+
+
+@needs_native
 @pytest.mark.fault("S1", "S2")
 @pytest.mark.goal("G8", of="mutated messages, sent to both front ends", ci=1_000, release=200_000)
 def test_both_front_ends_say_the_same_of_a_mutant(servers: dict[str, Honest], size: int, figure: Figure) -> None:
@@ -156,6 +189,13 @@ def test_both_front_ends_say_the_same_of_a_mutant(servers: dict[str, Honest], si
                 different.append(f"{method.name}, seed {SEED + 1}, number {number}: native {pair[0]}, grpcio {pair[1]}")
     figure(f"{len(different)} different, {num_lax} that only the native one takes for malformed")
     assert not different, "\n".join(different[:20])
+
+
+def posted(connection: http.client.HTTPConnection, request: tuple[str, bytes, dict[str, str]]) -> tuple[int, bytes]:
+    """Sends the request, and returns the status and the body of the reply."""
+    connection.request("POST", *request)
+    reply = connection.getresponse()
+    return reply.status, reply.read()
 
 
 def _refusals(honest: Honest, method: Method, numbers: Sequence[int]) -> dict[int, str]:
