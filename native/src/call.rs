@@ -78,8 +78,10 @@ impl Call {
 
     pub fn count(&mut self, code: Code) {
         self.is_counted = true;
-        if code == Code::Ok {
-            self.peer.has_answer.store(true, Relaxed);
+        match code {
+            Code::Ok => self.peer.has_answer.store(true, Relaxed),
+            Code::Unimplemented | Code::Unauthenticated => self.peer.note_vain_call(),
+            _ => {}
         }
         self.server.metrics().count_call(self.method, code);
         if let Some(record) = self.record.take() {

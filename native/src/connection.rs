@@ -10,17 +10,14 @@ use std::time::Duration;
 use http::Response;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::body::Body;
 use crate::guarded_io::GuardedIo;
+use crate::io::Io;
 use crate::routes;
 use crate::server::{Phase, Server};
 use crate::shared::Clock;
-
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 const MAX_STREAMS: u32 = 128;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
@@ -51,6 +48,8 @@ pub struct Peer {
     pub has_answer: AtomicBool,
     /// It has said what it speaks.
     pub has_begun: AtomicBool,
+    /// Calls that were work for nothing since this was last asked.
+    num_vain_calls: AtomicUsize,
     /// It is told to go.
     pub is_leaving: AtomicBool,
     pub cut: Notify,
@@ -59,6 +58,15 @@ pub struct Peer {
 impl Peer {
     pub fn new(number: u64, now_us: u64) -> Self {
         Self { number, last_use_us: now_us.into(), ..Self::default() }
+    }
+
+    /// A call has made work for nothing: of a method that there is not, or whose message did not come.
+    pub fn note_vain_call(&self) {
+        self.num_vain_calls.fetch_add(1, Relaxed);
+    }
+
+    pub fn take_vain_calls(&self) -> usize {
+        self.num_vain_calls.swap(0, Relaxed)
     }
 
     /// Whether it has left answers lying for so long.
@@ -112,7 +120,7 @@ impl Drop for Unsent {
 
 /// Serves it to its end: the client's, ours (GOAWAY, and what is under way is answered), or a cut.
 pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Arc<Peer>) {
-    let guarded = GuardedIo::new(io, server.clock(), peer.clone(), server.pushing.clone(), is_unix);
+    let guarded = GuardedIo::new(io, server.clock(), peer.clone(), server.crowd.clone(), is_unix);
     let (for_calls, of_peer) = (server.clone(), peer.clone());
     let service = hyper::service::service_fn(move |request| {
         let answer = routes::answer(for_calls.clone(), of_peer.clone(), request);

@@ -4,6 +4,8 @@
 //! and before that its bytes are read slowly: see guarded_io.rs.
 #![forbid(unsafe_code)]
 
+use crate::authority::mend_authority;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADER: usize = 9;
 const HEADERS: u8 = 1;
@@ -13,8 +15,11 @@ const UNKNOWN: u8 = 0xff;
 /// Frames that a client may be ahead of what it may send, and how many it may send in a second.
 const BURST: f64 = 4_000.0;
 const PER_SECOND: f64 = 1_000.0;
-/// Such frames, calls or not, that a client may be ahead before its bytes are read slowly.
+/// Such frames, calls or not, that it may be ahead before its bytes are read slowly, and before its first answer.
 const MANY: f64 = 256.0;
+const MANY_OF_STRANGERS: f64 = 32.0;
+/// A call in vain, such as one of a method that there is not, is as much work.
+const FRAMES_OF_VAIN_CALL: usize = 16;
 
 #[derive(Debug)]
 pub struct FrameWatch {
@@ -61,9 +66,21 @@ impl FrameWatch {
         !self.is_http2 || self.num_preface == PREFACE.len()
     }
 
+    pub fn is_http2(&self) -> bool {
+        self.is_http2 && self.has_begun()
+    }
+
     /// Such frames in the bytes that came last, where there have been many of late; None where there have not.
-    pub fn num_pushed(&self) -> Option<usize> {
-        (self.num_lately > MANY).then_some(self.num_read)
+    pub fn num_pushed(&self, has_answer: bool) -> Option<usize> {
+        let many = if has_answer { MANY } else { MANY_OF_STRANGERS };
+        (self.num_lately > many).then_some(self.num_read)
+    }
+
+    /// So many calls have ended in vain since the last bytes came. They slow down who makes them, and cut nobody.
+    pub fn note_vain_calls(&mut self, num_calls: usize) {
+        let num_frames = num_calls * FRAMES_OF_VAIN_CALL;
+        self.num_lately += num_frames as f64;
+        self.num_read += num_frames;
     }
 
     /// What has come. False where it is too much.
@@ -74,12 +91,12 @@ impl FrameWatch {
             self.num_preface += 1;
             bytes = rest;
         }
+        let earned = (now_us - self.at_us) as f64 * PER_SECOND / 1e6;
+        self.credit = (self.credit + earned).min(BURST);
+        self.num_lately = (self.num_lately - earned).max(0.0);
+        self.num_read = 0;
+        self.at_us = now_us;
         if self.is_http2 {
-            let earned = (now_us - self.at_us) as f64 * PER_SECOND / 1e6;
-            self.credit = (self.credit + earned).min(BURST);
-            self.num_lately = (self.num_lately - earned).max(0.0);
-            self.num_read = 0;
-            self.at_us = now_us;
             self.frames(bytes);
         }
         self.credit >= 0.0
@@ -141,21 +158,6 @@ impl FrameWatch {
     }
 }
 
-/// gRPC's C library names a unix socket by its path, `tmp%2Fsocket`, which hyper takes for no authority at all. Nobody
-/// here needs it, and it is written as a literal with its name: so its percent signs become dashes.
-fn mend_authority(headers: &mut [u8]) {
-    const NAME: &[u8] = b":authority";
-    const HUFFMAN: u8 = 0x80; // such a value has no percent signs that could be seen
-    let Some(start) = headers.windows(NAME.len()).position(|bytes| bytes == NAME) else { return };
-    let value = &mut headers[start + NAME.len()..];
-    if let Some(&length) = value.first()
-        && length & HUFFMAN == 0
-        && let Some(authority) = value.get_mut(1..=length as usize)
-    {
-        authority.iter_mut().filter(|byte| **byte == b'%').for_each(|byte| *byte = b'-');
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,7 +188,7 @@ mod tests {
     fn pings_at_an_honest_pace_are_not() {
         let mut watch = begun();
         assert!((0..20_000).all(|number| watch.see(&mut frame(6, 0, &[0; 8]), number * 1_000)));
-        assert_eq!(watch.num_pushed(), None);
+        assert_eq!(watch.num_pushed(true), None);
     }
 
     #[test]
@@ -195,12 +197,23 @@ mod tests {
         for frames in [frame(6, 0, &[0; 8]), cancelled] {
             let mut watch = begun();
             assert!(watch.see(&mut frames.repeat(256), 0));
-            assert_eq!(watch.num_pushed(), None);
+            assert_eq!(watch.num_pushed(true), None);
             assert!(watch.see(&mut frames.repeat(3), 0));
-            assert_eq!(watch.num_pushed(), Some(3));
+            assert_eq!(watch.num_pushed(true), Some(3));
             assert!(watch.see(&mut frames.clone(), 1_000_000));
-            assert_eq!(watch.num_pushed(), None);
+            assert_eq!(watch.num_pushed(true), None);
         }
+    }
+
+    #[test]
+    fn before_the_first_answer_fewer_are_many_and_calls_in_vain_slow_down_but_do_not_cut() {
+        let mut watch = begun();
+        assert!(watch.see(&mut frame(6, 0, &[0; 8]).repeat(33), 0));
+        assert_eq!((watch.num_pushed(false), watch.num_pushed(true)), (Some(33), None));
+        watch.note_vain_calls(1_000);
+        assert_eq!(watch.num_pushed(true), Some(33 + 16_000));
+        assert!(watch.see(&mut frame(6, 0, &[0; 8]), 17_000_000));
+        assert_eq!(watch.num_pushed(false), None);
     }
 
     #[test]
@@ -213,19 +226,6 @@ mod tests {
         assert!((0..20_000).all(|_| watch.see(&mut late.clone(), 0)));
         let reset = frame(3, 0, &[0; 4]);
         assert!(!(0..20_000).all(|_| watch.see(&mut reset.clone(), 0)));
-    }
-
-    #[test]
-    fn on_unix_sockets_percent_signs_of_an_authority_become_dashes_and_no_other_bytes_do() {
-        let headers_after = |length: u8| {
-            let mut watch = FrameWatch::new(0, true);
-            let block = [b":authority", &[length][..], b"a%2Fb", b"%another%header"].concat();
-            let mut bytes = [PREFACE, &frame(HEADERS, 4, &block)].concat();
-            watch.see(&mut bytes, 0);
-            bytes.split_off(bytes.len() - 20)
-        };
-        assert_eq!(headers_after(5), b"a-2Fb%another%header");
-        assert_eq!(headers_after(0x85), b"a%2Fb%another%header"); // Huffman's code
     }
 
     #[test]
@@ -247,9 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn http_1_is_left_alone() {
+    fn http_1_is_left_alone_but_for_calls_in_vain() {
         let mut watch = FrameWatch::new(0, false);
         assert!(watch.see(&mut b"PROPFIND / HTTP/1.1\r\n".to_owned(), 0) && watch.has_begun());
         assert!((0..10_000).all(|_| watch.see(&mut [0; 64], 0)));
+        watch.note_vain_calls(100);
+        assert_eq!(watch.num_pushed(true), Some(1_600));
+        assert!(watch.see(&mut [0; 64], 2_000_000));
+        assert_eq!(watch.num_pushed(false), None);
     }
 }

@@ -1,32 +1,33 @@
 //! A connection's bytes on their way, watched: for floods of frames, and for a client that takes nothing any more.
 //!
-//! Connections that push frames which are no calls are read slowly: together they get a bounded share of the thread.
+//! Connections that push frames which are no calls, or make calls in vain, are read slowly: together they get a bounded
+//! share of the thread. Those that have no answer yet are read by turns: see turns.rs.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::connection::{Io, Peer};
+use crate::connection::Peer;
+use crate::crowd::{Crowd, Rank};
 use crate::frame_watch::FrameWatch;
+use crate::io::Io;
 use crate::shared::Clock;
+use crate::turns::Ticket;
 
 /// Reads in a row, behind which other connections have their turn.
 const MAX_READS: usize = 2;
-/// Of a connection that has no answer yet, at once: it may be one of many that only make work until they are cut.
+/// Of a connection that has no answer yet, in its turn: it may be one of many that only make work until they are cut.
 const NEW_BYTES: usize = 4 << 10;
 /// Of one that pushes, and the pause behind each frame of it: a frame takes about a microsecond.
 const PUSHED_BYTES: usize = 2 << 10;
 const PAUSE_US: usize = 20;
-
-/// The connections that push, and have something to be read.
-pub type Pushing = Arc<AtomicUsize>;
 
 pub struct GuardedIo {
     io: Box<dyn Io>,
@@ -34,33 +35,52 @@ pub struct GuardedIo {
     peer: Arc<Peer>,
     watch: FrameWatch,
     num_reads: usize, // without a pause
-    pushing: Pushing,
+    crowd: Arc<Crowd>,
+    ticket: Ticket,
     is_pushing: bool,
-    is_counted: bool, // among those
+    rank: Option<Rank>, // among those that push and have something to be read
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl GuardedIo {
-    pub fn new(io: Box<dyn Io>, clock: Clock, peer: Arc<Peer>, pushing: Pushing, is_unix: bool) -> Self {
+    pub fn new(io: Box<dyn Io>, clock: Clock, peer: Arc<Peer>, crowd: Arc<Crowd>, is_unix: bool) -> Self {
         let watch = FrameWatch::new(clock.now_us(), is_unix);
-        Self { io, clock, peer, watch, num_reads: 0, pushing, is_pushing: false, is_counted: false, pause: None }
+        let ticket = Ticket::new(crowd.turns.clone());
+        let (is_pushing, rank, pause) = (false, None, None);
+        Self { io, clock, peer, watch, num_reads: 0, crowd, ticket, is_pushing, rank, pause }
+    }
+
+    /// It has had an answer, and does not push: it need not wait for its turn.
+    fn is_friend(&self) -> bool {
+        self.peer.has_answer.load(Relaxed) && !self.is_pushing
     }
 
     /// Has the next bytes wait, the longer the more others push too.
     fn slow_down(&mut self) {
-        let pushed = self.watch.num_pushed();
+        self.watch.note_vain_calls(self.peer.take_vain_calls());
+        let pushed = self.watch.num_pushed(self.peer.has_answer.load(Relaxed));
         self.is_pushing = pushed.is_some();
         self.count(self.is_pushing);
-        let pause_us = pushed.unwrap_or(0) * PAUSE_US * self.pushing.load(Relaxed);
-        self.pause = (pause_us > 0).then(|| Box::pin(sleep(Duration::from_micros(pause_us as u64))));
+        self.pause = pushed.filter(|&num_frames| num_frames > 0).map(|num_frames| {
+            let pause_us = num_frames * PAUSE_US * self.crowd.num_pushing();
+            Box::pin(sleep(Duration::from_micros(pause_us as u64)))
+        });
     }
 
     fn count(&mut self, is_counted: bool) {
-        if is_counted != self.is_counted {
-            self.is_counted = is_counted;
-            let change = if is_counted { AtomicUsize::fetch_add } else { AtomicUsize::fetch_sub };
-            change(&self.pushing, 1, Relaxed);
+        match self.rank {
+            None if is_counted => self.rank = Some(self.crowd.enter(&self.peer)),
+            Some(rank) if !is_counted => {
+                self.crowd.leave(rank);
+                self.rank = None;
+            }
+            _ => {}
         }
+    }
+
+    /// Whether what is left need not be read: nobody is there to hear of it.
+    fn is_deserted(&self) -> bool {
+        (self.is_pushing || self.watch.is_http2()) && self.io.has_hung_up()
     }
 
     fn read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -99,11 +119,16 @@ impl AsyncRead for GuardedIo {
             ready!(pause.as_mut().poll(context));
             self.pause = None;
         }
-        let max_reads = if self.peer.has_answer.load(Relaxed) { MAX_READS } else { 1 };
-        if self.num_reads >= max_reads {
+        if !self.is_friend() && self.is_deserted() {
+            return Poll::Ready(Err(io::Error::other("the client has gone")));
+        }
+        if self.num_reads >= if self.is_friend() { MAX_READS } else { 1 } {
             self.num_reads = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if !self.is_friend() {
+            ready!(self.ticket.poll_turn(context));
         }
         let num_before = into.filled().len();
         let read = self.read(context, into);

@@ -4,12 +4,14 @@
 #![deny(unsafe_code)] // the files python.rs have what PyO3's macros make; every other file forbids it
 
 mod aside;
+mod authority;
 mod batching;
 mod body;
 mod budget;
 mod call;
 mod classify;
 mod connection;
+mod crowd;
 mod engine;
 mod frame_watch;
 mod framing;
@@ -18,6 +20,7 @@ mod fuzzing;
 mod guarded_io;
 mod health;
 mod http;
+mod io;
 mod job;
 mod listeners;
 mod load_client;
@@ -42,6 +45,7 @@ mod shared;
 mod status;
 mod tls;
 mod tokens;
+mod turns;
 mod versions;
 mod waiting;
 mod watched;

@@ -7,7 +7,11 @@ use std::os::fd::OwnedFd;
 use socket2::Socket;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::connection::Io;
+use crate::io::Io;
+
+/// What the system takes from a client before anybody reads it; HTTP/2's windows are smaller. By itself it takes up to
+/// tens of megabytes, and each connection's are copied, kept and thrown away at the server's cost.
+const UNREAD_BYTES: usize = 1 << 20;
 
 /// In the runtime that is entered.
 pub enum Listener {
@@ -22,6 +26,7 @@ impl Listener {
         if socket.local_addr()?.is_unix() {
             return Ok(Self::Unix(UnixListener::from_std(OwnedFd::from(socket).into())?));
         }
+        socket.set_recv_buffer_size(UNREAD_BYTES)?;
         Ok(Self::Tcp(TcpListener::from_std(socket.into())?))
     }
 

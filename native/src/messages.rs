@@ -11,9 +11,10 @@ use http::HeaderMap;
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use crate::aside::done_aside;
+use crate::aside::done_in_background;
 use crate::budget::Hold;
 use crate::call::{Call, MAX_OTHER_BYTES};
+use crate::connection::Peer;
 use crate::framing::{Decoder, Encoding, Raw, inflated};
 use crate::http::{Decoding, GrpcWeb};
 use crate::server::Server;
@@ -26,7 +27,7 @@ const SMALL_COMPRESSED_BYTES: usize = 1024;
 /// The messages of a call, as they come.
 pub struct Messages {
     server: Arc<Server>,
-    peer: u64,
+    peer: Arc<Peer>,
     deadline_us: u64,
     body: Incoming,
     /// Of gRPC-Web in base64.
@@ -45,7 +46,7 @@ impl Messages {
             Some(name) => Encoding::from_name(name.as_bytes())?,
             None => Encoding::Identity,
         };
-        let (server, peer, deadline_us) = (call.server.clone(), call.peer.number, call.deadline_us);
+        let (server, peer, deadline_us) = (call.server.clone(), call.peer.clone(), call.deadline_us);
         let decoder = Decoder::new(call.max_message_bytes());
         let text = (GrpcWeb::from_headers(headers) == Some(GrpcWeb::Text)).then(Decoding::default);
         let (is_first, is_at_end, hold) = (true, false, None);
@@ -78,8 +79,8 @@ impl Messages {
     }
 
     async fn next_in_time(&mut self) -> Result<Option<Raw>, Status> {
-        let (server, peer) = (self.server.clone(), self.peer);
-        in_time(&server, peer, poll_fn(|context| self.poll_next(context))).await
+        let (server, peer) = (self.server.clone(), self.peer.clone());
+        in_time(&server, &peer, poll_fn(|context| self.poll_next(context))).await
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Raw>, Status>> {
@@ -116,7 +117,7 @@ impl Messages {
         match &mut self.hold {
             Some(hold) => hold.set(num_bytes)?,
             None if num_bytes == 0 => {}
-            none => *none = Some(self.server.budgets.unread_bytes.take(self.peer, num_bytes)?),
+            none => *none = Some(self.server.budgets.unread_bytes.take(self.peer.number, num_bytes)?),
         }
         Ok(())
     }
@@ -139,15 +140,16 @@ impl Messages {
 /// Waits for what the client must send soon.
 pub async fn in_time<T>(
     server: &Server,
-    peer: u64,
+    peer: &Peer,
     reading: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
     let timeout = server.settings.message_timeout();
-    let place = server.waiting.enter(peer);
+    let place = server.waiting.enter(peer.number);
     tokio::select! {
         biased;
         read = reading => read,
         () = place.is_taken() => {
+            peer.note_vain_call();
             let what = format!("{} calls wait for their messages, and this one has waited longest", server.waiting.limit);
             Err(Status::overloaded("TOO_MANY_WAITING", what, "send headers and message together"))
         }
@@ -167,7 +169,7 @@ pub async fn inflated_aside(
     limit: usize,
     hold: Option<Hold>,
 ) -> Result<Bytes, Status> {
-    let (message, _hold) = done_aside(move || {
+    let (message, _hold) = done_in_background(move || {
         if clock.now_us() >= deadline_us {
             let what = "the deadline passed before the message was decompressed";
             return (Err(Status::expired("EXPIRED", what)), hold);

@@ -20,6 +20,26 @@ struct Open {
     by_number: HashMap<u64, Arc<Peer>>,
 }
 
+/// What of idle connections is least goes first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Worth {
+    has_answer: bool,
+    has_called: bool,
+    last_use_us: u64,
+    number: u64,
+}
+
+impl Worth {
+    fn of(peer: &Arc<Peer>) -> Self {
+        Self {
+            has_answer: peer.has_answer.load(Relaxed),
+            has_called: peer.has_called.load(Relaxed),
+            last_use_us: peer.last_use_us.load(Relaxed),
+            number: peer.number,
+        }
+    }
+}
+
 impl Peers {
     pub fn new(limit: usize) -> Self {
         Self { limit, open: Mutex::default() }
@@ -29,16 +49,19 @@ impl Peers {
         locked(&self.open).by_number.is_empty()
     }
 
-    /// A new one. Of too many, the one goes that has been idle for longest, those that have made no call before
-    /// others; None where none is idle.
+    /// A new one. Of too many, the one goes that has been idle for longest, those that have had no answer or made no
+    /// call before others, and a few of them at once: looking for them takes time. None where none is idle.
     pub fn admit(&self, now_us: u64) -> Option<Arc<Peer>> {
         let mut open = locked(&self.open);
         if open.by_number.len() >= self.limit {
-            let idle = open.by_number.values().filter(|peer| peer.is_idle());
-            let worth = |peer: &&Arc<Peer>| (peer.has_called.load(Relaxed), peer.last_use_us.load(Relaxed));
-            let oldest = idle.min_by_key(worth)?.clone();
-            open.by_number.remove(&oldest.number);
-            oldest.cut.notify_one();
+            let idle = open.by_number.values().filter(|peer| peer.is_idle()).map(Worth::of);
+            let (friends, mut strangers): (Vec<_>, Vec<_>) = idle.partition(|worth| worth.has_answer);
+            strangers.sort_unstable();
+            strangers.truncate((self.limit / 32).max(1));
+            let going = if strangers.is_empty() { vec![friends.into_iter().min()?] } else { strangers };
+            for peer in going.iter().filter_map(|worth| open.by_number.remove(&worth.number)) {
+                peer.cut.notify_one();
+            }
         }
         let number = open.next_number;
         open.next_number += 1;
@@ -80,5 +103,18 @@ mod tests {
         let mut left: Vec<u64> = locked(&peers.open).by_number.keys().copied().collect();
         left.sort_unstable();
         assert_eq!(left, [0, 2, 5, 6]);
+    }
+
+    #[test]
+    fn strangers_go_before_those_that_have_an_answer_and_a_few_at_once() {
+        let peers = Peers::new(64);
+        let honest = peers.admit(0).unwrap();
+        honest.has_answer.store(true, Relaxed);
+        for now_us in 1..1000 {
+            peers.admit(now_us).unwrap().has_called.store(true, Relaxed);
+        }
+        let open = locked(&peers.open);
+        assert!(open.by_number.contains_key(&honest.number));
+        assert!((63..=64).contains(&open.by_number.len()));
     }
 }

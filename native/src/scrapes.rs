@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::body::Body;
-use crate::connection::Io;
+use crate::io::Io;
 use crate::listeners::Listener;
 use crate::metrics_page::{self, Format};
 use crate::server::Server;

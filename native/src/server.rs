@@ -10,8 +10,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::sleep;
 
 use crate::budget::Budgets;
-use crate::connection::{self, Io};
-use crate::guarded_io::Pushing;
+use crate::connection;
+use crate::crowd::Crowd;
+use crate::io::Io;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::records::Records;
@@ -48,7 +49,7 @@ pub struct Server {
     pub budgets: Budgets,
     /// Calls under way.
     pub num_calls: AtomicUsize,
-    pub pushing: Pushing,
+    pub crowd: Arc<Crowd>,
     pub records: Records,
     phase: watch::Sender<Phase>,
     stop: Notify,
@@ -82,7 +83,7 @@ impl Server {
             picture_cost,
             check_images,
             num_calls: AtomicUsize::new(0),
-            pushing: Pushing::default(),
+            crowd: Arc::default(),
             phase: watch::Sender::new(Phase::Warming),
             stop: Notify::new(),
             outcome: Mutex::new(None),
@@ -172,6 +173,7 @@ impl Server {
         tokio::spawn(self.clone().dispatch_forever());
         tokio::spawn(self.shared.clone().deliver_forever());
         tokio::spawn(self.clone().look_after_forever());
+        tokio::spawn(self.crowd.turns.clone().usher_forever());
         tokio::select! {
             () = self.stop.notified() => {}
             () = self.shared.failed.notified() => {}

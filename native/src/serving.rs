@@ -11,7 +11,7 @@ use crate::listeners::Listener;
 use crate::scrapes;
 use crate::server::{Phase, Server};
 
-/// Beside those that wait for decoders: two bound what inflating and reading take at any moment, and overlap.
+/// Beside those that wait for decoders.
 const BLOCKING_THREADS: usize = 2;
 
 /// New connections in a row, behind which calls have their turn.

@@ -17,7 +17,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::time::Validity;
 
-use crate::connection::Io;
+use crate::io::Io;
 use crate::log;
 use crate::watched::Watched;
 

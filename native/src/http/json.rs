@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::aside::done_aside;
+use crate::aside::done_in_background;
 use crate::status::Status;
 
 /// Larger documents are read aside: they take milliseconds.
@@ -22,7 +22,7 @@ pub async fn read<T>(body: Bytes) -> Result<T, Status>
 where
     T: for<'de> Deserialize<'de> + Send + 'static,
 {
-    if body.len() <= SMALL_BYTES { read_small(&body) } else { done_aside(move || read_small(&body)).await? }
+    if body.len() <= SMALL_BYTES { read_small(&body) } else { done_in_background(move || read_small(&body)).await? }
 }
 
 /// A small one.

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::infer::JSON_LENGTH;
-use crate::aside::done_aside;
+use crate::aside::done_in_background;
 use crate::body::Body;
 use crate::call::Call;
 use crate::connection::Unsent;
@@ -74,7 +74,7 @@ impl Page {
             let compressed = if body.len() <= SMALL_BYTES {
                 compressed(&body, accepted)
             } else {
-                done_aside(move || compressed(&body, accepted)).await.ok().flatten()
+                done_in_background(move || compressed(&body, accepted)).await.ok().flatten()
             };
             if let Some(compressed) = compressed {
                 self.body = compressed;

@@ -20,9 +20,9 @@ pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: Incoming) -> 
     let encoding = encoding_of(headers)?;
     let limit = call.max_message_bytes();
     let said = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    let (server, peer) = (call.server.clone(), call.peer.number);
-    let mut hold = server.budgets.unread_bytes.take(peer, 0)?;
-    let read = in_time(&server, peer, async {
+    let (server, peer) = (call.server.clone(), call.peer.clone());
+    let mut hold = server.budgets.unread_bytes.take(peer.number, 0)?;
+    let read = in_time(&server, &peer, async {
         let mut body = Collected::default();
         let mut incoming = incoming;
         if let Some(length) = said.filter(|&length| length > limit) {
