@@ -21,11 +21,24 @@ from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED, chosen
 from loadtest.server_process import server_process
 from tests.conftest import command
 from tests.loadtest.spoiled_server import TRIGGER
+from tests.reliability.goals import is_release
+from tests.reliability.plugin import Figure
 
 SHORT = Timing(quiet_s=0.2, least_s=0.5, most_s=10.0)
 LIMITS = Limits(floor_ms=100.0)  # the machine that tests is busy; slow or failing servers are far above it
 
 # --- What a front end promises ---------------------------------------------------------------------------------------
+
+
+# Attacks that are a goal of reliability.
+GOALS = {"headers-only": "G9", "slow-bodies": "G9", "rapid-resets": "G10", "resets-after-data": "G10"}
+
+
+def goals_of(attack: Attack) -> list[pytest.MarkDecorator]:
+    """How the attack's goal is counted, if it has one."""
+    if attack.name not in GOALS:
+        return []
+    return [pytest.mark.goal(GOALS[attack.name], of=attack.unit, ci=attack.short_size, release=attack.size)]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +49,20 @@ def site(front_end: str, small_repository: Path) -> Iterator[Site]:
 
 @pytest.mark.fault("S8", "S10", "S11", "S12", "S13", "S14", "S15", "S16", "S17")
 @pytest.mark.timing
-@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
-def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site) -> None:
+@pytest.mark.parametrize("attack", [pytest.param(each, id=each.name, marks=goals_of(each)) for each in ATTACKS])
+def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site, figure: Figure) -> None:
     if reason := NOT_PROMISED[front_end].get(attack.name):
         pytest.skip(f"{front_end}: {reason}")
+    whole = is_release() and attack.name in GOALS
     for _ in range(3):  # what is the server's fault is slow each time
-        outcome = measure(attack, attack.short_size, site, SHORT, LIMITS)
+        size, timing, limits = (attack.size, Timing(), Limits()) if whole else (attack.short_size, SHORT, LIMITS)
+        outcome = measure(attack, size, site, timing, limits)
         if not outcome.is_only_slow:
             break
+    memory, p99 = outcome.memory, f"p99 {outcome.quiet_p99_ms:.1f} ms, then {outcome.p99_ms:.1f}"
+    figure(f"{outcome.num_failed} of {outcome.num_calls:,} honest calls failed; {p99}")
+    if memory is not None:
+        figure(f"{memory.before_mb:.0f} MB before, {memory.most_mb:.0f} at most, {memory.after_mb:.0f} after")
     if outcome.is_only_slow and measure(CONTROL, CONTROL.short_size, site, SHORT, LIMITS).is_slow:
         pytest.skip(f"the machine is too busy to tell: {outcome.faults}")
     assert outcome.faults == []
