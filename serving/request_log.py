@@ -141,4 +141,6 @@ def _log(record: CallRecord, trace_id: str) -> None:
     if trace_id:
         fields["trace_id"] = trace_id
         text += f", trace {trace_id}"
+    if not text.isprintable():  # strangers choose the method's name, and a line is one line
+        text = text.encode("unicode_escape").decode()
     logger.info("%s", text, extra={FIELDS: fields})

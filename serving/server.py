@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import resource
 from importlib.util import find_spec
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
@@ -18,6 +19,7 @@ from serving.supervisor import Supervisor
 
 FRONT_ENDS = {"native": "serving.frontends.native.server", "grpcio": "serving.frontends.grpcio.serve"}
 NATIVE = "atelier_native"  # the package of native/
+LEAST_FILES = 256  # a third of them are no connections
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +33,7 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
     """Serves a version that has been read until SIGTERM or SIGINT; returns the exit code. Raises ProgramError."""
     front_end, why = choose_front_end(config.front_end)
     _check_access(config)
+    _check_files()
     if os.geteuid() == 0:
         say("warning: it runs as root, and needs none of root's rights: start it as another user (docker run --user)")
     is_native = front_end == "native"
@@ -72,6 +75,14 @@ def _check_access(config: ServerConfig) -> None:
         return
     what = f"{' and '.join(open_hosts)} may be reached by others, without {' and '.join(lacking)}"
     _refuse_or_warn(config, what, "give --tls-certificate, --tls-key and --tokens, or say --insecure")
+
+
+def _check_files() -> None:
+    """Raises ConfigurationError TOO_FEW_FILES if the system lets it open hardly more than it needs for itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        what = f"the server may open {hard} files, connections among them, and needs {LEAST_FILES}"
+        raise ConfigurationError("TOO_FEW_FILES", what, "ulimit -n 16384, or LimitNOFILE= of the service")
 
 
 def _refuse_or_warn(config: ServerConfig, what: str, cure: str) -> None:

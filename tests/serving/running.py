@@ -78,11 +78,12 @@ def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
 
 
 @contextmanager
-def sent_path_that_is_not_utf8(server: ServerProcess) -> Iterator[socket.socket]:
-    """h2 frames by hand: no client library sends such a path."""
+def sent_path(server: ServerProcess, path: bytes) -> Iterator[socket.socket]:
+    """h2 frames by hand: client libraries do not send every path."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
-    # HPACK (RFC 7541): :method POST, :scheme http, :authority x, :path /\xff, content-type, te
-    headers = b"\x83\x86\x01\x01x\x04\x02/\xff\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
+    # HPACK (RFC 7541): :method POST, :scheme http, :authority x, :path, content-type, te
+    headers = b"\x83\x86\x01\x01x\x04" + bytes([len(path)]) + path
+    headers += b"\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(preface + frame(1, 4, 1, headers))
         yield connection

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 from unittest.mock import patch
 
@@ -177,6 +179,34 @@ def test_sighups_in_a_start_end_no_server(shelf: Shelf, tmp_path: Path) -> None:
     finally:
         process.terminate()
         assert process.wait(30) == 0
+
+
+@pytest.mark.fault("S35")
+def test_storm_of_sighups_is_as_one_after_the_other_and_fails_no_call(server: ServerProcess, shelf: Shelf) -> None:
+    stop, failures = Event(), []
+
+    def ask() -> int:
+        with Client(server.target) as client:
+            count = 0
+            while not stop.is_set():
+                answer = client.classify(IMAGES, timeout_s=10)
+                failures.extend([answer] if answer.model_version not in "12345" else [])
+                count += 1
+            return count
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        for number in range(2, 6):
+            shelf.publish(number)
+            for _ in range(50):
+                hang_up(server)
+        wait_for(lambda: "serving lenet5 version 5;" in server.output)
+        stop.set()
+        assert asked.result() > 0
+    assert failures == []
+    assert 1 <= scrape(server).value("atelier_version_swaps_total") <= 4
+    assert server.stop() == 0
+    assert "starting another" not in server.output
 
 
 @pytest.mark.fault("S35", "S37")

@@ -130,6 +130,17 @@ def test_each_precision_is_held_to_its_own_row(precision: str) -> None:
             prove(backend, MANIFEST)
 
 
+@pytest.mark.fault("E18")
+@pytest.mark.parametrize("scale", [1.0, 254.0, 256.0])
+def test_model_that_scales_its_images_otherwise_is_refused(scale: float) -> None:
+    model = onnx.load_from_string(FILES[ONNX_NAME])
+    (divisor,) = (each for each in model.graph.initializer if not each.dims)
+    assert onnx.numpy_helper.to_array(divisor) == 255.0
+    divisor.CopyFrom(onnx.numpy_helper.from_array(np.array(scale, np.float32), divisor.name))
+    with pytest.raises(BadDataError, match="PARITY_HERE"):
+        prove(OnnxRuntimeBackend(model.SerializeToString(), max_batch_size=MAX_BATCH_SIZE), MANIFEST)
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("backend", [on_onnxruntime(), TorchBackend(FILES[PROGRAM_NAME], max_batch_size=16)])
 def test_proof_takes_little_more_than_its_runs(backend: Backend) -> None:

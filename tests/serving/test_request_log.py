@@ -1,5 +1,6 @@
 """What a real server tells of its calls: lines of its log, and spans at a real OTLP endpoint."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
 from loadtest.server_process import ServerProcess, server_process
-from serving.request_log import TraceParent
-from tests.serving.running import wait_for
+from serving.config import ServerConfig
+from serving.request_log import CallRecord, RequestLog, TraceParent
+from tests.serving.running import sent_path, wait_for
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CLASSIFY = "/atelier.v1.Classifier/Classify"
@@ -137,6 +139,35 @@ def test_a_collector_that_does_not_answer_costs_spans_and_no_calls(
     with serving(small_repository, front_end, "--traces") as server, Client(server.target) as client:
         labels = [client.classify(np.zeros((1, 28, 28), np.uint8)).labels[0] for _ in range(20)]
     assert len(set(labels)) == 1
+
+
+@pytest.mark.fault("S50")
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_name_that_a_stranger_chose_makes_no_second_line_and_moves_no_terminal(
+    small_repository: Path, front_end: str, log_format: str
+) -> None:
+    paths = (b"/\x1b[31m/Classify", b"/a\nb/Classify", b"/a\x00b/Classify", b"/a%0Ab/Classify", "/ä\u2028/x".encode())
+    with serving(small_repository, front_end, "--log-requests", "--log-format", log_format) as server:
+        for path in paths:
+            with sent_path(server, path) as connection, contextlib.suppress(OSError):
+                connection.settimeout(0.3)
+                while connection.recv(4096):
+                    pass
+        call(server, images(1))
+        wait_for(lambda: "Classify OK" in server.output)
+        lines = server.output.splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.startswith("b/Classify") for line in lines)
+        assert server.stop() == 0
+
+
+@pytest.mark.fault("S50")
+def test_whatever_a_record_holds_it_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    log = RequestLog(ServerConfig(log_requests=True), {})
+    for method in ("a\nerror: FAKE: b", "\x1b[2J", "\u2028", "\r", "a b"):
+        log.write([CallRecord(method, 0, "1", 1, 0, 1, 1, 1, 1, "")])
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert len(caplog.records) == 5
 
 
 def test_many_calls_are_as_many_lines(small_repository: Path, front_end: str) -> None:

@@ -31,7 +31,7 @@ from tests.serving.running import (
     kill_serving_process,
     minds_hangups,
     scrape,
-    sent_path_that_is_not_utf8,
+    sent_path,
     serving_process_of,
     wait_for,
 )
@@ -83,7 +83,7 @@ def test_call_on_a_new_connection_waits_for_the_process_that_replaces_another() 
 
 
 def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:
-    with sent_path_that_is_not_utf8(server):
+    with sent_path(server, b"/\xff"):
         time.sleep(0.5)
         with Client(server.target) as client:
             client.wait_until_ready(timeout_s=20)

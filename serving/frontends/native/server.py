@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import atelier_native
 
 from atelier.errors import ConfigurationError, DeviceError, ProgramError
+from atelier.program import say
 from serving.config import ServerConfig
 from serving.frontends.native.callbacks import check_images, decode, measured_sizes, picture_cost, version_for
 from serving.frontends.native.heap import Heap
-from serving.frontends.native.settings import settings_for
+from serving.frontends.native.settings import MAX_CONNECTIONS, max_connections, settings_for
 from serving.loading import Loader
 from serving.models import ServedModel
 from serving.process import Process, labels_of
@@ -40,6 +41,8 @@ def serve(process: Process) -> None:
         page_token_sha256=process.entrance.token_sha256,
     )
     log = RequestLog(process.config, labels_of(model))
+    if not process.num_restarts and (most := max_connections()) < MAX_CONNECTIONS:
+        say(f"up to {most} connections at once, for it may open no more files (ulimit -n)")
     server.start()
     for each in sockets:  # Rust has its own: when that closes them in a drain, nobody keeps the port open
         each.close()

@@ -36,7 +36,7 @@ def settings_for(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
         | {name: getattr(config, name) for name in SETTINGS}
         | {
             "max_inline_us": MAX_INLINE_US if may_run_inline else 0,
-            "max_connections": _max_connections(),
+            "max_connections": max_connections(),
             "num_decoders": NUM_DECODERS,
             "picture_beginning_bytes": BEGINNING_BYTES,
             "max_picture_cost": MAX_COST,
@@ -49,7 +49,7 @@ def settings_for(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
     )
 
 
-def _max_connections() -> int:
+def max_connections() -> int:
     """Returns as many as there can be files, with some left for what else is open; raises the soft limit for it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = MAX_CONNECTIONS + SPARE_FILES
