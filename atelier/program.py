@@ -123,6 +123,10 @@ def _program_error_from(error: Exception, extras: str) -> ProgramError:
         return StorageError(
             "NO_SPACE", f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space"
         )
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # by tempfile, which tries several
+        return StorageError(
+            "IO_ERROR", "no directory takes temporary files", "set TMPDIR to one that does", why=str(error)
+        )
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO):
         return StorageError("IO_ERROR", f"{error.filename or 'a file'}: {error.strerror}", "use another directory")
     if isinstance(error, PermissionError):

@@ -18,6 +18,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote_to_bytes
 
 from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailableError
+from atelier.program import say
 
 BACKLOG = 1024
 SCHEME = "unix:"
@@ -48,20 +49,24 @@ class Listening:
             raise
 
     def _open_port(self, host: str, port: int, flag: str) -> int:
-        first = True
-        for family, (address, _, *scope) in _addresses(host):
+        unavailable: dict[str, OSError] = {}
+        addresses = _addresses(host)
+        for family, (address, _, *scope) in addresses:
             if (family, address) in self._opened:
                 continue  # by another name: 0.0.0.0 and :: each mean both families
             try:
                 opened = socket.create_server((address, port, *scope), family=family, backlog=BACKLOG)
             except OSError as error:
-                if not first and error.errno != errno.EADDRINUSE:
-                    continue  # the host has several addresses, and this one is unavailable here: no IPv6, say
-                raise _failure(host, port, error, flag) from None
+                if error.errno == errno.EADDRINUSE or len(unavailable) + 1 == len(addresses):
+                    raise _failure(host, port, error, flag) from None
+                unavailable[address] = error  # the host has others: there is no IPv6 here, or no IPv4
+                continue
             port = opened.getsockname()[1]
             self._opened.add((family, address))
             self.sockets.append(_reservation_of(opened) if self._only_reserve else opened)
-            first = False
+        for address, failure in unavailable.items():
+            why = os.strerror(failure.errno or 0)
+            say(f"not listening on {address_from(address, port)}, which {host} means too: {why}")
         self.addresses.append(address_from(host, port))
         return port
 
@@ -133,7 +138,8 @@ def is_loopback(host: str) -> bool:
 
 def _failure(host: str, port: int, error: OSError, flag: str) -> ProgramError:
     if error.errno == errno.EADDRNOTAVAIL:
-        return _bad_host(host, "is no address of this machine")
+        named = "--playground-host" if flag == "--playground-port" else "--host"
+        return _bad_host(host, "is no address of this machine", flag=named)
     what = f"cannot listen on {address_from(host, port)}"
     if error.errno == errno.EADDRINUSE:
         cure = f"stop what uses it, or choose another {flag}"
@@ -144,9 +150,9 @@ def _failure(host: str, port: int, error: OSError, flag: str) -> ProgramError:
     return ResourceUnavailableError("CANNOT_LISTEN", f"{what}: {why}", f"choose another --host or {flag}")
 
 
-def _bad_host(host: str, what: str, cure: str = "") -> ConfigurationError:
+def _bad_host(host: str, what: str, cure: str = "", *, flag: str = "--host") -> ConfigurationError:
     usual = "give an address or a name of this machine: localhost, ::1, ...; 0.0.0.0 or :: listens on all"
-    return ConfigurationError("BAD_HOST", f"--host {host!r} {what}", cure or usual)
+    return ConfigurationError("BAD_HOST", f"{flag} {host!r} {what}", cure or usual)
 
 
 def _bare(host: str) -> str:

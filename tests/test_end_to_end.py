@@ -231,6 +231,7 @@ def test_torch_backend_serves_the_same_labels(job: Job, data: FashionMNIST) -> N
     assert (labels == onnxruntime_labels(job.version_dir, data.test_images[:500])).all()
 
 
+@pytest.mark.fault("O7")
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "word"),
     [

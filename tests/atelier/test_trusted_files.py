@@ -65,6 +65,7 @@ def test_socket_directory_and_device_are_no_files(path: Path, root: Path, short_
     assert "is a device" in refusal_of(Path("/dev/zero"), Path("/dev"))
 
 
+@pytest.mark.fault("O10")
 def test_links_lead_about_in_the_repository_but_not_out(path: Path, root: Path) -> None:
     outside = root.parent / "secret"
     outside.write_bytes(b"model")
@@ -93,6 +94,7 @@ def test_volume_as_kubernetes_makes_it_from_a_config_map_is_read(path: Path, roo
     assert read_trusted(path, root, 100) == b"model"
 
 
+@pytest.mark.fault("O10")
 def test_what_everybody_can_write_is_refused_from_the_repository_down(path: Path, root: Path) -> None:
     for part in (path, path.parent, path.parent.parent, root):
         before = stat.S_IMODE(part.stat().st_mode)

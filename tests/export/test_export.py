@@ -2,6 +2,8 @@ import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from serving.manifest import (
 )
 from tests.export.small_model import manifest_for, noise_images, perturbed, seeded_model, truth
 from tests.idx_files import write_idx_files
+from tests.namespaces import read_only
 from tests.tensorrt.bindings import rtx_bindings
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import CLASSES
@@ -69,6 +72,28 @@ def export_in(workplace: Path, *options: str) -> int:
     directories = {"--data-dir": "data", "--checkpoint-dir": "checkpoint", "--repository": "models"}
     given = [part for option, name in directories.items() for part in (option, str(workplace / name))]
     return run_program(main, [*given, "--unverified-data", "--max-batch-size", "16", *options])
+
+
+@pytest.mark.fault("O1")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "written", "options"),
+    [
+        ("training", "--checkpoint-dir", ("--epochs", "1", "--device", "cpu")),
+        ("export", "--repository", ("--max-batch-size", "16")),
+    ],
+)
+def test_trainer_and_exporter_on_a_read_only_system_name_what_they_cannot_write(
+    workplace: Path, module: str, written: str, options: tuple[str, ...]
+) -> None:
+    directories = ["--data-dir", workplace / "data", "--checkpoint-dir", workplace / "checkpoint"]
+    directories += [written, workplace / "new"]
+    program = [sys.executable, "-m", module, "--unverified-data", *map(str, directories), *options]
+    environment = os.environ | {"TMPDIR": "/var/tmp"}  # noqa: S108
+    done = subprocess.run([*read_only(), *program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 74, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: IO_ERROR: {workplace / 'new'}"), done.stderr
+    assert "Read-only file system" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
