@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
             path.unlink()
     kept = [result for result in results_in(directory) if is_done(result, now)]
     _measure(settings, directory.resolve(), kept)
-    found = [each for each in results_in(directory) if each.goal in settings.goals and each.revision == now]
+    found = [each for each in results_in(directory) if each.goal in settings.goals]
     text = report_of(settings.goals, found, now)
     print("\n" + text)
     settings.report_dir.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _measure(settings: ReliabilitySettings, directory: Path, kept: list[Result])
 def report_of(goals: list[str], results: list[Result], now: str) -> str:
     """Renders the report as Markdown, a row for each test of a goal."""
     facts = machine_facts(PACKAGES)
-    rows = [HEADER, *(row for goal in goals for row in _rows(goal, [e for e in results if e.goal == goal]))]
+    rows = [HEADER, *(row for goal in goals for row in _rows(goal, [e for e in results if e.goal == goal], now))]
     date = datetime.date.today().isoformat()
     head = [
         f"# Reliability goals, {date}",
@@ -113,7 +113,7 @@ def report_of(goals: list[str], results: list[Result], now: str) -> str:
     return "\n\n".join([*head, aligned(rows)])
 
 
-def _rows(goal: str, results: list[Result]) -> list[tuple[str, ...]]:
+def _rows(goal: str, results: list[Result], now: str) -> list[tuple[str, ...]]:
     if not results:
         return [(goal, GOALS[goal], "", "", "", "", "", "NOT MEASURED", "")]
     return [
@@ -125,11 +125,17 @@ def _rows(goal: str, results: list[Result]) -> list[tuple[str, ...]]:
             _number(result.release),
             "; ".join(result.figures) or "-",
             _number(result.size),
-            "met" if result.outcome == "passed" else f"{result.outcome.upper()}: {_cell(result.why)}",
+            _verdict(result, now),
             f"{result.seconds / 60:.1f}",
         )
         for index, result in enumerate(results)
     ]
+
+
+def _verdict(result: Result, now: str) -> str:
+    """Returns it with the commit that it is about, if that is another one than now."""
+    word = "met" if result.outcome == "passed" else f"{result.outcome.upper()}: {_cell(result.why)}"
+    return word if result.revision == now else f"{word} ({result.revision})"
 
 
 def _counted(result: Result) -> str:
