@@ -35,10 +35,8 @@ pub struct Call {
 impl Call {
     pub fn begin<B>(server: Arc<Server>, peer: Arc<Peer>, method: Method, request: &Request<B>) -> Self {
         let num_others = server.num_calls.fetch_add(1, Relaxed);
-        peer.num_calls.fetch_add(1, Relaxed);
         let now_us = server.now_us();
-        peer.last_use_us.store(now_us, Relaxed);
-        peer.has_called.store(true, Relaxed);
+        peer.begin_call(now_us);
         let settings = &server.settings;
         let timeout_us = request.headers().get("grpc-timeout").and_then(|value| timeout_us(value.as_bytes()));
         let default_us = (settings.default_deadline_s * 1e6) as u64;
@@ -78,10 +76,8 @@ impl Call {
 
     pub fn count(&mut self, code: Code) {
         self.is_counted = true;
-        match code {
-            Code::Ok => self.peer.has_answer.store(true, Relaxed),
-            Code::Unimplemented | Code::Unauthenticated => self.peer.note_vain_call(),
-            _ => {}
+        if matches!(code, Code::Unimplemented | Code::Unauthenticated) {
+            self.peer.note_vain_call();
         }
         self.server.metrics().count_call(self.method, code);
         if let Some(record) = self.record.take() {

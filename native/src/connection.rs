@@ -24,6 +24,8 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const MAX_HEADER_BYTES: u32 = 8 << 10;
 const MANY_UNSENT: usize = 32;
+/// Calls at once of a client that has taken no answer yet: further ones may be in vain, for all that is known.
+const MANY_FIRST_CALLS: usize = 32;
 const MAX_SILENCE_US: u64 = 10_000_000;
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Clients of HTTP/1 keep connections for a while. One that is slow is idle too: when there are too many, it goes.
@@ -44,7 +46,7 @@ pub struct Peer {
     pub last_use_us: AtomicU64,
     /// It has made a call.
     pub has_called: AtomicBool,
-    /// A call of it has been answered, and well.
+    /// It has taken an answer.
     pub has_answer: AtomicBool,
     /// It has said what it speaks.
     pub has_begun: AtomicBool,
@@ -58,6 +60,15 @@ pub struct Peer {
 impl Peer {
     pub fn new(number: u64, now_us: u64) -> Self {
         Self { number, last_use_us: now_us.into(), ..Self::default() }
+    }
+
+    pub fn begin_call(&self, now_us: u64) {
+        let num_others = self.num_calls.fetch_add(1, Relaxed) + self.num_unsent.load(Relaxed);
+        self.last_use_us.store(now_us, Relaxed);
+        self.has_called.store(true, Relaxed);
+        if num_others >= MANY_FIRST_CALLS && !self.has_answer.load(Relaxed) {
+            self.note_vain_call();
+        }
     }
 
     /// A call has made work for nothing: of a method that there is not, or whose message did not come.
@@ -106,6 +117,7 @@ impl Unsent {
 
     /// The client has taken it: who is slow, and reads all the time, is not stuck.
     pub fn note_sent(self) {
+        self.peer.has_answer.store(true, Relaxed);
         if self.peer.num_unsent.load(Relaxed) > 1 {
             self.peer.unsent_since_us.store(self.clock.now_us(), Relaxed);
         }
@@ -164,4 +176,20 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .header_read_timeout(HTTP1_IDLE_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES as usize * 2);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::Shared;
+
+    #[test]
+    fn many_calls_at_once_are_in_vain_until_an_answer_has_been_taken() {
+        let peer = Arc::new(Peer::new(0, 0));
+        (0..MANY_FIRST_CALLS + 3).for_each(|_| peer.begin_call(0));
+        assert_eq!(peer.take_vain_calls(), 3);
+        Unsent::new(peer.clone(), Shared::new().clock).note_sent();
+        peer.begin_call(0);
+        assert_eq!(peer.take_vain_calls(), 0);
+    }
 }
