@@ -75,7 +75,11 @@ class Rung:
 
 
 def climb(
-    model: nn.Module, dataset: FashionMNIST, precisions: Sequence[str] = PRECISIONS, inputs: ParityInputs | None = None
+    model: nn.Module,
+    dataset: FashionMNIST,
+    precisions: Sequence[str] = PRECISIONS,
+    inputs: ParityInputs | None = None,
+    num_repeats: int = NUM_REPEATS,
 ) -> Iterator[Rung]:
     """Yields the rungs, precision by precision; `inputs` other than the test images and edges are for tests."""
     program = program_from_model(model, MAX_BATCH_SIZE)
@@ -87,7 +91,8 @@ def climb(
         backends = _backends(files, precision)
         for backend, parity in zip(backends, run_gate(truth, backends, inputs, precision).runtimes, strict=True):
             is_real = not isinstance(backend, EmulatedBackend)
-            yield Rung(parity=parity, images_per_s=_images_per_s(backend, inputs.images) if is_real else [])
+            rates = _images_per_s(backend, inputs.images, num_repeats) if is_real else []
+            yield Rung(parity=parity, images_per_s=rates)
             backend.close()
 
 
@@ -105,11 +110,11 @@ def _backends(files: dict[str, bytes], precision: str) -> list[Backend]:
     return found
 
 
-def _images_per_s(backend: Backend, images: Images) -> list[float]:
+def _images_per_s(backend: Backend, images: Images, num_repeats: int) -> list[float]:
     """Measures one figure per repeat, at the largest batch."""
     batch = np.resize(images, (MAX_BATCH_SIZE, *images.shape[1:]))
     backend.infer(batch)  # not counted
-    return [images_per_s(backend.infer, batch, REPEAT_S) for _ in range(NUM_REPEATS)]
+    return [images_per_s(backend.infer, batch, REPEAT_S) for _ in range(num_repeats)]
 
 
 def table_from(rungs: Sequence[Rung]) -> str:

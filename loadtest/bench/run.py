@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     settings = parse_settings(BenchSettings, arguments, prog="python -m loadtest.bench", description=__doc__ or "")
     repository, repeats, half = settings.repository, settings.repeats, max(1, settings.repeats // 2)
     model = find_version(repository, "lenet5")[0] / ONNX_NAME
-    wanted = tuple(PEERS) if "peers" in settings.parts else ()
+    wanted = PEERS if "peers" in settings.parts else {}
     goodput: Mapping[str, Runs] = {}
     with contenders_from(repository) as contenders:
         with running_peers(model, contenders.raw.infer, wanted) as (peers, absent):

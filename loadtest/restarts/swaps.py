@@ -19,7 +19,15 @@ LONGEST_S = 60.0  # for one version
 POLL_S = 0.02
 
 
-def swap(front_end_flags: list[str], source: Path, reference: Reference, *, number: int, rate: float) -> Cycles:
+def swap(
+    front_end_flags: list[str],
+    source: Path,
+    reference: Reference,
+    *,
+    number: int,
+    rate: float,
+    longest_s: float = LONGEST_S,
+) -> Cycles:
     """Publishes good versions, one after the other, and has the server take each: no call may fail or mix two."""
     pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same pauses each time
     with _served(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
@@ -29,7 +37,10 @@ def swap(front_end_flags: list[str], source: Path, reference: Reference, *, numb
             began_s = time.monotonic()
             server.process.send_signal(signal.SIGHUP)
             count = version - 1
-            if not _comes_true(lambda count=count: server.metric("atelier_version_swaps_total") == count):  # type: ignore[misc]
+            if not _comes_true(
+                lambda count=count: server.metric("atelier_version_swaps_total") == count,  # type: ignore[misc]
+                longest_s,
+            ):
                 faults.append(f"version {version} was not served")
                 break
             took_s.append(time.monotonic() - began_s)
@@ -78,8 +89,8 @@ def _load(server: ServerProcess, reference: Reference, rate: float) -> Load:
     return Load(protocol, client=PLAIN, rate=rate)
 
 
-def _comes_true(condition: Callable[[], bool]) -> bool:
-    until_s = time.monotonic() + LONGEST_S
+def _comes_true(condition: Callable[[], bool], longest_s: float = LONGEST_S) -> bool:
+    until_s = time.monotonic() + longest_s
     while not condition():
         if time.monotonic() > until_s:
             return False

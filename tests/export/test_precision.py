@@ -11,7 +11,6 @@ from onnx import TensorProto, numpy_helper
 
 from atelier.errors import BadDataError, ResourceUnavailableError
 from atelier.tolerances import TOLERANCES
-from export import ladder
 from export.ladder import climb
 from export.onnx_model import BF16_OPSET, OPSET
 from export.parity import BATCH_SIZES, ParityReport, compare, run_gate
@@ -163,12 +162,11 @@ def test_a_model_that_is_not_ours_is_refused_in_every_precision() -> None:
 
 
 @pytest.mark.slow
-def test_all_precisions_pass_on_real_images(job: Job, data: FashionMNIST, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_precisions_pass_on_real_images(job: Job, data: FashionMNIST) -> None:
     """A thousand of them; `make ladder` takes all ten thousand, as the export has done in fp32."""
-    monkeypatch.setattr(ladder, "NUM_REPEATS", 1)
     model, _ = load_model(job.checkpoint_dir)
     some = dataclasses.replace(data, test_images=data.test_images[:1000], test_labels=data.test_labels[:1000])
-    rungs = list(climb(model, some))
+    rungs = list(climb(model, some, num_repeats=1))
     on_cpu = [(rung.parity.precision, rung.parity.runtime) for rung in rungs if rung.parity.device == "cpu"]
     assert [precision for precision, runtime in on_cpu if runtime == "onnxruntime"] == list(RUNS_ON_CPU)
     assert [precision for precision, runtime in on_cpu if runtime == "emulated"] == ["fp16", "bf16"]

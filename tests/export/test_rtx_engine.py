@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -167,7 +168,8 @@ def test_what_is_no_model_is_refused(model: bytes, library: Any) -> None:
 def test_missing_library_is_one_line_and_an_error_only_if_an_engine_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rtx_engine, "_MODULES", ("tensorrt_rtx_that_is_not_there",))
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
     engines = engines_from_onnx(FP32, options_for("fp32"), "auto")
     (line,) = [line for line in engines.about if "RTX" in line]
     assert line.startswith("TensorRT for RTX engine left out: RTX_UNAVAILABLE: TensorRT for RTX is not installed: ")

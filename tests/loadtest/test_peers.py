@@ -12,9 +12,8 @@ import pytest
 from atelier.contract import Images, Logits
 from atelier.errors import ProgramError, ResourceUnavailableError
 from loadtest.bench.h2load import random_images
-from loadtest.bench.peers import environments, start
 from loadtest.bench.peers.environments import installed
-from loadtest.bench.peers.known import PEERS
+from loadtest.bench.peers.known import PEERS, Peer
 from loadtest.bench.peers.start import ask, running_peer, running_peers
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME
@@ -34,48 +33,43 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def play(monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
-    """TorchServe's part, which is asked as plainly as can be, is played by another program."""
+def double(*command: str) -> Peer:
+    """A peer in our own environment, which is asked as plainly as can be: as TorchServe is."""
 
-    def started(_python: Path, model: Path, _directory: Path, ports: Sequence[int]) -> list[str]:
-        return [sys.executable, *command, str(model), str(ports[0])]
+    def started(python: Path, model: Path, _directory: Path, ports: Sequence[int]) -> list[str]:
+        return [str(python), *command, str(model), str(ports[0])]
 
-    monkeypatch.setattr(start, "installed", lambda _name: Path(sys.executable))
-    monkeypatch.setitem(PEERS, "TorchServe", replace(PEERS["TorchServe"], command=started))
+    return replace(PEERS["TorchServe"], packages=(), command=started)
 
 
-def test_peer_that_gives_the_models_logits_is_ready_and_ends_with_the_block(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    play(monkeypatch, "-m", "tests.loadtest.http_peer", "right")
-    with running_peer("TorchServe", model, truth) as target:
+def test_peer_that_gives_the_models_logits_is_ready_and_ends_with_the_block(model: Path) -> None:
+    with running_peer("Double", double("-m", "tests.loadtest.http_peer", "right"), model, truth) as target:
         assert target.reply_bytes == 40
         answer = np.frombuffer(ask(target, random_images(1)), np.float32)
         assert answer == pytest.approx(truth(random_images(1))[0])
     assert not psutil.pid_exists(target.pid)
 
 
-def test_peer_with_other_logits_is_not_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    play(monkeypatch, "-m", "tests.loadtest.http_peer", "wrong")
+def test_peer_with_other_logits_is_not_measured(model: Path) -> None:
     with (
-        pytest.raises(ProgramError, match="WRONG_PEER: TorchServe did not give the model's logits"),
-        running_peer("TorchServe", model, truth),
+        pytest.raises(ProgramError, match="WRONG_PEER: Double did not give the model's logits"),
+        running_peer("Double", double("-m", "tests.loadtest.http_peer", "wrong"), model, truth),
     ):
         pass
 
 
-def test_peer_that_ends_is_absent_with_its_own_last_words(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    play(monkeypatch, "-c", "raise SystemExit('no such device')")
-    with running_peers(model, truth, ["TorchServe"]) as (targets, absent):
+def test_peer_that_ends_is_absent_with_its_own_last_words(model: Path) -> None:
+    with running_peers(model, truth, {"Double": double("-c", "raise SystemExit('no such device')")}) as found:
+        targets, absent = found
         assert targets == {}
-        assert list(absent) == ["TorchServe 0.12.0"]
-        assert "NO_PEER: TorchServe did not answer: no such device" in absent["TorchServe 0.12.0"]
+        assert list(absent) == ["Double"]
+        assert "NO_PEER: Double did not answer: no such device" in absent["Double"]
 
 
-def test_peer_that_cannot_be_installed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(environments.PACKAGES, "LitServe", (str(tmp_path / "litserve-9-py3-none-any.whl"),))
+def test_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
+    absent_package = str(tmp_path / "litserve-9-py3-none-any.whl")
     with pytest.raises(ResourceUnavailableError, match=r"NO_PEER: LitServe cannot be installed: .*litserve-9"):
-        installed("LitServe", tmp_path)
+        installed("LitServe", (absent_package,), tmp_path)
     assert not (tmp_path / "litserve" / ".installed").exists()
 
 

@@ -6,7 +6,6 @@ import statistics
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -214,6 +213,5 @@ def test_answer_of_another_version_than_it_names_is_wrong() -> None:
 
 
 def test_swap_that_never_comes_is_found_out(small_repository: Path, known: Reference) -> None:
-    with patch("loadtest.restarts.swaps.LONGEST_S", 2.0):
-        cycles = swap(["--model-version", "1"], small_repository, known, number=1, rate=RATE)
+    cycles = swap(["--model-version", "1"], small_repository, known, number=1, rate=RATE, longest_s=2.0)
     assert cycles.faults(End()) == ["version 2 was not served"]

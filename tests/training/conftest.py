@@ -1,5 +1,6 @@
 """A small data set, a trainer to call, and a finished run to look at."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from tests.idx_files import write_idx_files
 from training.train import main
 
 Train = Callable[..., int]
+WhenPrinted = Callable[..., None]
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,6 +55,24 @@ def run_dir(tmp_path: Path) -> Path:
 def train(data_dir: Path, run_dir: Path) -> Train:
     """`train("--option", ...)` trains into `run_dir`."""
     return lambda *options: call_trainer(data_dir, run_dir, *options)
+
+
+@pytest.fixture
+def when_printed(monkeypatch: pytest.MonkeyPatch) -> WhenPrinted:
+    """`when_printed("epoch ", act, 2)`: calls `act` at the second line from now on that begins so, as who reads it."""
+
+    def watch(start: str, act: Callable[[], object], number: int = 1) -> None:
+        write, seen = sys.stdout.write, itertools.count(1)
+
+        def watched(text: str) -> int:
+            written = write(text)
+            if text.startswith(start) and next(seen) == number:
+                act()
+            return written
+
+        monkeypatch.setattr(sys.stdout, "write", watched)
+
+    return watch
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from torch import nn
 
 from atelier.errors import BadDataError, ConfigurationError
 from tests.sealed_files import edit_sealed
-from tests.training.conftest import call_trainer, torchrun, train_in_two_processes
+from tests.training.conftest import WhenPrinted, call_trainer, torchrun, train_in_two_processes
 from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state
 from training.dataset import load_dataset
@@ -174,27 +174,25 @@ class StopAtEpochError(Exception):
     """Ends a run in the middle of it."""
 
 
-def stop_before_the_second_epoch(patch: pytest.MonkeyPatch) -> None:
-    original = Steps.begin
+@pytest.fixture
+def broken_off(data_dir: Path, run_dir: Path, when_printed: WhenPrinted) -> Path:
+    """The run, ended between its two epochs."""
 
-    def stop_in_second_epoch(self: Steps, order: torch.Tensor, seed: int, epoch: int) -> None:
-        if epoch == 2:
-            raise StopAtEpochError
-        original(self, order, seed, epoch)
+    def stop() -> None:
+        raise StopAtEpochError
 
-    patch.setattr(Steps, "begin", stop_in_second_epoch)
+    when_printed("epoch ", stop)
+    assert recipe_call(data_dir, run_dir) == os.EX_SOFTWARE
+    assert load_record(run_dir)[0].completed_epochs == 1
+    return run_dir
 
 
 def test_interrupted_modern_run_resumes_to_the_weights_of_an_undisturbed_one(
-    modern_run: Path, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    modern_run: Path, data_dir: Path, broken_off: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_before_the_second_epoch(patch)
-        assert recipe_call(data_dir, run_dir) == os.EX_SOFTWARE
-    assert load_record(run_dir)[0].completed_epochs == 1
-    assert any(name.startswith("optimizer.") for name in load_training_state(run_dir))
-    assert recipe_call(data_dir, run_dir, "--resume") == 0
-    assert load_checkpoint(run_dir).sha256 == load_checkpoint(modern_run).sha256
+    assert any(name.startswith("optimizer.") for name in load_training_state(broken_off))
+    assert recipe_call(data_dir, broken_off, "--resume") == 0
+    assert load_checkpoint(broken_off).sha256 == load_checkpoint(modern_run).sha256
 
 
 def test_modern_recipe_trains_in_bf16(data_dir: Path, run_dir: Path) -> None:
@@ -211,16 +209,13 @@ def test_two_processes_make_the_steps_of_one_with_everything_that_recipes_do() -
 
 @pytest.mark.slow
 def test_two_processes_go_on_with_what_the_steps_of_one_remember(
-    modern_run: Path, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    modern_run: Path, data_dir: Path, broken_off: Path
 ) -> None:
     """In float32 rounding grows fast on 500 images at these step sizes, so the weights are compared above."""
-    with monkeypatch.context() as patch:
-        stop_before_the_second_epoch(patch)
-        assert recipe_call(data_dir, run_dir) == os.EX_SOFTWARE
-    both = train_in_two_processes(data_dir, run_dir, "--resume")
+    both = train_in_two_processes(data_dir, broken_off, "--resume")
     assert both.returncode == 0, both.stderr
     assert "has 1 of 2 epochs" in both.stdout and both.stdout.count("epoch  2/2:") == 1
-    together, alone = load_record(run_dir)[0], load_record(modern_run)[0]
+    together, alone = load_record(broken_off)[0], load_record(modern_run)[0]
     assert together.is_complete
     assert together.metrics[0].train_loss == pytest.approx(alone.metrics[0].train_loss, rel=0.01)
     assert together.metrics[-1].train_loss == pytest.approx(alone.metrics[-1].train_loss, rel=0.2)

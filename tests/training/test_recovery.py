@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.conftest import call_trainer
+from tests.training.conftest import WhenPrinted, call_trainer
 from training.recovery import restore_previous
 from training.run_record import PREVIOUS_NAME, RECORD_NAME, load_record, weights_name
 
@@ -22,23 +22,15 @@ def unbroken(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def broken_off(data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def broken_off(data_dir: Path, run_dir: Path, when_printed: WhenPrinted) -> Path:
     """The same run, ended after the third epoch of four."""
-    from training import run_log
 
-    monkeypatch.setattr(run_log.RunLog, "on_epoch", ended_after(3, run_log.RunLog.on_epoch))
+    def machine_goes_off() -> None:
+        raise OSError("the machine goes off")
+
+    when_printed("epoch ", machine_goes_off, 3)
     assert call_trainer(data_dir, run_dir, "--epochs", "4", *MOMENTUM) != 0
-    monkeypatch.undo()
     return run_dir
-
-
-def ended_after(number: int, on_epoch: Callable[..., None]) -> Callable[..., None]:
-    def on(self: object, record: object, *others: object) -> None:
-        on_epoch(self, record, *others)
-        if record.completed_epochs == number:  # type: ignore[attr-defined]
-            raise OSError("the machine goes off")
-
-    return on
 
 
 def flip_a_bit(path: Path) -> None:

@@ -24,6 +24,7 @@ NUM_PORTS = 5  # as many as one of them opens
 class Peer:
     """One server. It is asked on the first of its ports."""
 
+    packages: tuple[str, ...]  # the first is the server's own, pinned
     command: Callable[[Path, Path, Path, Sequence[int]], list[str]]  # python, model, directory of its own, ports
     path: str
     body_for: Callable[[Images], bytes]
@@ -74,6 +75,7 @@ def _oip_logits(body: bytes) -> Logits:
 
 PEERS = {
     "TorchServe": Peer(
+        packages=("torchserve==0.12.0", "pyyaml==6.0.3"),  # PyYAML is what it needs and does not ask for
         command=_torchserve,
         path="/predictions/lenet5",
         body_for=lambda images: images.tobytes(),
@@ -82,12 +84,14 @@ PEERS = {
         is_http1=True,
     ),
     "KServe": Peer(
+        packages=("kserve==0.21.0",),
         command=_script("kserve_server.py", 1, 0),  # HTTP, gRPC
         path=f"/{OIP_SERVICE}/ModelInfer",
         body_for=infer_body,
         logits_in=_oip_logits,
     ),
     "LitServe": Peer(
+        packages=("litserve==0.2.19",),
         command=_script("litserve_server.py", 0),
         path="/predict",
         body_for=lambda images: json.dumps({"image": base64.b64encode(images.tobytes()).decode()}).encode(),

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
@@ -21,8 +21,8 @@ from atelier.channel import proxy_options
 from atelier.contract import Images, Logits
 from atelier.errors import ProgramError, ResourceUnavailableError
 from loadtest.bench.h2load import Target, grpc_frame, random_images
-from loadtest.bench.peers.environments import PACKAGES, installed
-from loadtest.bench.peers.known import NUM_PORTS, PEERS, Peer
+from loadtest.bench.peers.environments import installed
+from loadtest.bench.peers.known import NUM_PORTS, Peer
 
 ROOT = Path(loadtest.__file__).absolute().parent.parent
 START_TIMEOUT_S = 60.0
@@ -34,25 +34,25 @@ Truth = Callable[[Images], Logits]
 
 @contextmanager
 def running_peers(
-    model: Path, truth: Truth, names: Sequence[str]
+    model: Path, truth: Truth, peers: Mapping[str, Peer]
 ) -> Iterator[tuple[dict[str, Target], dict[str, str]]]:
     """Starts all that can be; yields by name and version how they are asked, and why the others are absent."""
     targets: dict[str, Target] = {}
     absent: dict[str, str] = {}
     with ExitStack() as stack:
-        for name in names:
-            title = PACKAGES[name][0].replace("==", " ").replace(name.lower(), name)
+        for name, peer in peers.items():
+            title = " ".join([name, *(package.partition("==")[2] for package in peer.packages[:1])])
             try:
-                targets[title] = replace(stack.enter_context(running_peer(name, model, truth)), name=title)
+                targets[title] = replace(stack.enter_context(running_peer(name, peer, model, truth)), name=title)
             except ProgramError as error:
                 absent[title] = str(error)
         yield targets, absent
 
 
 @contextmanager
-def running_peer(name: str, model: Path, truth: Truth) -> Iterator[Target]:
+def running_peer(name: str, peer: Peer, model: Path, truth: Truth) -> Iterator[Target]:
     """Installs and starts one, which has given the right answer to one image. Raises ProgramError if it cannot."""
-    peer, python = PEERS[name], installed(name)
+    python = installed(name, peer.packages)
     with tempfile.TemporaryDirectory(prefix=f"atelier-{name.lower()}-") as scratch:
         directory, ports = Path(scratch), _free_ports()
         command = peer.command(python, model.absolute(), directory, ports)
