@@ -34,8 +34,6 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
     front_end, why = choose_front_end(config.front_end)
     _check_access(config)
     _check_files()
-    if os.geteuid() == 0:
-        say("warning: it runs as root, and needs none of root's rights: start it as another user (docker run --user)")
     is_native = front_end == "native"
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(Listening(config.hosts, config.port, only_reserve=not is_native))
@@ -52,6 +50,9 @@ def serve_version(config: ServerConfig, version: ModelVersion) -> int:
         def serve(process: Process) -> None:  # in the process: the supervisor loads no front end and no runtime
             importlib.import_module(FRONT_ENDS[front_end]).serve(process)
 
+        if os.geteuid() == 0:
+            cure = "start it as another user (docker run --user)"
+            say(f"warning: it runs as root, and needs none of root's rights: {cure}")
         if config.ready_file:
             config.ready_file.unlink(missing_ok=True)  # an earlier server's
         return Supervisor(config, version, serve, listening, metrics, playground, front_end, why).run()

@@ -119,7 +119,8 @@ def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest
     measured = {
         row["name"]: row["ours"] for row in document["rows"] if "peak" not in row["name"] and row["unit"] != "%"
     }
-    assert {name: ours for name, ours in measured.items() if not min(ours) > 0} == {}
+    # Of the CPU time of so few requests one repeat may see no tick.
+    assert {name: ours for name, ours in measured.items() if not max(ours) > 0} == {}
     assert (tmp_path / "peers.svg").exists()
 
 

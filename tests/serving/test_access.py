@@ -93,6 +93,7 @@ def certificate_of_days(folder: Path, first: int, last: int) -> tuple[Path, Path
     paths = folder / f"{first}-{last}.pem", folder / f"{first}-{last}.key"
     paths[0].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
     paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    paths[1].chmod(0o600)
     return paths
 
 

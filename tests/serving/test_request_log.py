@@ -171,11 +171,12 @@ def test_whatever_a_record_holds_it_is_one_line(caplog: pytest.LogCaptureFixture
 
 
 def test_many_calls_are_as_many_lines(small_repository: Path, front_end: str) -> None:
+    """No more of them than the pipe holds: a busy machine may read late, and what does not fit is dropped."""
     with serving(small_repository, front_end, "--log-requests", "--log-format", "json") as server:
         with Client(server.target) as client:
-            for _ in range(300):
+            for _ in range(100):
                 client.classify(np.zeros((1, 28, 28), np.uint8))
-        wait_for(lambda: server.output.count("atelier.requests") == 300)
+        wait_for(lambda: server.output.count("atelier.requests") == 100)
 
 
 @pytest.mark.parametrize(

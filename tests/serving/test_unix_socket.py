@@ -39,7 +39,7 @@ Serving = Callable[..., AbstractContextManager[ServerProcess]]
 def serving(front_end: str) -> Serving:
     @contextmanager
     def start(path: Path | str, *arguments: str) -> Iterator[ServerProcess]:
-        settings = ("--metrics-port", "0", "--front-end", front_end)
+        settings = ("--metrics-port", "0", "--playground-port", "0", "--front-end", front_end)
         with server_process(SERVER, *settings, *arguments, "--host", f"unix:{path}") as server:
             yield server
 

@@ -16,9 +16,19 @@ Floats = NDArray[np.float32]
 OpenPage = Callable[..., Any]
 
 READY = "() => document.documentElement.dataset.ready === 'yes' && atelier.state.values !== null"
+# What was looked at is what is chosen: image, version, epoch, and whether maps are switched off.
 SETTLED = """() => {
-  const { looked, values, drawing } = atelier.state;
-  return values && !drawing && looked === atelier.state.image;
+  const { image, looked, values, valuesKey, head, network, drawing, off, version, epoch } = atelier.state;
+  if (!values || drawing || looked !== image || valuesKey !== `${network.model.version}/${epoch ?? ''}`) return false;
+  const isServed = !off.length && epoch === null && version === null;
+  return Boolean(head.answer || head.refusal) === isServed;
+}"""
+
+
+# The image of a drawing comes when the module that makes it is there, and what waited for it before us has run.
+PREPARED = """async () => {
+  if (atelier.state.source.kind === 'drawing') await import('/prepare.js');
+  await new Promise((done) => setTimeout(done));
 }"""
 
 
@@ -31,6 +41,7 @@ def opened(open_page: OpenPage, address: str, choices: str = "", **options: Any)
 
 def settle(page: Any) -> None:
     """Waits until the last image has been looked at, and what it gave is on the screen."""
+    page.evaluate(PREPARED)
     page.wait_for_function(SETTLED)
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
