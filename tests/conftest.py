@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,30 +51,42 @@ def data() -> FashionMNIST:
         pytest.skip(f"needs the real data set, which `make data` finds or fetches: {error}")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A directory that the first of several processes that test makes, for all of them; not to be changed."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "made").exists():
+            make(root)
+            (root / "made").touch()
+    return root
+
+
 @pytest.fixture(scope="session")
 def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """One epoch on the 60,000 images, exported through the gate on all 10,000; not to be changed."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "job"
-    root.mkdir(exist_ok=True)
-    checkpoint_dir, repository, printed = root / "checkpoint", root / "models", root / "printed"
-    with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one makes it
-        if not printed.exists():
-            trained = command("training", "--epochs", 1, "--checkpoint-dir", checkpoint_dir)
-            assert trained.returncode == 0, trained.stderr
-            exported = command("export", "--checkpoint-dir", checkpoint_dir, "--repository", repository)
-            assert exported.returncode == 0, exported.stderr
-            printed.write_text(trained.stdout + exported.stdout)
-    return Job(checkpoint_dir, repository, printed.read_text())
+
+    def make(root: Path) -> None:
+        trained = command("training", "--epochs", 1, "--checkpoint-dir", root / "checkpoint")
+        assert trained.returncode == 0, trained.stderr
+        exported = command("export", "--checkpoint-dir", root / "checkpoint", "--repository", root / "models")
+        assert exported.returncode == 0, exported.stderr
+        (root / "printed").write_text(trained.stdout + exported.stdout)
+
+    root = made_once(tmp_path_factory, "job", make)
+    return Job(root / "checkpoint", root / "models", (root / "printed").read_text())
 
 
 @pytest.fixture(scope="session")
 def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 1 of lenet5, untrained and unproven but whole, and made in seconds; not to be changed."""
-    from export.repository import publish  # imports torch, which few of the fast tests need
-    from tests.export.small_model import version_for_servers
 
-    directory = tmp_path_factory.mktemp("small") / "models"
-    publish(directory / "lenet5", *version_for_servers())
-    return directory
+    def make(root: Path) -> None:
+        from export.repository import publish  # imports torch, which few of the fast tests need
+        from tests.export.small_model import version_for_servers
+
+        publish(root / "models" / "lenet5", *version_for_servers())
+
+    return made_once(tmp_path_factory, "small", make) / "models"

@@ -34,6 +34,7 @@ def arguments_of(make: str, target: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.slow
 def test_server_with_tls_and_tokens_is_set_up_and_asked_as_the_docs_say(
     data: FashionMNIST, small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +66,8 @@ def test_server_on_several_addresses_is_asked_as_the_docs_say(
     assert "of 4 right" in done.stdout, done.stderr
 
 
-def test_log_for_collectors_is_written_as_the_docs_say(small_repository: Path) -> None:
+def test_log_for_collectors_is_written_as_the_docs_say(small_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # nobody collects
     serve, install, traces = commands_of("serving.md", "Logs and traces")
     settings = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0")
     with server_process("serving", *settings, *arguments_of(serve, "serve")) as server:

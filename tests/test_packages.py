@@ -45,10 +45,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with what `pip install 'atelier[serve]'` brings, and nothing else."""
     environment = tmp_path_factory.mktemp("empty") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     [wheel] = packages.glob("*.whl")
-    python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-compile", f"{wheel}[serve]", cwd=packages)
+    pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python")
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[serve]", cwd=packages)
     return environment
 
 

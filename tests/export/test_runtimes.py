@@ -118,6 +118,7 @@ def test_runtime_that_crashes_is_a_row_with_its_last_words(task: Task, tmp_path:
     assert f"absent: {result.why}" in table_from([result])
 
 
+@pytest.mark.slow
 def test_runtime_that_hangs_is_given_up_with_all_that_it_started(task: Task, tmp_path: Path) -> None:
     pid_path = tmp_path / "pid"
     child = f"open({str(pid_path)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"

@@ -21,6 +21,7 @@ from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ProgramError
 from atelier.sealed import unsealed
 from export.precision import PRECISIONS, onnx_in
+from export.program import program_bytes, program_from_model
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
 from loadtest.server_process import server_process
@@ -47,7 +48,6 @@ from tests.export.small_model import (
     noise_images,
     perturbed,
     probes,
-    program_and_onnx,
     seeded_model,
     weights_of,
     with_weights,
@@ -235,7 +235,9 @@ def other_version(rng: np.random.Generator, repository: Path) -> None:
     model = seeded_model()
     for parameter in model.parameters():
         parameter.data += 0.01 * float(rng.standard_normal())
-    published(repository, program_and_onnx(model))
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    program = program_bytes(program_from_model(model, MAX_BATCH_SIZE))
+    published(repository, {PROGRAM_NAME: program, ONNX_NAME: with_weights(FILES[ONNX_NAME], weights)})
 
 
 def other_probes(rng: np.random.Generator, repository: Path) -> None:
@@ -272,6 +274,7 @@ def refusal_of(repository: Path, backend: str) -> str:
 
 @pytest.mark.fault("E13")
 @pytest.mark.goal("G20", of="mutants of a version, refused by a server", ci=100, release=1000)
+@pytest.mark.slow
 def test_a_hundred_mutants_of_a_hundred_are_refused(tmp_path: Path, size: int, figure: Figure) -> None:
     refusals: dict[str, list[str]] = {}
     for seed in range(size):

@@ -62,6 +62,7 @@ except ResourceUnavailableError as error:
     assert refusal.startswith("NO_GPU: asked for tensorrt on cuda: cudaError")
 
 
+@pytest.mark.slow
 def test_both_flavours_work_in_one_process() -> None:
     """As in an export on a host with a GPU; their classes have the same names in C++, which bindings may not like."""
     rtx_bindings()

@@ -108,6 +108,7 @@ def test_epoch_whose_test_images_are_kept_for_the_end_is_judged_by_what_is_known
     assert "the accuracy is 0.100, and guessing gives 0.1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tutorials_own_exercise_is_named_and_its_recipe_is_not(
     data: FashionMNIST, run_dir: Path, capsys: Capture
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from atelier.errors import ResourceUnavailableError
 from examples.browser import chromium
 from loadtest.server_process import server_process
-from tests.conftest import Job
+from tests.conftest import Job, made_once
 from tests.idx_files import write_idx_files
 from tests.training.conftest import call_trainer
 
@@ -51,15 +51,19 @@ def served(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     """
     with ExitStack() as servers:
 
-        @functools.cache
-        def address_of(architecture: str = "tutorial") -> str:
-            repository = tmp_path_factory.mktemp(architecture) / "models"
+        def make(architecture: str, root: Path) -> None:
+            repository = root / "models"
             if architecture == "tutorial":
                 shutil.copytree(job.repository, repository)
             if architecture == "played back":
                 publish_with_epochs(repository)
             else:
                 publish_seeded(architecture, repository)
+
+        @functools.cache
+        def address_of(architecture: str = "tutorial") -> str:
+            name = f"page-{architecture.replace(' ', '-')}"
+            repository = made_once(tmp_path_factory, name, functools.partial(make, architecture)) / "models"
             settings = ["--port", "0", "--metrics-port", "0", "--front-end", "grpcio", "--model-version", "1"]
             server = servers.enter_context(server_process("serving", "--repository", str(repository), *settings))
             return str(server.ready["playground"][0])
