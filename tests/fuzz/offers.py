@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import grpc
 import numpy as np
 
-from loadtest.load.load_clients import BEST, Answers, LoadClient, open_client
+from loadtest.load.load_clients import BEST, EXPIRED, Answers, LoadClient, open_client
 from tests.fuzz.messages import Method
 
 IN_FLIGHT = 64
@@ -52,7 +52,7 @@ class Found:
         statuses: Counter[str] = Counter()
         for outcome, number in self.outcomes.items():
             statuses[outcome.partition(" ")[0]] += number
-        return ", ".join(f"{number:,} {status}" for status, number in statuses.most_common())
+        return ", ".join(f"{number:,} {status}" for status, number in statuses.most_common() if number)
 
 
 class Offer:
@@ -89,7 +89,9 @@ class Offer:
 
     def _count(self, answers: Answers, found: Found) -> list[tuple[int, int]]:
         """Counts the answers; returns how long the slow ones took, and their numbers."""
-        for position in np.flatnonzero(answers.codes != 0):
+        spent_ns = answers.done_ns - answers.sent_ns
+        is_unanswered = (answers.codes == EXPIRED) & (spent_ns >= TIMEOUT_S * 1e9)  # looked at alone, as slow ones are
+        for position in np.flatnonzero((answers.codes != 0) & ~is_unanswered):
             outcome = _outcome(answers, int(position))
             found.outcomes[outcome] += 1
             if found.by_number is not None:
@@ -99,7 +101,7 @@ class Offer:
             if answers.codes[position] not in ALLOWED_CODES or not has_word or LEAK.search(text):
                 found.faults.append(f"{self._named(int(answers.numbers[position]))}: {outcome}, {text[:200]!r}")
         found.outcomes["OK"] += int((answers.codes == 0).sum())
-        spent_ns = answers.done_ns - answers.sent_ns
+        found.outcomes["UNANSWERED at first"] += int(is_unanswered.sum())
         is_slow = spent_ns > HANG_S * 1e9
         return list(zip(spent_ns[is_slow].tolist(), answers.numbers[is_slow].tolist(), strict=True))
 
