@@ -59,7 +59,7 @@ class Batcher:
         self._next_dispatch: asyncio.Handle | None = None
         self._end_of_window: asyncio.Handle | None = None
         self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
-        self._device = DeviceThread(backend, self._deliver, clock)
+        self._device = DeviceThread(backend, self._deliver, clock, hang_timeout_s)
 
     @property
     def num_waiting(self) -> int:

@@ -44,10 +44,11 @@ class DeviceThread:
         backend: Backend,
         deliver: Callable[[Batch, Ran, float], None],
         clock: Callable[[], float],
+        hang_timeout_s: float,
     ) -> None:
         """`deliver` gets each batch with what became of it, and the seconds that it ran."""
         self._backend, self._deliver, self._clock = backend, deliver, clock
-        self._runs = BatchRuns(backend, clock)
+        self._runs = BatchRuns(backend, clock, hang_timeout_s=hang_timeout_s)
         self._loop = asyncio.get_running_loop()
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
         self._is_warm: asyncio.Future[None] = self._loop.create_future()

@@ -38,8 +38,11 @@ class Ran(NamedTuple):
 class BatchRuns:
     """Runs batches, one at a time."""
 
-    def __init__(self, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
-        self._infer, self._clock = backend.infer, clock
+    def __init__(
+        self, backend: Backend, clock: Callable[[], float] = time.monotonic, *, hang_timeout_s: float = 30.0
+    ) -> None:
+        """A batch is run in parts for half of `hang_timeout_s`: a device that is slow must not be taken for hung."""
+        self._infer, self._clock, self._patience_s = backend.infer, clock, hang_timeout_s / 2
         self._max_batch_size = self._most = backend.max_batch_size  # there is memory for `_most`, as far as is known
         self._lowered_until_s = 0.0
 
@@ -63,9 +66,13 @@ class BatchRuns:
         # As many failures are looked into as one bad image needs, which is found by 12 more runs of 64: a device that
         # always fails is not asked for every image.
         num_halvings_left = math.ceil(math.log2(len(images)))
+        ends_s = self._clock() + self._patience_s
         waiting = deque([range(len(images))])
         while waiting:
             part = waiting.popleft()
+            if self._clock() > ends_s:
+                failures |= dict.fromkeys(part, BATCH_FAILED)
+                continue
             why = why or self._try(images, part, logits)
             if why is None:
                 continue
@@ -77,7 +84,7 @@ class BatchRuns:
             else:
                 failures |= dict.fromkeys(part, NO_MEMORY if is_memory else BATCH_FAILED)
         if failures:
-            logger.error("of these images %d failed, and the others are answered", len(failures))
+            logger.error("%d of these %d images failed", len(failures), len(images))
         return Ran(logits, failures)
 
     def _try(self, images: Images, part: range, logits: Logits) -> Exception | None:

@@ -154,6 +154,23 @@ def test_image_that_there_is_no_memory_for_is_told_to_try_again() -> None:
     assert not runs.run(image(3, 4)).failures
 
 
+@pytest.mark.fault("S25")
+def test_slow_device_is_not_asked_for_so_long_that_it_would_be_taken_for_hung() -> None:
+    now_s = [0.0]
+
+    class Slow(FakeBackend):
+        def infer(self, images: Images) -> Logits:
+            now_s[0] += 4.0
+            return super().infer(images)
+
+    backend = Slow()
+    backend.poison[POISON] = ValueError("this image")
+    ran = BatchRuns(backend, lambda: now_s[0], hang_timeout_s=30.0).run(images_of([POISON, *[1] * 63]))
+    assert now_s[0] <= 30.0
+    assert set(words(ran)) >= {0} and set(words(ran).values()) == {"BACKEND_FAILED"}
+    assert 32 not in ran.failures  # what had been answered by then is
+
+
 def test_bad_image_is_found_where_memory_is_short_too() -> None:
     backend = SmallBackend(3)
     backend.poison[POISON] = ValueError("this image")

@@ -22,7 +22,7 @@ from serving.process import labels_of
 
 def version_for(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
     """Returns what Rust is to know of a version, and to run it by."""
-    images, run = _images_and_run(model.backend)
+    images, run = _images_and_run(model.backend, config.hang_timeout_s)
     return {
         "images": images,
         "run": run,
@@ -45,11 +45,13 @@ def measured_sizes(model: ServedModel) -> list[int]:
 Failures = list[tuple[int, bool, str, str, str]]
 
 
-def _images_and_run(backend: Backend) -> tuple[NDArray[np.uint8], Callable[[int], Logits | tuple[Logits, Failures]]]:
+def _images_and_run(
+    backend: Backend, hang_timeout_s: float
+) -> tuple[NDArray[np.uint8], Callable[[int], Logits | tuple[Logits, Failures]]]:
     """Returns the buffer that Rust fills with images, and what runs its first n."""
     images: Images = np.zeros((backend.max_batch_size, *IMAGE_SHAPE), np.uint8)
     views = [images[:count] for count in range(backend.max_batch_size + 1)]
-    run_batch = BatchRuns(backend).run
+    run_batch = BatchRuns(backend, hang_timeout_s=hang_timeout_s).run
 
     def run(num_images: int) -> Logits | tuple[Logits, Failures]:
         logits, failures = run_batch(views[num_images])
