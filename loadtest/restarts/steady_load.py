@@ -86,6 +86,7 @@ async def _offer_until_told(
     journal: list[Entry] = []
     num_images = len(protocol.reference.images)
     told = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+    running: set[asyncio.Task[None]] = set()
     async with connected as ask, asyncio.TaskGroup() as requests:
         pipe.send("started")
         due_s = time.monotonic()
@@ -93,8 +94,13 @@ async def _offer_until_told(
             await asyncio.sleep(due_s - time.monotonic())
             entry = Entry(number=len(journal), image=len(journal) % num_images, due_s=due_s)
             journal.append(entry)
-            requests.create_task(ask(entry))
+            running.add(task := requests.create_task(ask(entry)))
+            task.add_done_callback(running.discard)
             due_s += 1 / rate
+        if running:
+            await asyncio.wait(running, timeout=DEADLINE_S)
+        for task in running:
+            task.cancel()  # it is lost
     pipe.send(journal)
 
 

@@ -27,20 +27,35 @@ Fault = Callable[[Site, Random], str]
 
 
 def kill(site: Site, _random: Random) -> str:
-    """Kills the process that serves; another must serve before certificate, key or tokens are touched again.
+    """Kills the process that serves: another serves, and of its own processes none is left.
 
-    For that is the one thing left out here: a process cannot start while these files are broken, and one that runs
-    keeps what it has read.
+    Certificate, key and tokens are not touched meanwhile: a process cannot start while these files are broken, and one
+    that runs keeps what it has read. This combination is left out.
     """
     with site.of_process, site.of_certificate, site.of_tokens:
         victim = _serving_process(site)
+        decoders = victim.children()
         began_s = time.monotonic()
         victim.kill()
         with contextlib.suppress(psutil.Error):
             victim.wait(5)
         site.kills.append((began_s, time.monotonic()))
         wait_until(lambda: _presented(site) != b"", "no other process serves")
+    wait_until(lambda: not any(map(_runs, decoders)), f"the decoders of process {victim.pid} go on")
     return f"process {victim.pid}"
+
+
+def kill_decoders(site: Site, random: Random) -> str:
+    """Kills the processes that decode pictures, once there are any: the next picture has another."""
+    hostile.bad_pictures(site, random)
+    decoders = _serving_process(site).children()
+    if not decoders:
+        raise ChildProcessError("no process decodes pictures")  # or the one that serves was killed: once more
+    for decoder in decoders:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            decoder.kill()
+    hostile.bad_pictures(site, random)
+    return f"{len(decoders)} processes"
 
 
 def stop_for_a_while(site: Site, _random: Random) -> str:
@@ -59,11 +74,18 @@ def _serving_process(site: Site) -> psutil.Process:
 
     def is_found() -> bool:
         children = psutil.Process(site.server.process.pid).children()
-        found[:] = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        found[:] = filter(_runs, children)
         return bool(found)
 
     wait_until(is_found, "no process serves")
     return found[0]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def new_version(site: Site, _random: Random) -> str:
@@ -195,6 +217,7 @@ def _is_known(site: Site, token: str) -> bool:
 
 FAULTS: dict[str, Fault] = {
     "kill -9": kill,
+    "kill -9 of decoders": kill_decoders,
     "SIGSTOP": stop_for_a_while,
     "new version": new_version,
     "bad version": bad_version,

@@ -8,6 +8,7 @@ import functools
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
@@ -78,12 +79,14 @@ def picture_bombs(site: Site, random: Random) -> str:
     bombs = [*_bombs()]
     random.shuffle(bombs)
     for body, extra in bombs:
-        with _connected(site) as connection:
-            stream = connection.next_stream()
-            connection.send(opening(stream, _headers(site, CLASSIFY, extra)))
-            connection.send_data(stream, body, time.monotonic() + ANSWERED_S)
-            _await(connection, [stream])
+        _ask(site, body, extra)
     return f"{len(bombs)} messages"
+
+
+def bad_pictures(site: Site, _random: Random) -> str:
+    """Sends one request whose first picture is decoded, and whose second is none."""
+    _ask(site, _pictures([blank_png(28), blank_png(28)[:-20]]))
+    return ""
 
 
 def slow_readers(site: Site, _random: Random) -> str:
@@ -154,6 +157,19 @@ def _headers(site: Site, path: bytes, extra: bytes = b"") -> bytes:
     return request_headers(path, literal(b"authorization", b"Bearer " + site.credentials.token.encode()) + extra)
 
 
+def _ask(site: Site, body: bytes, extra: bytes = b"") -> None:
+    """Makes a Classify call on a connection of its own, and waits for its end."""
+    with _connected(site) as connection:
+        stream = connection.next_stream()
+        connection.send(opening(stream, _headers(site, CLASSIFY, extra)))
+        connection.send_data(stream, body, time.monotonic() + ANSWERED_S)
+        _await(connection, [stream])
+
+
+def _pictures(pictures: Sequence[bytes]) -> bytes:
+    return message(pb.ClassifyRequest(pictures=pictures).SerializeToString())
+
+
 def _await(connection: Connection, streams: list[int]) -> None:
     """Waits until the server has ended them. Raises ConnectionError if the connection, or ANSWERED_S, ends first."""
     until_s = time.monotonic() + ANSWERED_S
@@ -173,6 +189,5 @@ def _bombs() -> list[tuple[bytes, bytes]]:
     """Returns messages, and what their headers say beside."""
     gzip = literal(b"grpc-encoding", b"gzip")
     webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
-    pictures = [[webp], [png], [webp] * 1000, [blank_png(ALLOWED_SIDE), b"no picture"]]
-    requests = [message(pb.ClassifyRequest(pictures=each).SerializeToString()) for each in pictures]
+    requests = map(_pictures, [[webp], [png], [webp] * 1000, [blank_png(ALLOWED_SIDE), b"no picture"]])
     return [(request, b"") for request in requests] + [(message(zeros_gzipped(GZIP_BOMB_MEBIBYTES), 1), gzip)]
