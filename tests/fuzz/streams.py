@@ -183,8 +183,17 @@ class Sent:
     slow: list[int] = field(default_factory=list)  # numbers of those that were not closed in time, or not at all
 
 
+def is_foreign(data: bytes) -> bool:
+    """Returns whether no line of HTTP/1 and no preface of HTTP/2 begins so."""
+    return len(data) >= 100 and not (data[:3].isascii() and data[:3].decode().isprintable())
+
+
 class _Session(asyncio.Protocol):
-    """Sends one stream, says that it sends no more, at once or a little later, and waits for the server to close."""
+    """Sends one stream, and waits for the server to close.
+
+    It says that it sends no more, at once or a little later; but if it is known from the first bytes that this is not
+    HTTP, the server is to close by itself.
+    """
 
     def __init__(self, data: bytes, pause_s: float, closed: "asyncio.Future[None]") -> None:
         self.num_bytes = 0
@@ -192,6 +201,8 @@ class _Session(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         transport.write(self._data)
+        if is_foreign(self._data):
+            return
         if self._pause_s:
             asyncio.get_running_loop().call_later(self._pause_s, self._end, transport)
         else:
