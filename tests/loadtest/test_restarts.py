@@ -47,10 +47,10 @@ def serving(front_end: str, small_repository: Path) -> Command:
 
 @pytest.mark.fault("S36")
 @pytest.mark.slow
-@pytest.mark.goal("G1", of="SIGTERM restarts", ci=3, release=200)
-@pytest.mark.goal("G2", of="SIGTERM restarts", ci=3, release=200)
-@pytest.mark.goal("G3", of="SIGTERM restarts", ci=3, release=200)
-@pytest.mark.goal("G4", of="SIGTERM restarts", ci=3, release=200)
+@pytest.mark.goal("G1", of="SIGTERM restarts", ci=3, release=50)
+@pytest.mark.goal("G2", of="SIGTERM restarts", ci=3, release=50)
+@pytest.mark.goal("G3", of="SIGTERM restarts", ci=3, release=50)
+@pytest.mark.goal("G4", of="SIGTERM restarts", ci=3, release=50)
 @pytest.mark.parametrize("client", [PLAIN, OURS])
 def test_restarts_under_load_lose_nothing(
     front_end: str, client: str, serving: Command, known: Reference, size: int, figure: Figure
