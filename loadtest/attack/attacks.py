@@ -24,6 +24,8 @@ class Attack(NamedTuple):
 
 # Nothing is sent to the server: what this costs the honest client is the machine's.
 CONTROL = Attack("control", floods.control, "pings", 2_000_000, 20_000)
+# No attack, but as many callers as the attacks by pictures have: the yardstick of those.
+CROWD = Attack("crowd", bombs.ordinary_crowd, "messages", 2_000, 100)
 
 ATTACKS = (
     Attack("window-zero-80", held.window_zero, "connections", 80, 10),

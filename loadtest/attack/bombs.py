@@ -10,6 +10,7 @@ from loadtest.attack.field import Counts, Field, in_threads
 from loadtest.attack.http2 import (
     DATA,
     END_STREAM,
+    ONE_IMAGE,
     Connection,
     frame,
     literal,
@@ -46,6 +47,11 @@ def picture_heaps(field: Field) -> Counts:
     webp, png = blank_webp(ALLOWED_WEBP_SIDE), blank_png(ALLOWED_SIDE)
     requests = [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 400)]
     return _ask(field, requests, connections=CROWD)
+
+
+def ordinary_crowd(field: Field) -> Counts:
+    """Asks for one image, as anybody may, 100 requests at a time: what as many bombs are compared with."""
+    return _ask(field, [ONE_IMAGE], connections=CROWD)
 
 
 def reset_pictures(field: Field) -> Counts:

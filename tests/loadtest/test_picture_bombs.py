@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from loadtest.attack import run
-from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
+from loadtest.attack.attacks import ATTACKS, CROWD
 from loadtest.attack.bombs import blank_png, blank_webp
 from loadtest.attack.picture_costs import picture_cost
 from loadtest.attack.trial import Site, Timing, measure
@@ -101,18 +101,19 @@ def test_dearest_pictures_cost_a_fraction_of_a_second(server: ServerProcess, siz
         assert grown_mb < 256, name
 
 
-HEAPS = [attack for attack in ATTACKS if attack.name in ("picture-bombs", "picture-heaps")]
-
-
 @pytest.mark.fault("S8")
 @pytest.mark.goal("G12", of="requests with bombs, 100 at a time", ci=100, release=10_000)
-@pytest.mark.parametrize("attack", HEAPS, ids=[attack.name for attack in HEAPS])
-def test_hundred_bombs_at_once_leave_p99_within_twice(attack: Attack, site: Site, size: int, figure: Figure) -> None:
+def test_hundred_bombs_at_once_slow_others_no_more_than_twice(site: Site, size: int, figure: Figure) -> None:
     timing = Timing() if is_release() else Timing(quiet_s=0.5, least_s=0.5, most_s=10.0)
-    limits = Limits(floor_ms=20.0)  # at the gate's size a p99 is one call, and the machine busy
-    outcome = measure(attack, size, site, timing, limits)
-    p99s = f"p99 {outcome.p99_ms:.1f} ms of {outcome.num_calls} calls, quiet {outcome.quiet_p99_ms:.1f}"
-    figure(f"{attack.name}: {p99s}; {outcome.num_failed} failed")
-    if outcome.is_only_slow and measure(CONTROL, CONTROL.short_size, site, timing, limits).is_slow:
-        pytest.skip(f"the machine is too busy to tell: {outcome.faults}")
-    assert outcome.faults == []
+    limits = Limits() if is_release() else Limits(floor_ms=20.0)  # of fewer calls, on a busy machine
+    ordinary = measure(CROWD, size, site, timing, limits)
+    for attack in ATTACKS:
+        if attack.name not in ("picture-bombs", "picture-heaps"):
+            continue
+        outcome = measure(attack, size, site, timing, limits)
+        beside = f"{ordinary.p99_ms:.1f} beside as many ordinary ones, {outcome.quiet_p99_ms:.1f} quiet"
+        figure(
+            f"{attack.name}: p99 {outcome.p99_ms:.1f} ms; {beside}; {outcome.num_failed} of {outcome.num_calls} failed"
+        )
+        assert outcome.faults == [] or outcome.is_only_slow
+        assert outcome.p99_ms <= max(limits.floor_ms, 2 * max(ordinary.p99_ms, outcome.quiet_p99_ms))

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -32,9 +33,10 @@ from serving.frontends.native.server import NativeServer
 from serving.listening import Listening
 from serving.metrics import Metrics
 from serving.models import ServedModel
+from serving.pictures.reading import Reading, ReadPicture
 from serving.process import labels_of
 from tests.serving import test_server as cases
-from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend
+from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
 from tests.serving.native_server import ListeningServer, end_of, native_serving, started
 from tests.serving.test_server import (  # noqa: F401 - collected here too, over the other front end
     test_answers_come_in_request_order_with_names_and_probabilities,
@@ -461,6 +463,36 @@ def test_one_connection_cannot_hold_all_the_room_for_messages() -> None:
             call: Any = channel.unary_unary(CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString)
             reply = call(cases.request(*[3] * 64).SerializeToString(), timeout=5)
         assert len(reply.classifications) == 64
+
+
+def test_one_connection_cannot_hold_all_the_pixels_that_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+
+    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
+        is_over.wait(10)
+        return ReadPicture(image(4)[0], None, is_light=False)
+
+    monkeypatch.setattr("serving.frontends.native.callbacks.read_in_process", slow)
+    largest = pb.ClassifyRequest(pictures=[bombs.blank_png(bombs.ALLOWED_SIDE)])
+
+    async def test() -> None:
+        async with native_serving(FakeBackend()) as (server, calls, _):
+            greedy = [asyncio.ensure_future(calls.classify(largest)) for _ in range(3)]
+            refused, _ = await asyncio.wait(greedy, return_when=asyncio.FIRST_COMPLETED)
+            found: Any = refused.pop().exception()
+            assert found.details() == (
+                "QUEUE_FULL: 134217728 pixels of pictures wait to be decoded, 134217728 of this connection; "
+                "67108864 more are too many of 536870912 (try again later)"
+            )
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            async with grpc.aio.insecure_channel(server.addresses[0], options=options) as another:
+                modest = asyncio.ensure_future(cases.Calls(another).classify(largest))
+                await asyncio.sleep(0.1)
+                is_over.set()
+                assert (await modest).classifications[0].predictions[0].label == 4
+            await asyncio.gather(*greedy, return_exceptions=True)
+
+    cases.run(test())
 
 
 def test_one_connection_cannot_hold_all_the_places_of_watchers() -> None:
