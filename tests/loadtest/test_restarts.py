@@ -55,7 +55,9 @@ def serving(front_end: str, small_repository: Path) -> Command:
 def test_restarts_under_load_lose_nothing(
     front_end: str, client: str, serving: Command, known: Reference, size: int, figure: Figure
 ) -> None:
-    load: Any = {"rate": 1000.0, "between_s": (4.9, 5.1)} if is_release() else {"rate": RATE}
+    load: Any = {"rate": RATE}
+    if is_release():  # our client gives up where 2,000 more calls failed than succeeded: see atelier/calls.py
+        load = {"rate": 1000.0 if client == PLAIN else 500.0, "between_s": (4.9, 5.1)}
     cycles = restart(serving, known, number=size, client=client, **load)
     found, slack = cycles.account, 2 * import_s()  # on a machine that is not busy, nothing
     starts_s = [took_s - ended_s for took_s, ended_s in zip(cycles.took_s, cycles.ended_s, strict=True)]
