@@ -26,9 +26,10 @@ export function mount(root, app) {
 /** Makes the network's image from what was drawn or chosen. */
 async function prepareImage(app) {
   const { source, ink, fill } = app.state;
-  if (source.kind === 'photograph') return;
-  const found = source.kind === 'garment' ? { image: await garment(source.index), gap: null } : (await import('./prepare.js')).prepare(ink, fill);
-  if (app.state.source === source && app.state.ink === ink) app.set(found);
+  let found = null;
+  if (source.kind === 'garment') found = { image: await garment(source.index), gap: null };
+  if (source.kind === 'drawing') found = (await import('./prepare.js')).prepare(ink, fill);
+  if (found && app.state.source === source && app.state.ink === ink) app.set(found);
 }
 
 /** Paints the network's image; once the pen is up, says where an outline is open, or what was done to a photograph. */

@@ -1,5 +1,6 @@
 """The page as somebody uses it: drawing by mouse, finger and keys, choosing, sending links, hearing it read."""
 
+import base64
 import gzip
 import io
 import itertools
@@ -91,6 +92,15 @@ def test_looks_are_at_most_30_a_second_and_the_last_image_is_looked_at(served: A
     assert len(starts) > 3 and min(np.diff(starts)) > 25  # 33 between them, when the machine is not busy
     settle(page)
     assert page.evaluate("() => atelier.state.looked[0]") == 100
+
+
+def test_picture_of_an_address_that_changes_is_kept(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served())
+    picture = base64.urlsafe_b64encode(bytes([7]) * 784).rstrip(b"=").decode()
+    page.evaluate("(hash) => { location.hash = hash; }", f"image=p{picture}")
+    page.wait_for_function("() => atelier.state.source.kind === 'link'")
+    settle(page)
+    assert (image_of(page) == 7).all()
 
 
 def test_a_boot_drawn_with_a_finger_is_the_same_boot(served: Any, open_page: OpenPage) -> None:
