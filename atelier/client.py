@@ -144,16 +144,17 @@ class AsyncClient(_Connection):
     async def wait_until_ready(self, *, timeout_s: float | None) -> None:
         """Returns once the server serves, which may not even have been started yet; of several, once one does."""
         attempts = Attempts(self, timeout_s)
-        try:
-            while True:
-                healths = self._watch(HealthCheckRequest(), timeout=attempts.left_s, wait_for_ready=True)
+        while True:
+            healths = self._watch(HealthCheckRequest(), timeout=attempts.left_s, wait_for_ready=True)
+            try:
                 while (health := await self._steps.next_of(healths)) is not None:
                     if health.status == HealthCheckResponse.SERVING:
                         healths.cancel()
                         return
-                await self._steps.sleep(FIRST_PAUSE_S)  # it ended, in good order: ask the next
-        except grpc.RpcError as error:
-            raise attempts.failure(error) from None
+            except grpc.RpcError as error:
+                if error.code().name != "UNAVAILABLE" or self.is_closed:
+                    raise attempts.failure(error) from None
+            await self._steps.sleep(FIRST_PAUSE_S)  # it ended, in good order or not: ask the next
 
     async def close(self) -> None:
         """Ends the connection, and calls on it."""

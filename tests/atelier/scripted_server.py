@@ -13,6 +13,18 @@ from atelier.wire import classifier_pb2 as pb
 CLASSES = [f"class {label}" for label in range(10)]
 
 
+class LostHealth(health.HealthServicer):
+    """Loses the first watchers, as a process does that ends."""
+
+    num_lost = 0
+
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:  # noqa: N802 - gRPC's name
+        if self.num_lost:
+            self.num_lost -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Stream removed")
+        return super().Watch(request, context, send_response_callback)
+
+
 class ScriptedServer(grpc.GenericRpcHandler):
     """Refuses with the statuses of `script` first; then an image's first pixel is its label, 0.5 its probability."""
 
@@ -25,7 +37,7 @@ class ScriptedServer(grpc.GenericRpcHandler):
         self.seconds_left: list[float] = []
         self.gate = threading.Event()  # answers wait for it
         self.gate.set()
-        self.health = health.HealthServicer()
+        self.health = LostHealth()
         self._server = grpc.server(ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((self,))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

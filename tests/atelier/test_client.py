@@ -237,6 +237,13 @@ def test_health_is_read(server: ScriptedServer, ask: Ask) -> None:
     assert not ask(server.target, "is_serving")
 
 
+def test_wait_until_ready_goes_on_if_the_server_that_it_waits_for_is_replaced(server: ScriptedServer, ask: Ask) -> None:
+    server.health.set("", health_pb2.HealthCheckResponse.SERVING)
+    server.health.num_lost = 3
+    ask(server.target, "wait_until_ready", timeout_s=20)
+    assert server.health.num_lost == 0
+
+
 def test_wait_until_ready_ends_when_the_server_serves(server: ScriptedServer, ask: Ask) -> None:
     server.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     with pytest.raises(ClassifyError, match="DEADLINE_EXCEEDED"):

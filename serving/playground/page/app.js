@@ -104,7 +104,7 @@ function keepHash(app) {
     clearTimeout(timer); // browsers refuse to change the address often
     timer = setTimeout(() => history.replaceState(null, '', writeHash(app.state, CHOICES)), 300);
   });
-  addEventListener('hashchange', () => app.set(readHash(location.hash)));
+  addEventListener('hashchange', ({ newURL }) => app.set(readHash(new URL(newURL).hash))); // the address itself may have changed again
 }
 
 /** Fills the page; again when the language or the network changes: the old listeners are dropped. */
