@@ -80,8 +80,9 @@ def main(arguments: list[str]) -> int:
     path = settings.report_dir / f"reliability-{datetime.date.today().isoformat()}.md"
     path.write_text(text + "\n")
     print(f"report: {path}")
-    missed = {each.goal for each in found if each.outcome != "passed"} | (set(settings.goals) - {e.goal for e in found})
-    return int(bool(missed))
+    # A test that is skipped says what a front end does not promise; some test of each goal must have passed.
+    has_figure = {each.goal for each in found if each.outcome == "passed"}
+    return int(any(each.outcome == "failed" for each in found) or not has_figure.issuperset(settings.goals))
 
 
 def is_done(result: Result, now: str) -> bool:
