@@ -151,10 +151,10 @@ class AsyncClient(_Connection):
                     if health.status == HealthCheckResponse.SERVING:
                         healths.cancel()
                         return
+                pause_s = FIRST_PAUSE_S  # it ended, in good order: ask the next
             except grpc.RpcError as error:
-                if error.code().name != "UNAVAILABLE" or self.is_closed:
-                    raise attempts.failure(error) from None
-            await self._steps.sleep(FIRST_PAUSE_S)  # it ended, in good order or not: ask the next
+                pause_s = attempts.pause_s(error)
+            await self._steps.sleep(pause_s)
 
     async def close(self) -> None:
         """Ends the connection, and calls on it."""

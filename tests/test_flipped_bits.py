@@ -17,11 +17,11 @@ from serving.config import ServerConfig
 from serving.manifest import MANIFEST_NAME, ONNX_NAME, PROGRAM_NAME, RTX_ENGINE_NAME
 from serving.models import read_version
 from tests.export.small_model import seeded_model, version_for_servers
+from tests.fuzz.files import run_record
 from tests.reliability.plugin import Figure
 from tests.tensorrt.bindings import rtx_bindings
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.recipes import RECIPES
-from training.run_record import RECORD_NAME, EpochMetrics, RunRecord, load_record, weights_name
+from training.run_record import RECORD_NAME, load_record, weights_name
 
 FILES = {MANIFEST_NAME: "auto", ONNX_NAME: "onnxruntime", PROGRAM_NAME: "torch", RTX_ENGINE_NAME: "tensorrt"}
 
@@ -44,23 +44,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("flips") / "checkpoint"
     directory.mkdir()
-    metrics = EpochMetrics(epoch=1, train_loss=0.5, train_acc=0.8, test_acc=0.8, step_seconds=1.0, seconds=2.0)
-    record = RunRecord(
-        recipe=dataclasses.replace(RECIPES["tutorial"], num_epochs=1),
-        seed=0,
-        completed_epochs=1,
-        metrics=(metrics,),
-        dataset_digests={"train-images-idx3-ubyte": "0" * 64},
-        dataset_verified=True,
-        num_train_images=60000,
-        versions={"torch": "2.15.0"},
-        hardware="two cores",
-        device="cpu",
-        num_threads=2,
-        created="2026-01-01T00:00:00+00:00",
-        wall_seconds=1.25,
-    )
-    save_checkpoint(directory, seeded_model().state_dict(), record)
+    save_checkpoint(directory, seeded_model().state_dict(), run_record())
     return directory
 
 

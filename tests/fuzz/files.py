@@ -104,7 +104,7 @@ def manifest(directory: Path) -> Kind:
 def checkpoint(directory: Path) -> Kind:
     """Makes the records of checkpoints, sealed anew."""
     path = directory / RECORD_NAME
-    path.write_bytes(json_from(_record(), "0" * 64))
+    path.write_bytes(json_from(run_record(), "0" * 64))
     return _sealed_documents(path, lambda: load_record(directory))
 
 
@@ -132,7 +132,7 @@ def weights(directory: Path) -> Kind:
         sha256 = hashlib.sha256(data).hexdigest()
         path = directory / weights_name(sha256)
         path.write_bytes(data)
-        (directory / RECORD_NAME).write_bytes(json_from(_record(), sha256))
+        (directory / RECORD_NAME).write_bytes(json_from(run_record(), sha256))
         try:
             load_model(directory)
         finally:
@@ -195,7 +195,8 @@ def program(_directory: Path) -> Kind:
     return Kind([entries[GRAPH], whole], read, mutant, refusals=(Exception,))  # the backend refuses after any of them
 
 
-def _record() -> RunRecord:
+def run_record() -> RunRecord:
+    """What a checkpoint of one epoch says of its run."""
     metrics = EpochMetrics(epoch=1, train_loss=0.5, train_acc=0.8, test_acc=0.8, step_seconds=1.0, seconds=2.0)
     return RunRecord(
         recipe=dataclasses.replace(RECIPES["tutorial"], num_epochs=1),
