@@ -7,6 +7,7 @@ from pathlib import Path
 from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.batching.batcher import Batcher
+from serving.batching.probe import Probe
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer
 from serving.config import ServerConfig
@@ -34,7 +35,12 @@ class Engine:
             max_queue_delay_us=config.limits.max_queue_delay_us,
         )
         self._batcher = Batcher(
-            model.backend, queue, hang_timeout_s=config.hang_timeout_s, on_failure=on_failure, metrics=metrics
+            model.backend,
+            queue,
+            hang_timeout_s=config.hang_timeout_s,
+            on_failure=on_failure,
+            metrics=metrics,
+            probe=Probe(model.manifest.probes.one(), config.limits.probe_after_s),
         )
 
     @classmethod

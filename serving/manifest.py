@@ -93,6 +93,10 @@ class Probes:
             raise ValueError(f"{len(self.names)} probes with logits of shape {logits.shape}")
         return images.reshape(len(self.names), *IMAGE_SHAPE), logits
 
+    def one(self) -> Images:
+        """Returns one of the images, (1, 1, 28, 28); a black one if there are none, as for a stand-in."""
+        return self.arrays()[0][:1] if self.names else np.zeros((1, *IMAGE_SHAPE), np.uint8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::settings::Settings;
@@ -24,6 +25,8 @@ pub struct Budget {
     pub word: &'static str,
     pub noun: &'static str,
     pub cure: &'static str,
+    /// Memory is short: only who holds little has room.
+    is_tight: AtomicBool,
     held: Mutex<Held>,
 }
 
@@ -39,6 +42,18 @@ impl Budget {
         let mut hold = Hold { budget: self.clone(), peer, amount: 0 };
         hold.set(amount)?;
         Ok(hold)
+    }
+
+    /// Err where memory is short, and so much is more than a little.
+    pub fn check_is_little(&self, amount: usize) -> Result<(), Status> {
+        if amount > self.little && self.is_tight.load(Relaxed) {
+            let unit = self.noun.split(' ').next().unwrap_or_default();
+            let most = self.little;
+            let what =
+                format!("little memory is left, and {amount} {unit} exceed the {most} that are still taken at once");
+            return Err(no_memory(what));
+        }
+        Ok(())
     }
 
     fn has_room(&self, total: usize, own: usize, amount: usize) -> bool {
@@ -63,6 +78,9 @@ impl Hold {
         let mut held = locked(&budget.held);
         let others = held.total - self.amount;
         let own = held.of_peer.get(&self.peer).map_or(0, |own| own - self.amount);
+        if amount > self.amount {
+            budget.check_is_little(own + amount)?;
+        }
         if amount > self.amount && !budget.has_room(others, own, amount) {
             let Budget { limit, word, noun, cure, .. } = budget;
             let what = format!("{others} {noun}, {own} of this connection; {amount} more are too many of {limit}");
@@ -84,9 +102,15 @@ impl Drop for Hold {
     }
 }
 
+fn no_memory(what: String) -> Status {
+    Status::overloaded("MEMORY_SHORT", what, "try again later, or give the container more memory")
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Budgets {
+    /// Memory is so short that no call is taken.
+    is_closed: AtomicBool,
     /// Calls whose message has come.
     pub calls: Arc<Budget>,
     /// Messages that are not whole, or not inflated.
@@ -105,9 +129,19 @@ impl Budgets {
         let (calls, later) = (settings.max_concurrent_requests, "try again later");
         let bytes_share = settings.max_message_bytes.max(bytes / 2);
         let budget = |limit, share, little, word, noun, cure| {
-            Arc::new(Budget { limit, share, little, word, noun, cure, held: Mutex::default() })
+            Arc::new(Budget {
+                limit,
+                share,
+                little,
+                word,
+                noun,
+                cure,
+                is_tight: AtomicBool::new(false),
+                held: Mutex::default(),
+            })
         };
         Self {
+            is_closed: AtomicBool::new(false),
             calls: budget(calls, calls, 2, "TOO_MANY_CALLS", "calls are under way", later),
             unread_bytes: budget(
                 bytes,
@@ -144,6 +178,22 @@ impl Budgets {
             ),
         }
     }
+
+    /// How short memory is: serving/container_memory.py's Pressure.
+    pub fn set_pressure(&self, pressure: u8) {
+        for budget in [&self.unread_bytes, &self.pictures, &self.picture_bytes, &self.picture_costs] {
+            budget.is_tight.store(pressure >= 1, Relaxed);
+        }
+        self.is_closed.store(pressure >= 2, Relaxed);
+    }
+
+    /// Err where there is no memory left for any call.
+    pub fn check_is_open(&self) -> Result<(), Status> {
+        if self.is_closed.load(Relaxed) {
+            return Err(no_memory("no memory is left for calls".into()));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +202,16 @@ mod tests {
 
     fn budget() -> Arc<Budget> {
         let (word, noun, cure) = ("FULL", "things are there", "wait");
-        Arc::new(Budget { limit: 100, share: 50, little: 5, word, noun, cure, held: Mutex::default() })
+        Arc::new(Budget {
+            limit: 100,
+            share: 50,
+            little: 5,
+            word,
+            noun,
+            cure,
+            is_tight: AtomicBool::new(false),
+            held: Mutex::default(),
+        })
     }
 
     // fault: S55
@@ -167,6 +226,19 @@ mod tests {
         assert!(budget.take(3, 6).is_err()); // the last quarter has begun
         let _modest: Vec<Hold> = (3..8).map(|peer| budget.take(peer, 5).unwrap()).collect();
         assert!(budget.take(9, 1).is_err());
+    }
+
+    // fault: S55
+    #[test]
+    fn where_memory_is_short_only_what_is_little_has_room() {
+        let budget = budget();
+        let before = budget.take(1, 40).unwrap();
+        budget.is_tight.store(true, Relaxed);
+        let refusal = budget.take(2, 6).unwrap_err();
+        assert!(refusal.message.starts_with("MEMORY_SHORT: "), "{}", refusal.message);
+        let _little = budget.take(2, 5).unwrap();
+        drop(before); // what was taken before is kept, and given back
+        assert_eq!(locked(&budget.held).total, 5);
     }
 
     #[test]

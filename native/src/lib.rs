@@ -32,6 +32,7 @@ mod model;
 mod open_inference;
 mod peers;
 mod pictures;
+mod probe;
 mod python;
 mod records;
 mod reflection;

@@ -86,6 +86,7 @@ impl Messages {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Raw>, Status>> {
         loop {
             if let Some(raw) = self.decoder.next()? {
+                self.server.budgets.unread_bytes.check_is_little(raw.bytes.len())?;
                 if !raw.is_compressed {
                     self.hold = None;
                 }

@@ -34,6 +34,11 @@ pub struct Ran {
 }
 
 impl Ran {
+    #[cfg(test)]
+    pub fn of(logits: Vec<f32>) -> Self {
+        Self { logits, failures: BTreeMap::new() }
+    }
+
     /// Why one of these images has no logits.
     pub fn failure(&self, places: Range<usize>) -> Option<&Status> {
         self.failures.range(places).next().map(|(_, status)| status)

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use crate::batching::Limits;
 use crate::engine::Engine;
 use crate::model::{Model, attached};
+use crate::probe::Probe;
 use crate::records::Record;
 use crate::response::ResponseWriter;
 use crate::server::Server;
@@ -38,11 +39,13 @@ struct Version {
     config: Vec<u8>,
     /// What the metrics page says of it.
     labels: Vec<(String, String)>,
+    /// An image to try the device with.
+    probe: Vec<u8>,
 }
 
 impl Version {
     fn served(self, settings: &Settings, shared: Arc<Shared>) -> Served {
-        let Self { images, run, close, name, version, classes, description, config, labels } = self;
+        let Self { images, run, close, name, version, classes, description, config, labels, probe } = self;
         let model = Model::new(images, run, close);
         let limits = Limits {
             max_batch_size: model.max_batch_size(),
@@ -50,7 +53,8 @@ impl Version {
             hang_timeout_us: (settings.hang_timeout_s * 1e6) as u64,
         };
         let writer = ResponseWriter::new(&name, &version, &classes);
-        let engine = Arc::new(Engine::new(shared, limits, model, writer, settings.max_inline_us));
+        let probe = Probe::new(probe.into(), settings.probe_after_s);
+        let engine = Arc::new(Engine::new(shared, limits, model, writer, probe, settings.max_inline_us));
         Served { model: versions::Model { name, version, classes, description, config, labels }, engine }
     }
 }
@@ -110,6 +114,11 @@ impl PyServer {
 
     fn count_refused_version(&self, word: String) {
         self.server.metrics().count_refused_version(word);
+    }
+
+    /// How short memory is: 1 refuses what is large, 2 all calls.
+    fn set_pressure(&self, pressure: u8) {
+        self.server.budgets.set_pressure(pressure);
     }
 
     /// Begins the drain; `wait` tells its end.

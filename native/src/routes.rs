@@ -127,7 +127,7 @@ async fn check_has_room(call: &Call, messages: &mut Messages) -> Result<(), Stat
 
 /// Of a method of the classifier, which refuses in a drain, and of messages that came late for it too.
 async fn only_message(call: &mut Call, messages: &mut Messages) -> Result<Bytes, Status> {
-    call.server.check_is_serving()?;
+    call.server.check_takes_calls()?;
     let raw = messages.next_raw().await?.ok_or_else(|| Status::no_message("send one"))?;
     call.server.check_is_serving()?;
     call.take_place()?;

@@ -128,6 +128,12 @@ impl Server {
         }
     }
 
+    /// Whether a call may begin: there must be memory for it too.
+    pub fn check_takes_calls(&self) -> Result<(), Status> {
+        self.check_is_serving()?;
+        self.budgets.check_is_open()
+    }
+
     pub fn set_warm(&self) {
         self.phase.send_if_modified(|phase| {
             let is_warming = *phase == Phase::Warming;

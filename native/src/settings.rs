@@ -33,6 +33,8 @@ pub struct Settings {
     pub message_timeout_s: f64,
     pub write_timeout_s: f64,
     pub hang_timeout_s: f64,
+    /// So long a device may be idle before it is tried.
+    pub probe_after_s: f64,
     pub lame_duck_s: f64,
     pub drain_timeout_s: f64,
     /// Pictures that Python decodes at once.

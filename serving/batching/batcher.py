@@ -21,9 +21,10 @@ from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.backends.base import Backend
 from serving.batching.device import Batch, DeviceThread
+from serving.batching.probe import Probe
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer, Part, Request
-from serving.batching.runs import BATCH_FAILED, Ran, checked
+from serving.batching.runs import BATCH_FAILED, Ran, checked, error_in
 from serving.batching.watchdog import DeviceWatch
 from serving.errors import ExpiredError, NotServingError, OverloadedError, RequestError
 from serving.metrics import NO_METRICS, Metrics
@@ -42,6 +43,7 @@ class Batcher:
         hang_timeout_s: float = 30.0,
         on_failure: Callable[[DeviceError], None] = lambda _failure: None,
         metrics: Metrics = NO_METRICS,
+        probe: Probe | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
@@ -51,6 +53,7 @@ class Batcher:
         self._watch = DeviceWatch(self._busy_s, hang_timeout_s=hang_timeout_s, on_failure=self._give_up)
         self._on_failure = on_failure
         self._metrics = metrics
+        self._probe = probe
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self.refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
@@ -77,6 +80,8 @@ class Batcher:
         """Starts the device thread, which warms up every batch size; returns when it is ready for requests."""
         await self._device.start()
         self.refusal = None
+        if self._probe is not None:
+            self._probe.start(self._run_probe)
 
     def submit(self, images: Images, deadline_s: float) -> Request:
         """Queues (N, 1, 28, 28) uint8 images; `answer_to` the request waits for the answer.
@@ -124,6 +129,8 @@ class Batcher:
             if handle is not None:
                 handle.cancel()
         self._watch.close()
+        if self._probe is not None:
+            self._probe.close()
         await self._device.close(timeout_s)
 
     def _dispatch(self) -> None:
@@ -157,6 +164,9 @@ class Batcher:
             for part in parts:
                 self._settle(part.request, BATCH_FAILED)
             return
+        self._put(batch)
+
+    def _put(self, batch: Batch) -> None:
         self._on_device.append(batch)
         self._device.put(batch)
         self._watch.begin()
@@ -165,16 +175,24 @@ class Batcher:
         self._end_of_window = None
         self._dispatch()
 
+    def _run_probe(self, image: Images) -> bool:
+        if self._on_device or self.refusal is not None:
+            return False
+        self._put(Batch([], image))  # of nobody's
+        return True
+
     # --- The way out ---------------------------------------------------------------------------------------------
 
     def _deliver(self, batch: Batch, ran: Ran, seconds: float) -> None:
         """Gives answer i to image i of the batch, and each request the error of its first image that failed."""
         self._on_device.popleft()
         outcome = checked(ran, len(batch.images))
+        if self._probe is not None:
+            outcome = self._probe.outcome_of(outcome, is_probe=not batch.parts)
         num_answered, stop = self.num_answered, 0
         for part in batch.parts:
             start, stop = stop, stop + part.stop - part.start
-            if error := _error_in(outcome, start, stop):
+            if error := error_in(outcome, start, stop):
                 self._settle(part.request, error)
                 if part.request.num_waiting:
                     self._queue.forget(part.request)  # its rest is not run, and takes no room
@@ -185,7 +203,7 @@ class Batcher:
             self._settle_part(part, answer)
         if isinstance(outcome, RequestError):
             self._metrics.count_failed_batch()
-        else:
+        elif batch.parts:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered, len(batch.parts))
             self._queue.observe(stop, seconds)
         # A device that lacks memory works.
@@ -228,10 +246,3 @@ class Batcher:
         running = [part.request for batch in self._on_device for part in batch.parts]
         for request in [*running, *self._queue.clear()]:
             self._settle(request, reason)
-
-
-def _error_in(outcome: Ran | RequestError, start: int, stop: int) -> RequestError | None:
-    """Returns why the images `start` to `stop` of a batch have no answer, if one of them has none."""
-    if isinstance(outcome, RequestError):
-        return outcome
-    return next((error for index, error in outcome.failures.items() if start <= index < stop), None)

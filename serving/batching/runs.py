@@ -125,3 +125,10 @@ def checked(ran: Ran, num_images: int) -> Ran | RequestError:
         bad = np.flatnonzero(~np.isfinite(ran.logits).all(axis=1)).tolist()
         ran = Ran(ran.logits, dict.fromkeys(bad, NOT_FINITE) | dict(ran.failures))
     return ran.failures[0] if len(ran.failures) == num_images else ran
+
+
+def error_in(outcome: Ran | RequestError, start: int, stop: int) -> RequestError | None:
+    """Returns why the images `start` to `stop` of a batch have no answer, if one of them has none."""
+    if isinstance(outcome, RequestError):
+        return outcome
+    return next((error for index, error in outcome.failures.items() if start <= index < stop), None)

@@ -2,7 +2,8 @@
 
 python -m tests.serving.breaking_server --lives 5,0 [the server's settings]
 
-The first process answers five batches, the second none; those after them do not break.
+The first process answers five batches, the second none; those after them do not break. `--idle-fault hangs` has the
+device of the first process break by itself a second after its start, whether or not anybody asks anything of it.
 """
 
 import argparse
@@ -36,6 +37,8 @@ class BreakingBackend(FakeBackend):
         self._image_s = image_s
         self._num_left = num_batches
         self._slow_s = slow_s
+        self.idle_fault = ""
+        self._began_s = time.monotonic()
 
     def warm_up(self) -> None:
         if not self.has_memory:
@@ -46,9 +49,12 @@ class BreakingBackend(FakeBackend):
             self._num_left -= 1
             time.sleep(self._slow_s)
         time.sleep(self._image_s * len(images))
-        if self._num_left < 0:
+        fault = self.idle_fault if time.monotonic() > self._began_s + 1 else ""
+        if self._num_left < 0 or fault == "raises":
             raise BROKEN
-        return super().infer(images)
+        if fault == "hangs":
+            time.sleep(60)
+        return super().infer(images) + (fault == "drifts")
 
     def close(self) -> None:
         if self._num_left < 0:
@@ -65,6 +71,7 @@ class BreakingVersion(ModelVersion):
     has_memory: bool
     slow_s: float
     image_s: float
+    idle_fault: str
 
     def open(self, config: ServerConfig) -> ServedModel:
         with self.num_starts:
@@ -76,6 +83,7 @@ class BreakingVersion(ModelVersion):
         lives = self.lives[number] if number < len(self.lives) else float("inf")
         backend = BreakingBackend(config, lives, self.slow_s, self.image_s)
         backend.has_memory = self.has_memory
+        backend.idle_fault = self.idle_fault if number == 0 else ""
         return ServedModel(manifest=MANIFEST, backend=backend, sha256="a" * 64)
 
 
@@ -87,6 +95,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
     parser.add_argument("--image-s", type=float, default=0.0, help="that each image takes")
     parser.add_argument("--lame-duck-s", type=float, default=0.1, help="as in serving/limits.py")
+    parser.add_argument("--idle-fault", choices=("raises", "drifts", "hangs"), default="")
+    parser.add_argument("--probe-after-s", type=float, default=10.0, help="as in serving/limits.py")
     options, settings = parser.parse_known_args(arguments)
     version = BreakingVersion(
         directory=Path(),
@@ -96,9 +106,11 @@ def main(arguments: list[str]) -> int:
         has_memory=not options.no_memory,
         slow_s=options.slow_s,
         image_s=options.image_s,
+        idle_fault=options.idle_fault,
         num_starts=multiprocessing.get_context("fork").Value("i", 0),
     )
-    config = dataclasses.replace(parse_arguments(settings), limits=Limits(lame_duck_s=options.lame_duck_s))
+    limits = Limits(lame_duck_s=options.lame_duck_s, probe_after_s=options.probe_after_s)
+    config = dataclasses.replace(parse_arguments(settings), limits=limits)
     return serve_version(config, version)
 
 

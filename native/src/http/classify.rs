@@ -34,7 +34,7 @@ struct Document {
 }
 
 pub async fn answer(call: &mut Call, head: &Parts, incoming: Incoming) -> Result<Page, Status> {
-    call.server.check_is_serving()?;
+    call.server.check_takes_calls()?;
     call.server.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
     let may_be_picture = may_be_picture(head)?;
     let asked = options_from(head.uri.query().unwrap_or_default())?;

@@ -67,7 +67,7 @@ pub async fn answer(
     headers: &HeaderMap,
     incoming: Incoming,
 ) -> Result<Page, Status> {
-    call.server.check_is_serving()?;
+    call.server.check_takes_calls()?;
     call.server.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
     let length = json_length(headers)?;
     let mut body = request_body::whole(call, headers, incoming).await?;

@@ -17,7 +17,8 @@ import grpc.aio
 
 from serving.access import Tokens
 from serving.config import ServerConfig
-from serving.errors import InvalidRequestError, NotServingError, RequestError
+from serving.container_memory import LITTLE_BYTES, Pressure
+from serving.errors import InvalidRequestError, NotServingError, OverloadedError, RequestError
 from serving.metrics import Metrics
 from serving.request_log import RequestLog
 
@@ -61,6 +62,7 @@ class RpcHandler(grpc.GenericRpcHandler):
         `page_token_sha256` is the digest of a token that may call besides those of the settings.
         """
         self.refusal: NotServingError | None = None  # set while draining
+        self.pressure = Pressure.NOTHING
         self._config = config
         self._metrics = metrics
         self._log = log
@@ -102,6 +104,7 @@ class RpcHandler(grpc.GenericRpcHandler):
             message: Any = await context.read()
             if not isinstance(message, bytes):  # grpc.aio.EOF
                 raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
+            self._check_memory(len(message))
             left_s = cast("float | None", context.time_remaining())
             if left_s is None:
                 left_s = self._config.limits.default_deadline_s
@@ -146,6 +149,13 @@ class RpcHandler(grpc.GenericRpcHandler):
         if self._log is not None:
             traceparent = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
             self._log.write_call(call.path, grpc.StatusCode[status].value[0], call.began_s, traceparent)
+
+    def _check_memory(self, num_bytes: int) -> None:
+        """Raises OverloadedError if there is no memory for a message as large as this."""
+        if self.pressure is Pressure.ALL or (self.pressure and num_bytes > LITTLE_BYTES):
+            most = 0 if self.pressure is Pressure.ALL else LITTLE_BYTES
+            what = f"little memory is left, and {num_bytes} bytes exceed the {most} that are still taken at once"
+            raise OverloadedError("MEMORY_SHORT", what, "try again later, or give the container more memory")
 
     def _check_token(self, context: Context) -> None:
         """Raises UnauthenticatedError if tokens are asked for and the call carries none that is known."""

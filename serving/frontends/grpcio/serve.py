@@ -6,6 +6,7 @@ import signal
 from importlib import import_module
 from importlib.util import find_spec
 
+from serving.container_memory import ContainerMemory
 from serving.frontends.grpcio.server import Server
 from serving.loading import Loader
 from serving.metrics import NO_METRICS, Metrics, serve_page
@@ -45,7 +46,7 @@ async def _serve(process: Process) -> None:
     process.tell_ready(model)
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
     gc.set_threshold(50_000, 20, 100)  # looking for cycles, which calls hardly leave, is 6 % of a small request
-    alive = asyncio.create_task(_tell_alive(process))
+    alive = asyncio.create_task(_look_after(process, server))
     try:
         await server.run_until_stopped()
     finally:
@@ -66,7 +67,9 @@ def _on_orders(loop: asyncio.AbstractEventLoop, process: Process, server: Server
             loader.carry_out(order)
 
 
-async def _tell_alive(process: Process) -> None:
+async def _look_after(process: Process, server: Server) -> None:
+    memory = ContainerMemory()
     while True:
         process.tell_alive()
-        await asyncio.sleep(1.0)
+        server.set_pressure(memory.pressure())
+        await asyncio.sleep(0.25)

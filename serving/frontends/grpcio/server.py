@@ -15,6 +15,7 @@ from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
 from atelier.wire import OPEN_INFERENCE, SERVICE
 from serving.access import server_credentials
 from serving.config import ServerConfig
+from serving.container_memory import Pressure
 from serving.errors import NotServingError
 from serving.frontends.grpcio import health as probes
 from serving.frontends.grpcio import open_inference
@@ -101,6 +102,10 @@ class Server:
     def keep(self, model: ServedModel) -> None:
         """Warms it up, and serves it to calls that ask for it; for the loader's thread."""
         asyncio.run_coroutine_threadsafe(self._versions.keep(model), self._loop).result()
+
+    def set_pressure(self, pressure: Pressure) -> None:
+        """Refuses what there is no memory for."""
+        self._handler.pressure = pressure
 
     def count_refused(self, word: str) -> None:
         """Counts a version that was refused."""

@@ -33,6 +33,7 @@ def version_for(model: ServedModel, config: ServerConfig) -> dict[str, Any]:
         "description": description_of(model, config),
         "config": model_config(model, config).SerializeToString(),
         "labels": sorted(labels_of(model).items()),
+        "probe": model.manifest.probes.one().tobytes(),
     }
 
 

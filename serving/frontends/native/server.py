@@ -12,6 +12,7 @@ import atelier_native
 from atelier.errors import ConfigurationError, DeviceError, ProgramError
 from atelier.program import say
 from serving.config import ServerConfig
+from serving.container_memory import ContainerMemory, Pressure
 from serving.frontends.native.callbacks import check_images, decode, measured_sizes, picture_cost, version_for
 from serving.frontends.native.heap import Heap
 from serving.frontends.native.settings import MAX_CONNECTIONS, max_connections, settings_for
@@ -60,11 +61,12 @@ def serve(process: Process) -> None:
 
 
 def _wait(server: "NativeServer", process: Process, loader: Loader, log: RequestLog, heap: Heap) -> None:
-    is_stopping = False
+    is_stopping, memory = False, ContainerMemory()
     while not server.wait(TICK_S):
         process.tell_alive()
         log.write(server.take_records())
         heap.look()
+        server.set_pressure(memory.pressure())
         while not is_stopping and (order := process.next_order()):
             loader.carry_out(order)
             if order.drain:
@@ -137,6 +139,10 @@ class NativeServer:
     def count_refused(self, word: str) -> None:
         """Counts a version that was refused."""
         self._server.count_refused_version(word)
+
+    def set_pressure(self, pressure: Pressure) -> None:
+        """Refuses what there is no memory for."""
+        self._server.set_pressure(pressure)
 
     def close(self) -> None:
         """Frees the device, once all has been answered."""
