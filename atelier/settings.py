@@ -11,7 +11,7 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
@@ -63,10 +63,14 @@ def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", 
 
 
 def field_docstrings(kind: type) -> dict[str, str]:
-    """Maps each annotated field to the string literal under it, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    """Maps each annotated field, inherited ones too, to the string literal under it, on one line."""
     docstrings = {}
-    for field, docstring in itertools.pairwise(body):
+    for field, docstring in itertools.chain(*(_pairs_of(each) for each in kind.__mro__[-2::-1])):
         if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Expr):
             docstrings[ast.unparse(field.target)] = " ".join(ast.literal_eval(docstring.value).split())
     return docstrings
+
+
+def _pairs_of(kind: type) -> Iterator[tuple[ast.stmt, ast.stmt]]:
+    """Yields each statement in the body of a class with the next one."""
+    return itertools.pairwise(ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body)  # type: ignore[attr-defined]

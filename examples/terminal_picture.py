@@ -29,11 +29,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.terminal_picture", description=__doc__)
     parser.add_argument("picture", type=Path, help="the PNG to write")
     parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=11, help="which test images (%(default)s)")
     options = parser.parse_args(arguments)
     settings = ("--repository", str(options.repository), "--port", "0", "--metrics-port", "0")
     with server_process("serving", *settings) as server:
-        ask = ("--target", f"localhost:{server.port}", "--count", "4", "--seed", str(options.seed))
+        ask = ("--target", f"localhost:{server.port}", "--count", "4")
         shown = shown_in_a_terminal([sys.executable, "-m", "loadtest.samples", *ask])
     picture_of("$ make classify\n\n" + shown).save(options.picture, optimize=True)
     return 0

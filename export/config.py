@@ -18,11 +18,22 @@ MADE_WITH = (  # packages to record
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Says what one export reads, proves and writes. Raises UsageError BAD_OPTIONS if that cannot be."""
+class Trained:
+    """Says what a program of this wing starts from."""
 
     checkpoint_dir: Path = CHECKPOINT_DIR
     """The checkpoint that `python -m training` left."""
+
+    data_dir: Path | None = None
+    """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""
+
+    unverified_data: bool = False
+    """For tests: take any IDX files for Fashion-MNIST."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Trained):
+    """Says what one export reads, proves and writes. Raises UsageError BAD_OPTIONS if that cannot be."""
 
     repository: Path = REPOSITORY_DIR
     """The model repository; the version goes under <repository>/lenet5/."""
@@ -32,17 +43,8 @@ class ExportConfig:
     `signing`.
     """
 
-    data_dir: Path | None = None
-    """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""
-
-    unverified_data: bool = False
-    """For tests: take any IDX files for Fashion-MNIST."""
-
-    incomplete: bool = False
-    """Export a checkpoint even if its training has not finished."""
-
-    near_chance: bool = False
-    """Export a model even if its accuracy is within 5 points of chance."""
+    untrained: bool = False
+    """Export even a checkpoint whose training has not finished, or whose accuracy is within 5 points of chance."""
 
     max_batch_size: int = 256
     """The largest batch that is proven, and so the largest that may be served."""
@@ -56,9 +58,6 @@ class ExportConfig:
     litert: bool = False
     """Make a LiteRT model too, which `--backend litert` serves; fetches its converter, 2.5 GB, into .cache."""
 
-    opt_batch_size: int = 64
-    """The batch size that the engine's kernels are timed at."""
-
     version_compatible: bool = False
     """Build an engine that also runs on later TensorRT of the same major version, and on the lean runtime."""
 
@@ -66,8 +65,6 @@ class ExportConfig:
     """Other GPUs that the engine is to run on."""
 
     def __post_init__(self) -> None:
-        if self.opt_batch_size < 1:
-            raise UsageError("BAD_OPTIONS", f"--opt-batch-size is {self.opt_batch_size}", "it must be at least 1")
         if self.litert and self.precision != "fp32":
             what = f"--litert makes a model in fp32, not {self.precision}"
             raise UsageError("BAD_OPTIONS", what, "leave out one of them")
@@ -81,7 +78,6 @@ class ExportConfig:
         return EngineOptions(
             precision=self.precision,
             max_batch_size=self.max_batch_size,
-            opt_batch_size=self.opt_batch_size,
             version_compatible=self.version_compatible,
             hardware_compatible=self.hardware_compatible,
             timing_cache=self.repository.parent / TIMING_CACHE.name,

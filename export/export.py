@@ -32,20 +32,18 @@ from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_litert, open_tensorrt
 from serving.backends.torch_backend import TorchBackend
-from serving.manifest import LITERT_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes
+from serving.manifest import LITERT_NAME, MODEL_NAME, ONNX_NAME, PROGRAM_NAME, EngineSpec, Manifest, Probes
 from training.checkpoint import Checkpoint, load_model
 from training.config import TrainConfig, resume_command
 from training.dataset import CLASSES, load_dataset
 from training.device import hardware_of
 from training.divergence import CHANCE, accuracy_of, is_near_chance
 
-MODEL_NAME = "lenet5"
-
 
 def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
     """Raises BadDataError for a checkpoint that nobody means to serve: a training broken off, or other data."""
     done, planned = checkpoint.completed_epochs, checkpoint.recipe.num_epochs
-    if not checkpoint.is_complete and not config.incomplete:
+    if not checkpoint.is_complete and not config.untrained:
         what = f"{config.checkpoint_dir} has {done} of {planned} epochs"
         training = TrainConfig(
             recipe=checkpoint.recipe,
@@ -53,7 +51,7 @@ def check_provenance(checkpoint: Checkpoint, config: ExportConfig) -> None:
             data_dir=config.data_dir,
             unverified_data=not checkpoint.dataset_verified,
         )
-        cure = f"{resume_command(training)} finishes it; --incomplete exports it as it is"
+        cure = f"{resume_command(training)} finishes it; --untrained exports it as it is"
         raise BadDataError("INCOMPLETE_CHECKPOINT", what, cure)
     if not config.unverified_data and not checkpoint.dataset_verified:
         what = f"{config.checkpoint_dir} was trained on data that is not, or not known to be, Fashion-MNIST"
@@ -67,10 +65,10 @@ def check_accuracy(checkpoint: Checkpoint, config: ExportConfig) -> None:
     if accuracy is None or not is_near_chance(accuracy):
         return
     what = f"{config.checkpoint_dir} has accuracy {accuracy:.3f}, and guessing has {CHANCE:g}"
-    if not config.near_chance:
-        cure = "train it --again with another --learning-rate; --near-chance exports it as it is"
+    if not config.untrained:
+        cure = "train it --again with another --learning-rate; --untrained exports it as it is"
         raise BadDataError("NEAR_CHANCE", what, cure)
-    print(f"warning: NEAR_CHANCE: {what} (it was asked for with --near-chance)", file=sys.stderr)
+    print(f"warning: NEAR_CHANCE: {what} (it was asked for with --untrained)", file=sys.stderr)
 
 
 def open_backends(

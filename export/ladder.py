@@ -22,7 +22,7 @@ from atelier.machine import package_versions
 from atelier.program import run_program
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from export.config import MADE_WITH
+from export.config import MADE_WITH, Trained
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
 from export.parity import RuntimeParity, run_gate, truth_of
@@ -35,7 +35,6 @@ from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from training.checkpoint import load_model
 from training.dataset import CLASSES, FashionMNIST, load_dataset
 from training.device import hardware_of
-from training.run_record import CHECKPOINT_DIR
 
 MAX_BATCH_SIZE = 256
 NUM_REPEATS = 7
@@ -44,17 +43,11 @@ HEADER = ("precision", "runtime", "max_abs_diff", "top-1 agreement", "accuracy",
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderSettings:
+class LadderSettings(Trained):
     """Says what is compared, and where the figures go."""
 
-    checkpoint_dir: Path = CHECKPOINT_DIR
-    """The checkpoint that `python -m training` left."""
-
-    data_dir: Path | None = None
-    """The folder of Fashion-MNIST's four files; None looks in the usual places and fetches them if need be."""
-
-    report: Path | None = None
-    """A file that the figures are written to as well, as JSON."""
+    report_dir: Path | None = None
+    """Also write the figures there, as ladder.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,19 +119,20 @@ def main(arguments: list[str]) -> int:
     """Climbs and prints the table; returns 65 if a rung fails its gate."""
     options = parse_settings(LadderSettings, arguments, prog="python -m export.ladder", description=__doc__ or "")
     model, checkpoint = load_model(options.checkpoint_dir)
-    rungs = list(climb(model, load_dataset(options.data_dir)))
+    rungs = list(climb(model, load_dataset(options.data_dir, verify=not options.unverified_data)))
     machine = hardware_of(torch.device("cpu"))
     print(
         f"\n{table_from(rungs)}\n\n{machine}; one inference thread; batches of {MAX_BATCH_SIZE}, {NUM_REPEATS} repeats"
     )
-    if options.report:
+    if options.report_dir:
         document = {
             "machine": machine,
             "versions": package_versions(MADE_WITH),
             "checkpoint_sha256": checkpoint.sha256,
             "rungs": [asdict(rung) | {"passed": bool(rung.parity)} for rung in rungs],
         }
-        write_atomically(options.report, (json.dumps(document, indent=2) + "\n").encode())
+        options.report_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.report_dir / "ladder.json", (json.dumps(document, indent=2) + "\n").encode())
     return 0 if all(rung.parity for rung in rungs) else 65
 
 

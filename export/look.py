@@ -20,13 +20,11 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--repository", type=Path, default=Path("artifacts/models"), metavar="DIR", help="what export wrote")
     add("--port", type=int, default=8080, metavar="N", help="where the browser finds it (8080)")
-    add("--no-browser", action="store_true", help="only print the address")
     add("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    version_dir, _ = find_version(options.repository, "lenet5")
+    version_dir, _ = find_version(options.repository)
     python = python_with(PACKAGES, ENVIRONMENT)
-    command = [str(python.with_name("netron")), "--host", "localhost", "--port", str(options.port)]
-    command += [] if options.no_browser else ["--browse"]
+    command = [str(python.with_name("netron")), "--host", "localhost", "--port", str(options.port), "--browse"]
     with suppress(KeyboardInterrupt):
         return subprocess.run([*command, str(version_dir / ONNX_NAME)], check=False).returncode  # noqa: S603
     return 0

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     bills = {"python": _python_bill(options.python), "native": _native_bill(NATIVE_PINS)}
     try:
-        bills["model"] = _model_bill(find_version(options.repository, "lenet5")[1])
+        bills["model"] = _model_bill(find_version(options.repository)[1])
     except MissingInputError as error:
         say(f"without the model's bill: {error}")
     for name, text in bills.items():

@@ -152,7 +152,7 @@ def opened(repository: Path, kind: str, device: str, max_batch_size: int) -> Bac
         if not device.startswith("cuda"):
             raise UsageError("BAD_OPTIONS", f"--backend floor is asked for on {device}", "--device cuda: it is a GPU's")
         return Floor(device, max_batch_size)
-    version_dir, manifest = find_version(repository, "lenet5")
+    version_dir, manifest = find_version(repository)
     if kind == "torch-compiled":
         from serving.backends.torch_backend import TorchBackend
 
@@ -210,7 +210,7 @@ def main(arguments: list[str]) -> int:
     backend = opened(options.repository, options.backend, options.device, max(options.batch_sizes))
     backend.warm_up()
     is_floor = backend.name == "floor"  # computes nothing
-    probes = "" if is_floor else str(prove(backend, find_version(options.repository, "lenet5")[1]))
+    probes = "" if is_floor else str(prove(backend, find_version(options.repository)[1]))
     clock = clock_of(backend)
     rows = [row_of(backend, size, REPEATS, SECONDS, clock) for size in options.batch_sizes]
     after = device_bytes(options.device)

@@ -13,6 +13,27 @@ PARTS = (REFERENCES, *SCENARIOS, SWEEP, MAX)
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What `make attack`, `make restarts` and `make soak` have in common."""
+
+    repository: Path = Path("artifacts/models")
+    """The model repository to serve."""
+
+    front_end: str = "auto"
+    """Front end of the server that is started: auto, native or grpcio."""
+
+    scale: float = 1.0
+    """How much and how often, as a share of the whole."""
+
+    report_dir: Path | None = None
+    """Also write all figures there, and what happened to every request, if that is kept."""
+
+    def number(self, whole: int) -> int:
+        """Returns this trial's share, at least one."""
+        return max(1, round(whole * self.scale))
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadTestConfig:
     """Settings of one load test. Raises UsageError, naming value, limit and cure, if one of them cannot be."""
 

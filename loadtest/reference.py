@@ -23,7 +23,6 @@ from serving.manifest import Manifest, find_version
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
 FP32_ATOL = 1e-4  # of a probability
-MODEL = "lenet5"
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
 
 
@@ -65,8 +64,8 @@ def open_references(config: LoadTestConfig, images: Images) -> References:
     Raises MissingInputError if there is no version, ConfigurationError if the reference is another model's, and what
     the backends raise.
     """
-    version_dir, manifest = find_version(config.repository, MODEL)
-    asked = find_version(config.reference_repository or config.repository, MODEL)
+    version_dir, manifest = find_version(config.repository)
+    asked = find_version(config.reference_repository or config.repository)
     if asked[1].checkpoint_sha256 != manifest.checkpoint_sha256:
         what = f"{config.reference_repository} and {config.repository} are of different checkpoints"
         raise ConfigurationError("OTHER_MODEL", what, "--reference-repository needs the same model in fp32")

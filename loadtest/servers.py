@@ -13,8 +13,9 @@ from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
 from loadtest.load.open_inference import OIP_SERVICE, OpenInference
 from loadtest.load.protocols import Classify, Echo, Reference, ServerProtocol
-from loadtest.reference import MODEL, References
+from loadtest.reference import References
 from loadtest.server_process import server_process
+from serving.manifest import MODEL_NAME
 
 SERVED = "served"
 READY_TIMEOUT_S = 10.0
@@ -77,19 +78,19 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
             response_deserializer=oip.ModelMetadataResponse.FromString,
         )
         try:
-            is_ready = ready(oip.ModelReadyRequest(name=MODEL), timeout=READY_TIMEOUT_S, wait_for_ready=True).ready
-            model = describe(oip.ModelMetadataRequest(name=MODEL), timeout=READY_TIMEOUT_S)
+            is_ready = ready(oip.ModelReadyRequest(name=MODEL_NAME), timeout=READY_TIMEOUT_S, wait_for_ready=True).ready
+            model = describe(oip.ModelMetadataRequest(name=MODEL_NAME), timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
             what = f"{config.target}: {error.code().name}: {error.details()}"
             raise ResourceUnavailableError("NO_SERVER", what, "does it speak the Open Inference Protocol?") from None
     if not is_ready:
-        raise ResourceUnavailableError("NOT_SERVING", f"{config.target} says {MODEL} is not ready", "see its log")
+        raise ResourceUnavailableError("NOT_SERVING", f"{config.target} says {MODEL_NAME} is not ready", "see its log")
     tensors = [(spec.name, spec.datatype) for spec in (*model.inputs, *model.outputs)]
     if tensors != [("images", "UINT8"), ("logits", "FP32")]:
-        what = f"{MODEL} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
+        what = f"{MODEL_NAME} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
         raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, as lenet5")
     words = f"{model.name} on {model.platform or 'a server'} by the Open Inference Protocol"
-    protocol = OpenInference(target=config.target, reference=reference, model_name=MODEL)
+    protocol = OpenInference(target=config.target, reference=reference, model_name=MODEL_NAME)
     return Served(protocol, words)
 
 

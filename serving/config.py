@@ -20,10 +20,7 @@ class ServerConfig:
     """Holds the settings. Raises ConfigurationError, naming value, limit and cure, if one of them cannot be."""
 
     repository: Path = Path("artifacts/models")
-    """The model repository that `python -m export` writes: <repository>/<model>/<version>/."""
-
-    model: str = "lenet5"
-    """Name of the model to serve."""
+    """The model repository that `python -m export` writes: <repository>/lenet5/<version>/."""
 
     model_version: int | None = None
     """Version to serve; None takes the newest."""

@@ -21,6 +21,7 @@ from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
 from atelier.tolerances import TOLERANCES
 from atelier.trusted_files import read_trusted
 
+MODEL_NAME = "lenet5"
 MANIFEST_NAME, SIGNATURE_NAME = "manifest.json", "manifest.sig"
 PLAIN_NAME = r"[0-9A-Za-z][0-9A-Za-z._-]*"  # of a file of the version: it leads nowhere else
 MAX_MANIFEST_BYTES, MAX_FILE_BYTES = 4 << 20, 64 << 20  # LeNet-5's take 0.1 and 1.2 MiB at most
@@ -224,22 +225,20 @@ def read_verified(version_dir: Path, manifest: Manifest, name: str) -> bytes:
     return data
 
 
-def find_version(
-    repository: Path, model: str, version: int | None = None, check: Check | None = None
-) -> tuple[Path, Manifest]:
+def find_version(repository: Path, version: int | None = None, check: Check | None = None) -> tuple[Path, Manifest]:
     """Returns the directory and manifest of the version asked for, or of the newest.
 
     Raises MissingInputError NO_MODEL, listing those that exist, and what `load_manifest` raises.
     """
-    versions = list_versions(repository / model)
+    versions = list_versions(repository / MODEL_NAME)
     wanted = max(versions, default=None) if version is None else version
     if wanted is None or wanted not in versions:
-        asked = f"no version of {model}" if version is None else f"no version {version} of {model}"
+        asked = f"no version of {MODEL_NAME}" if version is None else f"no version {version} of {MODEL_NAME}"
         what = f"{repository} has {asked} (found: {', '.join(map(str, versions)) or 'none'})"
         raise MissingInputError("NO_MODEL", what, "make export writes one")
-    version_dir = repository / model / str(wanted)
+    version_dir = repository / MODEL_NAME / str(wanted)
     manifest = load_manifest(version_dir, check)
-    if (manifest.model_name, manifest.version) != (model, wanted):
+    if (manifest.model_name, manifest.version) != (MODEL_NAME, wanted):
         what = f"{version_dir} holds version {manifest.version} of {manifest.model_name}, by its manifest"
         raise BadDataError("BAD_MANIFEST", what, "versions cannot be renamed or copied: make export writes a new one")
     return version_dir, manifest

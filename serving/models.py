@@ -109,7 +109,7 @@ def find_version(config: ServerConfig, number: int | None = None) -> ModelVersio
     """
     check = signature_check(config.require_signature) if config.require_signature else None
     number = number or config.model_version
-    directory, manifest = manifests.find_version(config.repository, config.model, number, check)
+    directory, manifest = manifests.find_version(config.repository, number, check)
     return ModelVersion(directory=directory, manifest=manifest)
 
 

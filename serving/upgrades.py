@@ -14,7 +14,7 @@ from typing import Any
 from atelier.errors import ProgramError
 from atelier.program import say
 from serving.config import ServerConfig
-from serving.manifest import MANIFEST_NAME, list_versions
+from serving.manifest import MANIFEST_NAME, MODEL_NAME, list_versions
 from serving.models import ModelVersion, read_version
 
 MAX_LOAD_S = 300.0  # then a line says that it hangs
@@ -99,7 +99,7 @@ class Upgrades:
 
     def _newest(self) -> Stamp | None:
         """Returns the newest version that has a manifest, which is written last; None unless it is newer than ours."""
-        model_dir = self._config.repository / self._config.model
+        model_dir = self._config.repository / MODEL_NAME
         try:
             newer = [number for number in list_versions(model_dir) if number > self.version.manifest.version]
             for number in reversed(newer):

@@ -217,7 +217,7 @@ def test_second_export_makes_version_2_and_the_server_takes_it(job: Job, tmp_pat
     """Through the gate on few images: on all of them the first one went."""
     models = shutil.copytree(job.repository, tmp_path / "models")
     write_idx_files(tmp_path / "data")
-    few = ("--data-dir", tmp_path / "data", "--unverified-data", "--near-chance")
+    few = ("--data-dir", tmp_path / "data", "--unverified-data", "--untrained")
     again = command("export", "--checkpoint-dir", job.checkpoint_dir, "--repository", models, *few)
     assert again.returncode == 0, again.stderr
     assert (models / "lenet5" / "2" / "manifest.json").exists()

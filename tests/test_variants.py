@@ -61,7 +61,7 @@ def trained_and_exported(real_images: Path, directory: Path, *options: str) -> P
     where = ["--data-dir", str(real_images), "--unverified-data", "--checkpoint-dir", str(directory / "checkpoint")]
     assert run_program(train_main, [*where, "--epochs", "1", "--device", "cpu", "--threads", "1", *options]) == 0
     repository = ["--repository", str(directory / "models")]
-    assert run_program(export_main, [*where, *repository, "--max-batch-size", "64", "--near-chance"]) == 0
+    assert run_program(export_main, [*where, *repository, "--max-batch-size", "64", "--untrained"]) == 0
     return directory / "models" / "lenet5" / "1"
 
 
@@ -69,10 +69,9 @@ def trained_and_exported(real_images: Path, directory: Path, *options: str) -> P
 def test_variant_is_trained_and_passes_the_gate_on_the_runtime_that_serves(
     variant: tuple[str, str, str, str], real_images: Path, tmp_path: Path
 ) -> None:
-    options = zip(("--architecture", "--activation", "--pooling", "--padding-mode"), variant, strict=True)
-    version_dir = trained_and_exported(
-        real_images, tmp_path, "--learning-rate", "0.1", *itertools.chain.from_iterable(options)
-    )
+    names = ("architecture", "activation", "pooling", "padding_mode")
+    options = [("--set", f"{name}={value}") for name, value in zip(names, variant, strict=True)]
+    version_dir = trained_and_exported(real_images, tmp_path, "--learning-rate", "0.1", *itertools.chain(*options))
     recipe = load_record(tmp_path / "checkpoint")[0].recipe
     assert (recipe.architecture, recipe.activation, recipe.pooling, recipe.padding_mode) == variant
     report = json.loads((version_dir / "parity.json").read_bytes())
@@ -83,7 +82,7 @@ def test_variant_is_trained_and_passes_the_gate_on_the_runtime_that_serves(
 
 @pytest.mark.parametrize("recipe", ["tutorial", "classic", "modern"])
 def test_recipe_is_trained_exported_through_the_gate_and_served(recipe: str, real_images: Path, tmp_path: Path) -> None:
-    version_dir = trained_and_exported(real_images, tmp_path, "--recipe", recipe, "--validation-images", "100")
+    version_dir = trained_and_exported(real_images, tmp_path, "--recipe", recipe, "--set", "num_validation_images=100")
     model, _ = load_model(tmp_path / "checkpoint")
     images = load_dataset(real_images, verify=False).test_images  # (256, 1, 28, 28)
     settings = ("--repository", str(tmp_path / "models"), "--port", "0", "--device", "cpu")

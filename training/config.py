@@ -16,8 +16,7 @@ from training.run_record import CHECKPOINT_DIR, find_record, options_for
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 # Fields of the recipe with a flag of their own: `--epochs 3` is `--set num_epochs=3`.
-SHORTCUTS: tuple[str, ...] = ("architecture", "activation", "pooling", "padding_mode", "learning_rate", "num_epochs")
-SHORTCUTS += ("num_validation_images",)
+SHORTCUTS = ("learning_rate", "num_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,7 @@ EPILOG = """
   python -m training --seeds 3           how much of the result is luck: mean and spread over seeds 0, 1, 2
   torchrun --nproc-per-node 4 -m training   the same steps, each shared between four GPUs
   python -m training --summary           the layers: where each shape comes from, parameters, multiply-adds
-  python -m training --architecture classic --activation relu --pooling max --learning-rate 0.1
+  python -m training --set architecture=classic --set activation=relu --set pooling=max --learning-rate 0.1
                                          the tutorial's training of another network; the checkpoint says which
 
 Ctrl-C stops after the running step; the checkpoint of the last whole epoch stays. The same recipe, seed, machine and
@@ -146,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     known = "A recipe of training/recipes.py (tutorial, or with --resume the run's)."
     parser.add_argument("--recipe", choices=RECIPES, help=known)
-    fields = "Change any field of the recipe (training/recipes.py); recorded. For some there are flags:"
+    fields = "Change any field of the recipe (training/recipes.py); recorded. For two there are flags:"
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=fields)
     meanings = field_docstrings(Recipe)
     for name in SHORTCUTS:

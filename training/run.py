@@ -196,7 +196,7 @@ def _check_last_batch(model: LeNet, record: RunRecord) -> None:
     batch_size, num_images = record.recipe.batch_size, record.num_train_images
     if is_normalised and (num_images % batch_size == 1 or batch_size == 1):
         what = f"batch_size {batch_size} leaves a last batch of 1 of {num_images} images, which cannot be normalised"
-        raise ConfigurationError("BAD_RECIPE", what, "change --set batch_size or --validation-images")
+        raise ConfigurationError("BAD_RECIPE", what, "change --set batch_size or --set num_validation_images")
 
 
 def _interrupted(config: TrainConfig, record: RunRecord, signal: StopRequestedError) -> InterruptedRunError:

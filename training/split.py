@@ -37,7 +37,7 @@ def put_aside(split: Split, num_images: int) -> tuple[Split, Split | None]:
         return split, None
     if num_images >= len(split.images):
         what = f"num_validation_images is {num_images}, of {len(split.images)} training images"
-        raise ConfigurationError("BAD_RECIPE", what, "leave some to train on: --validation-images")
+        raise ConfigurationError("BAD_RECIPE", what, "leave some to train on: --set num_validation_images")
     order = torch.from_numpy(np.random.default_rng(CHOICE_SEED).permutation(len(split.images)))
     order = order.to(split.images.device)  # (N,)
     chosen, rest = order[:num_images], order[num_images:]

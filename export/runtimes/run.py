@@ -1,17 +1,18 @@
 """`python -m export.runtimes` (make runtimes): the served model in every framework and runtime that takes it."""
 
-import argparse
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from atelier.errors import ConfigurationError, UsageError
 from atelier.files import write_atomically
 from atelier.machine import machine_facts
-from export.export import MODEL_NAME
+from atelier.settings import parse_settings
+from export.config import REPOSITORY_DIR, Trained
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs
 from export.runtimes.known import OURS, RUNTIMES
@@ -21,14 +22,35 @@ from export.runtimes.session import Session, logits_in
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, find_version, read_verified
 from training.checkpoint import load_model
 from training.dataset import load_dataset
-from training.run_record import CHECKPOINT_DIR
 
 PACKAGES = ("onnxruntime", "torch", "numpy")
+REPEATS = 7  # of each, in turn with ONNX Runtime
+LIMIT_S = 300.0  # after which a runtime is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimesSettings(Trained):
+    """The command line; the checkpoint is what the repository was made from: the truth."""
+
+    repository: Path = REPOSITORY_DIR
+    """What `python -m export` wrote."""
+
+    only: str = ""
+    """Some of the runtimes, separated by commas; without a report, unless --report-dir asks for one."""
+
+    report_dir: Path | None = None
+    """Where the report goes (reports)."""
 
 
 def main(arguments: list[str]) -> int:
     """Measures what was asked for; the report is written if that is all."""
-    options = _parser().parse_args(arguments)
+    options = parse_settings(
+        RuntimesSettings,
+        arguments,
+        prog="python -m export.runtimes",
+        description="Run the served model in every framework and runtime that takes it, on all test images.",
+        epilog=f"Each is installed once, under .cache/runtimes: 7 GB for all of them.\n\n{', '.join(RUNTIMES)}",
+    )
     names = _chosen(options.only)
     task = _task(options)
     with _baseline(task) as (baseline, ours):
@@ -53,9 +75,9 @@ def _chosen(only: str) -> list[str]:
     return names
 
 
-def _task(options: argparse.Namespace) -> Task:
+def _task(options: RuntimesSettings) -> Task:
     """Raises ConfigurationError OTHER_CHECKPOINT if the truth at hand is not that of the served version."""
-    version_dir, manifest = find_version(options.repository, MODEL_NAME)
+    version_dir, manifest = find_version(options.repository)
     model, checkpoint = load_model(options.checkpoint_dir)
     if manifest.checkpoint_sha256 != checkpoint.sha256:
         what = f"{version_dir} was not made from the checkpoint in {options.checkpoint_dir}"
@@ -67,8 +89,8 @@ def _task(options: argparse.Namespace) -> Task:
         precision=manifest.precision,
         truth=truth_of(model)(data.test_images),
         inputs=ParityInputs(images=data.test_images, labels=data.test_labels, edge_names=()),
-        repeats=options.repeats,
-        limit_s=options.time_limit_s,
+        repeats=REPEATS,
+        limit_s=LIMIT_S,
     )
 
 
@@ -89,22 +111,3 @@ def _measure(names: Sequence[str], task: Task, baseline: Session) -> Iterator[Re
         result = measured(RUNTIMES[name], task, baseline)
         print(f"    {result.why or f'{verdict(result)}, {num_flips(result)} class flips'}", flush=True)
         yield result
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m export.runtimes",
-        description="Run the served model in every framework and runtime that takes it, on all test images.",
-        epilog="Each is installed once, under .cache/runtimes: 7 GB for all of them.",
-    )
-    add = parser.add_argument
-    add("--only", default="", metavar="NAMES", help=f"some of {', '.join(RUNTIMES)}; without a report")
-    add("--repository", type=Path, default=Path("artifacts/models"), metavar="DIR", help="what export wrote")
-    add("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, metavar="DIR", help="what it was made from: the truth")
-    add("--data-dir", type=Path, metavar="DIR", help="the four files; default: look for them, or fetch them")
-    add("--unverified-data", action="store_true", help="for tests: take any IDX files for Fashion-MNIST")
-    add("--repeats", type=int, default=7, metavar="N", help="how often each is timed, in turn with ONNX Runtime (7)")
-    add("--time-limit-s", type=float, default=300, metavar="S", help="after which a runtime is given up (300)")
-    add("--report-dir", type=Path, metavar="DIR", help="where the report goes (reports)")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    return parser

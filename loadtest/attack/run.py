@@ -20,6 +20,7 @@ from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.honest import honest_client
 from loadtest.attack.trial import Site, Timing, measure
 from loadtest.attack.verdict import Limits, Outcome
+from loadtest.config import TrialSettings
 from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
 from loadtest.results.files import save_json
 from loadtest.server_process import ServerProcess, server_process
@@ -32,14 +33,8 @@ HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackSettings:
-    """The command line."""
-
-    repository: Path = Path("artifacts/models")
-    """The model repository to serve."""
-
-    front_end: str = "auto"
-    """Front end of the server that is started: auto, native or grpcio."""
+class AttackSettings(TrialSettings):
+    """The command line; the least duration of an attack, too, is a share of its whole."""
 
     target: str = ""
     """HOST:PORT of a server that runs already, on this machine; none starts a server for each attack."""
@@ -49,12 +44,6 @@ class AttackSettings:
 
     only: str = ""
     """Names of attacks, separated by commas; none makes all."""
-
-    scale: float = 1.0
-    """Size and least duration of each attack, as a share of its whole."""
-
-    report_dir: Path | None = None
-    """Also write all figures there, as attack.json."""
 
 
 def main(arguments: list[str]) -> int:
@@ -74,7 +63,7 @@ def main(arguments: list[str]) -> int:
     words: list[str] = []
     for attack in [CONTROL, *attacks]:
         with _site(settings, front_end) as site:
-            outcomes.append(measure(attack, max(1, round(attack.size * settings.scale)), site, timing, Limits()))
+            outcomes.append(measure(attack, settings.number(attack.size), site, timing, Limits()))
         words.append(verdict(outcomes[-1], front_end, is_noisy=outcomes[0].is_slow))
         print(f"{attack.name}: {words[-1]}", flush=True)
     print("\n" + aligned([HEADER, *map(row, outcomes, words)]))

@@ -49,7 +49,7 @@ class Contenders:
 @contextmanager
 def contenders_from(repository: Path) -> Iterator[Contenders]:
     """Starts our servers, on the newest version of the repository, and the echo servers, and asks the first once."""
-    version_dir, manifest = find_version(repository, "lenet5")
+    version_dir, manifest = find_version(repository)
     raw = OnnxRuntimeBackend(read_verified(version_dir, manifest, ONNX_NAME), max_batch_size=64)
     with ExitStack() as stack:
         served = {name: stack.enter_context(serving(repository, *flags)) for name, flags in front_ends().items()}

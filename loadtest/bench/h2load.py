@@ -23,6 +23,7 @@ from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.memory import processes_of
+from serving.manifest import MODEL_NAME
 
 CLASSIFY = f"/{SERVICE}/Classify"
 GRPC = ("content-type: application/grpc", "te: trailers")
@@ -81,7 +82,7 @@ def classify_body(images: Images) -> bytes:
 
 def infer_body(images: Images) -> bytes:
     """Returns the body of a ModelInferRequest that names no outputs."""
-    request = oip.ModelInferRequest(model_name="lenet5")
+    request = oip.ModelInferRequest(model_name=MODEL_NAME)
     request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
     request.raw_input_contents.append(images.tobytes())
     return grpc_frame(request.SerializeToString())

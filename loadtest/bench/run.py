@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     """Runs `python -m loadtest.bench`: measures, prints the tables, and writes figures and chart."""
     settings = parse_settings(BenchSettings, arguments, prog="python -m loadtest.bench", description=__doc__ or "")
     repository, repeats, half = settings.repository, settings.repeats, max(1, settings.repeats // 2)
-    model = find_version(repository, "lenet5")[0] / ONNX_NAME
+    model = find_version(repository)[0] / ONNX_NAME
     wanted = PEERS if "peers" in settings.parts else {}
     goodput: Mapping[str, Runs] = {}
     with contenders_from(repository) as contenders:

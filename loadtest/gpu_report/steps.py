@@ -15,6 +15,7 @@ import psutil
 
 from atelier.machine import cpu_name, gpu_facts, package_versions
 from loadtest.memory import processes_of
+from serving.manifest import MODEL_NAME
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "cuda-bindings")
 MODEL_OF = "fp32"  # the version that holds the program
@@ -50,7 +51,7 @@ class Plan:
 
     def version_dir(self, precision: str) -> Path:
         """Returns where an export publishes that version."""
-        return self.models_dir(precision) / "lenet5" / "1"
+        return self.models_dir(precision) / MODEL_NAME / "1"
 
     def failed_dir(self, precision: str) -> Path:
         """Returns where an export leaves the reports of a failed gate."""
@@ -119,7 +120,7 @@ def _try_export(plan: Plan, precision: str, engine: str) -> dict[str, Any]:
     failed_dir = plan.failed_dir(precision)
     shutil.rmtree(failed_dir, ignore_errors=True)  # an earlier try's
     options: tuple[object, ...] = ("--checkpoint-dir", plan.checkpoint_dir, "--repository", plan.models_dir(precision))
-    options += ("--incomplete", "--near-chance", "--max-batch-size", max(plan.batch_sizes), *plan.data)
+    options += ("--untrained", "--max-batch-size", max(plan.batch_sizes), *plan.data)
     options += ("--precision", precision, "--engine", engine)
     status, outcome, about, directory = "ok", "published", "", plan.version_dir(precision)
     try:

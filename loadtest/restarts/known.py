@@ -12,12 +12,12 @@ NUM_IMAGES = 1000
 BATCH_SIZE = 64
 
 
-def known_answers(repository: Path, model: str = "lenet5") -> Reference:
+def known_answers(repository: Path) -> Reference:
     """Returns test images, and the logits of the newest version of the model on ONNX Runtime, alone and on the CPU.
 
     Raises MissingInputError if there is no version or no data set.
     """
-    version_dir, manifest = find_version(repository, model)
+    version_dir, manifest = find_version(repository)
     images = load_dataset(fetch=False).test_images[:NUM_IMAGES]
     backend = open_backend("onnxruntime", "cpu", version_dir, manifest, max_batch_size=BATCH_SIZE, num_threads=1)[0]
     try:

@@ -9,12 +9,12 @@ answer is held against the raw model's.
 
 import statistics
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from atelier.errors import UsageError
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
+from loadtest.config import TrialSettings
 from loadtest.front_ends import ENDS, End, chosen_front_end, front_end_flags
 from loadtest.restarts.cycles import Command, Cycles, kill, restart
 from loadtest.restarts.journal import write_journal
@@ -33,25 +33,13 @@ CHANGED = {"swap": (swap, 300), "bad-version": (refuse, 100)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestartSettings:
+class RestartSettings(TrialSettings):
     """The command line."""
-
-    repository: Path = Path("artifacts/models")
-    """The model repository to serve."""
-
-    front_end: str = "auto"
-    """Front end of the server: auto, native or grpcio."""
 
     only: str = ""
     """Some of sigterm (ended and started anew, 200 times), kill (kill -9 of the process that serves, 200), swap (a
     newer version is served, 300) and bad-version (a newer version must be refused, 100), separated by commas; none does
     all."""
-
-    scale: float = 1.0
-    """How often, as a share of these numbers."""
-
-    report_dir: Path | None = None
-    """Also write all figures there, as restarts.json, and the journals: a line for every request."""
 
     def __post_init__(self) -> None:
         if unknown := self.names - {*ENDED, *CHANGED}:
@@ -70,14 +58,10 @@ def main(arguments: list[str]) -> int:
     front_end, source, names = chosen_front_end(settings.front_end), settings.repository, settings.names
     flags, reference = front_end_flags(front_end), known_answers(source)
     command = Command(module="serving", arguments=["--repository", str(source), "--metrics-port", "0", *flags])
-
-    def number(whole: int) -> int:
-        return max(1, round(whole * settings.scale))
-
     ends = [ENDED[name] for name in ENDED if name in names]
-    cycles = [end(command, reference, number=number(whole), rate=RATE) for end, whole in ends]
+    cycles = [end(command, reference, number=settings.number(whole), rate=RATE) for end, whole in ends]
     changes = [CHANGED[name] for name in CHANGED if name in names]
-    cycles += [change(flags, source, reference, number=number(whole), rate=RATE) for change, whole in changes]
+    cycles += [change(flags, source, reference, number=settings.number(whole), rate=RATE) for change, whole in changes]
     done = [(each, each.faults(ENDS[front_end].get(each.name, End()))) for each in cycles]
     print(aligned([HEADER, *(_row(cycles, faults) for cycles, faults in done)]))
     for each in cycles:

@@ -23,7 +23,16 @@ from onnx import numpy_helper
 
 from atelier.wire import classifier_pb2 as pb
 from loadtest.load.protocols import Checked, Classify, Reference
-from serving.manifest import MANIFEST_NAME, ONNX_NAME, Manifest, Probes, find_version, read_verified, save_manifest
+from serving.manifest import (
+    MANIFEST_NAME,
+    MODEL_NAME,
+    ONNX_NAME,
+    Manifest,
+    Probes,
+    find_version,
+    read_verified,
+    save_manifest,
+)
 
 NUM_KEPT = 3  # versions in the repository: the newest, the one before it, and one that may be being read
 
@@ -55,11 +64,10 @@ class Shelf:
 
     repository: Path
     source: Path  # the repository whose newest version is the model
-    model: str = "lenet5"
 
     @cached_property
     def _plain(self) -> tuple[bytes, Manifest]:
-        version_dir, manifest = find_version(self.source, self.model)
+        version_dir, manifest = find_version(self.source)
         file = read_verified(version_dir, manifest, ONNX_NAME)
         return file, dataclasses.replace(manifest, files={}, engines=())
 
@@ -93,12 +101,12 @@ class Shelf:
         shutil.rmtree(self._dir(number))
 
     def _dir(self, number: int) -> Path:
-        return self.repository / self.model / str(number)
+        return self.repository / MODEL_NAME / str(number)
 
     def _write(
         self, number: int, file: bytes | None, manifest: Manifest, rewrite: Callable[[str], str] = lambda text: text
     ) -> None:
-        building = self.repository / self.model / ".building"
+        building = self.repository / MODEL_NAME / ".building"
         building.mkdir(parents=True)
         if file is not None:
             (building / ONNX_NAME).write_bytes(file)

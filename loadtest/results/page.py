@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
-from loadtest.reference import MODEL
 from loadtest.results.findings import Findings
 from loadtest.results.plots import plots_from
 from loadtest.results.screen import MEANINGS
 from loadtest.results.sections import Section, sections
+from serving.manifest import MODEL_NAME
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #ffffff; }
@@ -74,7 +74,7 @@ def page_from(findings: Findings, facts: dict[str, str]) -> str:
     """Renders the whole HTML document."""
     verdict, reasons = findings.verdict()
     parts = [
-        f"<h1>Load test of {escape(findings.model.partition(',')[0] or MODEL)}</h1>",
+        f"<h1>Load test of {escape(findings.model.partition(',')[0] or MODEL_NAME)}</h1>",
         f'<p class="soft">{escape(findings.model)}; every answer against {escape(findings.reference)}</p>',
         f'<div class="verdict {verdict}"><strong>{verdict}</strong> {escape(MEANINGS[verdict])}{_list(reasons)}</div>',
         _numbers(findings),
@@ -84,7 +84,7 @@ def page_from(findings: Findings, facts: dict[str, str]) -> str:
         _section("How it was measured", _method(findings, facts)),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    title = f"<title>{verdict}: load test of {escape(MODEL)}</title>"
+    title = f"<title>{verdict}: load test of {escape(MODEL_NAME)}</title>"
     body = "\n".join(part for part in parts if part)
     head = f"<head>{head}{title}<style>{STYLE}</style></head>"
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'

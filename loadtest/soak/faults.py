@@ -16,7 +16,7 @@ from loadtest.restarts.versions import BAD_KINDS
 from loadtest.soak import hostile
 from loadtest.soak.credentials import HOST, put
 from loadtest.soak.site import LIMIT_S, Site, wait_until
-from serving.manifest import list_versions
+from serving.manifest import MODEL_NAME, list_versions
 
 STOPPED_S = 0.5
 TRIED_S = 1.0  # for a connection whose certificate is looked at
@@ -93,7 +93,7 @@ def new_version(site: Site, _random: Random) -> str:
     with site.of_shelf:
         number = _newest(site) + 1
         site.shelf.publish(number)
-        _ask_for(site, rf"serving lenet5 version {number};", number)
+        _ask_for(site, rf"serving {MODEL_NAME} version {number};", number)
     return f"version {number}"
 
 
@@ -108,7 +108,7 @@ def bad_version(site: Site, random: Random) -> str:
 
 
 def _newest(site: Site) -> int:
-    return max(list_versions(site.shelf.repository / site.shelf.model))
+    return max(list_versions(site.shelf.repository / MODEL_NAME))
 
 
 def _ask_for(site: Site, answer: str, number: int) -> None:
@@ -120,7 +120,7 @@ def _ask_for(site: Site, answer: str, number: int) -> None:
     while time.monotonic() < until_s:
         start = len(site.server.lines)
         site.server.process.send_signal(signal.SIGHUP)
-        about = rf"serving lenet5 version {number};|version {number} is refused"
+        about = rf"serving {MODEL_NAME} version {number};|version {number} is refused"
         said = _line_since(site, start, about)
         if re.search(answer, said):
             return

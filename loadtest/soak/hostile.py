@@ -30,12 +30,12 @@ from loadtest.attack.http2 import (
 from loadtest.load.open_inference import OpenInference
 from loadtest.load.protocols import Reference
 from loadtest.soak.site import Site
+from serving.manifest import MODEL_NAME
 
 ANSWERED_S = 10.0  # for all of a burst
 HELD_S = 3.0  # by those who never read, or never go on
 STREAMS = 100  # of a connection
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
-MODEL = "lenet5"
 GZIP_BOMB_MEBIBYTES = 100
 
 
@@ -181,7 +181,7 @@ def _await(connection: Connection, streams: list[int]) -> None:
 @functools.cache
 def _infer_message() -> bytes:
     black = Reference(images=np.zeros((1, 1, 28, 28), np.uint8), logits=np.zeros((1, 10), np.float32), atol=0.0)
-    return message(OpenInference(target="", reference=black, model_name=MODEL).request([0]))
+    return message(OpenInference(target="", reference=black, model_name=MODEL_NAME).request([0]))
 
 
 @functools.cache

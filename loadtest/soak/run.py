@@ -6,18 +6,17 @@ calls, malformed messages, bombs, clients that never read or never go on, connec
 Nothing is excused: every request is answered rightly within 5 s and three attempts.
 
 make soak                                             ten minutes
-python -m loadtest.soak --faults 28800 --seed 7       eight hours
+python -m loadtest.soak --scale 48 --seed 7           eight hours
 """
 
 import secrets
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from atelier.errors import UsageError
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
+from loadtest.config import TrialSettings
 from loadtest.front_ends import NOT_SOAKED, chosen_front_end, front_end_flags
 from loadtest.restarts.known import known_answers
 from loadtest.results.files import save_json
@@ -26,34 +25,15 @@ from loadtest.soak.outcome import Outcome, Plan
 from loadtest.soak.soak import soak
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy")
+FAULTS_AT_ALL = 600  # one a second
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoakSettings:
-    """The command line."""
-
-    repository: Path = Path("artifacts/models")
-    """The model repository to serve."""
-
-    front_end: str = "auto"
-    """Front end of the server: auto, native or grpcio."""
-
-    faults: int = 600
-    """How many, one a second."""
+class SoakSettings(TrialSettings):
+    """The command line; whole are 600 faults, one a second."""
 
     seed: int | None = None
     """Which faults, and what they draw; none draws a seed, and prints it."""
-
-    rate: float = 100.0
-    """Requests a second."""
-
-    report_dir: Path | None = None
-    """Also write all figures there, as soak.json, and the journals: a line for every request and every fault."""
-
-    def __post_init__(self) -> None:
-        if self.faults < 1 or self.rate <= 0:
-            what = f"--faults is {self.faults} and --rate {self.rate:g}"
-            raise UsageError("BAD_OPTIONS", what, "at least one fault, and more than 0 requests a second")
 
 
 def main(arguments: list[str]) -> int:
@@ -65,8 +45,7 @@ def main(arguments: list[str]) -> int:
         source=settings.repository,
         reference=known_answers(settings.repository),
         seed=secrets.randbelow(1 << 31) if settings.seed is None else settings.seed,
-        num_faults=settings.faults,
-        rate=settings.rate,
+        num_faults=settings.number(FAULTS_AT_ALL),
     )
     print(f"seed {plan.seed}: {plan.num_faults} faults, one a second", flush=True)
     if settings.report_dir:

@@ -6,7 +6,7 @@ from typing import Any
 from atelier.answers import ModelDescription
 from atelier.errors import BadDataError, ProgramError
 from serving.config import ServerConfig
-from serving.manifest import list_versions
+from serving.manifest import MODEL_NAME, list_versions
 from serving.models import ModelVersion, find_version
 from serving.playground.probe import Probe
 
@@ -39,7 +39,7 @@ class Versions:
 
     def listed(self) -> list[dict[str, Any]]:
         """Describes the newest versions, ascending; what cannot be read is left out."""
-        model_dir, listed = self._config.repository / self._config.model, []
+        model_dir, listed = self._config.repository / MODEL_NAME, []
         for number in list_versions(model_dir)[-MAX_LISTED:]:
             try:
                 manifest = find_version(self._config, number).manifest

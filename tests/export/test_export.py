@@ -224,7 +224,7 @@ def test_training_that_broke_off_is_exported_only_on_request(
     assert error.startswith("error: INCOMPLETE_CHECKPOINT: ")
     assert f"--resume --checkpoint-dir {workplace}/checkpoint --data-dir {workplace}/data" in error
     assert not (workplace / "models").exists()
-    assert export_in(workplace, "--incomplete") == 0
+    assert export_in(workplace, "--untrained") == 0
 
 
 @pytest.mark.parametrize("test_acc", [0.1, 0.15])
@@ -237,9 +237,9 @@ def test_model_that_guesses_is_exported_only_on_request(
     assert export_in(workplace) == os.EX_DATAERR
     error = capsys.readouterr().err
     assert error.startswith(f"error: NEAR_CHANCE: {workplace}/checkpoint has accuracy {test_acc:.3f}, and guessing has")
-    assert "--near-chance exports it as it is" in error
+    assert "--untrained exports it as it is" in error
     assert not (workplace / "models").exists()
-    assert export_in(workplace, "--near-chance") == 0
+    assert export_in(workplace, "--untrained") == 0
     assert capsys.readouterr().err.startswith("warning: NEAR_CHANCE: ")
 
 
@@ -364,8 +364,3 @@ def test_triton_is_pointed_at_the_engine_where_there_is_one() -> None:
     assert "onnxruntime_onnx" in triton_config(dataclasses.replace(manifest_for({}), engines=(portable,)))
     config = triton_config(dataclasses.replace(manifest_for({}), engines=(spec, portable)))
     assert 'platform: "tensorrt_plan"\ndefault_model_filename: "model.plan"' in config
-
-
-def test_engine_options_out_of_bounds_are_refused() -> None:
-    with pytest.raises(UsageError, match="BAD_OPTIONS: --opt-batch-size is 0 "):
-        ExportConfig(opt_batch_size=0)

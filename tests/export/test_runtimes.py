@@ -210,9 +210,10 @@ def test_unknown_runtime_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_netron_shows_the_exported_graph(job: Job) -> None:
     with socket.create_server(("localhost", 0)) as probe:
         port = probe.getsockname()[1]
-    options = ["--repository", str(job.repository), "--port", str(port), "--no-browser"]
+    options = ["--repository", str(job.repository), "--port", str(port)]
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    looking = subprocess.Popen([sys.executable, "-m", "export.look", *options], process_group=0, stderr=subprocess.PIPE)
+    command, environment = [sys.executable, "-m", "export.look", *options], os.environ | {"BROWSER": "true"}
+    looking = subprocess.Popen(command, process_group=0, stderr=subprocess.PIPE, env=environment)
     signal.signal(signal.SIGINT, previous)
     try:
         shown = answer_of(f"http://localhost:{port}/data/{ONNX_NAME}", looking)
@@ -243,7 +244,7 @@ def test_openvino_opencv_and_tract_give_the_served_models_answers(
     """Installed in .cache/runtimes, by the first run that has the network."""
     where = ["--repository", str(job.repository), "--checkpoint-dir", str(job.checkpoint_dir)]
     names = ("openvino", "opencv", "tract")
-    only = ["--only", ",".join(names), "--repeats", "1", "--report-dir", str(tmp_path / "new")]
+    only = ["--only", ",".join(names), "--report-dir", str(tmp_path / "new")]
     assert run_program(main, [*where, *only]) == 0, capsys.readouterr().err
     [report] = (tmp_path / "new").glob("*.json")
     rows = {row["runtime"]["title"]: row for row in json.loads(report.read_bytes())["runtimes"]}

@@ -42,7 +42,7 @@ def test_bills_are_what_the_pins_and_the_manifest_say(bills: dict[str, Any], sma
     assert any(ref.startswith("rustls@") for ref in needs["atelier-native@0.1.0"])
     assert set().union(*needs.values()) <= needs.keys()
 
-    _, manifest = find_version(small_repository, "lenet5")
+    _, manifest = find_version(small_repository)
     assert hashes_of(bills["model"]) == dict(manifest.files)
     model = bills["model"]["metadata"]["component"]
     assert (model["type"], model["name"]) == ("machine-learning-model", "lenet5")

@@ -38,11 +38,8 @@ class ReliabilitySettings:
     again: bool = False
     """Measure everything, whatever was measured before."""
 
-    results_dir: Path = Path("artifacts/reliability")
-    """Where each test's result is kept, a file each."""
-
     report_dir: Path = Path("artifacts/reliability")
-    """Where reliability-<date>.md is written."""
+    """Where reliability-<date>.md is written, and each test's result, a file each."""
 
     def __post_init__(self) -> None:
         for name in self.goals:
@@ -64,8 +61,8 @@ def main(arguments: list[str]) -> int:
         description=__doc__ or "",
         epilog="goals:\n" + "\n".join(f"  {name:<4} {promise}" for name, promise in GOALS.items()),
     )
-    now, gate = revision(), settings.results_dir / "gate"
-    directory = settings.results_dir / "release" if settings.full else gate
+    now, gate = revision(), settings.report_dir / "gate"
+    directory = settings.report_dir / "release" if settings.full else gate
     if settings.again:
         for path in directory.glob("G*.json"):
             path.unlink()

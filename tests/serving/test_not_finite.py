@@ -33,7 +33,7 @@ def overflowing(small_repository: Path, tmp_path: Path) -> Path:
         state = model.state_dict()
         state["layers.conv1.weight"][0], state["layers.conv1.bias"][0] = 1e37, -2e38  # 25 white pixels are 2.5e38
         state["layers.conv2.weight"][:, 0] = 1e3
-    version_dir, manifest = find_version(small_repository, "lenet5")
+    version_dir, manifest = find_version(small_repository)
     weights = {name: tensor.numpy() for name, tensor in state.items()}
     model_onnx = with_weights(read_verified(version_dir, manifest, ONNX_NAME), weights)
     digests = {ONNX_NAME: hashlib.sha256(model_onnx).hexdigest()}

@@ -17,7 +17,7 @@ from training.train import main
 
 Capture = pytest.CaptureFixture[str]
 ENOUGH_STEPS = ("--set", "batch_size=5")  # 120 an epoch
-EXPLODING = (*ENOUGH_STEPS, "--activation", "tanh", "--learning-rate", "50")
+EXPLODING = (*ENOUGH_STEPS, "--set", "activation=tanh", "--learning-rate", "50")
 STUCK = (*ENOUGH_STEPS, "--learning-rate", "1e-5")
 
 
@@ -116,7 +116,7 @@ def test_tutorials_own_exercise_is_named_and_its_recipe_is_not(
     assert data.verified
     assert main(options) == 0
     assert capsys.readouterr().err == ""
-    assert main([*options, "--activation", "relu"]) == 0
+    assert main([*options, "--set", "activation=relu"]) == 0
     printed = capsys.readouterr()
     assert printed.err.startswith("warning: NEAR_DEAD: seed 0, epoch 1/1: the loss is ")
     assert re.search(r"train loss \d\.\d+e\+\d+, ", printed.out)  # not twenty-three digits

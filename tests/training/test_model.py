@@ -136,12 +136,13 @@ def test_unknown_choice_is_refused_with_the_known_ones(field: str) -> None:
 def test_architecture_and_options_survive_a_checkpoint_and_a_resumed_run(
     data_dir: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--architecture", "classic", "--activation", "relu", "--pooling", "max", "--learning-rate", "0.1"]
+    options = ["--set", "architecture=classic", "--set", "activation=relu", "--set", "pooling=max"]
+    options += ["--learning-rate", "0.1"]
     assert call_trainer(data_dir, run_dir, *options) == 0
     model, checkpoint = load_model(run_dir)
     assert [type(layer) for layer in model.modules()].count(nn.ReLU) == 6
     assert (checkpoint.architecture, checkpoint.recipe.pooling) == ("classic", "max")
-    changed = ["--epochs", "3", *options, "--pooling", "avg", "--resume"]
+    changed = ["--epochs", "3", *options, "--set", "pooling=avg", "--resume"]
     assert call_trainer(data_dir, run_dir, *changed) == os.EX_CONFIG
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: CONFIG_MISMATCH: cannot resume") and "pooling avg != max" in error

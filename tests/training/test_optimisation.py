@@ -143,7 +143,7 @@ def test_bf16_rounds_the_forward_pass_and_keeps_weights_and_statistics_in_float3
 
 
 def recipe_call(data_dir: Path, run_dir: Path, *options: str) -> int:
-    return call_trainer(data_dir, run_dir, "--recipe", "modern", "--validation-images", "100", *options)
+    return call_trainer(data_dir, run_dir, "--recipe", "modern", "--set", "num_validation_images=100", *options)
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +274,8 @@ def test_settings_out_of_bounds_are_refused(fields: dict[str, object], complaint
 def test_last_batch_of_one_image_is_refused_where_batches_are_normalised(
     data_dir: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch_size = ("--set", "batch_size=11")  # 45 times 11 are 495, and one image is left
-    assert (
-        call_trainer(data_dir, run_dir, "--recipe", "modern", "--validation-images", "104", *batch_size) == os.EX_CONFIG
-    )
+    sizes = ("--set", "batch_size=11", "--set", "num_validation_images=104")  # 45 times 11 are 495
+    assert call_trainer(data_dir, run_dir, "--recipe", "modern", *sizes) == os.EX_CONFIG
     assert "BAD_RECIPE: batch_size 11 leaves a last batch of 1 of 496 images" in capsys.readouterr().err
 
 

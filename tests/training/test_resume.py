@@ -61,8 +61,8 @@ def paste(command: str, directory: Path = ROOT) -> "subprocess.CompletedProcess[
     [
         (["--epochs", "3"], 1),
         (["--epochs", "2", "--seeds", "2", "--seed", "4"], 3),  # in the second seed's run
-        (["--recipe", "modern", "--epochs", "3", "--validation-images", "100", "--precision", "bf16"], 2),
-        (["--recipe", "classic", "--epochs", "2", "--pooling", "max", "--set", "batch_size=64"], 1),
+        (["--recipe", "modern", "--epochs", "3", "--set", "num_validation_images=100", "--precision", "bf16"], 2),
+        (["--recipe", "classic", "--epochs", "2", "--set", "pooling=max", "--set", "batch_size=64"], 1),
     ],
 )
 def test_command_printed_after_ctrl_c_ends_with_the_weights_of_an_undisturbed_run(
@@ -177,7 +177,7 @@ def test_machine_without_the_checkpoint_is_told_by_the_first_one_what_to_train(
     [
         (["--seed", "1"], "seed 1 != 0"),
         (["--precision", "bf16"], "precision bf16 != fp32"),
-        (["--pooling", "max"], "pooling max != avg"),
+        (["--set", "pooling=max"], "pooling max != avg"),
         (["--set", "batch_size=64"], "batch_size 64 != 256"),
         (["--recipe", "classic"], "name classic != tutorial; architecture classic != tutorial"),
         (["--epochs", "1"], "num_epochs 1 != 2, and 2 epochs are done already"),
@@ -210,7 +210,7 @@ def test_recipe_that_the_checkpoint_has_may_be_named_without_its_other_options(
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--set", "flip=true", "--set", "weight_decay=1e-3", "--validation-images", "100"]]
+    "options", [[], ["--set", "flip=true", "--set", "weight_decay=1e-3", "--set", "num_validation_images=100"]]
 )
 def test_finished_run_is_lengthened_to_the_weights_of_an_unbroken_one(
     data_dir: Path, run_dir: Path, tmp_path: Path, capsys: Capture, options: list[str]

@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     def train(recipe: str) -> Path:
         if recipe not in directories:
             directories[recipe] = tmp_path_factory.mktemp(recipe)
-            options = ("--recipe", recipe, "--keep-epochs", "--learning-rate", "0.1", "--validation-images", "100")
+            options = f"--recipe {recipe} --keep-epochs --learning-rate 0.1 --set num_validation_images=100".split()
             assert call_trainer(data_dir, directories[recipe], *options) == 0
         return directories[recipe]
 

@@ -71,7 +71,7 @@ def test_look_is_the_served_answer_and_all_values(server: ServerProcess, small_r
     assert answer["batch_size"] == 1 and 0 < answer["inference_us"] <= answer["round_trip_us"]
     assert header["refusal"] is None and header["version"] == 1 and header["probe_us"] > 0
     assert 0 <= header["max_abs_diff_probability"] < 1e-6
-    directory, manifest = find_version(small_repository, "lenet5", 1)
+    directory, manifest = find_version(small_repository, 1)
     probe = Probe(ModelVersion(directory=directory, manifest=manifest))
     assert np.array_equal(values, probe.look(IMAGE[None, None]))
 

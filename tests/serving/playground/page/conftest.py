@@ -93,7 +93,7 @@ def publish_with_epochs(repository: Path) -> None:
     data_dir, checkpoint_dir = repository.parent / "data", repository.parent / "checkpoint"
     data_dir.mkdir()
     write_idx_files(data_dir)
-    assert call_trainer(data_dir, checkpoint_dir, "--keep-epochs", "--validation-images", "100") == 0
+    assert call_trainer(data_dir, checkpoint_dir, "--keep-epochs", "--set", "num_validation_images=100") == 0
     files = files_from(checkpoint_dir, "fp32")
     probes = probes_of(truth_of(load_model(checkpoint_dir)[0]))
     publish(repository / "lenet5", files, replace(manifest_of(files, "tutorial", "fp32"), probes=probes))
