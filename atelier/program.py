@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TextIO
 
@@ -105,6 +106,13 @@ def run_program(
         failure = error if isinstance(error, ProgramError) else _program_error_from(error, extras)
         report(failure)
         return failure.exit_code
+
+
+def run_lazily(module: str, *, extras: str, packages: Sequence[str] = ()) -> None:
+    """Runs `main` of a module, imported only here: a package that it lacks is reported like every other failure."""
+    sys.exit(
+        run_program(lambda arguments: int(import_module(module).main(arguments)), extras=extras, packages=packages)
+    )
 
 
 def how_to_install(extras: str) -> str:

@@ -1,6 +1,6 @@
 """`python -m loadtest.attack`: see run.py."""
 
-from loadtest.lazily import run_lazily
+from atelier.program import run_lazily
 
 if __name__ == "__main__":  # processes that are spawned import this module too
-    run_lazily("loadtest.attack.run", "load,serve")
+    run_lazily("loadtest.attack.run", extras="load,serve")

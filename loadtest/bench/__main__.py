@@ -1,6 +1,6 @@
 """`python -m loadtest.bench`: see run.py."""
 
-from loadtest.lazily import run_lazily
+from atelier.program import run_lazily
 
 if __name__ == "__main__":  # processes that are spawned import this module too
-    run_lazily("loadtest.bench.run", "load,serve,train")
+    run_lazily("loadtest.bench.run", extras="load,serve,train")

@@ -1,6 +1,6 @@
 """`python -m loadtest.soak`: see run.py."""
 
-from loadtest.lazily import run_lazily
+from atelier.program import run_lazily
 
 if __name__ == "__main__":  # processes that are spawned import this module too
-    run_lazily("loadtest.soak.run", "load,serve,export,signing")
+    run_lazily("loadtest.soak.run", extras="load,serve,export,signing")
