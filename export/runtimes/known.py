@@ -10,12 +10,13 @@ from serving.manifest import ONNX_NAME, PROGRAM_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """One row: `script` opens `model` in an environment that holds `packages`."""
+    """One row: a function of the script opens `model` in an environment that holds `packages`."""
 
     title: str
     framework: str = ""  # of the tutorial's table, if it stands for one
     route: str
-    script: str
+    opener: str = ""
+    script: str = "openers.py"
     packages: tuple[str, ...] = ()  # pinned; none: it runs in our own environment
     model: str = ONNX_NAME
     environment: str = ""  # a name that several may share; "" is its own
@@ -32,14 +33,15 @@ RUNTIMES = {
         title="PyTorch",
         framework="PyTorch",
         route="torch.export.load(model.pt2)",
-        script="pytorch.py",
+        opener="pytorch",
         model=PROGRAM_NAME,
     ),
     "tensorflow": Runtime(
         title="TensorFlow",
         framework="TensorFlow",
         route="onnx2tf, SavedModel",
-        script="tensorflow_saved_model.py",
+        script="converters.py",
+        opener="tensorflow_saved_model",
         packages=ONNX2TF,
         environment="onnx2tf",
     ),
@@ -47,7 +49,8 @@ RUNTIMES = {
         title="LiteRT",
         framework="TensorFlow",
         route="onnx2tf, .tflite",
-        script="litert_cpu.py",
+        script="converters.py",
+        opener="litert_cpu",
         packages=ONNX2TF,
         environment="onnx2tf",
     ),
@@ -55,53 +58,58 @@ RUNTIMES = {
         title="JAX",
         framework="JAX",
         route="jaxonnxruntime, jax.jit",
-        script="jax_cpu.py",
+        script="converters.py",
+        opener="jax_cpu",
         packages=("jax==0.10.2", "jaxonnxruntime==0.3.0", "onnx==1.23.2", "absl-py==2.5.1"),
     ),
     "paddle": Runtime(
         title="PaddlePaddle",
         framework="PaddlePaddle",
         route="x2paddle",
-        script="paddle_cpu.py",
+        script="converters.py",
+        opener="paddle_cpu",
         packages=(*PADDLE, "setuptools==80.9.0"),
     ),
     "mxnet": Runtime(
         title="MXNet",
         framework="MXNet",
         route="its ONNX importer, after four edits to the graph",
-        script="mxnet_cpu.py",
+        script="converters.py",
+        opener="mxnet_cpu",
         packages=("mxnet==1.9.1", "numpy==1.23.5", "onnx==1.14.1", "protobuf==3.20.3"),
     ),
     "opencv": Runtime(
         title="OpenCV dnn",
         framework="Caffe",
         route="readNetFromONNX (Caffe's heir: it began as a reader of Caffe's models)",
-        script="opencv_dnn.py",
+        opener="opencv_dnn",
         packages=("opencv-python-headless==5.0.0.93",),
     ),
     "openvino": Runtime(
         title="OpenVINO",
         route="compile_model(model.onnx)",
-        script="openvino_cpu.py",
+        opener="openvino_cpu",
         packages=("openvino==2026.4.1",),
     ),
     "tvm": Runtime(
         title="TVM",
         route="relax.frontend.onnx, LLVM",
-        script="tvm_cpu.py",
+        script="converters.py",
+        opener="tvm_cpu",
         packages=("apache-tvm==0.27.0.post1", "onnx==1.23.2"),
     ),
     "iree": Runtime(
         title="IREE",
         route="iree-import-onnx, iree-compile llvm-cpu",
-        script="iree_cpu.py",
+        script="converters.py",
+        opener="iree_cpu",
         packages=("iree-base-compiler[onnx]==3.13.0", "iree-base-runtime==3.13.0"),
     ),
-    "tract": Runtime(title="tract", route="tract.onnx().load", script="tract_cpu.py", packages=("tract==0.23.9",)),
+    "tract": Runtime(title="tract", route="tract.onnx().load", opener="tract_cpu", packages=("tract==0.23.9",)),
     "executorch": Runtime(
         title="ExecuTorch",
         route="model.pt2, lowered to XNNPACK",
-        script="executorch_cpu.py",
+        opener="executorch_cpu",
         packages=("executorch==1.5.1",),
         model=PROGRAM_NAME,
         sees_ours=True,  # PyTorch
@@ -113,7 +121,7 @@ RUNTIMES = {
         packages=("onnxruntime-web@1.30.0",),
     ),
 }
-OURS = Runtime(title="ONNX Runtime", route="model.onnx, as it is served", script="onnxruntime_here.py")
+OURS = Runtime(title="ONNX Runtime", route="model.onnx, as it is served", opener="onnxruntime_here")
 
 # Of the tutorial's table, and why there is no route.
 ABSENT = {

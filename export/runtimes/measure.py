@@ -60,7 +60,7 @@ class Result:
 def measured(runtime: Runtime, task: Task, baseline: Session) -> Result:
     """Installs, asks and times one runtime. Whatever goes wrong is the row's reason."""
     try:
-        environment = task.environments / (runtime.environment or runtime.script.partition(".")[0])
+        environment = task.environments / (runtime.environment or runtime.opener or runtime.script.partition(".")[0])
         command = command_for(runtime, environment)
         megabytes = size_mb(environment) if runtime.packages else None
         with tempfile.TemporaryDirectory(prefix="atelier-runtime-") as scratch:
@@ -87,12 +87,12 @@ def _result(
 
 def command_for(runtime: Runtime, environment: Path) -> list[str]:
     """Returns interpreter and script, once its packages are installed. Raises ProgramError if they cannot be."""
-    script = str(SCRIPTS / runtime.script)
+    script = [str(SCRIPTS / runtime.script), *filter(None, [runtime.opener])]
     if runtime.script.endswith(".mjs"):
-        return ["node", script, str(node_modules_with(runtime.packages, environment))]
+        return ["node", *script, str(node_modules_with(runtime.packages, environment))]
     if not runtime.packages:
-        return [sys.executable, script]
-    return [str(python_with(runtime.packages, environment, sees_ours=runtime.sees_ours)), script]
+        return [sys.executable, *script]
+    return [str(python_with(runtime.packages, environment, sees_ours=runtime.sees_ours)), *script]
 
 
 def opened(runtime: Runtime, command: list[str], scratch: Path, task: Task) -> AbstractContextManager[Session]:
