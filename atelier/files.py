@@ -1,8 +1,11 @@
 """Writes files whole or not at all."""
 
+import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 TEMPORARY_FILES = ".*.tmp"  # what a killed writer may leave behind
 
@@ -25,6 +28,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # write() and fsync() do not say which file failed
         raise
+
+
+def save_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a document as `write_atomically` does, for programs; makes its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(document, indent=1, default=str) + "\n").encode())
 
 
 def _sync_directory(directory: Path) -> None:

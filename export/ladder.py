@@ -4,7 +4,6 @@ Every precision goes through the parity gate on every runtime and device that ca
 uint8 images in host memory to float32 logits in host memory. Publishes nothing.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from torch import nn
 
 from atelier.contract import Images
 from atelier.errors import ResourceUnavailableError
-from atelier.files import write_atomically
+from atelier.files import save_json
 from atelier.machine import package_versions
 from atelier.program import run_program
 from atelier.settings import parse_settings
@@ -131,8 +130,7 @@ def main(arguments: list[str]) -> int:
             "checkpoint_sha256": checkpoint.sha256,
             "rungs": [asdict(rung) | {"passed": bool(rung.parity)} for rung in rungs],
         }
-        options.report_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.report_dir / "ladder.json", (json.dumps(document, indent=2) + "\n").encode())
+        save_json(options.report_dir / "ladder.json", document)
     return 0 if all(rung.parity for rung in rungs) else 65
 
 

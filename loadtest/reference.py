@@ -16,14 +16,17 @@ from atelier.tolerances import TOLERANCES
 from loadtest.backend_speed import Speed, measure
 from loadtest.config import LoadTestConfig
 from loadtest.load.generator import histogram_from
+from loadtest.load.protocols import Reference
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
 from serving.manifest import Manifest, find_version
+from training.dataset import load_dataset
 
 ANSWERS_BATCH_SIZE = 64
 CALIBRATION_S = 0.15
 FP32_ATOL = 1e-4  # of a probability
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}  # names in the report
+NUM_KNOWN = 1000  # images with known answers
 
 
 @dataclass(kw_only=True, eq=False)
@@ -103,3 +106,17 @@ def rates_by_batch_size(backend: Backend, images: Images) -> dict[int, float]:
     """Measures images per second with batches of 1, 2, 4, ... up to what the backend takes."""
     sizes = [1 << exponent for exponent in range(min(backend.max_batch_size, len(images)).bit_length())]
     return {size: measure(backend.infer, [images[:size]], CALIBRATION_S).images_per_s for size in sizes}
+
+
+def known_answers(repository: Path) -> Reference:
+    """Returns test images, and the logits of the newest version of the model on ONNX Runtime, alone and on the CPU.
+
+    Raises MissingInputError if there is no version or no data set.
+    """
+    version_dir, manifest = find_version(repository)
+    images = load_dataset(fetch=False).test_images[:NUM_KNOWN]
+    backend = _opened("onnxruntime", "cpu", version_dir, manifest)
+    try:
+        return Reference(images=images, logits=logits_of(backend, images), atol=FP32_ATOL)
+    finally:
+        backend.close()

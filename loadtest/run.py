@@ -21,11 +21,11 @@ from loadtest.load.protocols import Reference
 from loadtest.load.scenarios import Load
 from loadtest.memory import memory_of
 from loadtest.reference import open_references, rates_by_batch_size
-from loadtest.results.files import save_report
 from loadtest.results.findings import EXIT_CODES, Findings, machine
 from loadtest.results.measurement import MAX_LATENESS_SHARE, Measurement
-from loadtest.results.screen import screen
+from loadtest.results.page import save_report
 from loadtest.results.search import SWEEP_SHARES, MaxSearch, find_max
+from loadtest.results.sections import screen
 from loadtest.servers import SERVED, echo_name, open_echoes, open_served
 from training.dataset import load_dataset
 

@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +110,8 @@ def program_process(
         reader = threading.Thread(target=_read_output, args=(server,), daemon=True)
         reader.start()
         try:
-            if not _is_ready(process, ready_file, ready_timeout_s):
+            comes_true(lambda: ready_file.exists() or process.poll() is not None, ready_timeout_s, POLL_S)
+            if not ready_file.exists():
                 _end(process)
                 reader.join(10)
                 raise RuntimeError(f"{' '.join(command)} did not start:\n{server.output}")
@@ -123,12 +124,13 @@ def program_process(
                 process.stdout.close()
 
 
-def _is_ready(process: "subprocess.Popen[str]", ready_file: Path, timeout_s: float) -> bool:
-    until_s = time.monotonic() + timeout_s
-    while not ready_file.exists():
-        if process.poll() is not None or time.monotonic() > until_s:
+def comes_true(condition: Callable[[], bool], longest_s: float, every_s: float = 0.02) -> bool:
+    """Waits until it holds; false if it does not in time."""
+    until_s = time.monotonic() + longest_s
+    while not condition():
+        if time.monotonic() > until_s:
             return False
-        time.sleep(POLL_S)
+        time.sleep(every_s)
     return True
 
 

@@ -1,13 +1,20 @@
-"""Field of an attack: the server, the size of the attack, and its time."""
+"""Field of an attack, and its process: real attackers leave the cores to the server, and have cores of their own."""
 
 import contextlib
+import os
+import resource
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from loadtest.child import Child
 
 Counts = Counter[str]
+LOWEST_PRIORITY = 19
+GRACE_S = 15.0  # past the attack's own end; then its process is killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +60,23 @@ def paused(seconds: float, field: Field) -> None:
     """Sleeps, but not past the end of the attack."""
     with contextlib.suppress(ValueError):
         time.sleep(min(seconds, field.most_s - time.monotonic()))
+
+
+def run_attack(work: Callable[[Field], Counts], field: Field) -> Counts:
+    """Returns what the attack counted. Raises ProgramError if its process died; an endless one is killed."""
+    child = Child(work.__name__, _attack, work, field)
+    try:
+        if not child.pipe.poll(field.most_s - time.monotonic() + GRACE_S):
+            return Counter({"killed": 1})
+        counts: Counts = child.receive()
+        return counts
+    finally:
+        child.end()
+
+
+def _attack(work: Callable[[Field], Counts], field: Field, pipe: Connection) -> None:
+    os.nice(LOWEST_PRIORITY)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    pipe.send(work(field))

@@ -13,16 +13,15 @@ from pathlib import Path
 
 from atelier.channel import is_local
 from atelier.errors import UsageError
+from atelier.files import save_json
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.honest import honest_client
-from loadtest.attack.trial import Site, Timing, measure
-from loadtest.attack.verdict import Limits, Outcome
+from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
 from loadtest.config import TrialSettings
 from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
-from loadtest.results.files import save_json
 from loadtest.server_process import ServerProcess, server_process
 
 METRICS_PORT = 8002  # of a server at --target

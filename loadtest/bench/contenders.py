@@ -1,5 +1,8 @@
 """Contenders of the bench: the front ends of the server, bare echo servers, the raw runtime."""
 
+import hashlib
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,17 +15,16 @@ import numpy as np
 from atelier.channel import proxy_options
 from atelier.client import Client
 from atelier.contract import IMAGE_SHAPE
-from atelier.errors import ProgramError
+from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import OPEN_INFERENCE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.bench import paced_server
-from loadtest.bench.cpp_echo import cpp_echo
 from loadtest.bench.h2load import CLASSIFY, Target, classify_body, infer_body, random_images
 from loadtest.bench.paced_server import PACE
 from loadtest.front_ends import available_front_ends, front_end_flags
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import FP32_ATOL, logits_of
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess, comes_true, program_process, server_process
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, find_version, read_verified
 
@@ -30,6 +32,11 @@ CPP_ECHO, PYTHON_ECHO = "C++ echo", "Python echo"
 INFER = "ModelInfer"
 NUM_IMAGES = 256  # that are sent past saturation, each with an answer of its own
 COUNT_TIMEOUT_S = 5.0  # until the metrics page has the last answers
+SOURCE = Path(__file__).with_name("echo.cc")
+CACHE_DIR = Path(".cache") / "bench"
+# What else is to be linked differs from release to release: the linker follows what the libraries need.
+COMPILE = ("-O2", "-std=c++17", "-Wl,--copy-dt-needed-entries")
+LIBRARIES = ("-lgrpc++", "-lgrpc", "-lgpr")
 
 
 def front_ends() -> dict[str, tuple[str, ...]]:
@@ -116,14 +123,13 @@ def protocol_of(server: ServerProcess, raw: OnnxRuntimeBackend) -> Classify:
 
 def check_count(server: ServerProcess, num_sent: int) -> int:
     """Compares the answers on the server's metrics page with what was sent. Raises ProgramError if they differ."""
-    until_s = time.monotonic() + COUNT_TIMEOUT_S
-    while True:
-        answered = int(server.metric("atelier_requests_total", method="Classify", code="OK"))
-        if answered == num_sent:
-            return num_sent
-        if time.monotonic() > until_s:
-            raise ProgramError("LOST_ANSWERS", f"{num_sent} requests were sent, the server answered {answered}")
-        time.sleep(0.05)
+
+    def num_answered() -> int:
+        return int(server.metric("atelier_requests_total", method="Classify", code="OK"))
+
+    if not comes_true(lambda: num_answered() == num_sent, COUNT_TIMEOUT_S):
+        raise ProgramError("LOST_ANSWERS", f"{num_sent} requests were sent, the server answered {num_answered()}")
+    return num_sent
 
 
 def reply_bytes_of(served: ServerProcess) -> int:
@@ -131,3 +137,30 @@ def reply_bytes_of(served: ServerProcess) -> int:
     with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
         return len(call(pb.ClassifyRequest(images=bytes(784)).SerializeToString()))
+
+
+def cpp_echo(reply_bytes: int) -> AbstractContextManager[ServerProcess]:
+    """Runs the server, which answers Classify with so many bytes. Raises as `compiled`."""
+    return program_process([str(compiled()), str(reply_bytes), CLASSIFY])
+
+
+def compiled(cache_dir: Path = CACHE_DIR) -> Path:
+    """Returns the program. Raises ResourceUnavailableError NO_CPP_GRPC if the compiler or gRPC's library is missing."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    program = cache_dir / f"echo-{digest}"
+    if program.exists():
+        return program
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    unfinished = cache_dir / f".{program.name}.{os.getpid()}"  # two benches may compile at once
+    command = ["g++", *COMPILE, str(SOURCE), "-o", str(unfinished), *LIBRARIES]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # noqa: S603
+        why = next((line for line in done.stderr.splitlines() if "error:" in line), done.stderr[-300:])
+        is_compiled = done.returncode == 0
+    except OSError as error:
+        is_compiled, why = False, f"g++: {error.strerror}"
+    if not is_compiled:
+        cure = "Debian: apt-get install g++ libgrpc++-dev"
+        raise ResourceUnavailableError("NO_CPP_GRPC", "the C++ echo server cannot be compiled", cure, why=why)
+    unfinished.replace(program)
+    return program

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from atelier.errors import UsageError
+from atelier.files import save_json
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from loadtest.bench.chart import draw
@@ -21,7 +22,6 @@ from loadtest.bench.peers.known import PEERS
 from loadtest.bench.peers.start import running_peers
 from loadtest.bench.rows import table
 from loadtest.bench.targets import contenders_table, goodput_rows, serving_rows, training_row
-from loadtest.results.files import save_json
 from serving.manifest import ONNX_NAME, find_version
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy", "protobuf", "torch")

@@ -8,7 +8,6 @@ the same steps on the CPU, shortened, and marked as such.
 
 import datetime
 import itertools
-import json
 import re
 import tempfile
 import time
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atelier.files import write_atomically
+from atelier.files import save_json, write_atomically
 from atelier.machine import gpu_facts
 from atelier.settings import parse_settings
 from loadtest.front_ends import available_front_ends
@@ -94,7 +93,7 @@ def run_step(step: Step, work: Work) -> None:
 def write(stem: Path, about: Document, steps: list[Step], *, is_plotted: bool = False) -> None:
     """Writes what is known by now as `<stem>.json` and `.md`, each whole or as it was."""
     document = about | {"steps": [asdict(step) for step in steps]}
-    write_atomically(stem.with_suffix(".json"), (json.dumps(document, indent=1) + "\n").encode())
+    save_json(stem.with_suffix(".json"), document)
     has_plot = is_plotted and save_plot(document, stem.with_suffix(".png"))
     write_atomically(stem.with_suffix(".md"), markdown_from(document, stem.name if has_plot else "").encode())
 

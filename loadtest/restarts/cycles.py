@@ -7,38 +7,31 @@ import random
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import psutil
 
 from atelier.errors import ProgramError
+from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, opening
 from loadtest.front_ends import KILL, SIGTERM, End
-from loadtest.load.protocols import Classify, Reference
+from loadtest.load.protocols import Classify, Reference, ServerProtocol
 from loadtest.memory import processes_of
 from loadtest.restarts.journal import Account, Entry, account
-from loadtest.restarts.probe import seconds_until_answered
 from loadtest.restarts.steady_load import OURS, PLAIN, Load
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess
 
 FIRST_DYNAMIC_PORT = 32768
 BETWEEN_S = (0.4, 0.8)
 STOP_S = 60.0
 LONGEST_BACK_S = 60.0  # then a kill is given up
+ATTEMPT_S = 1.0  # for one connection
+PAUSE_S = 0.002
+MESSAGE_PREFIX = 5
 
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """The command that starts a server: `python -m module arguments`, with its port appended."""
-
-    module: str
-    arguments: Sequence[str]
-
-    @contextlib.contextmanager
-    def started(self, port: int) -> Iterator[ServerProcess]:
-        """Runs it until the block ends."""
-        with server_process(self.module, *self.arguments, "--port", str(port)) as server:
-            yield server
+# Starts a server with the flags that it is given, beside those that it knows: partial(server_process, module, ...).
+Starter = Callable[..., AbstractContextManager[ServerProcess]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +83,7 @@ class Cycles:
 
 
 def restart(
-    command: Command,
+    start: Starter,
     reference: Reference,
     *,
     number: int,
@@ -107,7 +100,7 @@ def restart(
     took_s: list[float] = []
     ended_s: list[float] = []
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(command.started(port))
+        server = stack.enter_context(start("--port", str(port)))
         protocol = Classify(target=server.target, reference=reference)
         load = stack.enter_context(Load(protocol, client=client, rate=rate))
         for _ in range(number):
@@ -117,7 +110,7 @@ def restart(
             exit_codes.append(server.stop(timeout_s=STOP_S))
             ended_s.append(time.monotonic() - began_s)
             outputs.append(server)
-            server = stack.enter_context(command.started(port))
+            server = stack.enter_context(start("--port", str(port)))
             took_s.append(time.monotonic() - began_s)
         time.sleep(BETWEEN_S[0])
         journal = load.ended()
@@ -129,12 +122,12 @@ def restart(
     )
 
 
-def kill(command: Command, reference: Reference, *, number: int, rate: float) -> Cycles:
+def kill(start: Starter, reference: Reference, *, number: int, rate: float) -> Cycles:
     """Kills the process that serves, over and over, under the client that comes with the server."""
     port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
     took_s = []
     protocol = Classify(target=f"127.0.0.1:{port}", reference=reference)
-    with command.started(port) as server, Load(protocol, client=OURS, rate=rate) as load:
+    with start("--port", str(port)) as server, Load(protocol, client=OURS, rate=rate) as load:
         for _ in range(number):
             time.sleep(pause.uniform(*BETWEEN_S))
             victim = serving_process(server.process.pid, port)
@@ -178,3 +171,26 @@ def free_port() -> int:
         port = random.randrange(20_000, FIRST_DYNAMIC_PORT)  # noqa: S311
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+def seconds_until_answered(address: tuple[str, int], protocol: ServerProtocol, limit_s: float) -> float:
+    """Returns how long it took until an answer came, right or not; `limit_s` if none did."""
+    began_s = time.monotonic()
+    while (elapsed_s := time.monotonic() - began_s) < limit_s:
+        if _is_answered(address, protocol):
+            return time.monotonic() - began_s
+        time.sleep(PAUSE_S)
+    return elapsed_s
+
+
+def _is_answered(address: tuple[str, int], protocol: ServerProtocol) -> bool:
+    try:
+        with Connection(address) as connection:
+            stream = connection.next_stream()
+            request = message(protocol.request([0]))
+            connection.send(opening(stream) + frame(DATA, END_STREAM, stream, request))
+            connection.wait_for(stream, time.monotonic() + ATTEMPT_S)
+            reply = connection.answered[MESSAGE_PREFIX:]
+            return bool(reply) and not protocol.check(reply, [0]).fault
+    except OSError:
+        return False

@@ -9,18 +9,20 @@ answer is held against the raw model's.
 
 import statistics
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from atelier.errors import UsageError
+from atelier.files import save_json
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.config import TrialSettings
 from loadtest.front_ends import ENDS, End, chosen_front_end, front_end_flags
-from loadtest.restarts.cycles import Command, Cycles, kill, restart
+from loadtest.reference import known_answers
+from loadtest.restarts.cycles import Cycles, kill, restart
 from loadtest.restarts.journal import write_journal
-from loadtest.restarts.known import known_answers
 from loadtest.restarts.swaps import refuse, swap
-from loadtest.results.files import save_json
+from loadtest.server_process import server_process
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy")
 RATE = 500.0  # requests a second
@@ -57,9 +59,9 @@ def main(arguments: list[str]) -> int:
     settings = parse_settings(RestartSettings, arguments, prog="python -m loadtest.restarts", description=__doc__ or "")
     front_end, source, names = chosen_front_end(settings.front_end), settings.repository, settings.names
     flags, reference = front_end_flags(front_end), known_answers(source)
-    command = Command(module="serving", arguments=["--repository", str(source), "--metrics-port", "0", *flags])
+    start = partial(server_process, "serving", "--repository", str(source), "--metrics-port", "0", *flags)
     ends = [ENDED[name] for name in ENDED if name in names]
-    cycles = [end(command, reference, number=settings.number(whole), rate=RATE) for end, whole in ends]
+    cycles = [end(start, reference, number=settings.number(whole), rate=RATE) for end, whole in ends]
     changes = [CHANGED[name] for name in CHANGED if name in names]
     cycles += [change(flags, source, reference, number=settings.number(whole), rate=RATE) for change, whole in changes]
     done = [(each, each.faults(ENDS[front_end].get(each.name, End()))) for each in cycles]

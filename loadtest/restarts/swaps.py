@@ -4,19 +4,19 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from loadtest.load.protocols import Reference
-from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Command, Cycles, free_port
+from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Cycles, free_port
 from loadtest.restarts.steady_load import PLAIN, Load
 from loadtest.restarts.versions import BAD_KINDS, NamedVersion, Shelf, shifted
-from loadtest.server_process import ServerProcess
+from loadtest.server_process import ServerProcess, comes_true, server_process
 
 SWAP, BAD_VERSION = "swap", "bad version"
 LONGEST_S = 60.0  # for one version
-POLL_S = 0.02
 
 
 def swap(
@@ -30,17 +30,13 @@ def swap(
 ) -> Cycles:
     """Publishes good versions, one after the other, and has the server take each: no call may fail or mix two."""
     pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same pauses each time
-    with _served(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
+    with served_shelf(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
         for version in range(2, number + 2):
             time.sleep(pause.uniform(*BETWEEN_S))
             shelf.publish(version)
             began_s = time.monotonic()
             server.process.send_signal(signal.SIGHUP)
-            count = version - 1
-            if not _comes_true(
-                lambda count=count: server.metric("atelier_version_swaps_total") == count,  # type: ignore[misc]
-                longest_s,
-            ):
+            if not comes_true(partial(_has_swapped, server, version - 1), longest_s):
                 faults.append(f"version {version} was not served")
                 break
             took_s.append(time.monotonic() - began_s)
@@ -51,7 +47,7 @@ def swap(
 def refuse(front_end_flags: list[str], source: Path, reference: Reference, *, number: int, rate: float) -> Cycles:
     """Publishes versions that are bad, each in its way: each must be refused with its word, and no call may notice."""
     pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same each time
-    with _served(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
+    with served_shelf(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
         counts = dict.fromkeys((word for _, word in BAD_KINDS.values()), 0)
         for turn in range(number):
             time.sleep(pause.uniform(*BETWEEN_S) / 2)
@@ -60,7 +56,7 @@ def refuse(front_end_flags: list[str], source: Path, reference: Reference, *, nu
             counts[word] += 1
             began_s = time.monotonic()
             server.process.send_signal(signal.SIGHUP)
-            if not _comes_true(lambda: _refused(server, counts) == counts):
+            if not comes_true(lambda: _refused(server, counts) == counts, LONGEST_S):
                 faults.append(f"{kind}: {_refused(server, counts)} were refused instead of {counts}")
                 break
             took_s.append(time.monotonic() - began_s)
@@ -74,13 +70,13 @@ def refuse(front_end_flags: list[str], source: Path, reference: Reference, *, nu
 
 
 @contextmanager
-def _served(front_end_flags: list[str], source: Path) -> Iterator[tuple[ServerProcess, Shelf]]:
+def served_shelf(flags: list[str], source: Path) -> Iterator[tuple[ServerProcess, Shelf]]:
     """Runs a server of a repository of its own, which has version 1."""
     with tempfile.TemporaryDirectory(prefix="atelier-swaps-") as directory:
         shelf = Shelf(repository=Path(directory), source=source)
         shelf.publish(1)
         options = ["--repository", directory, "--backend", "onnxruntime", "--metrics-port", str(free_port())]
-        with Command(module="serving", arguments=[*options, *front_end_flags]).started(free_port()) as server:
+        with server_process("serving", *options, *flags, "--port", str(free_port())) as server:
             yield server, shelf
 
 
@@ -89,13 +85,8 @@ def _load(server: ServerProcess, reference: Reference, rate: float) -> Load:
     return Load(protocol, client=PLAIN, rate=rate)
 
 
-def _comes_true(condition: Callable[[], bool], longest_s: float = LONGEST_S) -> bool:
-    until_s = time.monotonic() + longest_s
-    while not condition():
-        if time.monotonic() > until_s:
-            return False
-        time.sleep(POLL_S)
-    return True
+def _has_swapped(server: ServerProcess, times: int) -> bool:
+    return server.metric("atelier_version_swaps_total") == times
 
 
 def _refused(server: ServerProcess, words: dict[str, int]) -> dict[str, int]:

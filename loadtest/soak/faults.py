@@ -12,10 +12,10 @@ import psutil
 
 from atelier.client import ClassifyError, Client
 from atelier.errors import ProgramError
+from loadtest.memory import is_running
 from loadtest.restarts.versions import BAD_KINDS
 from loadtest.soak import hostile
-from loadtest.soak.credentials import HOST, put
-from loadtest.soak.site import LIMIT_S, Site, wait_until
+from loadtest.soak.site import HOST, LIMIT_S, Site, put, wait_until
 from serving.manifest import MODEL_NAME, list_versions
 
 STOPPED_S = 0.5
@@ -41,7 +41,7 @@ def kill(site: Site, _random: Random) -> str:
             victim.wait(5)
         site.kills.append((began_s, time.monotonic()))
         wait_until(lambda: _presented(site) != b"", "no other process serves")
-    wait_until(lambda: not any(map(_runs, decoders)), f"the decoders of process {victim.pid} go on")
+    wait_until(lambda: not any(map(is_running, decoders)), f"the decoders of process {victim.pid} go on")
     return f"process {victim.pid}"
 
 
@@ -74,18 +74,11 @@ def _serving_process(site: Site) -> psutil.Process:
 
     def is_found() -> bool:
         children = psutil.Process(site.server.process.pid).children()
-        found[:] = filter(_runs, children)
+        found[:] = filter(is_running, children)
         return bool(found)
 
     wait_until(is_found, "no process serves")
     return found[0]
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def new_version(site: Site, _random: Random) -> str:

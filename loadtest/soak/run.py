@@ -13,13 +13,13 @@ import secrets
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from atelier.files import save_json
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.config import TrialSettings
 from loadtest.front_ends import NOT_SOAKED, chosen_front_end, front_end_flags
-from loadtest.restarts.known import known_answers
-from loadtest.results.files import save_json
+from loadtest.reference import known_answers
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Outcome, Plan
 from loadtest.soak.soak import soak

@@ -14,14 +14,14 @@ import psutil
 
 from atelier.client import ClassifyError
 from atelier.errors import ProgramError
-from loadtest.restarts.cycles import STOP_S, Command, free_port
+from loadtest.restarts.cycles import STOP_S
 from loadtest.restarts.journal import RIGHT, Entry, account, write_journal
 from loadtest.restarts.steady_load import OURS, Load, Login
-from loadtest.restarts.versions import NamedVersion, Shelf, shifted
-from loadtest.soak.credentials import Credentials
+from loadtest.restarts.swaps import served_shelf
+from loadtest.restarts.versions import NamedVersion, shifted
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import DEADLINE_S, Done, Held, Outcome, Plan
-from loadtest.soak.site import Site, wait_until
+from loadtest.soak.site import Credentials, Site, wait_until
 
 ROUND = 300  # faults; between rounds the load pauses, and the server's counts are held against the journal
 MOST_AT_ONCE = 32  # faults
@@ -54,11 +54,8 @@ def _served(plan: Plan) -> Iterator[Site]:
     """Runs a server with TLS and tokens, of a repository of its own that has version 1."""
     with tempfile.TemporaryDirectory(prefix="atelier-soak-") as directory:
         credentials = Credentials(Path(directory))
-        shelf = Shelf(repository=Path(directory, "models"), source=plan.source)
-        shelf.publish(1)
-        options = ["--repository", str(shelf.repository), "--backend", "onnxruntime", "--playground-port", "0"]
-        options += ["--metrics-port", str(free_port()), *plan.front_end_flags, *credentials.server_flags]
-        with Command(module="serving", arguments=options).started(free_port()) as server:
+        flags = ["--playground-port", "0", *plan.front_end_flags, *credentials.server_flags]
+        with served_shelf(flags, plan.source) as (server, shelf):
             yield Site(server=server, shelf=shelf, credentials=credentials)
 
 

@@ -15,8 +15,7 @@ from loadtest.attack import bombs, run
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.field import Counts, Field
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, literal, message, opening
-from loadtest.attack.trial import Site, Timing, measure
-from loadtest.attack.verdict import Limits, Memory, Outcome
+from loadtest.attack.trial import Limits, Memory, Outcome, Site, Timing, measure
 from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED, chosen_front_end
 from loadtest.server_process import server_process
 from tests.conftest import command

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from atelier.errors import ResourceUnavailableError
-from loadtest.bench.cpp_echo import compiled, cpp_echo
+from loadtest.bench.contenders import compiled, cpp_echo
 from loadtest.bench.h2load import CLASSIFY
 
 needs_grpc = pytest.mark.skipif(

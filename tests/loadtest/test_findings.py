@@ -13,9 +13,8 @@ from loadtest.load.scenarios import Load, schedule_ns
 from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.results.measurement import Measurement
 from loadtest.results.page import page_from
-from loadtest.results.screen import screen
 from loadtest.results.search import MaxSearch, find_max, holds
-from loadtest.results.sections import sections
+from loadtest.results.sections import screen, sections
 
 
 def measurement(

@@ -10,10 +10,9 @@ from PIL import Image
 from loadtest.attack import run
 from loadtest.attack.attacks import ATTACKS, CROWD
 from loadtest.attack.bombs import blank_png, blank_webp
-from loadtest.attack.picture_costs import picture_cost
-from loadtest.attack.trial import Site, Timing, measure
-from loadtest.attack.verdict import Limits
+from loadtest.attack.trial import Limits, Site, Timing, measure
 from loadtest.server_process import ServerProcess
+from tests.loadtest.picture_costs import picture_cost
 from tests.reliability.goals import is_release
 from tests.reliability.plugin import Figure
 from tests.serving.conftest import needs_native

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from atelier.errors import ProgramError, UsageError
 from atelier.wire import classifier_pb2 as pb
 from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
 from loadtest.load.protocols import Classify, Reference
-from loadtest.restarts.cycles import Command, Cycles, free_port, kill, restart
+from loadtest.reference import known_answers
+from loadtest.restarts.cycles import Cycles, Starter, free_port, kill, restart, seconds_until_answered
 from loadtest.restarts.journal import Entry, account, write_journal
-from loadtest.restarts.known import known_answers
-from loadtest.restarts.probe import seconds_until_answered
 from loadtest.restarts.run import main
 from loadtest.restarts.steady_load import OURS, PLAIN
 from loadtest.restarts.swaps import refuse, swap
@@ -40,9 +40,9 @@ def known(data: FashionMNIST, small_repository: Path) -> Reference:
 
 
 @pytest.fixture
-def serving(front_end: str, small_repository: Path) -> Command:
+def serving(front_end: str, small_repository: Path) -> Starter:
     options = ["--repository", str(small_repository), "--metrics-port", "0", *front_end_flags(front_end)]
-    return Command(module="serving", arguments=options)
+    return partial(server_process, "serving", *options)
 
 
 @pytest.mark.fault("S36")
@@ -53,7 +53,7 @@ def serving(front_end: str, small_repository: Path) -> Command:
 @pytest.mark.goal("G4", of="SIGTERM restarts", ci=3, release=50)
 @pytest.mark.parametrize("client", [PLAIN, OURS])
 def test_restarts_under_load_lose_nothing(
-    front_end: str, client: str, serving: Command, known: Reference, size: int, figure: Figure
+    front_end: str, client: str, serving: Starter, known: Reference, size: int, figure: Figure
 ) -> None:
     load: Any = {"rate": RATE}
     if is_release():  # our client gives up where 2,000 more calls failed than succeeded: see atelier/calls.py
@@ -77,7 +77,7 @@ def test_restarts_under_load_lose_nothing(
 @pytest.mark.goal("G4", of="kill -9 of the process that serves", ci=3, release=200)
 @pytest.mark.goal("G2", of="kill -9 of the process that serves", ci=3, release=200)
 def test_kills_under_load_fail_no_call_of_our_client(
-    front_end: str, serving: Command, known: Reference, size: int, figure: Figure
+    front_end: str, serving: Starter, known: Reference, size: int, figure: Figure
 ) -> None:
     cycles, promise = kill(serving, known, number=size, rate=RATE), ENDS[front_end][KILL]
     found = cycles.account
@@ -98,14 +98,14 @@ def test_native_front_end_promises_everything() -> None:
 
 
 def test_wrong_answer_is_found_out() -> None:
-    wrong = Command(module="tests.loadtest.null_server", arguments=["--fault", "swap", "--fault-at", "20"])
+    wrong = partial(server_process, "tests.loadtest.null_server", "--fault", "swap", "--fault-at", "20")
     cycles = restart(wrong, reference(), number=1, rate=RATE)
     assert "2 wrong answers" in cycles.faults(End())  # of each of the two servers, its 20th
     assert next(entry for entry in cycles.journal if entry.outcome.startswith("WRONG")).number == 19
 
 
 def test_call_that_fails_is_found_out() -> None:
-    refusing = Command(module="tests.loadtest.null_server", arguments=["--fault", "refuse", "--fault-at", "20"])
+    refusing = partial(server_process, "tests.loadtest.null_server", "--fault", "refuse", "--fault-at", "20")
     cycles = restart(refusing, reference(), number=0, rate=RATE)
     assert cycles.faults(End()) == ["1 calls ended as RESOURCE_EXHAUSTED"]
     assert cycles.account.sent == cycles.account.right + 1

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 
 from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED, front_end_flags
 from loadtest.load.protocols import Classify
-from loadtest.restarts.cycles import Command, free_port
+from loadtest.reference import known_answers
+from loadtest.restarts.cycles import free_port
 from loadtest.restarts.journal import Entry, account
-from loadtest.restarts.known import known_answers
 from loadtest.restarts.steady_load import OURS, Load
+from loadtest.server_process import server_process
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Done, Held, Outcome, Plan
 from loadtest.soak.run import summary
@@ -132,10 +134,10 @@ def test_attempts_over_a_tenth_more_than_requests_are_found_out() -> None:
 
 
 def test_attempts_of_our_client_are_counted() -> None:
-    cancelling = Command(module="tests.loadtest.null_server", arguments=["--fault", "cancel", "--fault-at", "20"])
+    cancelling = partial(server_process, "tests.loadtest.null_server", "--fault", "cancel", "--fault-at", "20")
     port = free_port()
     protocol = Classify(target=f"127.0.0.1:{port}", reference=reference())
-    with cancelling.started(port), Load(protocol, client=OURS, rate=200.0) as load:
+    with cancelling("--port", str(port)), Load(protocol, client=OURS, rate=200.0) as load:
         time.sleep(0.5)
         journal = load.ended()
     assert {each.number: each.retried for each in journal if each.retried} == {19: 1}

@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from atelier.wire import classifier_pb2 as pb
 from loadtest.attack.http2 import Connection, literal, message, opening, request_headers, reset
 from loadtest.front_ends import ENDS, KILL, SIGTERM, front_end_flags
 from loadtest.load.protocols import Reference
-from loadtest.restarts.cycles import Command, kill, restart
+from loadtest.restarts.cycles import Starter, kill, restart
 from loadtest.restarts.journal import RIGHT
 from loadtest.server_process import ServerProcess, server_process
 from tests.reliability.plugin import Figure
@@ -123,9 +124,9 @@ LONGEST_S = 5  # that an end and its pause take, on a busy machine
 
 
 @pytest.fixture
-def recording(front_end: str, tmp_path: Path) -> Command:
+def recording(front_end: str, tmp_path: Path) -> Starter:
     options = ["--metrics-port", "0", "--executed", str(tmp_path / "executed"), "--image-s", "0.002"]
-    return Command(module=SERVER, arguments=[*options, *front_end_flags(front_end)])
+    return partial(server_process, SERVER, *options, *front_end_flags(front_end))
 
 
 def images_for(num_ends: int) -> Reference:
@@ -136,7 +137,7 @@ def images_for(num_ends: int) -> Reference:
 @pytest.mark.slow
 @pytest.mark.goal("G2", of="SIGTERM restarts, executions counted by the device", ci=2, release=200)
 def test_restarts_execute_every_request_once(
-    front_end: str, recording: Command, tmp_path: Path, size: int, figure: Figure
+    front_end: str, recording: Starter, tmp_path: Path, size: int, figure: Figure
 ) -> None:
     reference = images_for(size)
     cycles = restart(recording, reference, number=size, rate=RATE)
@@ -151,7 +152,7 @@ def test_restarts_execute_every_request_once(
 @pytest.mark.slow
 @pytest.mark.goal("G2", of="kill -9 of the process that serves, executions counted by the device", ci=2, release=200)
 def test_kills_execute_a_request_once_an_attempt(
-    front_end: str, recording: Command, tmp_path: Path, size: int, figure: Figure
+    front_end: str, recording: Starter, tmp_path: Path, size: int, figure: Figure
 ) -> None:
     reference = images_for(size)
     cycles = kill(recording, reference, number=size, rate=RATE)

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +20,9 @@ import numpy as np
 import loadtest
 from atelier.channel import proxy_options
 from atelier.contract import Images, Logits
+from atelier.environments import python_with
 from atelier.errors import ProgramError, ResourceUnavailableError
 from loadtest.bench.h2load import Target, grpc_frame, random_images
-from loadtest.bench.peers.environments import installed
 from loadtest.bench.peers.known import NUM_PORTS, Peer
 
 ROOT = Path(loadtest.__file__).absolute().parent.parent
@@ -30,6 +31,7 @@ STOP_TIMEOUT_S = 10.0
 ATOL = 1e-3  # of a logit: the runtime is the same, the batch may not be
 
 Truth = Callable[[Images], Logits]
+PEERS_DIR = Path(".cache") / "peers"
 
 
 @contextmanager
@@ -133,3 +135,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)
             process.wait(STOP_TIMEOUT_S)
+
+
+def installed(peer: str, packages: tuple[str, ...], directory: Path = PEERS_DIR) -> Path:
+    """Returns the Python of the peer's environment. Raises ResourceUnavailableError NO_PEER if pip cannot make it.
+
+    Behind the peer's own packages the environment sees ours: ONNX Runtime is the same, PyTorch is not fetched again.
+    Without packages of its own the peer runs in ours.
+    """
+    if not packages:
+        return Path(sys.executable)
+    try:
+        return python_with(packages, directory / peer.lower(), sees_ours=True)
+    except ResourceUnavailableError as error:
+        what = f"{peer} cannot be installed"
+        raise ResourceUnavailableError("NO_PEER", what, "leave out PEERS=1", why=error.why) from None
