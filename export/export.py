@@ -16,18 +16,15 @@ from atelier.files import write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, parse_arguments
 from export.engines import engines_from_onnx
-from export.epochs import epoch_files
 from export.first_divergence import explain_failure
-from export.layer_table import layer_files, weights_in
-from export.litert_model import litert_from
-from export.onnx_model import onnx_from_program, opset_of
+from export.onnx_model import litert_from, onnx_from_program, opset_of
 from export.parity import ParityReport, run_gate, truth_of
 from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
+from export.playground import epoch_files, layer_files, weights_in
 from export.precision import HALF_TYPES, EmulatedBackend, onnx_in
 from export.program import inference_model, program_bytes, program_from_model
-from export.repository import publish
-from export.signing import signer_from
+from export.repository import publish, signer_from
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_litert, open_tensorrt

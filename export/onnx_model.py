@@ -1,6 +1,10 @@
 """Exports the program as one ONNX file: weights inside, the batch dynamic, the same bytes for the same checkpoint."""
 
 import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -8,11 +12,15 @@ import torch
 from onnx import ModelProto
 from torch.export import ExportedProgram
 
-from atelier.errors import BadDataError
+from atelier.environments import python_with
+from atelier.errors import BadDataError, ProgramError
+from export.runtimes.known import ONNX2TF
+from export.runtimes.measure import ENVIRONMENTS
 from serving.backends.onnx_check import check_onnx as check_served_onnx
 from serving.manifest import LARGEST_MAX_BATCH_SIZE
 
 OPSET = 20
+CONVERT_TIMEOUT_S = 600  # of onnx2tf
 BF16_OPSET = 22  # the first in which convolution and pooling take bfloat16
 
 
@@ -68,3 +76,25 @@ def check_onnx(model: ModelProto, opset: int = OPSET) -> None:
         reason = str(error).strip().splitlines()[0]
         what = f"the ONNX model will not be served, by its checker: {reason}"
         raise BadDataError("BAD_MODEL", what, "make export writes a new version") from error
+
+
+def litert_from(model_onnx: bytes) -> bytes:
+    """Returns `model.tflite`, in float32, by onnx2tf, whose TensorFlow has an environment of its own.
+
+    Raises ProgramError NO_ENVIRONMENT or LITERT if that fails.
+    """
+    converter = python_with(ONNX2TF, ENVIRONMENTS / "onnx2tf").with_name("onnx2tf")
+    with tempfile.TemporaryDirectory(prefix="atelier-litert-") as directory:
+        given, found = Path(directory, "model.onnx"), Path(directory, "converted")
+        given.write_bytes(model_onnx)  # which it writes over
+        command = [str(converter), "-i", str(given), "-o", str(found)]
+        surroundings = os.environ | {"HOME": directory}
+        surroundings.pop("PYTHONPATH", None)
+        done = subprocess.run(  # noqa: S603
+            command, cwd=directory, env=surroundings, capture_output=True, timeout=CONVERT_TIMEOUT_S, check=False
+        )
+        path = found / "model_float32.tflite"
+        if done.returncode or not path.exists():
+            lines = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
+            raise ProgramError("LITERT", "onnx2tf cannot convert the model", why=lines[-1] if lines else "")
+        return path.read_bytes()

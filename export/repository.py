@@ -9,12 +9,14 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from atelier.errors import ConfigurationError, ResourceUnavailableError
 from atelier.files import write_atomically
-from export.signing import Sign
+from atelier.program import how_to_install
+from atelier.trusted_files import check_secret
 from serving.manifest import (
     MANIFEST_NAME,
     ONNX_NAME,
@@ -26,6 +28,8 @@ from serving.manifest import (
 )
 
 CONFIG_NAME, LABELS_NAME = "config.pbtxt", "labels.txt"
+Sign = Callable[[bytes], bytes]  # for a server with `--require-signature` to tell who exported a version
+KEY_CURE = "openssl genpkey -algorithm ed25519 -out KEY makes one"
 _BUILDING_NAME = ".building"  # not a number, so no reader takes it for a version
 
 
@@ -104,3 +108,25 @@ input [ {{ name: "{images.name}", data_type: TYPE_UINT8, format: FORMAT_NCHW, di
 output [ {{ {output}, label_filename: "{LABELS_NAME}" }} ]
 dynamic_batching {{ }}
 """
+
+
+def signer_from(path: Path) -> Sign:
+    """Returns the function that signs with an Ed25519 private key in PEM, unencrypted: bytes -> 64 bytes.
+
+    Raises ConfigurationError BAD_KEY if the file is none, PermissionRefusedError TOKEN_FILE_MODE if others than its
+    owner may open it, and ResourceUnavailableError NO_LIBRARY if `cryptography` is not installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    except ImportError as error:
+        what, cure = "--signing-key needs cryptography, which is not installed", how_to_install("signing")
+        raise ResourceUnavailableError("NO_LIBRARY", what, cure, why=str(error)) from None
+    check_secret(path, may_group_read=False)
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, TypeError, ValueError) as error:  # TypeError: it is encrypted
+        raise ConfigurationError("BAD_KEY", f"{path}: {error}", KEY_CURE) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError("BAD_KEY", f"{path} holds a key of another kind than Ed25519", KEY_CURE)
+    return key.sign

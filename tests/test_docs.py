@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.signing import signer_from
+from export.repository import signer_from
 from loadtest.restarts.versions import Shelf
 from loadtest.server_process import server_process
 from tests.conftest import command

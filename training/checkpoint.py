@@ -137,3 +137,20 @@ def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[st
         if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
             differences.append(f"{name} is {theirs.dtype} {tuple(theirs.shape)}, not {ours.dtype} {tuple(ours.shape)}")
     return sorted(differences)
+
+
+# --- The weights after each epoch, for those who want to see how they came about: --keep-epochs -----------------------
+
+
+def keep_epoch(directory: Path, record: RunRecord, state_dict: dict[str, Tensor]) -> RunRecord:
+    """Writes the weights after the record's last epoch, 0 at the beginning; returns the record with their digest."""
+    data, number = bytes_from(state_dict), str(record.completed_epochs)
+    digest = hashlib.sha256(data).hexdigest()
+    write_atomically(directory / epoch_name(number, digest), data)
+    return dataclasses.replace(record, kept_epochs={**record.kept_epochs, number: digest})
+
+
+def load_epochs(directory: Path, record: RunRecord) -> dict[int, dict[str, Tensor]]:
+    """Reads the weights of each epoch that was kept. Raises BadDataError BAD_CHECKPOINT and NON_FINITE."""
+    kept = record.kept_epochs.items()
+    return {int(number): load_tensors(directory / epoch_name(number, digest), digest) for number, digest in kept}

@@ -9,7 +9,7 @@ from typing import Any
 
 from atelier.errors import UsageError
 from atelier.settings import add_flags, field_docstrings
-from training.commands import train_command
+from training.process import train_command
 from training.recipes import RECIPES, Recipe
 from training.recovery import record_to_resume
 from training.run_record import CHECKPOINT_DIR, find_record, options_for

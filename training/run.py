@@ -15,7 +15,7 @@ from atelier.errors import ConfigurationError, InterruptedRunError
 from atelier.files import write_atomically
 from atelier.machine import package_versions
 from training import distributed
-from training.checkpoint import load_model, load_training_state
+from training.checkpoint import keep_epoch, load_model, load_training_state
 from training.config import TrainConfig, resume_command
 from training.dataset import FashionMNIST
 from training.device import (
@@ -29,7 +29,6 @@ from training.device import (
 )
 from training.divergence import check_epochs
 from training.epoch import run_epoch, title_of_next
-from training.kept_epochs import keep_epoch
 from training.models import LeNet, initialise, model_for
 from training.process import StopRequest, StopRequestedError, is_first
 from training.recipes import Recipe

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from atelier.errors import BadDataError, ConfigurationError, MissingInputError
 from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
-from training.commands import train_command
+from training.process import train_command
 from training.recipes import Recipe
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")

@@ -17,7 +17,7 @@ from atelier.errors import ProgramError
 from export.parity import RuntimeParity, compare
 from export.parity_inputs import ParityInputs
 from export.runtimes.known import Runtime
-from export.runtimes.session import Session, logits_in, session
+from export.runtimes.script_process import Session, logits_in, session
 
 SCRIPTS = Path(__file__).absolute().parent / "scripts"
 ENVIRONMENTS = Path(".cache") / "runtimes"

@@ -18,7 +18,7 @@ from export.parity_inputs import ParityInputs
 from export.runtimes.known import OURS, RUNTIMES
 from export.runtimes.measure import BATCH_SIZES, Result, Task, command_for, judged, measured, opened
 from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
-from export.runtimes.session import Session, logits_in
+from export.runtimes.script_process import Session, logits_in
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, find_version, read_verified
 from training.checkpoint import load_model
 from training.dataset import load_dataset

@@ -14,13 +14,12 @@ from atelier.errors import UsageError
 from atelier.files import save_json
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
-from loadtest.bench.chart import draw
 from loadtest.bench.contenders import contenders_from
 from loadtest.bench.measure import measure_goodput, measure_serving, measure_starts, measure_training
 from loadtest.bench.overload import SIZES, Runs
 from loadtest.bench.peers.known import PEERS
 from loadtest.bench.peers.start import running_peers
-from loadtest.bench.rows import table
+from loadtest.bench.rows import draw, table
 from loadtest.bench.targets import contenders_table, goodput_rows, serving_rows, training_row
 from serving.manifest import ONNX_NAME, find_version
 

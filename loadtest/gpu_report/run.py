@@ -22,7 +22,7 @@ from atelier.machine import gpu_facts
 from atelier.settings import parse_settings
 from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report.pages import Document, markdown_from, save_plot
-from loadtest.gpu_report.steps import MODEL_OF, Plan, StepFailedError, export, latency, look_at_host, serve, train
+from loadtest.gpu_report.programs import MODEL_OF, Plan, StepFailedError, export, latency, look_at_host, serve, train
 
 RESERVED_S = 20.0  # for the plot: matplotlib's first import looks for fonts
 # The portable engine, whatever it was built for, and one built for this GPU: does TensorRT for RTX take them here?

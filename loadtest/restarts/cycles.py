@@ -18,8 +18,7 @@ from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, 
 from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference, ServerProtocol
 from loadtest.memory import processes_of
-from loadtest.restarts.journal import Account, Entry, account
-from loadtest.restarts.steady_load import OURS, PLAIN, Load
+from loadtest.restarts.steady_load import OURS, PLAIN, Account, Entry, Load, account
 from loadtest.server_process import ServerProcess
 
 FIRST_DYNAMIC_PORT = 32768

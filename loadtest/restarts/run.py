@@ -20,7 +20,7 @@ from loadtest.config import TrialSettings
 from loadtest.front_ends import ENDS, End, chosen_front_end, front_end_flags
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import Cycles, kill, restart
-from loadtest.restarts.journal import write_journal
+from loadtest.restarts.steady_load import write_journal
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.server_process import server_process
 

@@ -9,7 +9,7 @@ from random import Random
 import psutil
 
 from loadtest.load.protocols import Reference
-from loadtest.restarts.journal import RIGHT, Account, Entry
+from loadtest.restarts.steady_load import RIGHT, Account, Entry
 from loadtest.soak.faults import FAULTS
 
 DEADLINE_S = 5.0

@@ -15,8 +15,7 @@ import psutil
 from atelier.client import ClassifyError
 from atelier.errors import ProgramError
 from loadtest.restarts.cycles import STOP_S
-from loadtest.restarts.journal import RIGHT, Entry, account, write_journal
-from loadtest.restarts.steady_load import OURS, Load, Login
+from loadtest.restarts.steady_load import OURS, RIGHT, Entry, Load, Login, account, write_journal
 from loadtest.restarts.swaps import served_shelf
 from loadtest.restarts.versions import NamedVersion, shifted
 from loadtest.soak.faults import FAULTS

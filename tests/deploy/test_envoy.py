@@ -18,8 +18,7 @@ import yaml
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import free_port
-from loadtest.restarts.journal import account
-from loadtest.restarts.steady_load import PLAIN, Load
+from loadtest.restarts.steady_load import PLAIN, Load, account
 from loadtest.server_process import ServerProcess, server_process
 from tests.serving.conftest import needs_native
 from tests.serving.running import wait_for

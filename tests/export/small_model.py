@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from atelier.contract import Images, TensorSpec
-from export.layer_table import layer_files
 from export.onnx_model import onnx_from_program
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs, Truth
+from export.playground import layer_files
 from export.program import program_bytes, program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, Probes
 from training.dataset import CLASSES

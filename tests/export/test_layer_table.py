@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from export.layer_table import layer_files
+from export.playground import layer_files
 from export.program import inference_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME
 from tests.export.small_model import program_and_onnx, seeded_model
@@ -43,4 +43,4 @@ def test_network_with_an_unknown_layer_is_exported_without_a_table_and_says_so(
     assert layer_files(model, model, exported) == {}
     printed = capsys.readouterr().out
     assert "note: no page will look inside this version: UNKNOWN_LAYER: layer activation1" in printed
-    assert "describe it in export/layer_table.py" in printed
+    assert "describe it in export/playground.py" in printed

@@ -26,7 +26,7 @@ from export.runtimes.known import ABSENT, OURS, RUNTIMES, Runtime
 from export.runtimes.measure import Result, Task, command_for, measured, opened
 from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
 from export.runtimes.run import main
-from export.runtimes.session import Session
+from export.runtimes.script_process import Session
 from serving.manifest import ONNX_NAME
 from tests.conftest import Job
 from tests.export.small_model import noise_inputs, program_and_onnx, seeded_model, truth

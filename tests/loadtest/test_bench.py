@@ -9,11 +9,10 @@ import pytest
 from atelier.client import Client
 from atelier.errors import ProgramError
 from loadtest.bench import run as bench
-from loadtest.bench.chart import draw
 from loadtest.bench.contenders import check_count, front_ends, reply_bytes_of, serving, target_of
 from loadtest.bench.h2load import Generator, Load
 from loadtest.bench.paced_server import PACE
-from loadtest.bench.rows import Row, table
+from loadtest.bench.rows import Row, draw, table
 from loadtest.bench.targets import contenders_table
 from loadtest.bench.training_speed import training_rates
 from loadtest.server_process import server_process

@@ -20,8 +20,7 @@ import pytest
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
 from loadtest.gpu_report.pages import markdown_from
-from loadtest.gpu_report.run import RTX, Step, main, new_stem, run_step, write
-from loadtest.gpu_report.steps import (
+from loadtest.gpu_report.programs import (
     Plan,
     StepFailedError,
     export,
@@ -32,6 +31,7 @@ from loadtest.gpu_report.steps import (
     run_of,
     serve,
 )
+from loadtest.gpu_report.run import RTX, Step, main, new_stem, run_step, write
 from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD

@@ -16,9 +16,8 @@ from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, fr
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import Cycles, Starter, free_port, kill, restart, seconds_until_answered
-from loadtest.restarts.journal import Entry, account, write_journal
 from loadtest.restarts.run import main
-from loadtest.restarts.steady_load import OURS, PLAIN
+from loadtest.restarts.steady_load import OURS, PLAIN, Entry, account, write_journal
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.restarts.versions import BAD_KINDS, NamedVersion, shifted
 from loadtest.server_process import server_process

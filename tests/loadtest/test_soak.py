@@ -17,8 +17,7 @@ from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED, front_en
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import free_port
-from loadtest.restarts.journal import Entry, account
-from loadtest.restarts.steady_load import OURS, Load
+from loadtest.restarts.steady_load import OURS, Entry, Load, account
 from loadtest.server_process import server_process
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Done, Held, Outcome, Plan

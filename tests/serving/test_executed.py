@@ -15,7 +15,7 @@ from loadtest.attack.http2 import Connection, literal, message, opening, request
 from loadtest.front_ends import ENDS, KILL, SIGTERM, front_end_flags
 from loadtest.load.protocols import Reference
 from loadtest.restarts.cycles import Starter, kill, restart
-from loadtest.restarts.journal import RIGHT
+from loadtest.restarts.steady_load import RIGHT
 from loadtest.server_process import ServerProcess, server_process
 from tests.reliability.plugin import Figure
 from tests.serving.recording_server import executed_by, numbered

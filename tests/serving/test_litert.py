@@ -1,4 +1,4 @@
-"""LiteRT as a backend, on a model that `export.litert_model.litert_from` made of the seeded one."""
+"""LiteRT as a backend, on a model that `export.onnx_model.litert_from` made of the seeded one."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ import pytest
 
 from atelier.client import Client
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
-from export.litert_model import litert_from
+from export.onnx_model import litert_from
 from export.repository import publish
 from export.runtimes.measure import ENVIRONMENTS
 from loadtest.server_process import server_process

@@ -13,8 +13,7 @@ import pytest
 from atelier.client import Client
 from atelier.errors import BadDataError, ConfigurationError, PermissionRefusedError, ResourceUnavailableError
 from export.export import main as export
-from export.repository import publish
-from export.signing import signer_from
+from export.repository import publish, signer_from
 from loadtest.restarts.versions import Shelf
 from loadtest.server_process import server_process
 from serving.config import ServerConfig

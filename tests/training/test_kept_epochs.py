@@ -7,8 +7,7 @@ import torch
 
 from atelier.errors import BadDataError
 from tests.training.conftest import Train
-from training.checkpoint import load_model
-from training.kept_epochs import load_epochs
+from training.checkpoint import load_epochs, load_model
 from training.models import initialise, model_for
 from training.run_record import load_record
 

@@ -8,7 +8,7 @@ logging.disable(logging.INFO)  # or it writes three lines for each request
 
 from kserve import InferOutput, InferResponse, Model, ModelServer  # noqa: E402
 
-from loadtest.bench.peers.session import open_model  # noqa: E402
+from loadtest.bench.peers.open_model import open_model  # noqa: E402
 
 
 class LeNet5(Model):  # type: ignore[misc] # KServe is not installed here

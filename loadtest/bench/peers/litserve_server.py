@@ -8,7 +8,7 @@ from typing import Any
 import litserve
 import numpy as np
 
-from loadtest.bench.peers.session import open_model
+from loadtest.bench.peers.open_model import open_model
 
 
 class LeNet5(litserve.LitAPI):  # type: ignore[misc] # LitServe is not installed here

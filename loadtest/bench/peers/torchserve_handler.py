@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.bench.peers.session import open_model
+from loadtest.bench.peers.open_model import open_model
 
 
 class LeNet5:

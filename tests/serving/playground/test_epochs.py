@@ -13,9 +13,8 @@ import torch
 
 from atelier.client import AsyncClient
 from atelier.tolerances import TOLERANCES
-from export.epochs import epoch_files
-from export.layer_table import layer_files, weights_in
 from export.onnx_model import onnx_from_program
+from export.playground import epoch_files, layer_files, weights_in
 from export.precision import onnx_in
 from export.program import inference_model, program_from_model
 from serving.config import ServerConfig
@@ -29,9 +28,8 @@ from tests.export.small_model import noise_images
 from tests.idx_files import write_idx_files
 from tests.serving.playground.versions import ARCHITECTURES, manifest_of, version_in
 from tests.training.conftest import call_trainer
-from training.checkpoint import load_model
+from training.checkpoint import load_epochs, load_model
 from training.dataset import CLASSES
-from training.kept_epochs import load_epochs
 from training.models import LeNet, model_for
 from training.run_record import load_record
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from export.layer_table import layers_json
 from export.onnx_model import onnx_from_program, opset_of
+from export.playground import layers_json
 from export.precision import onnx_in
 from export.program import inference_model, program_from_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME, Manifest

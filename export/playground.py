@@ -4,24 +4,33 @@ Only the exporter knows both sides: the modules, and the names that their values
 A network is a chain of modules, and its graph a chain of operators in the same order, so the two are walked together.
 """
 
+import copy
+import io
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 from torch import nn
 
 from atelier.errors import BadDataError
-from serving.manifest import LAYERS_NAME
+from export.program import inference_model
+from serving.manifest import EPOCHS_NAME, LAYERS_NAME
+from training.checkpoint import load_epochs
 from training.models import LeNet
 from training.models.classic import Rescale
 from training.models.lenet import ACTIVATION_LAYERS
 from training.models.partial_convolution import PartialConv2d
+from training.run_record import RunRecord
 
 FORMAT = 1
+CURVES = ("train_loss", "train_acc", "test_acc")  # of the epochs that were kept
 Layer = dict[str, Any]
 
 # The operators of each module's values, in order; the last one's output is the module's.
@@ -110,7 +119,7 @@ def _node_of(name: str, module: nn.Module, nodes: Iterator[NodeProto]) -> NodePr
     found = tuple(node.op_type for node in taken)
     if not wanted or found != wanted:
         what = f"layer {name} is {type(module).__name__}, which is {', '.join(found) or 'unknown'} in ONNX"
-        raise BadDataError("UNKNOWN_LAYER", what, "describe it in export/layer_table.py")
+        raise BadDataError("UNKNOWN_LAYER", what, "describe it in export/playground.py")
     return taken[-1]
 
 
@@ -142,7 +151,7 @@ def _description(module: nn.Module, node: NodeProto, shapes: dict[str, list[int]
     if isinstance(module, nn.Linear):
         return {"kind": "linear", **layer}
     if not isinstance(module, nn.Conv2d):
-        raise BadDataError("UNKNOWN_LAYER", f"{type(module).__name__} has no description", "add it to layer_table.py")
+        raise BadDataError("UNKNOWN_LAYER", f"{type(module).__name__} has no description", "add it to playground.py")
     is_scale = module.groups == module.in_channels > 1 and module.kernel_size == (1, 1)
     table = [list(inputs) for inputs in trained.table] if isinstance(trained, PartialConv2d) else None
     kind = {"kind": "scale" if is_scale else "conv", "padding_mode": module.padding_mode, "table": table}
@@ -165,3 +174,42 @@ def _shapes(onnx_model: ModelProto) -> dict[str, list[int]]:
     values = [*graph.value_info, *graph.output]
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+
+
+# --- The weights of every epoch that was kept: epochs.npz -------------------------------------------------------------
+
+
+def epoch_files(
+    model: LeNet, directory: Path, record: RunRecord, weights: Sequence[str], precision: str
+) -> dict[str, bytes]:
+    """Returns `epochs.npz` if epochs were kept; `weights` are the names of those that the graph has.
+
+    It holds each weight with the epochs along its first axis, float32, folded as what is served; `epochs`, their
+    numbers; and the curves of the training, NaN where there is no figure. An int8 graph has scales for its own weights
+    only. Raises BadDataError BAD_CHECKPOINT for damaged files.
+    """
+    if not record.kept_epochs or not weights:
+        return {}
+    if precision == "int8":
+        print("note: no epochs in this version: int8 has scales for the last weights only")
+        return {}
+    kept = load_epochs(directory, record)
+    arrays: dict[str, list[NDArray[np.float32]]] = {name: [] for name in weights}
+    for state_dict in kept.values():
+        trained = copy.deepcopy(model)
+        trained.load_state_dict(state_dict)
+        folded = inference_model(trained).state_dict()
+        for name, epochs in arrays.items():
+            epochs.append(folded[name].numpy())
+    content: dict[str, NDArray[np.generic]] = {name: np.stack(epochs) for name, epochs in arrays.items()}
+    content |= {name: _curve(record, name, list(kept)) for name in CURVES}
+    buffer = io.BytesIO()
+    np.savez(buffer, epochs=np.array(list(kept)), **content)  # type: ignore[arg-type]
+    return {EPOCHS_NAME: buffer.getvalue()}
+
+
+def _curve(record: RunRecord, name: str, epochs: Sequence[int]) -> NDArray[np.float64]:
+    """Returns the figures of these epochs; of epoch 0 there are none."""
+    figures = {metrics.epoch: getattr(metrics, name) for metrics in record.metrics}
+    found = [figures.get(epoch) for epoch in epochs]
+    return np.array([np.nan if figure is None else figure for figure in found])
