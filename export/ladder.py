@@ -4,7 +4,6 @@ Every precision goes through the parity gate on every runtime and device that ca
 uint8 images in host memory to float32 logits in host memory. Publishes nothing.
 """
 
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from atelier.files import save_json
 from atelier.machine import package_versions
 from atelier.program import run_program
 from atelier.settings import parse_settings
-from atelier.tables import aligned
+from atelier.tables import aligned, spread
 from export.config import MADE_WITH, Trained
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
@@ -60,7 +59,7 @@ class Rung:
     def row(self) -> tuple[str, ...]:
         """The cells under HEADER."""
         parity, rates = self.parity, self.images_per_s
-        speed = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})" if rates else "not timed"
+        speed = spread(rates, 0) if rates else "not timed"
         found = f"{parity.max_abs_diff:.2e}", f"{100 * parity.top1_agreement:.5g} %", f"{parity.accuracy:.4f}"
         verdict = "pass" if parity else "FAIL"
         return parity.precision, f"{parity.runtime} on {parity.device}", *found, verdict, speed

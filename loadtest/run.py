@@ -19,7 +19,7 @@ from loadtest.load.generator_processes import Generators
 from loadtest.load.load_clients import BEST
 from loadtest.load.protocols import Reference
 from loadtest.load.scenarios import Load
-from loadtest.memory import memory_of
+from loadtest.processes import memory_of
 from loadtest.reference import open_references, rates_by_batch_size
 from loadtest.results.findings import EXIT_CODES, Findings, machine
 from loadtest.results.measurement import MAX_LATENESS_SHARE, Measurement

@@ -1,7 +1,6 @@
 """One runtime against the truth and beside ONNX Runtime: what it answers, and how fast, on one thread of one core."""
 
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -51,10 +50,10 @@ class Result:
     megabytes: float | None = None
     why: str = ""
 
-    def ratio(self, batch_size: int) -> float:
-        """Returns how fast it is in ONNX Runtime's measure: the median over the repeats."""
+    def ratios(self, batch_size: int) -> list[float]:
+        """Returns how fast it is in ONNX Runtime's measure, of each repeat."""
         pairs = zip(self.rates[batch_size], self.beside[batch_size], strict=True)
-        return statistics.median(ours / theirs for ours, theirs in pairs)
+        return [ours / theirs for ours, theirs in pairs]
 
 
 def measured(runtime: Runtime, task: Task, baseline: Session) -> Result:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from atelier.tables import aligned
+from atelier.tables import aligned, spread
 from atelier.tolerances import TOLERANCES
 from export.runtimes.known import ABSENT
 from export.runtimes.measure import BATCH_SIZES, REPEAT_S, Result, Task
@@ -40,9 +40,7 @@ def _row(result: Result) -> tuple[str, ...]:
 def _speed(result: Result, size: int) -> tuple[str, str]:
     if not result.rates[size]:  # ONNX Runtime's own, if no other was measured beside it
         return "", ""
-    ratios = [ours / theirs for ours, theirs in zip(result.rates[size], result.beside[size], strict=True)]
-    rate = f"{statistics.median(result.rates[size]):,.0f}"
-    return rate, f"{result.ratio(size):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return f"{statistics.median(result.rates[size]):,.0f}", spread(result.ratios(size))
 
 
 def num_flips(result: Result) -> int:
@@ -64,10 +62,10 @@ def markdown_from(results: Sequence[Result], task: Task, facts: Mapping[str, str
     """The report to read."""
     tolerance = TOLERANCES[task.precision]
     faster = [
-        f"{result.runtime.title} at {size}: {result.ratio(size):.2f}"
+        f"{result.runtime.title} at {size}: {statistics.median(result.ratios(size)):.2f}"
         for result in results
         for size in BATCH_SIZES
-        if result.parity and result.rates[size] and result.ratio(size) >= FASTER
+        if result.parity and result.rates[size] and statistics.median(result.ratios(size)) >= FASTER
     ]
     sections = [
         f"# The served model in other runtimes, {date}",

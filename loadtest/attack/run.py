@@ -13,8 +13,6 @@ from pathlib import Path
 
 from atelier.channel import is_local
 from atelier.errors import UsageError
-from atelier.files import save_json
-from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
@@ -27,7 +25,6 @@ from loadtest.server_process import ServerProcess, server_process
 METRICS_PORT = 8002  # of a server at --target
 QUIET_S = 0.5  # at the least
 FAILED, INVALID = "FAILED", "INVALID"
-PACKAGES = ("grpcio", "onnxruntime", "numpy")
 HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", "memory before, most, after", "verdict")
 
 
@@ -66,10 +63,8 @@ def main(arguments: list[str]) -> int:
         words.append(verdict(outcomes[-1], front_end, is_noisy=outcomes[0].is_slow))
         print(f"{attack.name}: {words[-1]}", flush=True)
     print("\n" + aligned([HEADER, *map(row, outcomes, words)]))
-    if settings.report_dir:
-        rows = [asdict(outcome) | {"verdict": word} for outcome, word in zip(outcomes, words, strict=True)]
-        document = {"machine": machine_facts(PACKAGES), "front_end": front_end or settings.target, "attacks": rows}
-        save_json(settings.report_dir / "attack.json", document)
+    rows = [asdict(outcome) | {"verdict": word} for outcome, word in zip(outcomes, words, strict=True)]
+    settings.save("attack.json", front_end=front_end or settings.target, attacks=rows)
     if any(word.startswith(FAILED) for word in words):
         return 1
     return os.EX_TEMPFAIL if any(word.startswith(INVALID) for word in words) else 0

@@ -10,7 +10,7 @@ from atelier.errors import ResourceUnavailableError
 from loadtest.attack.attacks import Attack
 from loadtest.attack.field import Field, run_attack
 from loadtest.attack.honest import Call, HonestClient, p99_ms
-from loadtest.memory import Watch
+from loadtest.processes import Watch
 
 START_S = 0.15  # for the attack's process
 FEWEST_CALLS = 20  # for a percentile to mean something

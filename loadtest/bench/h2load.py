@@ -22,7 +22,7 @@ from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.memory import processes_of
+from loadtest.processes import cpu_s
 from serving.manifest import MODEL_NAME
 
 CLASSIFY = f"/{SERVICE}/Classify"
@@ -163,8 +163,3 @@ def _times_us(log: Path) -> NDArray[np.int64]:
     """Reads what each request took: the third column of h2load's log."""
     times: NDArray[np.int64] = np.loadtxt(log, np.int64, usecols=2, ndmin=1)
     return times
-
-
-def cpu_s(pid: int) -> float:
-    """Reads user and system time of the server's first process and of all that it started."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes_of(pid))

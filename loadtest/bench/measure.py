@@ -27,7 +27,7 @@ from loadtest.bench.overload import Run, measure_overload
 from loadtest.bench.paced_server import IMAGE_S
 from loadtest.bench.training_speed import training_rates
 from loadtest.load.generator_processes import Generators
-from loadtest.memory import resident_bytes_of
+from loadtest.processes import resident_bytes_of
 from serving.backends.base import Backend
 
 Figures = dict[str, list[float]]

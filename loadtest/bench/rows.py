@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from atelier.tables import aligned
+from atelier.tables import aligned, spread
 from loadtest.bench.contenders import CPP_ECHO, front_ends
 
 HEADER = ("measure", "ours", "yardstick", "ratio or figure (lowest to highest)", "target")
@@ -65,17 +65,12 @@ class Row:
         if self.yardstick is not None:
             yardstick = f"{shown(statistics.median(self.yardstick))} ({self.yardstick_name})"
         ours = f"{shown(statistics.median(self.ours))} {self.unit}"
-        return self.name, ours, yardstick, with_spread(self.values), self.verdict
+        return self.name, ours, yardstick, spread(self.values, shown), self.verdict
 
 
 def table(rows: list[Row]) -> str:
     """Renders the rows as a Markdown table, for a terminal as for README."""
     return aligned([HEADER, *(row.cells() for row in rows)])
-
-
-def with_spread(values: list[float]) -> str:
-    """Formats the median, and between brackets the lowest and the highest."""
-    return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
 
 
 def shown(figure: float) -> str:

@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from atelier.tables import aligned
+from atelier.tables import aligned, spread
 from loadtest.bench.contenders import CPP_ECHO, INFER, PYTHON_ECHO
 from loadtest.bench.measure import Figures
 from loadtest.bench.overload import Runs, overload_rows
-from loadtest.bench.rows import Row, shown, with_spread
+from loadtest.bench.rows import Row, shown
 
 NATIVE, GRPCIO = "native", "grpcio"
 SINGLE = "1 image, 128 in flight"
@@ -101,6 +101,6 @@ def contenders_table(figures: Figures, names: Sequence[str], absent: Mapping[str
         ratios = [ours / echo for ours, echo in zip(rates, figures[f"{CPP_ECHO}, 1"], strict=True)]
         others = [figures[f"{name}, {what}"] for what in ("p50 ms", "p99 ms", "CPU us", "MB")]
         of_echo, p50, p99, cpu, memory = (shown(statistics.median(values)) for values in (ratios, *others))
-        rows.append((name, with_spread(rates), of_echo, p50, p99, cpu, memory))
+        rows.append((name, spread(rates, shown), of_echo, p50, p99, cpu, memory))
     rows += [(name, f"absent: {why}", "", "", "", "", "") for name, why in absent.items()]
     return aligned(rows)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from atelier.tables import aligned
+from atelier.tables import aligned, spread
 
 Document = dict[str, Any]
 REHEARSAL = "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**"
@@ -32,9 +32,7 @@ def _section(title: str, note: str, header: Sequence[str], rows: Sequence[Sequen
 
 
 def _spread(values: Sequence[float], digits: int = 0) -> str:
-    """Formats `median (lowest to highest)`."""
-    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
+    return spread(values, digits) if len(values) > 1 else f"{values[0]:,.{digits}f}"
 
 
 def _mebibytes(memory: dict[str, Any], *kinds: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from atelier.machine import cpu_name, gpu_facts, package_versions
-from loadtest.memory import processes_of
+from loadtest.processes import processes_of
 from serving.manifest import MODEL_NAME
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "cuda-bindings")

@@ -17,7 +17,7 @@ from atelier.errors import ProgramError
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, opening
 from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference, ServerProtocol
-from loadtest.memory import processes_of
+from loadtest.processes import processes_of
 from loadtest.restarts.steady_load import OURS, PLAIN, Account, Entry, Load, account
 from loadtest.server_process import ServerProcess
 

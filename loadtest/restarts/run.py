@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from atelier.errors import UsageError
-from atelier.files import save_json
-from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.config import TrialSettings
@@ -24,7 +22,6 @@ from loadtest.restarts.steady_load import write_journal
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.server_process import server_process
 
-PACKAGES = ("grpcio", "onnxruntime", "numpy")
 RATE = 500.0  # requests a second
 HEADER = ("end", "times", "requests", "right", "wrong", "lost", "failed", "repeated", "back after, median and most", "")
 
@@ -70,10 +67,9 @@ def main(arguments: list[str]) -> int:
         if each.spans:
             inside, outside = each.p99_ms(inside=True), each.p99_ms(inside=False)
             print(f"{each.name}: p99 {inside:.1f} ms while it was loaded, {outside:.1f} ms in between")
+    rows = [_document(cycles, faults) for cycles, faults in done]
+    settings.save("restarts.json", front_end=front_end, rate=RATE, ends=rows)
     if settings.report_dir:
-        rows = [_document(cycles, faults) for cycles, faults in done]
-        document = {"machine": machine_facts(PACKAGES), "front_end": front_end, "rate": RATE, "ends": rows}
-        save_json(settings.report_dir / "restarts.json", document)
         for each in cycles:
             write_journal(settings.report_dir / f"{each.name.replace(' ', '')}.jsonl", each.journal)
     return int(any(faults for _, faults in done))

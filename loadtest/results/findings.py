@@ -1,7 +1,6 @@
 """Findings of one load test: everything that it measured, and the verdict on it."""
 
 import os
-import statistics
 from dataclasses import dataclass, field
 
 from atelier.machine import machine_facts
@@ -116,9 +115,3 @@ class Findings:
 def machine() -> dict[str, str]:
     """Returns what the figures were taken on."""
     return machine_facts(PACKAGES) | {"load average before": f"{os.getloadavg()[0]:.1f}"}
-
-
-def median_and_range(values: list[float], digits: int = 2) -> str:
-    """Formats the median with the lowest and the highest: `0.79 (0.75 to 0.84)`."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from atelier.tables import aligned
+from atelier.tables import aligned, spread
 from loadtest.load.scenarios import SCENARIOS
 from loadtest.reference import latency_of
-from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings, median_and_range
+from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.results.measurement import PERCENTILES, Measurement
 
 Row = tuple[str, ...]
@@ -59,7 +59,7 @@ def _ratios(findings: Findings) -> Section:
     rows = [
         (
             f"over {yardstick}",
-            *(median_and_range(values[yardstick]) if values.get(yardstick) else "" for values in ratios.values()),
+            *(spread(values[yardstick]) if values.get(yardstick) else "" for values in ratios.values()),
         )
         for yardstick in yardsticks
     ]
@@ -105,7 +105,7 @@ def _search(findings: Findings) -> Section:
     search, rows = findings.search, []
     if search is not None and search.qps:
         p99s = [run.percentile_ms(99.0) for run in search.confirmations]
-        rows = [(f"{search.qps:,.0f}", median_and_range(p99s, 1), str(len(p99s)), search.limit)]
+        rows = [(f"{search.qps:,.0f}", spread(p99s, 1), str(len(p99s)), search.limit)]
     note = f"The highest rate with p99 within {findings.config.latency_p99_ms:g} ms, and what the next came to"
     return Section("Highest rate", note, ("requests/s", "p99 ms", "runs", "the next"), rows)
 

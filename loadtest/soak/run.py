@@ -13,8 +13,6 @@ import secrets
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from atelier.files import save_json
-from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.config import TrialSettings
@@ -24,7 +22,6 @@ from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Outcome, Plan
 from loadtest.soak.soak import soak
 
-PACKAGES = ("grpcio", "onnxruntime", "numpy")
 FAULTS_AT_ALL = 600  # one a second
 
 
@@ -56,10 +53,15 @@ def main(arguments: list[str]) -> int:
     reason = NOT_SOAKED.get(front_end, "")
     word = f"not promised ({reason})" if reason else "FAILED"
     print("\n".join(f"{word}: {fault}" for fault in outcome.faults) or "as promised")
-    if settings.report_dir:
-        rounds = {"rounds": [asdict(each) for each in outcome.accounts], "held": [asdict(e) for e in outcome.held]}
-        document = {"machine": machine_facts(PACKAGES), "front_end": front_end, "seed": plan.seed, "rate": plan.rate}
-        save_json(settings.report_dir / "soak.json", document | rounds | {"faults": outcome.faults})
+    settings.save(
+        "soak.json",
+        front_end=front_end,
+        seed=plan.seed,
+        rate=plan.rate,
+        rounds=[asdict(each) for each in outcome.accounts],
+        held=[asdict(each) for each in outcome.held],
+        faults=outcome.faults,
+    )
     return int(bool(outcome.faults) and not reason)
 
 

@@ -80,7 +80,7 @@ def test_runtime_that_gives_the_models_logits_passes_and_is_timed_beside_onnx_ru
     assert verdict(result) == "pass" and num_flips(result) == 0
     assert result.parity is not None and 0 < result.parity.max_abs_diff < 1e-5
     assert {size: len(rates) for size, rates in result.rates.items()} == {1: 1, 64: 1}
-    assert 0.1 < result.ratio(64) < 10
+    assert 0.1 < result.ratios(64)[0] < 10
 
 
 def test_answers_that_are_deliberately_wrong_fail(task: Task, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import psutil
 from atelier.channel import proxy_options
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from loadtest.memory import processes_of
+from loadtest.processes import processes_of
 
 CLEAR_PEAK = "5"  # of proc(5)'s clear_refs
 DEADLINE_S = 20.0

@@ -21,7 +21,7 @@ from atelier.client import Client
 from atelier.errors import ConfigurationError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from loadtest.memory import resident_bytes_of
+from loadtest.processes import resident_bytes_of
 from loadtest.restarts.versions import Shelf
 from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig, parse_arguments

@@ -1,4 +1,4 @@
-"""Memory of a program with all its processes: resident on the host, and on the GPU."""
+"""A program with all its processes: memory on the host and on the GPU, processor time, and whether all still run."""
 
 import contextlib
 import subprocess
@@ -27,6 +27,11 @@ def resident_bytes_of(pid: int) -> int:
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)  # only Linux tells what is shared
     return total
+
+
+def cpu_s(pid: int) -> float:
+    """Reads user and system time of the first process and of all that it started."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes_of(pid))
 
 
 def memory_of(pid: int) -> dict[str, int | None]:
