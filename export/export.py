@@ -23,8 +23,8 @@ from export.parity_inputs import parity_inputs, probes_of
 from export.parity_report import reports_from, table_from
 from export.playground import epoch_files, layer_files, weights_in
 from export.precision import HALF_TYPES, EmulatedBackend, onnx_in
-from export.program import inference_model, program_bytes, program_from_model
 from export.repository import publish, signer_from
+from export.torch_program import inference_model, program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.select import UNFIT, open_litert, open_tensorrt

@@ -23,7 +23,7 @@ from atelier.tolerances import TOLERANCES, Tolerance
 from export.parity import ParityReport
 from export.parity_inputs import ParityInputs
 from export.precision import HALF_TYPES, emulated_onnx
-from export.program import program_from_model
+from export.torch_program import program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 
 Values = dict[str, NDArray[Any]]  # value name -> tensor, in graph order

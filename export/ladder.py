@@ -26,7 +26,7 @@ from export.onnx_model import onnx_from_program
 from export.parity import RuntimeParity, run_gate, truth_of
 from export.parity_inputs import ParityInputs, parity_inputs
 from export.precision import HALF_TYPES, PRECISIONS, EmulatedBackend, onnx_in
-from export.program import program_bytes, program_from_model
+from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
 from serving.backends.timing import images_per_s
 from serving.manifest import ONNX_NAME, PROGRAM_NAME

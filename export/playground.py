@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto
 from torch import nn
 
 from atelier.errors import BadDataError
-from export.program import inference_model
+from export.torch_program import inference_model
 from serving.manifest import EPOCHS_NAME, LAYERS_NAME
 from training.checkpoint import load_epochs
 from training.models import LeNet

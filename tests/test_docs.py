@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.repository import signer_from
-from loadtest.restarts.versions import Shelf
+from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import server_process
 from tests.conftest import command
 from tests.serving.running import wait_for

@@ -9,10 +9,10 @@ from typing import Any
 
 from atelier.errors import UsageError
 from atelier.settings import add_flags, field_docstrings
-from training.process import train_command
 from training.recipes import RECIPES, Recipe
 from training.recovery import record_to_resume
 from training.run_record import CHECKPOINT_DIR, find_record, options_for
+from training.trainer_process import train_command
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 # Fields of the recipe with a flag of their own: `--epochs 3` is `--set num_epochs=3`.

@@ -36,7 +36,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 def set_precision(precision: str, device: torch.device) -> None:
     """Decides how float32 is multiplied: in full, or in TF32, which keeps 10 bits of 23.
 
-    Convolutions in PyTorch use TF32 unless told otherwise. bf16 is the steps' own matter (steps.py). Raises
+    Convolutions in PyTorch use TF32 unless told otherwise. bf16 is the steps' own matter (epoch_steps.py). Raises
     ResourceUnavailableError NO_SUCH_PRECISION if the device cannot do what was asked for.
     """
     is_able = {

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from training.process import is_first
+from training.trainer_process import is_first
 
 
 def local_rank() -> int:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.divergence import check_steps
+from training.epoch_steps import Steps
 from training.run_record import EpochMetrics, RunRecord
 from training.split import Split
-from training.steps import Steps
 
 
 @dataclass(frozen=True, kw_only=True)

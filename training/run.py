@@ -29,8 +29,8 @@ from training.device import (
 )
 from training.divergence import check_epochs
 from training.epoch import run_epoch, title_of_next
+from training.epoch_steps import Steps
 from training.models import LeNet, initialise, model_for
-from training.process import StopRequest, StopRequestedError, is_first
 from training.recipes import Recipe
 from training.recovery import restore_previous
 from training.results import SEEDS_NAME, seeds_json
@@ -38,7 +38,7 @@ from training.run_log import RunLog
 from training.run_record import RunRecord, record_of
 from training.session import Start, start_of
 from training.split import Split, put_aside, split_on
-from training.steps import Steps
+from training.trainer_process import StopRequest, StopRequestedError, is_first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

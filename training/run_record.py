@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from atelier.errors import BadDataError, ConfigurationError, MissingInputError
 from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
-from training.process import train_command
 from training.recipes import Recipe
+from training.trainer_process import train_command
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
 RECORD_NAME, PREVIOUS_NAME = "checkpoint.json", "previous.json"

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from training.config import TrainConfig, config_from
 from training.dataset import load_dataset
 from training.divergence import check_epochs
-from training.process import StopRequest, is_first, lock_directory
 from training.results import result_lines, seeds_table
 from training.run_record import RunRecord
 from training.session import finished_runs
+from training.trainer_process import StopRequest, is_first, lock_directory
 
 
 def main(arguments: list[str]) -> int:

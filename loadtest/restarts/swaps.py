@@ -11,8 +11,8 @@ from pathlib import Path
 
 from loadtest.load.protocols import Reference
 from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Cycles, free_port
+from loadtest.restarts.shelf import BAD_KINDS, NamedVersion, Shelf, shifted
 from loadtest.restarts.steady_load import PLAIN, Load
-from loadtest.restarts.versions import BAD_KINDS, NamedVersion, Shelf, shifted
 from loadtest.server_process import ServerProcess, comes_true, server_process
 
 SWAP, BAD_VERSION = "swap", "bad version"

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from atelier.errors import ProgramError
-from loadtest.restarts.versions import Shelf
+from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import ServerProcess, comes_true
 
 LIMIT_S = 20.0  # for a fault to show what it does

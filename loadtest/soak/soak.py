@@ -15,9 +15,9 @@ import psutil
 from atelier.client import ClassifyError
 from atelier.errors import ProgramError
 from loadtest.restarts.cycles import STOP_S
+from loadtest.restarts.shelf import NamedVersion, shifted
 from loadtest.restarts.steady_load import OURS, RIGHT, Entry, Load, Login, account, write_journal
 from loadtest.restarts.swaps import served_shelf
-from loadtest.restarts.versions import NamedVersion, shifted
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import DEADLINE_S, Done, Held, Outcome, Plan
 from loadtest.soak.site import Credentials, Site, wait_until

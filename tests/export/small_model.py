@@ -14,7 +14,7 @@ from export.onnx_model import onnx_from_program
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs, Truth
 from export.playground import layer_files
-from export.program import program_bytes, program_from_model
+from export.torch_program import program_bytes, program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, Probes
 from training.dataset import CLASSES
 from training.models import LeNet, LeNet5, initialise, model_for

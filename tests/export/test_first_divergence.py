@@ -6,7 +6,7 @@ import pytest
 from atelier.tolerances import TOLERANCES
 from export.first_divergence import Divergence, divergence_of_onnx, divergence_of_program, explain_failure
 from export.parity import run_gate
-from export.program import inference_model
+from export.torch_program import inference_model
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from tests.export.small_model import (

@@ -17,9 +17,9 @@ from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import Cycles, Starter, free_port, kill, restart, seconds_until_answered
 from loadtest.restarts.run import main
+from loadtest.restarts.shelf import BAD_KINDS, NamedVersion, shifted
 from loadtest.restarts.steady_load import OURS, PLAIN, Entry, account, write_journal
 from loadtest.restarts.swaps import refuse, swap
-from loadtest.restarts.versions import BAD_KINDS, NamedVersion, shifted
 from loadtest.server_process import server_process
 from tests.conftest import import_s
 from tests.loadtest.null_server import reference

@@ -20,8 +20,8 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from atelier.errors import BadDataError, ProgramError
 from export.precision import PRECISIONS, onnx_in
-from export.program import inference_model
 from export.repository import publish
+from export.torch_program import inference_model
 from serving.backends.onnx_check import MAX_NODES, OPERATORS, check_onnx
 from serving.backends.onnx_file import MAX_BYTES, MAX_FIELDS
 from serving.config import ServerConfig

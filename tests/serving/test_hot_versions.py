@@ -22,7 +22,7 @@ from atelier.errors import ConfigurationError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.processes import resident_bytes_of
-from loadtest.restarts.versions import Shelf
+from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig, parse_arguments
 from serving.models import read_version

@@ -13,7 +13,7 @@ from atelier.answers import ClassifyError
 from atelier.client import Client
 from export.parity import truth_of
 from export.repository import publish
-from loadtest.restarts.versions import Shelf
+from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import server_process
 from serving.manifest import ONNX_NAME, find_version, read_verified
 from tests.export.small_model import noise_images, probes_of, with_weights

@@ -21,8 +21,8 @@ from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ProgramError
 from atelier.sealed import unsealed
 from export.precision import PRECISIONS, onnx_in
-from export.program import program_bytes, program_from_model
 from export.repository import publish
+from export.torch_program import program_bytes, program_from_model
 from loadtest.front_ends import available_front_ends
 from loadtest.server_process import server_process
 from serving.backends.base import Backend

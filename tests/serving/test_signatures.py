@@ -14,7 +14,7 @@ from atelier.client import Client
 from atelier.errors import BadDataError, ConfigurationError, PermissionRefusedError, ResourceUnavailableError
 from export.export import main as export
 from export.repository import publish, signer_from
-from loadtest.restarts.versions import Shelf
+from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import server_process
 from serving.config import ServerConfig
 from serving.manifest import MANIFEST_NAME, ONNX_NAME, SIGNATURE_NAME

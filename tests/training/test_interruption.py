@@ -16,7 +16,7 @@ import pytest
 from tests.reliability.plugin import Figure
 from tests.training.conftest import call_trainer
 from training.checkpoint import load_checkpoint
-from training.process import LOCK_NAME
+from training.trainer_process import LOCK_NAME
 
 ROOT = Path(__file__).parents[2]
 NUM_EPOCHS = 60
@@ -84,7 +84,7 @@ def test_signal_stops_the_run_with_exit_code_75_and_leaves_the_last_whole_checkp
 def test_second_signal_ends_the_process_at_once() -> None:
     code = """
 import os, signal
-from training.process import StopRequest
+from training.trainer_process import StopRequest
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here", flush=True)
@@ -141,7 +141,7 @@ def other_trainer(run_dir: Path) -> Iterator["subprocess.Popen[str]"]:
     code = f"""
 import time
 from pathlib import Path
-from training.process import lock_directory
+from training.trainer_process import lock_directory
 with lock_directory(Path({str(run_dir)!r})):
     print("locked", flush=True)
     time.sleep(60)

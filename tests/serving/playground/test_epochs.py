@@ -16,7 +16,7 @@ from atelier.tolerances import TOLERANCES
 from export.onnx_model import onnx_from_program
 from export.playground import epoch_files, layer_files, weights_in
 from export.precision import onnx_in
-from export.program import inference_model, program_from_model
+from export.torch_program import inference_model, program_from_model
 from serving.config import ServerConfig
 from serving.manifest import EPOCHS_NAME, ONNX_NAME
 from serving.models import ModelVersion

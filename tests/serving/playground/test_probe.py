@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from atelier.contract import Images
 from atelier.errors import BadDataError, ResourceUnavailableError
 from atelier.tolerances import TOLERANCES
-from export.program import inference_model
+from export.torch_program import inference_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME
 from serving.models import ModelVersion
 from serving.playground.errors import PageError

@@ -10,7 +10,7 @@ import torch
 from export.onnx_model import onnx_from_program, opset_of
 from export.playground import layers_json
 from export.precision import onnx_in
-from export.program import inference_model, program_from_model
+from export.torch_program import inference_model, program_from_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME, Manifest
 from serving.models import ModelVersion
 from tests.export.small_model import manifest_for, noise_images

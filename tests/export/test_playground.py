@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from export.playground import layer_files
-from export.program import inference_model
+from export.torch_program import inference_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME
 from tests.export.small_model import program_and_onnx, seeded_model
 from training.models import LeNet, model_for

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from atelier.errors import BadDataError
-from export.program import inference_model, program_bytes, program_from_model
+from export.torch_program import inference_model, program_bytes, program_from_model
 from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import MAX_BATCH_SIZE, exported_files, noise_images, seeded_model
 from training.models import initialise, model_for
