@@ -5,40 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atelier.errors import UsageError
-from atelier.files import save_json
-from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from loadtest.load.scenarios import SCENARIOS
 
 REFERENCES, SWEEP, MAX = "references", "sweep", "max"
-PACKAGES = ("grpcio", "onnxruntime", "numpy")
 PARTS = (REFERENCES, *SCENARIOS, SWEEP, MAX)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSettings:
-    """What `make attack`, `make restarts` and `make soak` have in common."""
-
-    repository: Path = Path("artifacts/models")
-    """The model repository to serve."""
-
-    front_end: str = "auto"
-    """Front end of the server that is started: auto, native or grpcio."""
-
-    scale: float = 1.0
-    """How much and how often, as a share of the whole."""
-
-    report_dir: Path | None = None
-    """Also write all figures there, and what happened to every request, if that is kept."""
-
-    def number(self, whole: int) -> int:
-        """Returns this trial's share, at least one."""
-        return max(1, round(whole * self.scale))
-
-    def save(self, name: str, **figures: object) -> None:
-        """Writes the figures of a trial, with the machine's, if a place was named."""
-        if self.report_dir:
-            save_json(self.report_dir / name, {"machine": machine_facts(PACKAGES), **figures})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,17 @@
-"""The server's front ends, which of them can be started here, and what each does not promise to withstand."""
+"""The server's front ends: which can be started here, what each does not promise to withstand, how it is tried."""
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from atelier.errors import ConfigurationError
+from atelier.files import save_json
+from atelier.machine import machine_facts
 from serving.server import NATIVE as NATIVE_MODULE
 
 NATIVE, GRPCIO = "native", "grpcio"
 FRONT_ENDS = (NATIVE, GRPCIO)
+PACKAGES = ("grpcio", "onnxruntime", "numpy")  # on record with a trial
 
 # Why grpcio does not withstand an attack, at its whole size.
 _FLOODED = "grpcio reads and answers all that a connection sends, before and between the calls of others"
@@ -86,3 +90,29 @@ def chosen_front_end(name: str) -> str:
 def front_end_flags(name: str) -> list[str]:
     """Returns what `python -m serving` is told, so that it starts this front end."""
     return ["--front-end", name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """Settings that `make attack`, `make restarts` and `make soak` have in common."""
+
+    repository: Path = Path("artifacts/models")
+    """The model repository to serve."""
+
+    front_end: str = "auto"
+    """Front end of the server that is started: auto, native or grpcio."""
+
+    scale: float = 1.0
+    """How much and how often, as a share of the whole."""
+
+    report_dir: Path | None = None
+    """Also write all figures there, and what happened to every request, if that is kept."""
+
+    def number(self, whole: int) -> int:
+        """Returns this trial's share, at least one."""
+        return max(1, round(whole * self.scale))
+
+    def save(self, name: str, **figures: object) -> None:
+        """Writes the figures of a trial, with the machine's, if a place was named."""
+        if self.report_dir:
+            save_json(self.report_dir / name, {"machine": machine_facts(PACKAGES), **figures})

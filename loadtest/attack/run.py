@@ -18,8 +18,7 @@ from atelier.tables import aligned
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
 from loadtest.attack.honest import honest_client
 from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
-from loadtest.config import TrialSettings
-from loadtest.front_ends import NOT_PROMISED, chosen_front_end, front_end_flags
+from loadtest.front_ends import NOT_PROMISED, TrialSettings, chosen_front_end, front_end_flags
 from loadtest.server_process import ServerProcess, server_process
 
 METRICS_PORT = 8002  # of a server at --target

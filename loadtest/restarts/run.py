@@ -14,8 +14,7 @@ from functools import partial
 from atelier.errors import UsageError
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.config import TrialSettings
-from loadtest.front_ends import ENDS, End, chosen_front_end, front_end_flags
+from loadtest.front_ends import ENDS, End, TrialSettings, chosen_front_end, front_end_flags
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import Cycles, kill, restart
 from loadtest.restarts.steady_load import write_journal

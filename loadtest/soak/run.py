@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.config import TrialSettings
-from loadtest.front_ends import NOT_SOAKED, chosen_front_end, front_end_flags
+from loadtest.front_ends import NOT_SOAKED, TrialSettings, chosen_front_end, front_end_flags
 from loadtest.reference import known_answers
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Outcome, Plan
