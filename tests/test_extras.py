@@ -62,9 +62,9 @@ def test_client_data_and_the_servers_help_need_no_extra(client_only: Path, tmp_p
         ("training", "torch", "train"),
         ("export", "torch", "export,serve"),
         ("loadtest", "tqdm", "load,serve"),
-        ("loadtest.bench", "matplotlib", "load,serve,train"),
+        ("loadtest.bench", "psutil", "load,serve,train"),
         ("loadtest.attack", "psutil", "load,serve"),
-        ("loadtest.restarts", "psutil", "load,serve,export"),
+        ("loadtest.restarts", "hdrh", "load,serve,export"),
         ("loadtest.gpu_report", "psutil", "load,serve,train"),
     ],
 )
