@@ -100,16 +100,19 @@ def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
     settings = ["--port", "0", *front_end_flags(front_end), "--max-batch-size", "1024"]
     with server_process(SERVER, *settings, "--executed", str(executed), "--hold", str(hold)) as server:
         asked = Asked(server, executed, hold, numbered(1 << 16))
-        while asked.sent["CANCELLED"] + asked.sent["DEADLINE_EXCEEDED"] < size:
+        counted: Counter[str] = Counter()
+        while counted["CANCELLED"] + counted["DEADLINE_EXCEEDED"] < size:
             asked.ask_in_vain()
-        wait_for(lambda: asked.calls().total() >= asked.sent.total())
-        counted = asked.calls()
+            wait_for(lambda: asked.calls().total() >= asked.sent.total())
+            counted = asked.calls()
         assert server.stop() == 0
         assert server.num_answered == asked.sent["OK"]
     in_vain = counted["CANCELLED"] + counted["DEADLINE_EXCEEDED"]
     num_executed = len(executed_by(executed)) - asked.sent["OK"]
     figure(f"{num_executed} of {in_vain:,} executed; {counted.total():,} received: " + told(counted))
     assert executed_by(executed) == asked.answered
+    # Behind so many pauses of the device a server may say at once that a deadline is too short.
+    counted["DEADLINE_EXCEEDED"] += counted.pop("RESOURCE_EXHAUSTED", 0)
     assert counted == asked.sent
 
 
