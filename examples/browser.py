@@ -15,6 +15,7 @@ PACKAGES = ("playwright==1.65.0", "axe-playwright-python==0.1.8")
 ENVIRONMENT = Path(".cache/playwright")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WITHOUT_GPU = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+WITHOUT_CAMERA = ["--use-fake-device-for-media-stream"]  # one that shows a moving figure; pages still need permission
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=WITHOUT_GPU)
+        browser = playwright.chromium.launch(executable_path=program, args=WITHOUT_GPU + WITHOUT_CAMERA)
         yield browser
         browser.close()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -11,16 +10,15 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from atelier.contract import Images
 from atelier.errors import AtelierError
 from serving.playground.errors import PageError, described
+from serving.playground.files import page_file
 from serving.playground.guard import Guard, check_post
 from serving.playground.looks import Looks, Question, photograph
 
-PAGE_DIR = Path(__file__).parent / "page"
 IMAGE_BYTES = 784
 MAX_LOOKS_PER_S = 60
 MAX_BODY_S = 10.0
@@ -32,12 +30,14 @@ MAX_PICTURE_BYTES = 16 << 20
 def make_app(looks: Looks, hosts: list[str]) -> Guard:
     """Returns the ASGI application; `hosts` are the names by which it may be called, beside this machine's own."""
     endpoints = Endpoints(looks)
-    api = [
-        Route("/network", endpoints.network, methods=["GET"]),
-        Route("/weights", endpoints.weights, methods=["GET"]),
-        Route("/look", endpoints.look, methods=["POST"]),
-        Route("/photograph", endpoints.photograph, methods=["POST"]),
-        Route("/occlusion", endpoints.occlusion, methods=["POST"]),
+    routes = [  # most asked first
+        Route("/api/look", endpoints.look, methods=["POST"]),
+        Route("/api/network", endpoints.network, methods=["GET"]),
+        Route("/api/weights", endpoints.weights, methods=["GET"]),
+        Route("/api/photograph", endpoints.photograph, methods=["POST"]),
+        Route("/api/occlusion", endpoints.occlusion, methods=["POST"]),
+        Route("/", page_file, methods=["GET"]),
+        Route("/{name}", page_file, methods=["GET"]),
     ]
     handlers = {
         AtelierError: _on_error,
@@ -45,7 +45,6 @@ def make_app(looks: Looks, hosts: list[str]) -> Guard:
         ClientDisconnect: _on_disconnect,
         Exception: _on_bug,
     }
-    routes = [Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE_DIR, html=True))]
     return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)  # type: ignore[arg-type]
 
 

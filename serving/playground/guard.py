@@ -54,7 +54,7 @@ class Guard:
             return PageError(400, "BAD_REQUEST", f"the headers have more than {MAX_HEADER_BYTES} bytes", "send fewer")
         site = request.headers.get("sec-fetch-site", "same-origin")
         may_come_from = ("same-origin", "none") if request.method == "GET" else ("same-origin",)
-        if request.url.path.startswith("/api/") and site not in may_come_from:
+        if request.scope["path"].startswith("/api/") and site not in may_come_from:
             return PageError(403, "CROSS_SITE", "another site asks", "only the page itself may: open it in the browser")
         return None
 

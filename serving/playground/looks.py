@@ -141,15 +141,15 @@ def photograph(picture: bytes) -> bytes:
     return framed(facts._asdict(), image.tobytes())
 
 
-def framed(header: dict[str, Any], content: bytes) -> bytes:
+def framed(header: dict[str, Any], content: bytes | memoryview) -> bytes:
     """Packs a header and content: u32 bytes of JSON, little-endian, and the JSON with spaces to a multiple of 4."""
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 4)
-    return len(text).to_bytes(4, "little") + text + content
+    return b"".join((len(text).to_bytes(4, "little"), text, content))
 
 
 def _floats(header: dict[str, Any], values: Floats) -> bytes:
-    return framed(header, values.astype("<f4", copy=False).tobytes())
+    return framed(header, values.astype("<f4", copy=False).data)
 
 
 def _answer(answer: Answer, round_trip_us: int) -> dict[str, Any]:

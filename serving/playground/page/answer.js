@@ -1,7 +1,6 @@
 /** The answer: ten bars in a fixed order, what it cost, and why there is none if there is none. */
 
 import { button, el, note, percent, scientific } from './dom.js';
-import { softmax } from './explain.js';
 
 export function mount(root, app) {
   const { t } = app, times = note(), problem = el('p', { className: 'problem', role: 'alert', hidden: true });
@@ -22,6 +21,12 @@ export function mount(root, app) {
 /** The probabilities: Classify's, or if it was not asked or refused, those of the maps. */
 export function probabilitiesOf({ head, values, network }) {
   return head?.answer?.probabilities ?? softmax(Array.from(values.subarray(network.layers.at(-1).start)));
+}
+
+export function softmax(logits) {
+  const largest = Math.max(...logits), powers = logits.map((z) => Math.exp(z - largest));
+  const sum = powers.reduce((a, b) => a + b);
+  return powers.map((power) => power / sum);
 }
 
 /** The class with the largest probability. */

@@ -2,7 +2,7 @@
 
 import * as api from './api.js';
 import { HOME } from './camera.js';
-import { readHash, writeHash } from './hash.js';
+import { el } from './dom.js';
 import { keepLooking, loadNetwork } from './look.js';
 
 /** What can be chosen, as it is at first; the URL's hash changes it. */
@@ -72,6 +72,7 @@ function createApp() {
     changed.clear();
     for (const { keys: wanted, listener } of [...subscriptions]) if (wanted.some((key) => keys.has(key))) listener(app.state);
   }
+  addEventListener('unhandledrejection', ({ reason: problem }) => app.set({ problem })); // a module that the server no longer gives
   dark.addEventListener('change', () => {
     changed.add('theme');
     flush();
@@ -89,31 +90,49 @@ function announcer() {
   };
 }
 
+/** Loads the words; those that are needed later only if something has needed them: `loadMore` does it, and loads the styles that go with them. */
 async function loadLanguage(app) {
-  const { lang } = app.state, { default: words } = await import(`./text.${lang}.js`);
+  const { lang } = app.state, words = { ...(await import(`./text.${lang}.js`)).default };
+  let more = null;
   document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
   app.t = (key, values = {}) => {
     if (!(key in words)) throw new Error(`no text ${key}`);
     return words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
   };
+  app.loadMore = () => (more ??= Promise.all([import(`./more.${lang}.js`), loadStyle()]).then(([later]) => Object.assign(words, later.default)));
+  if (style) await app.loadMore();
+}
+
+let style = null; // is there, or on its way
+
+function loadStyle() {
+  return (style ??= new Promise((onload, onerror) => document.head.append(el('link', { rel: 'stylesheet', href: 'more.css', onload, onerror }))));
 }
 
 function keepHash(app) {
   let timer = null;
   app.subscribe(Object.keys(CHOICES), () => {
     clearTimeout(timer); // browsers refuse to change the address often
-    timer = setTimeout(() => history.replaceState(null, '', writeHash(app.state, CHOICES)), 300);
+    timer = setTimeout(async () => history.replaceState(null, '', (await import('./hash.js')).writeHash(app.state, CHOICES)), 300);
   });
-  addEventListener('hashchange', ({ newURL }) => app.set(readHash(new URL(newURL).hash))); // the address itself may have changed again
+  addEventListener('hashchange', ({ newURL }) => takeHash(app, new URL(newURL).hash)); // the address itself may have changed again
+}
+
+async function takeHash(app, hash) {
+  if (hash) app.set((await import('./hash.js')).readHash(hash));
 }
 
 /** Fills the page; again when the language or the network changes: the old listeners are dropped. */
 async function mountAll(app) {
   const parts = ['header', 'input', 'answer', 'stage', 'panel'];
   const modules = await Promise.all(parts.map((part) => import(`./${part}.js`)));
-  const ends = [], scoped = { ...app, cleanUp: (end) => ends.push(end), subscribe: (...wanted) => ends.push(app.subscribe(...wanted)) };
+  let ends = []; // null once these parts have gone: what they still load then listens to nothing
+  const scoped = { ...app, cleanUp: (end) => ends?.push(end), subscribe: (...wanted) => ends?.push(app.subscribe(...wanted)) };
   app.unmount?.();
-  app.unmount = () => ends.forEach((end) => end());
+  app.unmount = () => {
+    ends.forEach((end) => end());
+    ends = null;
+  };
   await Promise.all(modules.map((module, i) => {
     const root = document.getElementById(parts[i]);
     root.replaceChildren();
@@ -123,7 +142,7 @@ async function mountAll(app) {
 
 async function start() {
   const app = createApp();
-  app.set(readHash(location.hash));
+  await takeHash(app, location.hash);
   globalThis.atelier = app; // for the console
   await loadLanguage(app);
   app.follow(['theme'], () => { document.documentElement.dataset.theme = app.dark() ? 'dark' : 'light'; });

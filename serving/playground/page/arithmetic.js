@@ -1,112 +1,65 @@
-/** A tab: how the chosen value comes about, with all its numbers, and whether the browser gets the same. */
+/** A tab: which value is looked at, as fields, and how it comes about; formulas.js has the numbers, once a cell is chosen. */
 
-import { makeChooser } from './chooser.js';
-import { button, el, heatTable, note, number, percent, precise, row, scientific, table } from './dom.js';
-import { explain, FUNCTIONS, originOf, softmax } from './explain.js';
-import { cellOf, shelfOf, shelvesOf, valueOf, whereOf } from './layout.js';
-import { baseOf } from './links.js';
-import { PALETTES } from './palette.js';
+import { button, el, optionsOf } from './dom.js';
+import { shelfOf, shelvesOf, titleOf } from './layout.js';
 
-const OPEN = 3; // input maps whose tables are open at first
-const STRONGEST = 8; // products of a dense unit that are listed
+const FIELDS = { map: 'maps', y: 'height', x: 'width' }; // of a cell, and of its shelf
 
 export function mount(root, app) {
   const body = el('div');
   root.append(makeChooser(app), body, makeCheck(app));
-  app.follow(['tab', 'cell', 'values', 'weights', 'theme', 'drawing'], ({ tab, cell, drawing }) => {
-    if (tab === 'arithmetic' && !drawing) body.replaceChildren(...(cell ? partsOf(app, cell) : [el('p', { className: 'soft' }, app.t('choose_a_cell'))]));
+  app.follow(['tab', 'cell', 'values', 'weights', 'theme', 'drawing'], async ({ tab, cell, drawing }) => {
+    if (tab !== 'arithmetic' || drawing) return;
+    if (!cell) return body.replaceChildren(el('p', { className: 'soft' }, app.t('choose_a_cell')));
+    const [{ partsOf }] = await Promise.all([import('./formulas.js'), app.loadMore()]);
+    if (cell === app.state.cell) body.replaceChildren(...partsOf(app, cell));
   });
 }
 
 function makeCheck(app) {
   const result = el('div', { 'aria-live': 'polite' });
-  const check = async () => result.replaceChildren(...(await (await import('./verify.js')).check(app)));
+  const check = async () => {
+    const [module] = await Promise.all([import('./verify.js'), app.loadMore()]);
+    result.replaceChildren(...(await module.check(app)));
+  };
   app.subscribe(['values'], () => result.replaceChildren());
   return el('section', { className: 'check' }, button(app.t('check_all'), check, { id: 'check' }), result);
 }
 
-/** All that is to be said of a cell: what each layer of its shelf makes of what comes in, and whether the server says the same. */
-function partsOf(app, cell) {
-  const { state, t } = app, { network, values, weights, weightsKey, valuesKey } = state;
-  if (!values) return [];
-  if (!weights || weightsKey !== valuesKey) return [el('p', { className: 'soft' }, t('loading_weights'))];
-  const shelves = shelvesOf(network), shelf = shelfOf(shelves, cell), at = baseOf(network, shelf, cell), parts = [];
-  if (!at) return [el('p', {}, t('in_padding'))];
-  const context = { t, state, at, below: shelves[shelves.indexOf(shelf) - 1], palette: PALETTES[app.dark() ? 'dark' : 'light'] };
-  let z;
-  for (const index of shelf.layers) {
-    const layer = network.layers[index], explained = index && explain(network, values, weights, index, at);
-    const told = KINDS[layer.kind](context, layer, explained, z);
-    parts.push(...told.parts);
-    z = told.z;
-  }
-  const served = valueOf(shelf, values, cell), words = { served: precise(served), here: precise(z), difference: scientific(Math.abs(z - served)) };
-  return [...parts, el('p', { className: 'soft small compare' }, t('comparison', words)), ...(shelf.isLast ? [outputTable(app, cell)] : [])];
+/** Layer, map, row and column of the cell; and a switch for its map. */
+function makeChooser(app) {
+  const { t, state: { network } } = app, shelves = shelvesOf(network);
+  const titles = shelves.map((shelf) => [shelf.first, titleOf(t, shelf)]);
+  const layer = el('select', { onchange: () => app.set({ cell: { layer: layer.value, map: 0, y: 0, x: 0 } }) }, optionsOf([['', '…'], ...titles]));
+  const fields = Object.entries(FIELDS).map(([key, count]) => {
+    const put = () => {
+      if (app.state.cell && field.value && field.checkValidity()) app.set({ cell: { ...app.state.cell, [key]: Number(field.value) } });
+    };
+    const field = el('input', { type: 'number', min: 0, step: 1, oninput: put });
+    return { key, count, field, label: el('label', {}, t(`field_${key}`), ' ', field) };
+  });
+  const off = button('', () => toggleMap(app, app.state.cell), { className: 'small' });
+  app.follow(['cell', 'off'], ({ cell }) => {
+    const shelf = cell && shelfOf(shelves, cell);
+    layer.value = cell?.layer ?? '';
+    for (const { key, count, field, label } of fields) {
+      field.max = shelf ? shelf[count] - 1 : -1;
+      label.hidden = !shelf || shelf[count] <= 1;
+      if (document.activeElement !== field || !cell) field.value = cell?.[key] ?? '';
+    }
+    off.hidden = shelf?.kind !== 'conv';
+    if (!off.hidden) off.textContent = t(isOff(app, cell) ? 'switch_on' : 'switch_off', { n: cell.map });
+  });
+  return el('div', {}, el('div', { className: 'row chooser' }, el('label', {}, t('field_layer'), ' ', layer), fields.map(({ label }) => label), off));
 }
 
-/** For each kind of layer, {parts, z}: what is shown, and the value, computed from the `z` of the layer before on the same shelf. */
-const KINDS = {
-  input({ t, state, at }, { shape }) {
-    const byte = state.looked[at.y * shape[2] + at.x], z = byte / 255;
-    return { parts: [sum(t('pixel', { byte, value: number(z, 4) }))], z };
-  },
-  pad({ t }, { factor, offset }, _, share) { // in `classic` it also rescales
-    if (factor === undefined) return { parts: [], z: share };
-    const z = share * factor + offset;
-    return { parts: [sum(t('rescaled', { share: number(share, 4), factor: number(factor, 3), offset: number(offset, 3), value: number(z, 4) }))], z };
-  },
-  conv({ t, at, below, palette }, layer, { terms, bias, z }) {
-    const sizes = { size: below.height, padding: layer.padding[0], kernel: layer.kernel[0], stride: layer.stride[0], result: layer.shape[1] };
-    const tables = terms.map((term, i) => windowTables(t, term, layer, originOf(layer, at), palette, i < OPEN));
-    const products = terms.map((term) => `F${term.map} ${number(term.sum)}`).join(' + ');
-    const beyond = layer.padding_mode === 'replicate' ? ` · ${t('replicate')}` : '';
-    return { parts: [note(t('output_size', sizes), beyond), ...tables, sum(`${products} + ${t('bias')} ${number(bias)} = `, number(z))], z };
-  },
-  pool({ t, at, palette }, layer, { terms: [{ patch }], z }) {
-    const [top, left] = originOf(layer, at), window = heatTable(patch, layer.kernel[1], { palette, caption: t('patch_of', { n: '' }), top, left });
-    const result = el('span', { className: 'sum' }, `${t(layer.mode === 'max' ? 'maximum' : 'mean')} = `, el('b', {}, number(z, 4)));
-    return { parts: [el('div', { className: 'row tables' }, window, result)], z };
-  },
-  linear({ t, below }, _, { terms, bias, z }) {
-    const sorted = [...terms].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)), others = sorted.splice(STRONGEST);
-    const rows = sorted.map((term) => row(whereOf(below, cellOf(below, term.map)), [term.patch[0], term.kernel[0], term.sum].map((value) => number(value))));
-    const rest = others.reduce((total, term) => total + term.sum, 0);
-    rows.push(row(t('other_inputs', { n: others.length }), ['', '', number(rest)]), row(t('bias'), ['', '', number(bias)]), row('Σ', ['', '', el('b', {}, number(z))]));
-    const head = ['input_unit', 'value', 'weight', 'product'].map((key) => t(key));
-    return { parts: [el('p', {}, t('dense_sum', { n: terms.length })), table('list', null, head, rows)], z };
-  },
-  scale({ t }, _, { coefficient, bias }, before) {
-    const z = coefficient * before + bias;
-    return { parts: [sum(`${t('coefficient')} ${number(coefficient, 3)} · ${number(before)} + ${t('bias')} ${number(bias, 3)} = `, number(z, 4))], z };
-  },
-  activation({ t }, layer, _, before) {
-    const z = FUNCTIONS[layer.function](before);
-    return { parts: [sum(`${t(`function_${layer.function}`, { z: number(before) })} = `, number(z, 4))], z };
-  },
-};
-
-/** A line of arithmetic, with its result in bold. */
-function sum(text, result = null) {
-  return el('p', { className: 'sum' }, text, result && el('b', {}, result));
+/** Whether a map {layer, map} is switched off. */
+export function isOff({ state: { off } }, { layer, map }) {
+  return off.some((place) => place.layer === layer && place.map === map);
 }
 
-/** One input map's part of a sum: patch and kernel, side by side. */
-function windowTables(t, { map, patch, kernel, sum: total }, layer, [top, left], palette, open) {
-  const words = { n: map, sum: number(total) }, columns = layer.kernel[1];
-  const tables = [
-    heatTable(patch, columns, { palette, caption: t('patch_of', words), top, left }),
-    el('span', { 'aria-hidden': 'true' }, '⊙'),
-    heatTable(kernel, columns, { palette, caption: t('kernel_of', words), isBare: true }),
-  ];
-  return el('details', { open }, el('summary', {}, t('window_sum', words)), el('div', { className: 'row tables' }, tables));
-}
-
-/** The last step: from ten logits to ten probabilities, and those that Classify gave. */
-function outputTable({ t, className, state: { values, network, head } }, { map }) {
-  const logits = Array.from(values.subarray(network.layers.at(-1).start)), shares = softmax(logits), powers = logits.map(Math.exp);
-  const served = head.answer?.probabilities, large = (value) => (value >= 1e4 ? value.toExponential(1) : number(value));
-  const rows = logits.map((logit, i) =>
-    row(className(i), [number(logit), large(powers[i]), percent(shares[i]), served ? percent(served[i]) : '–'], i === map ? 'chosen' : ''));
-  const total = row('Σ', ['', large(powers.reduce((a, b) => a + b)), percent(1), '']);
-  return table('list', t('softmax'), [t('class'), 'logit z', 'exp(z)', 'softmax', 'Classify'], [...rows, total]);
+/** Switches a map off, or on again. */
+export function toggleMap(app, { layer, map }) {
+  const { off } = app.state;
+  app.set({ off: isOff(app, { layer, map }) ? off.filter((place) => place.layer !== layer || place.map !== map) : [...off, { layer, map }] });
 }

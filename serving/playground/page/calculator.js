@@ -1,8 +1,8 @@
 /** A tab: how large a layer's result is. A window slides over a small square of numbers, step by step. */
 
-import { el, note, number, optionsOf, row, table } from './dom.js';
-import { range } from './explain.js';
+import { el, note, number, optionsOf, range } from './dom.js';
 import { LIMITS, numberAt, problemOf, sizesOf, stepOf, weightAt } from './sliding.js';
+import { row, table } from './tables.js';
 
 const SHOWN_TERMS = 9;
 let settings = { size: 5, kernel: 3, padding: 0, mode: 'zeros', stride: 1, operation: 'conv' }; // kept when the language changes

@@ -1,12 +1,12 @@
 /** A tab: this network beside another version of it, which pixels matter, and what happens with maps switched off. */
 
-import { topOf } from './answer.js';
-import { button, el, number, optionsOf, percent, row, scientific, table } from './dom.js';
-import { softmax } from './explain.js';
+import { probabilitiesOf, topOf } from './answer.js';
+import { button, el, number, optionsOf, percent, scientific } from './dom.js';
 import { shelvesOf, strongestOf, valueOf, whereOf } from './layout.js';
 import { latest } from './look.js';
 import { makeOcclusion, problemOf } from './occlusion.js';
 import { makeSwitches } from './switches.js';
+import { row, table } from './tables.js';
 
 const SERVED = 'served'; // without the experiment that the page shows
 let shown = null; // the difference that this tab shows
@@ -64,6 +64,6 @@ function described(app, values, others) {
 }
 
 function answerOf({ className, state: { network } }, values) {
-  const shares = softmax(Array.from(values.subarray(network.layers.at(-1).start))), top = topOf(shares);
+  const shares = probabilitiesOf({ values, network }), top = topOf(shares);
   return `${className(top)} ${percent(shares[top])}`;
 }

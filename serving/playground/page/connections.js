@@ -1,8 +1,8 @@
 /** A tab: which input maps each output map of a convolution sees, and how many weights the layers have. */
 
-import { el, note, row, table } from './dom.js';
-import { range, size } from './explain.js';
-import { shelvesOf } from './layout.js';
+import { el, note, range } from './dom.js';
+import { shelvesOf, size } from './layout.js';
+import { row, table } from './tables.js';
 
 export function mount(root, app) {
   const shelves = shelvesOf(app.state.network);

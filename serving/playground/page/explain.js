@@ -4,6 +4,9 @@
  * `values` is one float32 array with all layers, `layer.start` where one begins; weights are (outputs, inputs, height, width).
  */
 
+import { clamp, range } from './dom.js';
+import { indexOf, shape3, size } from './layout.js';
+
 export const FUNCTIONS = {
   sigmoid: (z) => 1 / (1 + Math.exp(-z)),
   tanh: Math.tanh,
@@ -11,6 +14,11 @@ export const FUNCTIONS = {
   relu: (z) => Math.max(0, z),
   gelu: (z) => 0.5 * z * (1 + erf(z / Math.SQRT2)),
 };
+
+/** Writes a function of z: "sigmoid(0.3)". */
+export function written(name, z) {
+  return name === 'scaled_tanh' ? `1.7159 · tanh(⅔ · ${z})` : `${{ relu: 'ReLU', gelu: 'GELU' }[name] ?? name}(${z})`;
+}
 
 /** The error function, by a series without cancellation. Right to about 1e-15. */
 function erf(x) {
@@ -21,32 +29,6 @@ function erf(x) {
     sum += term;
   }
   return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
-}
-
-export function softmax(logits) {
-  const largest = Math.max(...logits), powers = logits.map((z) => Math.exp(z - largest));
-  const sum = powers.reduce((a, b) => a + b);
-  return powers.map((power) => power / sum);
-}
-
-export function clamp(value, low, high) {
-  return Math.max(low, Math.min(high, value));
-}
-
-/** Number of elements of a shape. */
-export function size(shape) {
-  return shape.reduce((a, b) => a * b, 1);
-}
-
-/** Shape of a layer as [maps, height, width]; a vector's units are maps of one cell. */
-export function shape3({ shape }) {
-  return shape.length === 3 ? shape : [shape[0], 1, 1];
-}
-
-/** Index in `values` of a cell. */
-export function indexOf(layer, { map, y, x }) {
-  const [, height, width] = shape3(layer);
-  return layer.start + (map * height + y) * width + x;
 }
 
 /** Where the window of a cell begins on the layer below: [y, x]. */
@@ -119,8 +101,4 @@ function weightsOf({ net, weights }, name) {
   if (!name) return undefined;
   const { start, shape } = net.weights[name];
   return weights.subarray(start, start + size(shape));
-}
-
-export function range(length) {
-  return Array.from({ length }, (_, i) => i);
 }

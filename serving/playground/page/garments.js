@@ -1,7 +1,6 @@
 /** A shelf of test images to look at: ten columns for the ten classes, five rows of the ten that the picture holds. */
 
-import { button, el } from './dom.js';
-import { range } from './explain.js';
+import { button, el, range } from './dom.js';
 
 const COLUMNS = 10, ROWS = 5, SIDE = 28;
 const KEYS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -COLUMNS, ArrowDown: COLUMNS };

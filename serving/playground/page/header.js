@@ -36,7 +36,7 @@ function servedParts({ state: { network: { model, probe }, off, epoch, version }
 
 /** Opens the tour; `isNew` builds it again, in another language. */
 async function openTour(app, isNew = false) {
-  const root = document.getElementById('tour'), { mount: mountTour } = await import('./tour.js');
+  const root = document.getElementById('tour'), [{ mount: mountTour }] = await Promise.all([import('./tour.js'), app.loadMore()]);
   if (root.hidden || isNew) mountTour(root, app);
   root.hidden = false;
 }

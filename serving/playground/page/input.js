@@ -2,7 +2,7 @@
 
 import { button, el, note } from './dom.js';
 import { garment, makeGarments } from './garments.js';
-import { paintGrey, Pad, SIZE } from './pad.js';
+import { paintGrey, Pad } from './pad.js';
 
 export function mount(root, app) {
   const { t } = app, pad = new Pad(app), hint = el('p', { className: 'soft small', role: 'note' });
@@ -13,14 +13,14 @@ export function mount(root, app) {
   root.append(
     el('div', { className: 'pads' }, figure(pad.canvas, t('draw')), figure(gets, t('gets'))),
     el('p', { id: 'pad-keys', className: 'hidden' }, t('pad_keys')),
-    el('div', { className: 'row tools' }, pad.tools, photographButton(app), el('label', { title: t('fill_why') }, fill, ` ${t('fill')}`)),
+    el('div', { className: 'row tools' }, pad.tools, photographButtons(app), el('label', { title: t('fill_why') }, fill, ` ${t('fill')}`)),
     hint,
     ...makeGarments(app),
   );
   app.subscribe(['source', 'ink', 'fill'], () => prepareImage(app));
   app.follow(['image', 'gap', 'drawing', 'source', 'ink'], () => showImage(app, gets, pad, hint));
   takePhotographs(root, app);
-  if (!app.state.image) prepareImage(app);
+  return app.state.image ? undefined : prepareImage(app);
 }
 
 /** Makes the network's image from what was drawn or chosen. */
@@ -42,9 +42,16 @@ function showImage({ state, t }, canvas, pad, hint) {
   if (gap.x !== null) pad.ring(gap);
 }
 
-function photographButton(app) {
+/** A file or, where the browser lets pages use it (localhost, https), the camera. */
+function photographButtons(app) {
+  const { t } = app, openCamera = async () => (await import('./webcam.js')).openCamera(app);
   const file = el('input', { type: 'file', accept: 'image/png,image/jpeg,image/webp', hidden: true, onchange: () => photograph(app, file.files[0]) });
-  return el('span', {}, file, button(app.t('photograph'), () => file.click(), { title: app.t('photograph_how') }));
+  const choose = button(t('photograph'), () => file.click(), { title: t('photograph_how') });
+  return [file, choose, navigator.mediaDevices ? button(t('camera'), openCamera) : null];
+}
+
+async function photograph(app, blob) {
+  if (blob) (await import('./photograph.js')).photograph(app, blob);
 }
 
 /** Takes photographs that are dropped or pasted. */
@@ -54,23 +61,4 @@ function takePhotographs(root, app) {
   root.ondrop = (event) => { event.preventDefault(); photograph(app, event.dataTransfer.files[0]); };
   addEventListener('paste', paste);
   app.cleanUp(() => removeEventListener('paste', paste));
-}
-
-/** Has the server prepare a photograph, and shows it on the pad with its box. */
-async function photograph(app, blob) {
-  if (!blob) return;
-  try {
-    const { head, values: image } = await app.api.photograph(blob);
-    app.set({ image, gap: null, source: { kind: 'photograph', ...head }, ink: new Uint8Array(SIZE * SIZE), problem: null });
-    drawPhotograph(await createImageBitmap(blob), head.box);
-  } catch (problem) {
-    app.set({ problem });
-  }
-}
-
-function drawPhotograph(bitmap, [top, left, bottom, right]) {
-  const context = document.getElementById('pad').getContext('2d'), scale = SIZE / Math.max(bitmap.width, bitmap.height);
-  context.drawImage(bitmap, 0, 0, bitmap.width * scale, bitmap.height * scale);
-  Object.assign(context, { strokeStyle: '#fdb863', lineWidth: 2 });
-  context.strokeRect(left * scale, top * scale, (right - left) * scale, (bottom - top) * scale);
 }

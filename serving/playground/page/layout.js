@@ -3,11 +3,25 @@
  * Lengths are in units of the scene: a cell of a 28x28 map is 1 wide.
  */
 
-import { indexOf, shape3, size } from './explain.js';
-
 const GAP = 3; // between maps
 const STEP_BACK = 26; // from shelf to shelf
 const WIDTHS = [150, 185, 220, 255, 290, 330, 380, 440];
+
+/** Number of elements of a shape. */
+export function size(shape) {
+  return shape.reduce((a, b) => a * b, 1);
+}
+
+/** Shape of a layer as [maps, height, width]; a vector's units are maps of one cell. */
+export function shape3({ shape }) {
+  return shape.length === 3 ? shape : [shape[0], 1, 1];
+}
+
+/** Index in `values` of a cell. */
+export function indexOf(layer, { map, y, x }) {
+  const [, height, width] = shape3(layer);
+  return layer.start + (map * height + y) * width + x;
+}
 
 /**
  * Groups layers into shelves: a convolution, pooling or dense layer with the scale, activation and padding after it.

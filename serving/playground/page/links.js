@@ -1,10 +1,21 @@
 /** Shows where a cell comes from: frames round what it was computed from, lines from there, and its field on the input. */
 
-import { clamp, explain, originOf, shape3 } from './explain.js';
-import { cellCorners, cellOf, cornersOf, middleOf, shelfOf } from './layout.js';
+import { clamp } from './dom.js';
+import { explain, originOf } from './explain.js';
+import { cellCorners, cellOf, cornersOf, middleOf, outlineOf, shape3, shelfOf } from './layout.js';
 
 const STRONGEST = 24; // lines of a dense unit
 const MANY_MAPS = 8; // more of them are too close for a ring round each
+
+/** Frames and lines over the maps: of the pinned cell, of the cell under the pointer, of what panels point at. */
+export function linesOf(layout, { cell, hover, marks, values, weights, weightsKey, valuesKey }) {
+  const chosen = cell ?? hover, marked = marks.map(({ layer, map }) => ({ map, shelf: shelfOf(layout.shelves, { layer }) }));
+  return [
+    ...(chosen ? [...ringOf(layout, chosen), ...linksOf(layout, chosen, values, weightsKey === valuesKey ? weights : null)] : []),
+    ...marked.flatMap(({ map, shelf }) => frame(outlineOf(shelf.quads[shelf.isVector ? 0 : map]), 2.5)),
+    ...[cell, hover].flatMap((place) => (place ? framesOf(layout, place) : [])),
+  ];
+}
 
 /** Where a cell of what a shelf shows lies in the shelf's first layer, as {map, y, x}; null in a border of zeros. */
 export function baseOf(net, shelf, { map, y, x }) {
@@ -34,12 +45,12 @@ function fieldOf({ net, shelves: [input] }, shelf, { y, x }) {
 }
 
 /** The four lines round a block of cells. A line is {from, to, sign, alpha, width}: coloured by its sign, as wide in pixels. */
-export function frame(corners, width = 1.5) {
+function frame(corners, width = 1.5) {
   return corners.map((from, i) => ({ from, to: corners[(i + 1) % 4], alpha: 1, width }));
 }
 
 /** Frames of a cell, of its windows one shelf below, and of its field. */
-export function framesOf(layout, cell) {
+function framesOf(layout, cell) {
   const shelf = shelfOf(layout.shelves, cell), [input] = layout.shelves, frames = [cellCorners(shelf, cell)];
   if (shelf !== input) frames.push(cornersOf(input.quads[0], ...fieldOf(layout, shelf, cell)), ...windowsOf(layout, shelf, cell));
   return frames.flatMap((corners) => frame(corners));
@@ -62,7 +73,7 @@ function windowsOf(layout, shelf, cell) {
 }
 
 /** Lines to a cell from what it was computed from: width by the part that each has in it, colour by its sign. */
-export function linksOf(layout, cell, values, weights) {
+function linksOf(layout, cell, values, weights) {
   const { net, shelves } = layout, shelf = shelfOf(shelves, cell), at = baseOf(net, shelf, cell);
   if (shelf === shelves[0] || !at) return [];
   const corners = cellCorners(shelf, cell), windows = windowsOf(layout, shelf, cell);
@@ -86,10 +97,10 @@ function unitsOf(below, terms) {
   });
 }
 
-/** The border of zeros that a convolution sees round the maps below: a hatched ring. */
-export function ringOf(layout, cell) {
-  const shelf = shelfOf(layout.shelves, cell), { padding: [down, across] = [0, 0], padding_mode: mode } = shelf.base;
-  if (shelf.kind !== 'conv' || !down || mode === 'replicate') return [];
+/** The border that a convolution sees round the maps below, of zeros or of the nearest cells: a hatched ring. */
+function ringOf(layout, cell) {
+  const shelf = shelfOf(layout.shelves, cell), { padding: [down, across] = [0, 0] } = shelf.base;
+  if (shelf.kind !== 'conv' || !down) return [];
   const sources = sourcesOf(shelf, belowOf(layout, shelf), cell.map), quads = sources.slice(0, sources.length > MANY_MAPS ? 1 : MANY_MAPS);
   return quads.flatMap((quad) => [
     ...hatchesOf(quad, down, across),

@@ -1,7 +1,6 @@
 /** Drawing, by mouse, pen, finger and keys: a pad of 112x112 pixels. It writes `ink`, `drawing` and `source`. */
 
-import { button, el } from './dom.js';
-import { clamp } from './explain.js';
+import { button, clamp, el } from './dom.js';
 import { ARROWS } from './pointer.js';
 
 export const SIZE = 112;

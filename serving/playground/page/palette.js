@@ -1,6 +1,6 @@
 /** Scales and colours: orange above a shelf's centre, blue below, which colour-blind eyes tell apart; the input is grey. */
 
-import { size } from './explain.js';
+import { size } from './layout.js';
 
 /** Red, green, blue from 0 to 1: the centre, above, below, the brightest input, frames and marks, the background. */
 export const PALETTES = {
@@ -47,10 +47,4 @@ export function inkOf({ warm, cool, mark }, sign) {
 /** Writes a colour, each part 0 to 255, for CSS. */
 export function css(color) {
   return `rgb(${color.join()})`;
-}
-
-/** Returns black or white, whichever has more contrast on a colour: at least 4.58 to 1, by WCAG's luminance. */
-export function textOn(color) {
-  const [r, g, b] = color.map((c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? '#000' : '#fff';
 }

@@ -20,7 +20,8 @@ export function mount(root, app) {
     });
     if (opened.has(chosen)) return;
     opened.add(chosen);
-    (await import(`./${TABS[chosen]}.js`)).mount(bodies[chosen], app);
+    const [{ mount: mountTab }] = await Promise.all([import(`./${TABS[chosen]}.js`), chosen && app.loadMore()]); // the first has its words
+    mountTab(bodies[chosen], app);
   });
 }
 

@@ -1,7 +1,7 @@
 /** Pointer, wheel and keys of the stage: turning, moving, zooming, choosing cells. */
 
 import { HOME } from './camera.js';
-import { clamp } from './explain.js';
+import { clamp } from './dom.js';
 import { shelfOf, strongestOf } from './layout.js';
 
 const TURN = 0.006, STILL = 5; // radians a pixel; a press that moved less chooses a cell

@@ -1,20 +1,31 @@
 /** The middle column: all maps on their shelves, and what the pointer or a pinned cell shows about them. */
 
 import { View } from './camera.js';
-import { el } from './dom.js';
+import { button, el } from './dom.js';
 import { Labels } from './labels.js';
-import { layOut, outlineOf, shelfOf } from './layout.js';
-import { frame, framesOf, linksOf, ringOf } from './links.js';
+import { layOut } from './layout.js';
 import { PALETTES, rangesOf } from './palette.js';
 import { listen } from './pointer.js';
 import { Scene } from './scene.js';
-import { makeTree } from './tree.js';
 
 const TURN_MS = 500; // from 3D to flat
 
 export async function mount(root, app) {
   const canvas = el('canvas', { id: 'maps', tabIndex: 0, role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys' });
   root.stage = new Stage(root, app, canvas, await makeRenderer(canvas, app)); // for the console
+}
+
+/** Stands in for the tree of shelves and maps until the focus comes to it: then the tree is loaded, and has the focus. */
+function makeTreeButton(app) {
+  const open = async () => {
+    const [{ makeTree }] = await Promise.all([import('./tree.js'), app.loadMore()]), hasFocus = document.activeElement === node;
+    if (!node.isConnected) return;
+    const tree = makeTree(app);
+    node.replaceWith(tree);
+    if (hasFocus) tree.firstChild.focus();
+  };
+  const node = button(app.t('tree'), open, { className: 'tree', onfocus: open });
+  return node;
 }
 
 async function makeRenderer(canvas, app) {
@@ -34,7 +45,7 @@ class Stage {
     Object.assign(this, { root, app, canvas, renderer, flatness: app.state.view === 'flat' || !app.state.canTurn ? 1 : 0 });
     root.setAttribute('aria-label', app.t('stage'));
     this.labels = new Labels(app);
-    root.append(this.canvas, this.labels.root, makeTree(app), el('p', { id: 'stage-keys', className: 'soft small' }, app.t('stage_keys')));
+    root.append(this.canvas, this.labels.root, makeTreeButton(app), el('p', { id: 'stage-keys', className: 'soft small' }, app.t('stage_keys')));
     this.resize();
     this.listen();
   }
@@ -104,15 +115,12 @@ class Stage {
     this.labels.place({ view, ranges, palette, shown });
   }
 
-  /** Frames and lines over the maps: of the pinned cell, of the cell under the pointer, of what panels point at. */
+  /** Frames and lines over the maps; what makes them is loaded when there is something to point at. */
   linesNow() {
-    const { layout } = this, { cell, hover, marks, values, weights, weightsKey, valuesKey } = this.app.state, chosen = cell ?? hover;
-    const marked = marks.map((place) => ({ map: place.map, shelf: shelfOf(layout.shelves, place) }));
-    return [
-      ...(chosen ? [...ringOf(layout, chosen), ...linksOf(layout, chosen, values, weightsKey === valuesKey ? weights : null)] : []),
-      ...marked.flatMap(({ map, shelf }) => frame(outlineOf(shelf.quads[shelf.isVector ? 0 : map]), 2.5)),
-      ...[cell, hover].flatMap((place) => (place ? framesOf(layout, place) : [])),
-    ];
+    const { state } = this.app, isNeeded = state.cell || state.hover || state.marks.length;
+    if (isNeeded && this.linesOf) return this.linesOf(this.layout, state);
+    if (isNeeded) import('./links.js').then(({ linesOf }) => { this.linesOf = linesOf; this.paint(); });
+    return [];
   }
 
   /** The cell under a pixel of the canvas, as state has it; null if there is none. */

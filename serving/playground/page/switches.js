@@ -1,8 +1,7 @@
 /** Switches for the maps of each convolution: what is off is 0 in the graph, and the answer is nobody's but the reader's. */
 
-import { isOff, toggleMap } from './chooser.js';
-import { button, el, note } from './dom.js';
-import { range } from './explain.js';
+import { isOff, toggleMap } from './arithmetic.js';
+import { button, el, note, range } from './dom.js';
 import { shelvesOf } from './layout.js';
 
 export function makeSwitches(app) {

@@ -3,9 +3,9 @@
 import { probabilitiesOf, topOf } from './answer.js';
 import { HOME } from './camera.js';
 import { button, el } from './dom.js';
-import { size } from './explain.js';
+import { written } from './explain.js';
 import { garment } from './garments.js';
-import { shelvesOf, strongestOf } from './layout.js';
+import { shelvesOf, size, strongestOf } from './layout.js';
 
 const BOOT = 29, PULLOVER = 2, COAT = 4; // test images: row * 10 + class
 const SNEAKER = 7;
@@ -91,7 +91,7 @@ function wordsOf(t, { network, input, conv, sum, pool, flat, dense, output }) {
   const activation = conv.layers.map((i) => network.layers[i]).find(({ kind }) => kind === 'activation'), { y, x } = exampleOf(flat);
   return {
     conv: conv.name, maps: conv.maps, kernel: conv.base.kernel[0], side: conv.height, padded: input.height,
-    function: activation ? t(`function_${activation.function}`, { z: 'z' }) : '–',
+    function: activation ? written(activation.function, 'z') : '–',
     pool: pool.name, mode: t(pool.base.mode === 'max' ? 'maximum' : 'mean'), pooled: pool.height, before: conv.height,
     sum: sum.name, inputs: network.weights[sum.base.weight].shape[1],
     flat: flat.name, flat_maps: flat.maps, flat_height: flat.height, flat_width: flat.width, flat_y: y, flat_x: x, flat_index: (flat.height + y) * flat.width + x,

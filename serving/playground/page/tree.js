@@ -1,8 +1,7 @@
 /** The stage as a tree for screen readers and keys: shelves, and under each its maps. It is seen while it has the focus. */
 
 import { el, number } from './dom.js';
-import { size } from './explain.js';
-import { shelvesOf, strongestOf, titleOf } from './layout.js';
+import { shelvesOf, size, strongestOf, titleOf } from './layout.js';
 
 export function makeTree(app) {
   const items = shelvesOf(app.state.network).map((shelf) => shelfItem(app, shelf));

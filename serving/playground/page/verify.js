@@ -1,8 +1,9 @@
 /** "Check all values": the browser computes every one again, and holds it against the server's by the export gate's tolerances. */
 
-import { el, row, scientific, table } from './dom.js';
-import { explain, shape3, size } from './explain.js';
-import { cellOf } from './layout.js';
+import { el, scientific } from './dom.js';
+import { explain } from './explain.js';
+import { cellOf, shape3, size } from './layout.js';
+import { row, table } from './tables.js';
 
 /** [rtol, atol] of the export gate (atelier/tolerances.py): |difference| <= atol + rtol * |value|. */
 export const TOLERANCES = { fp32: [1e-5, 1e-5], tf32: [2e-3, 1.5e-2], fp16: [2e-3, 1.5e-2], bf16: [2e-2, 2e-1], int8: [5e-2, 4e-1] };

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 import socket
@@ -68,6 +69,20 @@ def test_page_is_served_once_and_then_only_confirmed(port: int) -> None:
     again = ask(port, "GET", "/index.html", If_None_Match=first.headers["etag"])
     assert again.status == 304 and again.body == b""
     assert "server" not in first.headers
+
+
+def test_files_are_sent_as_gzip_to_who_takes_it(port: int) -> None:
+    plain, packed = (ask(port, "GET", "/app.js", Accept_Encoding=coding) for coding in ("", "br, gzip;q=0.5"))
+    assert (plain.headers.get("content-encoding"), packed.headers["content-encoding"]) == (None, "gzip")
+    assert gzip.decompress(packed.body) == plain.body and len(packed.body) < len(plain.body) / 2
+    assert plain.headers["content-type"] == packed.headers["content-type"] == "text/javascript; charset=utf-8"
+    for coding, reply, other in (("", plain, packed), ("gzip", packed, plain)):
+        assert reply.headers["vary"] == "accept-encoding"
+        again = ask(port, "GET", "/app.js", Accept_Encoding=coding, If_None_Match=f'"x", W/{reply.headers["etag"]}')
+        assert (again.status, again.headers["vary"]) == (304, "accept-encoding")
+        assert ask(port, "GET", "/app.js", Accept_Encoding=coding, If_None_Match=other.headers["etag"]).status == 200
+    for name, coding in (("app.js", "gzip;q=0"), ("app.js", "gzipped"), ("garments.png", "gzip")):
+        assert "content-encoding" not in ask(port, "GET", f"/{name}", Accept_Encoding=coding).headers
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,12 @@ def is_same_origin(url: str, address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def modules(browser: Any) -> Iterator[Any]:
+    with modules_in(browser) as page:
+        yield page
+
+
+@contextmanager
+def modules_in(browser: Any) -> Iterator[Any]:
     """An empty page whose address has the page's modules, without a server behind them."""
     page = browser.new_page()
     page.route("**/*", lambda route: answer_with_file(route, urlsplit(route.request.url).path))

@@ -134,6 +134,23 @@ def test_all_values_are_recomputed_within_the_gate_and_an_error_is_seen(
     assert page.locator(".check tbody tr").count() == len(rows)
 
 
+RING = """async () => {
+  const { linesOf } = await import('/links.js'), { stage } = document.getElementById('stage');
+  const [input, conv] = stage.layout.shelves, { x, y, width, height } = input.quads[0];
+  const lines = linesOf(stage.layout, { ...atelier.state, cell: { layer: conv.first, map: 0, y: 0, x: 0 } });
+  const isBeyond = ([px, py]) => Math.abs(px - x) > width / 2 + 0.1 || Math.abs(py - y) > height / 2 + 0.1;
+  return lines.filter(({ from, to, alpha }) => alpha < 1 && isBeyond(from) && isBeyond(to)).length;
+}"""
+
+
+@pytest.mark.parametrize("architecture", ["tutorial", "replicate"])
+def test_padding_is_a_hatched_ring_round_the_map_whatever_lies_there(
+    architecture: str, served: Any, open_page: OpenPage
+) -> None:
+    page = opened(open_page, served(architecture))
+    assert page.evaluate(RING) > 4 * (28 // 2)  # a hatch for each two cells of the border
+
+
 def test_a_map_that_is_switched_off_is_marked_and_checked_as_such(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served(), "cell=conv2:5,4,5")
     page.get_by_role("button", name="Switch map 5 off").click()

@@ -1,0 +1,45 @@
+"""Serves the page's own files, each read and compressed once."""
+
+import gzip
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+PAGE_DIR = Path(__file__).parent / "page"
+MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+PICTURES = {".png": "image/png"}  # compressed already
+TAKES_GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:;\s*q=(?:0?\.\d*[1-9]\d*|1(?:\.0*)?)\s*)?(?:,|$)", re.IGNORECASE)
+
+
+async def page_file(request: Request) -> Response:
+    """Answers with a file, or that the browser's is still the same; as gzip where that is taken."""
+    name = request.path_params.get("name", "index.html")
+    if name not in _names():
+        raise HTTPException(404)
+    is_text = Path(name).suffix in MEDIA_TYPES
+    is_gzipped = is_text and TAKES_GZIP.search(request.headers.get("accept-encoding", "")) is not None
+    content, tag = _content(name, is_gzipped)
+    headers = {"etag": tag} | ({"vary": "accept-encoding"} if is_text else {})
+    known = request.headers.get("if-none-match", "")
+    if tag in (each.strip().removeprefix("W/") for each in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    headers |= {"content-encoding": "gzip"} if is_gzipped else {}
+    return Response(content, headers=headers, media_type=(MEDIA_TYPES | PICTURES)[Path(name).suffix])
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(path.name for path in PAGE_DIR.iterdir() if path.suffix in MEDIA_TYPES | PICTURES)
+
+
+@cache
+def _content(name: str, is_gzipped: bool) -> tuple[bytes, str]:
+    """Returns the bytes and their ETag, which differs between the two encodings."""
+    content = (PAGE_DIR / name).read_bytes()
+    content = gzip.compress(content, mtime=0) if is_gzipped else content
+    return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
