@@ -64,7 +64,7 @@ export class Labels {
     this.tip.hidden = !hover;
     if (!hover) return;
     const shelf = shelfOf(view.layout.shelves, hover), corners = cellCorners(shelf, hover);
-    this.tip.textContent = `${shelf.name}${whereOf(shelf, hover)} = ${precise(valueOf(shelf, shown, hover))}`;
+    this.tip.textContent = wordsOf(shelf, hover, shown);
     const [x, y] = view.toPixels(middleOf(corners[0], corners[2]));
     move(this.tip, Math.max(2, Math.min(view.screen.width - this.tip.offsetWidth - 2, x + 12)), Math.max(2, y - 34));
   }
@@ -81,6 +81,11 @@ export class Labels {
     const title = isLog ? this.app.t('log_scale') : this.app.state.difference?.title ?? '';
     this.legend.replaceChildren(el('span', {}, `${name} ${title}`), this.gradient, el('span', {}, `${number(low)} … ${middle}${number(high)}`));
   }
+}
+
+/** Says what a cell's value is: "conv2[5, 4, 5] = −1.6312". */
+export function wordsOf(shelf, cell, values) {
+  return `${shelf.name}${whereOf(shelf, cell)} = ${precise(valueOf(shelf, values, cell))}`;
 }
 
 function labelOf({ t }, shelf) {

@@ -2,8 +2,8 @@
 
 import { View } from './camera.js';
 import { button, el } from './dom.js';
-import { Labels } from './labels.js';
-import { layOut } from './layout.js';
+import { Labels, wordsOf } from './labels.js';
+import { layOut, shelfOf } from './layout.js';
 import { PALETTES, rangesOf } from './palette.js';
 import { listen } from './pointer.js';
 import { Scene } from './scene.js';
@@ -54,7 +54,11 @@ class Stage {
     const { app } = this, observer = new ResizeObserver(() => this.resize());
     app.subscribe(['values', 'empty', 'minus', 'difference'], () => this.takeValues());
     app.subscribe(['cell', 'hover', 'marks', 'off', 'camera', 'theme', 'weights'], () => this.paint());
-    app.follow(['cell'], ({ cell }) => cell && app.loadWeights());
+    app.follow(['cell'], ({ cell }) => {
+      if (!cell) return;
+      app.loadWeights();
+      if (this.shown) app.announce(wordsOf(shelfOf(this.layout.shelves, cell), cell, this.shown));
+    });
     app.subscribe(['view'], () => this.turn());
     observer.observe(this.root);
     app.cleanUp(() => observer.disconnect());

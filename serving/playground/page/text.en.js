@@ -14,7 +14,7 @@ export default {
   tour: 'Tour',
   version: 'version {version}',
   runs_on: '{runtime} on {on}',
-  two_runtimes: 'answers: {backend} on {device}; maps: {runtime} on {on}',
+  two_runtimes: 'answers: {backend} on {device}; maps: {runtime} on {on}, from the same model.onnx',
   experiment: ' · not served: your experiment',
 
   input: 'Input',

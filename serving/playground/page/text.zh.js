@@ -14,7 +14,7 @@ export default {
   tour: '导览',
   version: '版本 {version}',
   runs_on: '{runtime}，{on}',
-  two_runtimes: '回答：{backend}，{device}；特征图：{runtime}，{on}',
+  two_runtimes: '回答：{backend}，{device}；特征图：{runtime}，{on}，出自同一个 model.onnx',
   experiment: ' · 非线上结果：您的实验',
 
   input: '输入',

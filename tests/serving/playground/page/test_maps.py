@@ -138,8 +138,10 @@ RING = """async () => {
   const { linesOf } = await import('/links.js'), { stage } = document.getElementById('stage');
   const [input, conv] = stage.layout.shelves, { x, y, width, height } = input.quads[0];
   const lines = linesOf(stage.layout, { ...atelier.state, cell: { layer: conv.first, map: 0, y: 0, x: 0 } });
-  const isBeyond = ([px, py]) => Math.abs(px - x) > width / 2 + 0.1 || Math.abs(py - y) > height / 2 + 0.1;
-  return lines.filter(({ from, to, alpha }) => alpha < 1 && isBeyond(from) && isBeyond(to)).length;
+  return lines.filter(({ from, to, alpha }) => { // hatches are faint
+    const [px, py] = from.map((part, i) => (part + to[i]) / 2);
+    return alpha < 1 && (Math.abs(px - x) > width / 2 || Math.abs(py - y) > height / 2);
+  }).length;
 }"""
 
 

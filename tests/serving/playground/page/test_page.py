@@ -384,6 +384,7 @@ def test_the_tree_leads_readers_through_shelves_and_maps(served: Any, open_page:
     assert page.evaluate("() => atelier.state.cell.x") in ((cell["x"] + 1) % 28, 0)
     page.keyboard.press("PageUp")
     assert page.evaluate("() => atelier.state.cell.layer") == "pool1"
+    page.wait_for_function("() => /^pool1.+ = [−0-9.]+$/.test(document.getElementById('live').textContent)")
 
 
 @pytest.mark.slow
