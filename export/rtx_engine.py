@@ -12,8 +12,7 @@ from typing import Any
 import onnx
 
 from atelier.errors import BadDataError, ResourceUnavailableError
-from export.engine_options import IMAGE, EngineOptions
-from export.network_checks import check_network, layer_types
+from export.engine_options import IMAGE, EngineOptions, check_network, layer_types
 from export.onnx_model import check_onnx, opset_of
 from serving.backends.tensorrt_log import log_of
 from serving.manifest import RTX_ENGINE_NAME, RTX_TURING_ENGINE_NAME, TENSORRT_RTX, EngineSpec

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from atelier.errors import BadDataError, ResourceUnavailableError
-from export.engine_options import IMAGE, EngineOptions
-from export.network_checks import check_network
+from export.engine_options import IMAGE, EngineOptions, check_network
 from serving.manifest import ENGINE_NAME, TENSORRT, EngineSpec
 
 # What layers compute in, as the inspector of one version or another spells it, and our name.

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.divergence import check_steps
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps
 from training.run_record import EpochMetrics, RunRecord
-from training.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from training.dataset import CLASSES
 from training.epoch import all_logits
+from training.epoch_steps import Split
 from training.models import LeNet
 from training.run_record import RunRecord
-from training.split import Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,7 +29,7 @@ from training.device import (
 )
 from training.divergence import check_epochs
 from training.epoch import run_epoch, title_of_next
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps, put_aside, split_on
 from training.models import LeNet, initialise, model_for
 from training.recipes import Recipe
 from training.recovery import restore_previous
@@ -37,7 +37,6 @@ from training.results import SEEDS_NAME, seeds_json
 from training.run_log import RunLog
 from training.run_record import RunRecord, record_of
 from training.session import Start, start_of
-from training.split import Split, put_aside, split_on
 from training.trainer_process import StopRequest, StopRequestedError, is_first
 
 

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 from atelier.files import write_atomically
 from training.checkpoint import save_checkpoint
 from training.divergence import warn_if_near_dead
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps
 from training.figures import files_of
 from training.models import LeNet
 from training.results import epoch_line
 from training.run_record import EpochMetrics, RunRecord
-from training.split import Split
 from training.trainer_process import is_first
 
 if TYPE_CHECKING:

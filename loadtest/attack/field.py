@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from loadtest.child import Child
+from loadtest.processes import Child
 
 Counts = Counter[str]
 LOWEST_PRIORITY = 19

@@ -20,7 +20,7 @@ from atelier.channel import proxy_options
 from atelier.errors import ResourceUnavailableError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from loadtest.child import Child
+from loadtest.processes import Child
 
 DEADLINE_S = 2.0
 PAUSE_S = 0.01  # between calls one after the other

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from atelier.errors import ProgramError, ResourceUnavailableError
-from loadtest.child import Child
 from loadtest.load.generator import GO, READY, STOP, Share, generate
 from loadtest.load.protocols import ServerProtocol
 from loadtest.load.scenarios import Load
+from loadtest.processes import Child
 from loadtest.results.measurement import Measurement, measured
 
 # Single streams are one by definition.

@@ -24,8 +24,8 @@ from atelier.channel import channel_options
 from atelier.client import AsyncClient, ClassifyError
 from atelier.errors import ProgramError
 from atelier.steps import InLoop
-from loadtest.child import Child
 from loadtest.load.protocols import Classify
+from loadtest.processes import Child
 
 RIGHT = "right"
 DEADLINE_S = 30.0

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from training.distributed import joined
 from training.epoch import TrainResult, image_order, train_epoch
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps
 from training.models import initialise, model_for
 from training.recipes import RECIPES, Recipe
-from training.split import Split
 
 NUM_IMAGES, BATCH_SIZE = 84, 33  # so that the shares of two processes differ, and the last batch is smaller
 

@@ -11,11 +11,10 @@ from torch import nn
 from training.dataset import load_dataset
 from training.device import make_deterministic
 from training.epoch import accuracy, image_order, train_epoch
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps, split_on
 from training.model_cost import summarize, table_from
 from training.models import LeNet5, initialise
 from training.recipes import RECIPES
-from training.split import Split, split_on
 
 CPU = torch.device("cpu")
 SEED, EPOCH = 3, 1

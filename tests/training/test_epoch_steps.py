@@ -18,12 +18,11 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import load_dataset
 from training.device import make_deterministic
 from training.epoch import image_order, train_epoch
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps, split_on
 from training.models import LeNet, initialise, model_for
 from training.optimisation import optimizer_for
 from training.recipes import RECIPES, Recipe
 from training.run_record import load_record
-from training.split import Split, split_on
 
 TUTORIAL = dataclasses.replace(RECIPES["tutorial"], num_epochs=2, learning_rate=0.1)
 MODERN = dataclasses.replace(RECIPES["modern"], num_epochs=2, learning_rate=0.02, num_validation_images=0)

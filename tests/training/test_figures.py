@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training.checkpoint import load_model
 from training.dataset import CLASSES, load_dataset
 from training.epoch import accuracy
+from training.epoch_steps import split_on
 from training.figures import CLASSES_NAME, CONFUSION_NAME, KERNELS_NAME, MISTAKES_NAME, confusion_matrix
 from training.run_log import EVENTS_NAME
 from training.run_record import load_record
-from training.split import split_on
 
 Train = Callable[..., int]
 

@@ -18,12 +18,11 @@ from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state
 from training.dataset import load_dataset
 from training.epoch import accuracy, image_order, train_epoch
-from training.epoch_steps import Steps
+from training.epoch_steps import Split, Steps, put_aside, split_on
 from training.models import LeNet, initialise, model_for
 from training.optimisation import learning_rate_share
 from training.recipes import RECIPES, Recipe
 from training.run_record import RECORD_NAME, load_record
-from training.split import Split, put_aside, split_on
 
 CPU = torch.device("cpu")
 PLAIN = RECIPES["tutorial"]

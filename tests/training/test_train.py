@@ -27,7 +27,7 @@ from training.config import TrainConfig
 from training.dataset import load_dataset
 from training.device import choose_device
 from training.epoch import image_order, train_epoch
-from training.epoch_steps import Steps
+from training.epoch_steps import Steps, split_on
 from training.figures import CURVES_NAME, KERNELS_NAME
 from training.idx_files import FILES
 from training.models import LeNet5, initialise
@@ -35,7 +35,6 @@ from training.recipes import RECIPES, Recipe
 from training.run import train_seeds
 from training.run_log import HISTORY_NAME
 from training.run_record import RECORD_NAME, differences, load_record
-from training.split import split_on
 from training.train import main
 from training.trainer_process import StopRequest
 
