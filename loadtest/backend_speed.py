@@ -71,6 +71,11 @@ def measure(
     return Speed(batch_size=len(batches[0]), calls=calls)
 
 
+def random_images(num_images: int) -> Images:
+    """Returns random images, the same for the same number."""
+    return np.random.default_rng(0).integers(0, 256, (num_images, *IMAGE_SHAPE), np.uint8)
+
+
 class WallClock:
     """Python's own."""
 
@@ -188,8 +193,8 @@ def _tried(kind: str, version_dir: Path, manifest: Manifest, device: str, max_ba
 
 def row_of(backend: Backend, batch_size: int, repeats: int, seconds: float, clock: Clock) -> dict[str, Any]:
     """Measures one batch size `repeats` times: the figures of each."""
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, *IMAGE_SHAPE), np.uint8)
-    speeds = [measure(backend.infer, [images], seconds, clock) for _ in range(repeats)]
+    images = [random_images(batch_size)]
+    speeds = [measure(backend.infer, images, seconds, clock) for _ in range(repeats)]
     figures = {name: [getattr(speed, name) for speed in speeds] for name in ("latency_us", "wall_us", "images_per_s")}
     return {"batch_size": batch_size, "clock": clock.name, **figures}
 

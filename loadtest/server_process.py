@@ -46,6 +46,16 @@ class ServerProcess:
         return int(self.target.rpartition(":")[2])
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, for a socket."""
+        return "127.0.0.1", self.port
+
+    @property
+    def metrics_address(self) -> tuple[str, int]:
+        """Where its metrics page listens."""
+        return "127.0.0.1", self.metrics_port
+
+    @property
     def metrics_port(self) -> int:
         """Where its metrics page listens; 0 if it has none."""
         return int(self.metrics_url.rpartition(":")[2].partition("/")[0] or 0)

@@ -6,10 +6,10 @@ whatever became of those before, on a second; and now and then a call on a new c
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import grpc
 import grpc.aio
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 class HonestClient:
-    """Asks from when it is made until it is ended. Raises ResourceUnavailableError NO_ANSWER if nobody answers."""
+    """Asks from when it is made until its block ends. Raises ResourceUnavailableError NO_ANSWER if nobody answers."""
 
     def __init__(self, target: str) -> None:
         self._child = Child("the honest client", _ask_until_told, target)
@@ -53,22 +53,17 @@ class HonestClient:
         except BaseException:
             self._child.end()
             raise
-        self.end = self._child.end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.end()
 
     def calls(self, since_s: float, until_s: float) -> list[Call]:
         """Returns the calls that were due in this time, once all of them have ended."""
         self._child.pipe.send((since_s, until_s))
         return [Call(*fields) for fields in self._child.receive(until_s - time.monotonic() + 5 * DEADLINE_S)]
-
-
-@contextmanager
-def honest_client(target: str) -> Iterator[HonestClient]:
-    """Runs a client until the block ends."""
-    client = HonestClient(target)
-    try:
-        yield client
-    finally:
-        client.end()
 
 
 def _ask_until_told(target: str, pipe: Connection) -> None:

@@ -16,7 +16,7 @@ from atelier.errors import UsageError
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
-from loadtest.attack.honest import honest_client
+from loadtest.attack.honest import HonestClient
 from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
 from loadtest.front_ends import NOT_PROMISED, TrialSettings, chosen_front_end, front_end_flags
 from loadtest.server_process import ServerProcess, server_process
@@ -93,7 +93,7 @@ def _site(settings: AttackSettings, front_end: str) -> Iterator[Site]:
     """Yields the server at --target, or a new one; and an honest client."""
     if settings.target:
         host, port = local_address(settings.target)
-        with honest_client(settings.target) as honest:
+        with HonestClient(settings.target) as honest:
             metrics_address = (host, METRICS_PORT)
             yield Site(address=(host, port), metrics_address=metrics_address, pid=settings.pid, honest=honest)
         return
@@ -101,24 +101,17 @@ def _site(settings: AttackSettings, front_end: str) -> Iterator[Site]:
         yield site
 
 
-@contextlib.contextmanager
-def started_server(repository: Path, front_end: str) -> Iterator[ServerProcess]:
+def started_server(repository: Path, front_end: str) -> contextlib.AbstractContextManager[ServerProcess]:
     """Starts a server of this front end on a port that the system chooses."""
-    options = ["--repository", str(repository), "--port", "0", *front_end_flags(front_end)]
-    with server_process("serving", *options) as server:
-        yield server
+    return server_process("serving", "--repository", str(repository), "--port", "0", *front_end_flags(front_end))
 
 
 @contextlib.contextmanager
 def site_of(server: ServerProcess) -> Iterator[Site]:
     """Puts an honest client beside a server that this program started."""
-    with honest_client(server.target) as honest:
-        yield Site(
-            address=("127.0.0.1", server.port),
-            metrics_address=("127.0.0.1", server.metrics_port),
-            pid=server.process.pid,
-            honest=honest,
-        )
+    with HonestClient(server.target) as honest:
+        pid, metrics_address = server.process.pid, server.metrics_address
+        yield Site(address=server.address, metrics_address=metrics_address, pid=pid, honest=honest)
 
 
 def verdict(outcome: Outcome, front_end: str, *, is_noisy: bool = False) -> str:

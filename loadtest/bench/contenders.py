@@ -18,8 +18,9 @@ from atelier.contract import IMAGE_SHAPE
 from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import OPEN_INFERENCE
 from atelier.wire import classifier_pb2 as pb
+from loadtest.backend_speed import random_images
 from loadtest.bench import paced_server
-from loadtest.bench.h2load import CLASSIFY, Target, classify_body, infer_body, random_images
+from loadtest.bench.h2load import CLASSIFY, Target, classify_body, infer_body
 from loadtest.bench.paced_server import PACE
 from loadtest.front_ends import available_front_ends, front_end_flags
 from loadtest.load.protocols import Classify, Reference

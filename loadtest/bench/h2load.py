@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atelier.contract import IMAGE_SHAPE, Images
+from atelier.contract import Images
 from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
+from loadtest.backend_speed import random_images
 from loadtest.processes import cpu_s
 from serving.manifest import MODEL_NAME
 
@@ -31,7 +32,7 @@ TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class ClosedLoop:
     """One kind of request, offered in a closed loop for so long, or so many times."""
 
     images_per_request: int
@@ -41,10 +42,10 @@ class Load:
     num_requests: int | None = None
 
 
-ALONE = Load(images_per_request=1, num_clients=1, in_flight_per_client=1, seconds=1.0)
-SINGLE = Load(images_per_request=1, num_clients=16, in_flight_per_client=8)
-BATCHED = Load(images_per_request=64, num_clients=8, in_flight_per_client=4)
-MILLION = Load(images_per_request=64, num_clients=8, in_flight_per_client=4, num_requests=15_625)
+ALONE = ClosedLoop(images_per_request=1, num_clients=1, in_flight_per_client=1, seconds=1.0)
+SINGLE = ClosedLoop(images_per_request=1, num_clients=16, in_flight_per_client=8)
+BATCHED = ClosedLoop(images_per_request=64, num_clients=8, in_flight_per_client=4)
+MILLION = ClosedLoop(images_per_request=64, num_clients=8, in_flight_per_client=4, num_requests=15_625)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +89,17 @@ def infer_body(images: Images) -> bytes:
     return grpc_frame(request.SerializeToString())
 
 
-def random_images(num_images: int) -> Images:
-    """Returns random images, the same for the same number."""
-    return np.random.default_rng(0).integers(0, 256, (num_images, *IMAGE_SHAPE), np.uint8)
-
-
-class Generator:
+class H2Load:
     """Offers loads and counts what it has sent, server by server. Raises ResourceUnavailableError without h2load."""
 
     def __init__(self, scale: float) -> None:
         if shutil.which("h2load") is None:
             raise ResourceUnavailableError("NO_H2LOAD", "h2load is not installed", "apt-get install nghttp2-client")
         self._scale = scale
-        self._rates: dict[tuple[str, Load], float] = {}  # requests/s of the last run
+        self._rates: dict[tuple[str, ClosedLoop], float] = {}  # requests/s of the last run
         self.num_sent: dict[str, int] = {}  # by the target's name
 
-    def offer(self, target: Target, load: Load) -> Outcome:
+    def offer(self, target: Target, load: ClosedLoop) -> Outcome:
         """Offers the load until all is answered. Raises ProgramError LOAD_FAILED if a request failed on the way.
 
         How many requests fill the time, the last run tells; before the first one a short one does.
@@ -113,7 +109,7 @@ class Generator:
         wanted = load.num_requests or self._rates[target.name, load] * load.seconds
         return self._run(target, load, max(load.num_clients * load.in_flight_per_client, int(wanted * self._scale)))
 
-    def _run(self, target: Target, load: Load, num_requests: int) -> Outcome:
+    def _run(self, target: Target, load: ClosedLoop, num_requests: int) -> Outcome:
         self.num_sent[target.name] = self.num_sent.get(target.name, 0) + num_requests
         with tempfile.TemporaryDirectory(prefix="atelier-bench-") as directory:
             body, log = Path(directory, "body"), Path(directory, "log")
@@ -128,7 +124,7 @@ class Generator:
         return Outcome(rate, taken_s / num_requests * 1e6, float(p50_us) / 1e3, float(p99_us) / 1e3)
 
 
-def _command(target: Target, load: Load, num_requests: int, body: Path, log: Path) -> list[str]:
+def _command(target: Target, load: ClosedLoop, num_requests: int, body: Path, log: Path) -> list[str]:
     num_clients, in_flight = load.num_clients, load.in_flight_per_client
     if target.is_http1:
         num_clients, in_flight = num_clients * in_flight, 1
@@ -138,7 +134,7 @@ def _command(target: Target, load: Load, num_requests: int, body: Path, log: Pat
     return [*command, *(f"--header={header}" for header in target.headers), target.url]
 
 
-def _rate_from(done: "subprocess.CompletedProcess[str]", target: Target, load: Load, num_requests: int) -> float:
+def _rate_from(done: "subprocess.CompletedProcess[str]", target: Target, load: ClosedLoop, num_requests: int) -> float:
     """Reads requests/s, once every request has an answer.
 
     What h2load calls success is an HTTP status of 2xx: it misses those without a reason phrase (TorchServe's), and

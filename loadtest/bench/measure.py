@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from loadtest.backend_speed import measure
+from loadtest.backend_speed import measure, random_images
 from loadtest.bench.contenders import (
     CPP_ECHO,
     NUM_IMAGES,
@@ -22,7 +22,7 @@ from loadtest.bench.contenders import (
     protocol_of,
     seconds_to_first_answer,
 )
-from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, Generator, Target, random_images
+from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, H2Load, Target
 from loadtest.bench.overload import Run, measure_overload
 from loadtest.bench.paced_server import IMAGE_S
 from loadtest.bench.training_speed import training_rates
@@ -40,7 +40,7 @@ NUM_PROCESSES = max(1, (os.cpu_count() or 1) // 2)  # that offer what is past sa
 
 def measure_serving(contenders: Contenders, peers: dict[str, Target], repeats: int, scale: float) -> Figures:
     """Runs every contender `repeats` times, in turn, after a warm-up; then reads memory, and checks our counts."""
-    generator = Generator(scale)
+    generator = H2Load(scale)
     figures: Figures = defaultdict(list)
     targets = contenders.targets | peers
     round_of_steps = _steps(contenders, targets, generator, scale)
@@ -64,9 +64,7 @@ def measure_serving(contenders: Contenders, peers: dict[str, Target], repeats: i
     return figures
 
 
-def _steps(
-    contenders: Contenders, targets: Mapping[str, Target], generator: Generator, scale: float
-) -> dict[str, Step]:
+def _steps(contenders: Contenders, targets: Mapping[str, Target], generator: H2Load, scale: float) -> dict[str, Step]:
     """Lists what one repeat measures, in this order."""
     seconds = RAW_S * scale
     steps: dict[str, Step] = {}
@@ -82,7 +80,7 @@ def _steps(
     return steps
 
 
-def _single(generator: Generator, target: Target) -> dict[str, float]:
+def _single(generator: H2Load, target: Target) -> dict[str, float]:
     outcome, name = generator.offer(target, SINGLE), target.name
     return {
         f"{name}, 1": outcome.requests_per_s,
@@ -92,11 +90,11 @@ def _single(generator: Generator, target: Target) -> dict[str, float]:
     }
 
 
-def _alone(generator: Generator, target: Target) -> dict[str, float]:
+def _alone(generator: H2Load, target: Target) -> dict[str, float]:
     return {f"{target.name}, alone us": generator.offer(target, ALONE).p50_ms * 1e3}
 
 
-def _batched(generator: Generator, target: Target) -> dict[str, float]:
+def _batched(generator: H2Load, target: Target) -> dict[str, float]:
     return {f"{target.name}, 64": 64 * generator.offer(target, BATCHED).requests_per_s}
 
 

@@ -18,7 +18,7 @@ from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, 
 from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference, ServerProtocol
 from loadtest.processes import processes_of
-from loadtest.restarts.steady_load import OURS, PLAIN, Account, Entry, Load, account
+from loadtest.restarts.steady_load import OURS, PLAIN, Account, Entry, SteadyLoad, account
 from loadtest.server_process import ServerProcess
 
 FIRST_DYNAMIC_PORT = 32768
@@ -101,7 +101,7 @@ def restart(
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(start("--port", str(port)))
         protocol = Classify(target=server.target, reference=reference)
-        load = stack.enter_context(Load(protocol, client=client, rate=rate))
+        load = stack.enter_context(SteadyLoad(protocol, client=client, rate=rate))
         for _ in range(number):
             # For as long as the last start took, at least: else what came meanwhile is never caught up with.
             time.sleep(max([pause.uniform(*between_s), *took_s[-1:]]))
@@ -126,7 +126,7 @@ def kill(start: Starter, reference: Reference, *, number: int, rate: float) -> C
     port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
     took_s = []
     protocol = Classify(target=f"127.0.0.1:{port}", reference=reference)
-    with start("--port", str(port)) as server, Load(protocol, client=OURS, rate=rate) as load:
+    with start("--port", str(port)) as server, SteadyLoad(protocol, client=OURS, rate=rate) as load:
         for _ in range(number):
             time.sleep(pause.uniform(*BETWEEN_S))
             victim = serving_process(server.process.pid, port)

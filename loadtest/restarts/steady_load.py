@@ -102,7 +102,7 @@ ANYBODY = Login()
 REQUEST: ContextVar[Entry] = ContextVar("the request that a task is about")
 
 
-class Load:
+class SteadyLoad:
     """Offers requests at a rate from when it is entered until `ended`; `login` is for `atelier.client`."""
 
     def __init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 from loadtest.load.protocols import Reference
 from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Cycles, free_port
 from loadtest.restarts.shelf import BAD_KINDS, NamedVersion, Shelf, shifted
-from loadtest.restarts.steady_load import PLAIN, Load
+from loadtest.restarts.steady_load import PLAIN, SteadyLoad
 from loadtest.server_process import ServerProcess, comes_true, server_process
 
 SWAP, BAD_VERSION = "swap", "bad version"
@@ -80,9 +80,9 @@ def served_shelf(flags: list[str], source: Path) -> Iterator[tuple[ServerProcess
             yield server, shelf
 
 
-def _load(server: ServerProcess, reference: Reference, rate: float) -> Load:
+def _load(server: ServerProcess, reference: Reference, rate: float) -> SteadyLoad:
     protocol = NamedVersion(target=server.target, reference=reference, shifted=shifted(reference))
-    return Load(protocol, client=PLAIN, rate=rate)
+    return SteadyLoad(protocol, client=PLAIN, rate=rate)
 
 
 def _has_swapped(server: ServerProcess, times: int) -> bool:
@@ -96,7 +96,7 @@ def _refused(server: ServerProcess, words: dict[str, int]) -> dict[str, int]:
 def _cycles(
     name: str,
     server: ServerProcess,
-    load: Load,
+    load: SteadyLoad,
     took_s: list[float],
     spans: list[tuple[float, float]],
     faults: list[str],

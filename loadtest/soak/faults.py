@@ -188,7 +188,7 @@ def _presented(site: Site) -> bytes:
     """Returns the certificate that a new connection gets; empty if none comes about."""
     try:
         with (
-            socket.create_connection(site.address, TRIED_S) as opened,
+            socket.create_connection(site.server.address, TRIED_S) as opened,
             site.context.wrap_socket(opened, server_hostname=HOST) as encrypted,
         ):
             return encrypted.getpeercert(binary_form=True) or b""

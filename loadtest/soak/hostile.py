@@ -119,7 +119,7 @@ def slow_senders(site: Site, random: Random) -> str:
 def churn(site: Site, random: Random) -> str:
     """Makes connections and drops them: before the handshake, after it, and some with a reset."""
     for _ in range(100):
-        with socket.create_connection(site.address, ANSWERED_S) as opened:
+        with socket.create_connection(site.server.address, ANSWERED_S) as opened:
             if random.random() < 0.5:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     for _ in range(20):
@@ -130,11 +130,11 @@ def churn(site: Site, random: Random) -> str:
 def garbage(site: Site, random: Random) -> str:
     """Sends noise: instead of a handshake, behind one, and to the metrics page."""
     for _ in range(10):
-        for address in (site.address, site.metrics_address):
+        for address in (site.server.address, site.server.metrics_address):
             with socket.create_connection(address, ANSWERED_S) as opened:
                 opened.sendall(random.randbytes(random.randrange(1, 5000)))
         noise = random.randbytes(random.randrange(1, 5000))
-        Connection(site.address, greeting=noise, tls=site.context).close()
+        Connection(site.server.address, greeting=noise, tls=site.context).close()
     return "30 connections"
 
 
@@ -142,7 +142,7 @@ def stalled_scrapers(site: Site, random: Random) -> str:
     """Asks for the metrics page: some stop in the middle of it, others ask for many pages and read none."""
     with contextlib.ExitStack() as stack:
         for _ in range(20):
-            opened = stack.enter_context(socket.create_connection(site.metrics_address, ANSWERED_S))
+            opened = stack.enter_context(socket.create_connection(site.server.metrics_address, ANSWERED_S))
             with contextlib.suppress(OSError):  # there are too many
                 opened.sendall(ASK_FOR_METRICS * 100 if random.random() < 0.5 else ASK_FOR_METRICS[:10])
         time.sleep(HELD_S)
@@ -150,7 +150,7 @@ def stalled_scrapers(site: Site, random: Random) -> str:
 
 
 def _connected(site: Site, settings: bytes = b"") -> Connection:
-    return Connection(site.address, settings, tls=site.context)
+    return Connection(site.server.address, settings, tls=site.context)
 
 
 def _headers(site: Site, path: bytes, extra: bytes = b"") -> bytes:

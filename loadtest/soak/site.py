@@ -132,16 +132,6 @@ class Site:
     of_tokens: threading.Lock = field(default_factory=threading.Lock)
     kills: list[tuple[float, float]] = field(default_factory=list)  # when the process was killed, and seen to be dead
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it serves."""
-        return "127.0.0.1", self.server.port
-
-    @property
-    def metrics_address(self) -> tuple[str, int]:
-        """Where its metrics page is."""
-        return "127.0.0.1", self.server.metrics_port
-
     @cached_property
     def context(self) -> ssl.SSLContext:
         """TLS of its clients."""

@@ -16,7 +16,7 @@ from atelier.client import ClassifyError
 from atelier.errors import ProgramError
 from loadtest.restarts.cycles import STOP_S
 from loadtest.restarts.shelf import NamedVersion, shifted
-from loadtest.restarts.steady_load import OURS, RIGHT, Entry, Load, Login, account, write_journal
+from loadtest.restarts.steady_load import OURS, RIGHT, Entry, Login, SteadyLoad, account, write_journal
 from loadtest.restarts.swaps import served_shelf
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import DEADLINE_S, Done, Held, Outcome, Plan
@@ -65,7 +65,7 @@ def _round(
     plain = plan.reference
     protocol = NamedVersion(target=site.server.target, reference=plain, shifted=shifted(plain))
     login = Login(tls=site.credentials.authority, token=site.credentials.token)
-    with Load(protocol, client=OURS, rate=plan.rate, deadline_s=DEADLINE_S, login=login) as load:
+    with SteadyLoad(protocol, client=OURS, rate=plan.rate, deadline_s=DEADLINE_S, login=login) as load:
         time.sleep(plan.every_s)
         if not outcome.held:
             outcome.held.append(Held.by(site.server.process.pid))

@@ -18,7 +18,7 @@ import yaml
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import free_port
-from loadtest.restarts.steady_load import PLAIN, Load, account
+from loadtest.restarts.steady_load import PLAIN, SteadyLoad, account
 from loadtest.server_process import ServerProcess, server_process
 from tests.serving.conftest import needs_native
 from tests.serving.running import wait_for
@@ -116,7 +116,7 @@ def test_each_server_is_killed_under_load_and_no_call_is_lost(
         with urllib.request.urlopen(f"http://{proxy.target}/v2/health/ready", timeout=5) as reply:
             assert json.loads(reply.read()) == {"ready": True}  # HTTP goes the same way
         asked = Classify(target=proxy.target, reference=known_answers(small_repository))
-        load = stack.enter_context(Load(asked, client=PLAIN, rate=RATE))
+        load = stack.enter_context(SteadyLoad(asked, client=PLAIN, rate=RATE))
         for victim, port in zip(servers, ports, strict=True):
             time.sleep(1)
             os.killpg(victim.process.pid, signal.SIGKILL)  # the supervisor and what it supervises

@@ -10,7 +10,7 @@ from atelier.client import Client
 from atelier.errors import ProgramError
 from loadtest.bench import run as bench
 from loadtest.bench.contenders import check_count, front_ends, reply_bytes_of, serving, target_of
-from loadtest.bench.h2load import Generator, Load
+from loadtest.bench.h2load import ClosedLoop, H2Load
 from loadtest.bench.paced_server import PACE
 from loadtest.bench.rows import Row, draw, table
 from loadtest.bench.targets import contenders_table
@@ -63,10 +63,10 @@ def test_answers_are_counted_by_the_server_and_one_too_few_or_too_many_fails_the
 
 @needs_h2load
 def test_percentiles_are_of_every_request() -> None:
-    load = Load(images_per_request=1, num_clients=2, in_flight_per_client=2, num_requests=100)
+    load = ClosedLoop(images_per_request=1, num_clients=2, in_flight_per_client=2, num_requests=100)
     arguments = ("--latency-ms", "2", "--pause-at", "50", "--pause-ms", "300")
     with server_process("tests.loadtest.null_server", *arguments) as server:
-        outcome = Generator(1.0).offer(target_of("null", server), load)
+        outcome = H2Load(1.0).offer(target_of("null", server), load)
     assert 2 <= outcome.p50_ms < 100
     assert outcome.p99_ms > 250
     assert outcome.cpu_us > 0
@@ -74,13 +74,13 @@ def test_percentiles_are_of_every_request() -> None:
 
 @needs_h2load
 def test_grpc_error_within_http_200_fails_the_run_where_the_size_of_answers_is_known() -> None:
-    load = Load(images_per_request=1, num_clients=1, in_flight_per_client=1, num_requests=20)
+    load = ClosedLoop(images_per_request=1, num_clients=1, in_flight_per_client=1, num_requests=20)
     with server_process("loadtest.echo_server", "48") as server:
-        assert Generator(1.0).offer(target_of("echo", server, 48), load).requests_per_s > 0
+        assert H2Load(1.0).offer(target_of("echo", server, 48), load).requests_per_s > 0
     with server_process("tests.loadtest.null_server", "--fault", "refuse", "--fault-at", "7") as server:
         size = reply_bytes_of(server)
         with pytest.raises(ProgramError, match="LOAD_FAILED: not all of 20 requests to null were answered"):
-            Generator(1.0).offer(target_of("null", server, size), load)
+            H2Load(1.0).offer(target_of("null", server, size), load)
 
 
 def test_chart_has_every_contender_and_is_small(tmp_path: Path) -> None:

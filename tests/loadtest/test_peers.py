@@ -11,7 +11,7 @@ import pytest
 
 from atelier.contract import Images, Logits
 from atelier.errors import ProgramError, ResourceUnavailableError
-from loadtest.bench.h2load import random_images
+from loadtest.backend_speed import random_images
 from loadtest.bench.peers.known import PEERS, Peer
 from loadtest.bench.peers.start import ask, installed, running_peer, running_peers
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend

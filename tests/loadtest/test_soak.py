@@ -17,7 +17,7 @@ from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED, front_en
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import free_port
-from loadtest.restarts.steady_load import OURS, Entry, Load, account
+from loadtest.restarts.steady_load import OURS, Entry, SteadyLoad, account
 from loadtest.server_process import server_process
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Done, Held, Outcome, Plan
@@ -136,7 +136,7 @@ def test_attempts_of_our_client_are_counted() -> None:
     cancelling = partial(server_process, "tests.loadtest.null_server", "--fault", "cancel", "--fault-at", "20")
     port = free_port()
     protocol = Classify(target=f"127.0.0.1:{port}", reference=reference())
-    with cancelling("--port", str(port)), Load(protocol, client=OURS, rate=200.0) as load:
+    with cancelling("--port", str(port)), SteadyLoad(protocol, client=OURS, rate=200.0) as load:
         time.sleep(0.5)
         journal = load.ended()
     assert {each.number: each.retried for each in journal if each.retried} == {19: 1}

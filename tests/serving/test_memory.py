@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.h2load import CLASSIFY, SINGLE, Generator, Target, classify_body
+from loadtest.bench.h2load import CLASSIFY, SINGLE, H2Load, Target, classify_body
 from loadtest.front_ends import front_end_flags
 from loadtest.server_process import server_process
 from tests.reliability.plugin import Figure
@@ -26,7 +26,7 @@ def test_requests_leave_no_memory_file_or_thread_behind(
         process = serving_process_of(server)
         url = f"http://{server.target}{CLASSIFY}"
         target = Target(name="served", pid=process.pid, url=url, body_for=classify_body)
-        bench = Generator(1.0)
+        bench = H2Load(1.0)
 
         def held_after(num_requests: int) -> tuple[float, int, int]:
             bench.offer(target, dataclasses.replace(SINGLE, num_requests=num_requests))

@@ -22,7 +22,8 @@ from atelier.channel import proxy_options
 from atelier.contract import Images, Logits
 from atelier.environments import python_with
 from atelier.errors import ProgramError, ResourceUnavailableError
-from loadtest.bench.h2load import Target, grpc_frame, random_images
+from loadtest.backend_speed import random_images
+from loadtest.bench.h2load import Target, grpc_frame
 from loadtest.bench.peers.known import NUM_PORTS, Peer
 
 ROOT = Path(loadtest.__file__).absolute().parent.parent
