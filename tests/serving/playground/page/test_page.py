@@ -259,7 +259,7 @@ def test_all_that_the_page_loads_comes_over_few_connections(served: Any, open_pa
 
     def count_connections() -> None:
         open_now = [each for each in psutil.net_connections("tcp") if each.status == "ESTABLISHED"]
-        counts.append(sum(bool(each.laddr) and each.laddr.port == port for each in open_now))
+        counts.append(sum(each.laddr[1:] == (port,) for each in open_now))
 
     for lang in ("zh", "en"):
         page.evaluate("(lang) => atelier.set({ lang, cell: { layer: 'conv2', map: 1, y: 2, x: 3 } })", lang)
