@@ -364,6 +364,29 @@ def test_body_that_does_not_come_ends_the_request() -> None:
         assert labels_of(ask("POST", CLASSIFY, png(1))) == [1]
 
 
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/v2/models/lenet5/load", "", 404),
+        ("/v2/health/live", "", 405),
+        (INFER, "Inference-Header-Content-Length: -1\r\n", 400),
+    ],
+)
+def test_connection_goes_on_after_a_refusal_that_did_not_wait_for_the_body(
+    ask: Asker, path: str, header: str, status: int
+) -> None:
+    with socket.create_connection((ask.host, ask.port), timeout=10) as connection:
+        for wanted, body in ((status, b"x" * 20_000), (200, png(1))):
+            path, header = (path, header) if wanted == status else (CLASSIFY, "")
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{header}Content-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode())
+            time.sleep(0.1)  # as http.client sends it, and others whose bodies are large
+            connection.sendall(body)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert (response.status, bool(response.read())) == (wanted, True)
+
+
 def test_tokens_are_asked_for_but_by_probes(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(hashlib.sha256(b"secret").hexdigest() + "\n")

@@ -33,7 +33,7 @@ struct Document {
     model_version: Option<String>,
 }
 
-pub async fn answer(call: &mut Call, head: &Parts, incoming: Incoming) -> Result<Page, Status> {
+pub async fn answer(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<Page, Status> {
     call.server.check_takes_calls()?;
     call.server.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
     let may_be_picture = may_be_picture(head)?;

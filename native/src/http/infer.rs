@@ -65,7 +65,7 @@ pub async fn answer(
     name: &str,
     version: &str,
     headers: &HeaderMap,
-    incoming: Incoming,
+    incoming: &mut Incoming,
 ) -> Result<Page, Status> {
     call.server.check_takes_calls()?;
     call.server.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;

@@ -10,7 +10,8 @@ mod request_body;
 mod route;
 mod views;
 
-use http::{Method, Request, Response};
+use http::request::Parts;
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 
 pub use grpc_web::{Decoding, Form as GrpcWeb};
@@ -38,14 +39,17 @@ pub fn method_of(path: &str) -> metrics::Method {
 /// The answer, and the status that it is counted under.
 pub async fn answer(call: &mut Call, request: Request<Incoming>) -> (Code, Response<Body>) {
     let (accepted, is_head) = (reply::Accepted::from_headers(request.headers()), request.method() == Method::HEAD);
-    let outcome = page(call, request).await;
+    let (head, mut incoming) = request.into_parts();
+    let outcome = page(call, &head, &mut incoming).await;
+    if outcome.is_err() && head.version < Version::HTTP_2 {
+        request_body::pass_rest(call, &head.headers, &mut incoming).await;
+    }
     let code = outcome.as_ref().map_or_else(|status| status.code, |_| Code::Ok);
     let page = outcome.unwrap_or_else(|status| Page::failure(&status));
     (code, page.response(call, accepted, is_head).await)
 }
 
-async fn page(call: &mut Call, request: Request<Incoming>) -> Result<Page, Status> {
-    let (head, incoming) = request.into_parts();
+async fn page(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<Page, Status> {
     let path = head.uri.path();
     let route = Route::from_path(path).ok_or_else(|| route::unknown(path))?;
     route.check_method(&head.method)?;
@@ -53,7 +57,7 @@ async fn page(call: &mut Call, request: Request<Incoming>) -> Result<Page, Statu
         tokens.check(&head.headers)?;
     }
     match route {
-        Route::Classify => classify::answer(call, &head, incoming).await,
+        Route::Classify => classify::answer(call, head, incoming).await,
         Route::Infer { name, version } => infer::answer(call, name, version, &head.headers, incoming).await,
         Route::Index => {
             let body = request_body::whole(call, &head.headers, incoming).await?;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -15,8 +15,11 @@ use crate::framing::{Encoding, too_large};
 use crate::messages::{in_time, inflated_aside};
 use crate::status::{Code, Status};
 
+/// So much of a refused body is taken.
+const MAX_PASSED_BYTES: usize = 64 << 10;
+
 /// Decompressed, if it was compressed.
-pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: Incoming) -> Result<Bytes, Status> {
+pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: &mut Incoming) -> Result<Bytes, Status> {
     let encoding = encoding_of(headers)?;
     let limit = call.max_message_bytes();
     let said = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
@@ -24,18 +27,17 @@ pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: Incoming) -> 
     let mut hold = server.budgets.unread_bytes.take(peer.number, 0)?;
     let read = in_time(&server, &peer, async {
         let mut body = Collected::default();
-        let mut incoming = incoming;
         if let Some(length) = said.filter(|&length| length > limit) {
-            pass_over(&mut incoming, limit).await;
+            pass_over(incoming, limit).await;
             return Err(too_large(format!("the body has {length} bytes"), limit));
         }
-        while let Some(frame) = poll_fn(|context| Pin::new(&mut incoming).poll_frame(context)).await {
+        while let Some(frame) = poll_fn(|context| Pin::new(&mut *incoming).poll_frame(context)).await {
             let gone = |_| Status::new(Code::Cancelled, "CANCELLED", "the client has gone", "");
             if let Ok(piece) = frame.map_err(gone)?.into_data() {
                 body.push(piece);
             }
             if body.len() > limit {
-                pass_over(&mut incoming, limit).await;
+                pass_over(incoming, limit).await;
                 return Err(too_large(format!("the body has more than {limit} bytes"), limit));
             }
             hold.set(body.len())?;
@@ -58,6 +60,19 @@ async fn pass_over(incoming: &mut Incoming, most: usize) {
     {
         num_bytes += frame.data_ref().map_or(0, Bytes::len);
     }
+}
+
+/// Of a request that was refused before its body had come: over HTTP/1 a connection whose body nobody takes is closed, and
+/// its client's next request would fail.
+pub async fn pass_rest(call: &Call, headers: &HeaderMap, incoming: &mut Incoming) {
+    if headers.contains_key(EXPECT) {
+        return; // it waits to be told to send it
+    }
+    let passed = async {
+        pass_over(incoming, MAX_PASSED_BYTES).await;
+        Ok(())
+    };
+    let _ = in_time(&call.server, &call.peer, passed).await; // or the connection is closed
 }
 
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Status> {
