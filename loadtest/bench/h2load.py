@@ -28,7 +28,7 @@ from serving.manifest import MODEL_NAME
 
 CLASSIFY = f"/{SERVICE}/Classify"
 GRPC = ("content-type: application/grpc", "te: trailers")
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from tests.reliability.goals import GOALS, RELEASE, RESULTS, Result, revision
 
 HEADER = ("goal", "promise", "counted", "in the gate", "for a release", "measured", "at size", "verdict", "minutes")
 PACKAGES = ("torch", "onnx", "onnxruntime", "grpcio", "numpy")
+RESULTS_DIR = Path("artifacts/reliability")  # of each test, a file each
 SHORT = 300  # characters of a failure
 
 
@@ -38,8 +39,8 @@ class ReliabilitySettings:
     again: bool = False
     """Measure everything, whatever was measured before."""
 
-    report_dir: Path = Path("artifacts/reliability")
-    """Where reliability-<date>.md is written, and each test's result, a file each."""
+    report_dir: Path = RESULTS_DIR
+    """Where reliability-<date>.md is written."""
 
     def __post_init__(self) -> None:
         for name in self.goals:
@@ -61,8 +62,8 @@ def main(arguments: list[str]) -> int:
         description=__doc__ or "",
         epilog="goals:\n" + "\n".join(f"  {name:<4} {promise}" for name, promise in GOALS.items()),
     )
-    now, gate = revision(), settings.report_dir / "gate"
-    directory = settings.report_dir / "release" if settings.full else gate
+    now, gate = revision(), RESULTS_DIR / "gate"
+    directory = RESULTS_DIR / "release" if settings.full else gate
     if settings.again:
         for path in directory.glob("G*.json"):
             path.unlink()
