@@ -1,8 +1,11 @@
 """What the page is told is what the server answers: over a real server, with either front end."""
 
 import dataclasses
+import http.client
 import shutil
 import signal
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,3 +160,21 @@ def test_files_that_are_not_those_that_answer_are_not_shown(small_repository: Pa
 def test_help_names_the_page() -> None:
     shown = " ".join(command("serving", "--help").stdout.split())
     assert "--playground-port" in shown and "looks inside the served network" in shown
+
+
+@pytest.mark.timing
+def test_a_look_costs_little_more_than_a_file_of_its_size(server: ServerProcess) -> None:
+    """The maps of one image, 55 KB, beside the picture of the garments, 40 KB, in turn on one connection."""
+    took_s: dict[str, list[float]] = {"/api/look?answer=0": [], "/garments.png": []}
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=30)
+    for _ in range(50):  # of the 60 looks that are allowed at once
+        for path, took in took_s.items():
+            method, body = ("POST", IMAGE.tobytes()) if path.startswith("/api/") else ("GET", None)
+            began_s = time.monotonic()
+            connection.request(method, path, body, {"Content-Type": "application/octet-stream"})
+            reply = connection.getresponse()
+            assert len(reply.read()) > 35_000 and reply.status == 200
+            took.append(time.monotonic() - began_s)
+    connection.close()
+    look_s, file_s = (statistics.median(took) for took in took_s.values())
+    assert look_s < 5 * file_s
