@@ -16,10 +16,15 @@ WARM_UP_STEPS = (
 )
 
 
-def captured(run: Callable[[], None], counter: Tensor, changing: Callable[[], list[Tensor]]) -> Callable[[], None]:
+Work = Callable[[], None]
+
+
+def captured(
+    run: Work, counter: Tensor, changing: Callable[[], list[Tensor]], graph_of: Callable[[Work], Work]
+) -> Work:
     """Returns what replays `run`, which makes step number `counter`, (1,) int64.
 
-    `changing` lists the tensors that it changes; they are then what they were before.
+    `changing` lists the tensors that it changes; they are then what they were before. `graph_of` records it.
     """
     before = {id(tensor): tensor.detach().clone() for tensor in changing()}
     with _side_stream(counter.device):
@@ -27,7 +32,7 @@ def captured(run: Callable[[], None], counter: Tensor, changing: Callable[[], li
             counter.zero_()  # whatever comes behind it, there are images in the first places
             run()
     _restore(changing(), before)
-    return _graph_of(run)
+    return graph_of(run)
 
 
 @contextmanager
@@ -51,7 +56,8 @@ def _restore(tensors: list[Tensor], before: dict[int, Tensor]) -> None:
             tensor.zero_()  # what the optimiser only made in the warm-up, such as its momentum
 
 
-def _graph_of(run: Callable[[], None]) -> Callable[[], None]:
+def cuda_graph_of(run: Work) -> Work:
+    """Records what `run` launches on the GPU, without running it; returns what launches all of it again."""
     graph = torch.cuda.CUDAGraph()
     # A graph of an earlier run that is freed now, by the collector of cycles, would make CUDA give up the capture.
     gc.collect()

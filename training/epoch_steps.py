@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from atelier.errors import ConfigurationError
 from training import distributed
 from training.augmentation import Changes, augment, draw_changes
-from training.cuda_graph import captured
+from training.cuda_graph import captured, cuda_graph_of
 from training.models import LeNet
 from training.models.in_blocks import fastest_form
 from training.optimisation import average_decay, learning_rate, optimizer_for
@@ -78,6 +78,7 @@ class Steps:
         self.model, self.recipe, self.split, self.precision = model, recipe, split, precision
         self.sizes = [len(batch) for batch in torch.split(torch.empty(num_images), recipe.batch_size)]  # S of them
         self.is_captured = device.type == "cuda" and distributed.size() == 1
+        self.graph_of = cuda_graph_of
         self._forward = fastest_form(model, device, precision)
         self.averaged = copy.deepcopy(model) if recipe.average_decay else model
         self.optimizer = optimizer_for(model, recipe, is_captured=self.is_captured)
@@ -115,7 +116,7 @@ class Steps:
             self._run(size)
             return
         if size not in self._replays:
-            self._replays[size] = captured(partial(self._run, size), self._step, self._changing)
+            self._replays[size] = captured(partial(self._run, size), self._step, self._changing, self.graph_of)
         self._replays[size]()
 
     def results(self) -> tuple[list[float], int]:

@@ -426,9 +426,7 @@ def test_every_engine_that_does_not_fit_is_named(with_engine: Version, h200: Fak
 def test_auto_passes_over_a_stale_engine_and_names_it(
     with_engine: Version, h200: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.backends import tensorrt_backend
-
-    monkeypatch.setattr(tensorrt_backend, "library_for", lambda *_: SimpleNamespace(__version__="12.0.0.1"))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="12.0.0.1"))
     version_dir, manifest, engine = fitting(with_engine)
     backend, why = open_it("auto", "auto", (version_dir, dataclasses.replace(manifest, engines=(engine,))))
     assert backend.name == "onnxruntime"

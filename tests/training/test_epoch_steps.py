@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.training.conftest import Train, train_in_two_processes
-from training import cuda_graph
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import load_dataset
 from training.device import make_deterministic
@@ -68,9 +67,7 @@ def with_steps_for_a_graph(steps: Steps) -> Steps:
 
 
 @EVERY_KIND
-def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(
-    recipe: Recipe, split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(recipe: Recipe, split: Split) -> None:
     """All of the capturing but CUDA's own part: what a graph would replay is called again."""
     runs: list[Callable[[], None]] = []
 
@@ -78,9 +75,8 @@ def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(
         runs.append(run)
         return run
 
-    monkeypatch.setattr(cuda_graph, "_graph_of", graph_of)
     eager, captured = (with_steps_for_a_graph(steps_of(recipe, split)) for _ in range(2))
-    captured.is_captured = True
+    captured.is_captured, captured.graph_of = True, graph_of
     assert train_two_epochs(captured) == train_two_epochs(eager)
     theirs = everything_in(eager)
     for name, tensor in everything_in(captured).items():
