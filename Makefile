@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # The last thing that a finished training writes; a broken-off one has a checkpoint too.
-TRAINED := artifacts/checkpoint/curves.png
+TRAINED := artifacts/checkpoint/classes.csv
 # Written anew by every export, after the version it announces is whole.
 EXPORTED := artifacts/models/lenet5/config.pbtxt
 
@@ -27,9 +27,11 @@ NATIVE := $(VENV)/.native
 NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/src/*/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
   native/Cargo.toml native/pyproject.toml native/pins.lock
 export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
+# Where a shell has it set, every process of hundreds would compile our sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 CARGO := $(shell command -v cargo 2>/dev/null)
 CARGO_DENY := $(shell command -v cargo-deny 2>/dev/null)
-CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked)
+CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked --lib)
 # A file's tests stay together, for they share servers; who has none left takes from the end of another's.
 PYTEST := $(RUN) -m pytest --numprocesses 4 --dist worksteal
 

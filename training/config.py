@@ -59,6 +59,9 @@ class TrainConfig:
     keep_epochs: bool = False
     """Keep the weights after every epoch too (247 KB each), to be exported, and looked at in the served network."""
 
+    no_figures: bool = False
+    """Draw no figures at a run's end: they take about as long as an epoch on a GPU."""
+
     summary: bool = False
     """Print the layers of the recipe's model, and do nothing else."""
 
@@ -98,7 +101,12 @@ def resume_command(config: TrainConfig) -> str:
         ("--data-dir", config.data_dir, None),
     ):
         options += [] if value == usual else [option, value]
-    return train_command(*options, *(["--unverified-data"] if config.unverified_data else []))
+    flags = [flag for flag, is_set in _flags(config) if is_set]
+    return train_command(*options, *flags)
+
+
+def _flags(config: TrainConfig) -> tuple[tuple[str, bool], ...]:
+    return ("--unverified-data", config.unverified_data), ("--no-figures", config.no_figures)
 
 
 EPILOG = """

@@ -42,11 +42,11 @@ def files_of(record: RunRecord, model: LeNet, test: Split) -> tuple[dict[str, Ca
     counts = confusion_matrix(probabilities.argmax(1), labels)  # (10, 10)
     rates = [f"{name} {rate:.3f}" for name, rate in zip(CLASSES, _class_accuracies(counts), strict=True)]
     files: dict[str, Callable[[], bytes]] = {
-        CLASSES_NAME: lambda: _csv_from(counts),
         CONFUSION_NAME: lambda: png_from(_confusion_figure(counts, title)),
         MISTAKES_NAME: lambda: png_from(_mistakes_figure(test.images.cpu(), probabilities, labels, title)),
         KERNELS_NAME: lambda: png_from(_kernels_figure(model, title)),
         CURVES_NAME: lambda: _curves_png_from(record),
+        CLASSES_NAME: lambda: _csv_from(counts),  # the last thing that a training writes: see Makefile
     }
     return files, f"test acc per class: {', '.join(rates)}"
 

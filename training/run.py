@@ -103,7 +103,7 @@ def train_run(workplace: Workplace, seed: int, directory: Path, started: float) 
     record, steps = _begin(workplace, seed, directory, start)
     started -= record.wall_seconds
     keeps_epochs = is_first() and (workplace.config.keep_epochs or bool(record.kept_epochs))
-    with RunLog(directory, record) as log:
+    with RunLog(directory, record, draws=not workplace.config.no_figures) as log:
         if keeps_epochs and not record.completed_epochs:
             record = keep_epoch(directory, record, steps.averaged.state_dict())
         while not record.is_complete:

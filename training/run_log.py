@@ -35,8 +35,8 @@ EVENTS_NAME = "tensorboard"
 class RunLog:
     """Writes what a run has to show, after each epoch and at its end."""
 
-    def __init__(self, directory: Path, record: RunRecord) -> None:
-        self.directory, self._is_silent = directory, not is_first()
+    def __init__(self, directory: Path, record: RunRecord, *, draws: bool = True) -> None:
+        self.directory, self._is_silent, self._draws = directory, not is_first(), draws
         self._failed: set[str] = set()
         self._events: SummaryWriter | None = None
         if not self._is_silent:
@@ -67,6 +67,8 @@ class RunLog:
             return
         files, line = files_of(record, model, test)
         for name, make in files.items():
+            if name.endswith(".png") and not self._draws:
+                continue
             self._attempt(name, partial(self._write, name, make))
         print(line, flush=True)
 

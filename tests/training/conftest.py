@@ -27,9 +27,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def call_trainer(data_dir: Path, run_dir: Path, *options: str) -> int:
-    """Runs the trainer in this process, for two epochs unless told otherwise; returns its exit code."""
+def call_trainer(data_dir: Path, run_dir: Path, *options: str, draws: bool = False) -> int:
+    """Runs the trainer in this process, for two epochs unless told otherwise; returns its exit code.
+
+    Drawing figures takes four times as long as all the rest.
+    """
     fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data"]
+    fixed += [] if draws else ["--no-figures"]
     return run_program(main, [*fixed, "--device", "cpu", "--threads", "1", "--epochs", "2", *options])
 
 
@@ -43,7 +47,7 @@ def torchrun(module: str, *options: str) -> "subprocess.CompletedProcess[str]":
 def train_in_two_processes(data_dir: Path, run_dir: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     """The trainer, as a user calls it under torchrun."""
     fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data", "--device", "cpu"]
-    return torchrun("training", *fixed, "--threads", "1", *options)
+    return torchrun("training", *fixed, "--no-figures", "--threads", "1", *options)
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def train(data_dir: Path, run_dir: Path) -> Train:
     """`train("--option", ...)` trains into `run_dir`."""
-    return lambda *options: call_trainer(data_dir, run_dir, *options)
+    return lambda *options, **how: call_trainer(data_dir, run_dir, *options, **how)
 
 
 @pytest.fixture
@@ -77,9 +81,9 @@ def when_printed(monkeypatch: pytest.MonkeyPatch) -> WhenPrinted:
 
 @pytest.fixture(scope="session")
 def finished_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs of seed 0; not to be changed."""
+    """Two epochs of seed 0, with its figures; not to be changed."""
     directory = tmp_path_factory.mktemp("finished") / "checkpoint"
-    assert call_trainer(data_dir, directory) == 0
+    assert call_trainer(data_dir, directory, draws=True) == 0
     return directory
 
 

@@ -15,7 +15,7 @@ from training.checkpoint import load_model
 from training.dataset import CLASSES, load_dataset
 from training.epoch import accuracy
 from training.epoch_steps import split_on
-from training.figures import CLASSES_NAME, CONFUSION_NAME, KERNELS_NAME, MISTAKES_NAME, confusion_matrix
+from training.figures import CLASSES_NAME, CONFUSION_NAME, CURVES_NAME, KERNELS_NAME, MISTAKES_NAME, confusion_matrix
 from training.run_log import EVENTS_NAME
 from training.run_record import load_record
 
@@ -50,6 +50,12 @@ def test_run_prints_the_accuracy_of_every_class(train: Train, capsys: pytest.Cap
     assert train() == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test acc per class: "))
     assert all(name in line for name in CLASSES)
+
+
+def test_without_figures_all_the_rest_is_there(finished_run: Path, run_dir: Path, train: Train) -> None:
+    assert train() == 0  # --no-figures
+    left_out = {path.name for path in finished_run.iterdir()} - {path.name for path in run_dir.iterdir()}
+    assert left_out == {CONFUSION_NAME, MISTAKES_NAME, KERNELS_NAME, CURVES_NAME}
 
 
 @pytest.mark.parametrize("name", [CONFUSION_NAME, MISTAKES_NAME, KERNELS_NAME])

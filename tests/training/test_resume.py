@@ -19,7 +19,7 @@ from training.train import main
 
 Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
-HERE = ("--device", "cpu", "--threads", "1", "--unverified-data")
+HERE = ("--device", "cpu", "--threads", "1", "--unverified-data", "--no-figures")
 
 
 def send_sigint() -> None:
