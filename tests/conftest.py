@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,14 @@ from atelier.errors import MissingInputError
 from training.dataset import FashionMNIST, load_dataset
 
 pytest_plugins = ["tests.reliability.plugin"]
+SHARED = "ATELIER_TESTS_SHARED"  # a directory of this run, for what is made while tests are still collected
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the directory; the processes that test get it from the one that started them."""
+    if SHARED not in os.environ:
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="atelier-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(SHARED)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,11 @@ def data() -> FashionMNIST:
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A directory that the first of several processes that test makes, for all of them; not to be changed."""
     base = factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    return made_in((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name, make)
+
+
+def made_in(root: Path, make: Callable[[Path], None]) -> Path:
+    """The directory, which the first process that asks for it makes."""
     root.mkdir(exist_ok=True)
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

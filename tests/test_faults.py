@@ -1,6 +1,7 @@
 """Each row of docs/faults.md has a test that is marked with it, or a line in SECURITY.md that says why not."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,12 @@ def marked_in_python(path: Path) -> Iterator[str]:
                 yield from map(ast.literal_eval, mark.args)
 
 
-def marked() -> set[str]:
+@functools.cache
+def marked() -> frozenset[str]:
     found = {row for path in (ROOT / "tests").rglob("*.py") for row in marked_in_python(path)}
     for path in (ROOT / "native" / "src").rglob("*.rs"):
         found.update(row for marks in RUST_MARK.findall(path.read_text()) for row in marks.split(", "))
-    return found
+    return frozenset(found)
 
 
 def not_tested() -> set[str]:

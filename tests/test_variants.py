@@ -15,6 +15,7 @@ from atelier.program import run_program
 from export.export import main as export_main
 from loadtest.server_process import server_process
 from serving.manifest import ONNX_NAME, load_manifest
+from tests.export.conftest import functions_read_once  # noqa: F401 - of these exports too
 from tests.idx_files import idx_bytes
 from training.checkpoint import load_model
 from training.dataset import FashionMNIST, load_dataset

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+from atelier.cli import PROGRAMS
 
 FOLDERS = ("protos", "serving", "training", "export", "loadtest")
 
@@ -38,8 +41,11 @@ def test_atelier_names_its_programs_and_runs_them(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
 
     listed = atelier("--help").stdout
-    for program in ("train", "export", "serve", "classify", "loadtest"):
+    assert {"train", "export", "serve", "classify", "loadtest"} == PROGRAMS.keys()
+    for program, (module, _) in PROGRAMS.items():
         assert f"atelier {program} " in listed
+        assert find_spec(module) is not None
+    for program in ("serve", "classify"):
         explained = atelier(program, "--help")
         assert explained.returncode == 0, explained.stderr
         assert "usage:" in explained.stdout

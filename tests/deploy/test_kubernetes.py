@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -49,6 +47,8 @@ def pod_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def strict(documents: list[dict[str, Any]]) -> None:
+    import kubernetes_validate  # takes a second, which every process that tests would need
+
     for document in documents:
         kubernetes_validate.validate(document, VERSION, strict=True)
 
@@ -67,6 +67,8 @@ def test_overlay_is_what_kubernetes_takes(overlay: str) -> None:
 
 @needs_kubectl
 def test_misspelled_field_is_seen() -> None:
+    import kubernetes_validate  # as above
+
     documents = copy.deepcopy(rendered("cpu"))
     container = pod_of(documents)["containers"][0]
     container["readinesProbe"] = container.pop("readinessProbe")
@@ -136,6 +138,8 @@ def test_server_with_the_pods_arguments_answers_its_probes_and_has_the_autoscale
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_custom_resource_is_as_its_definition_has_it(path: Path) -> None:
+    import jsonschema  # as above
+
     document = yaml.safe_load(path.read_bytes())
     schema = json.loads(SCHEMAS.read_bytes())[f"{document['apiVersion']} {document['kind']}"]
     jsonschema.validate(document, schema)

@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -16,6 +19,7 @@ from export.parity_inputs import ParityInputs, Truth
 from export.playground import layer_files
 from export.torch_program import program_bytes, program_from_model
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, Manifest, Probes
+from tests.conftest import SHARED, made_in
 from training.dataset import CLASSES
 from training.models import LeNet, LeNet5, initialise, model_for
 from training.recipes import RECIPES
@@ -30,11 +34,23 @@ def seeded_model() -> LeNet5:
 
 
 def program_and_onnx(model: LeNet, max_batch_size: int = MAX_BATCH_SIZE) -> dict[str, bytes]:
-    program = program_from_model(model, max_batch_size)
-    model_onnx = onnx_from_program(
-        program, classes=CLASSES, checkpoint_sha256="0" * 64, architecture="tutorial", precision="fp32"
-    )
-    return {PROGRAM_NAME: program_bytes(program), ONNX_NAME: model_onnx}
+    """Exported once in a run: that takes seconds, and most processes that test then never load an exporter."""
+    about = f"{model} {max_batch_size} {[(name, hash_of(value)) for name, value in model.state_dict().items()]}"
+
+    def make(root: Path) -> None:
+        program = program_from_model(model, max_batch_size)
+        model_onnx = onnx_from_program(
+            program, classes=CLASSES, checkpoint_sha256="0" * 64, architecture="tutorial", precision="fp32"
+        )
+        (root / PROGRAM_NAME).write_bytes(program_bytes(program))
+        (root / ONNX_NAME).write_bytes(model_onnx)
+
+    root = made_in(Path(os.environ[SHARED]) / hashlib.sha256(about.encode()).hexdigest(), make)
+    return {name: (root / name).read_bytes() for name in (PROGRAM_NAME, ONNX_NAME)}
+
+
+def hash_of(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 @functools.cache

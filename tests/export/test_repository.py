@@ -1,5 +1,4 @@
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -12,12 +11,10 @@ from atelier.environments import python_with
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError
 from export.repository import publish
 from serving.manifest import MANIFEST_NAME, TENSORRT, EngineSpec, list_versions, load_manifest, read_verified
-from tests.export.small_model import manifest_for
+from tests.export.tiny_version import FILES, MANIFEST
 from tests.reliability.plugin import Figure
 from training.dataset import CLASSES
 
-FILES = {"model.onnx": b"the model" * 1000, "parity.md": b"pass\n"}
-MANIFEST = manifest_for({name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()})
 PLAN = EngineSpec(
     flavour=TENSORRT,
     file="model.plan",
@@ -35,7 +32,7 @@ PREPARE = """
 import os, signal, sys
 from pathlib import Path
 from export.repository import publish
-from tests.export.test_repository import FILES, MANIFEST
+from tests.export.tiny_version import FILES, MANIFEST
 model_dir = Path(sys.argv[1])
 """
 

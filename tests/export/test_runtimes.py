@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,27 +55,32 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     )
 
 
-@contextmanager
-def baseline_of(task: Task) -> Iterator[Session]:
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        opened(OURS, command_for(OURS, Path(scratch)), Path(scratch), task) as running,
-    ):
+@pytest.fixture(scope="module")
+def baseline(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """Ours, beside which all of them are timed."""
+    scratch = tmp_path_factory.mktemp("baseline")
+    with opened(OURS, command_for(OURS, scratch), scratch, task) as running:
         yield running
 
 
-def outcome(task: Task, tmp_path: Path, script: str) -> Result:
-    """What is made of a runtime whose script this is, after the imports."""
-    path = tmp_path / "runtime.py"
-    path.write_text(HARNESS + script)
-    with baseline_of(task) as baseline:
-        return measured(Runtime(title="Other", route="by hand", script=str(path)), task, baseline)
+Outcome = Callable[..., Result]
 
 
-def test_runtime_that_gives_the_models_logits_passes_and_is_timed_beside_onnx_runtime(
-    task: Task, tmp_path: Path
-) -> None:
-    result = outcome(task, tmp_path, f"changed = lambda logits: logits\n{OPEN}")
+@pytest.fixture
+def outcome(task: Task, baseline: Session, tmp_path: Path) -> Outcome:
+    """`outcome(script)`: what is made of a runtime whose script this is, after the imports."""
+
+    def of(script: str, **fields: Any) -> Result:
+        path = tmp_path / "runtime.py"
+        path.write_text(HARNESS + script)
+        runtime = Runtime(title="Other", route="by hand", script=str(path))
+        return measured(runtime, dataclasses.replace(task, **fields), baseline)
+
+    return of
+
+
+def test_runtime_that_gives_the_models_logits_passes_and_is_timed_beside_onnx_runtime(outcome: Outcome) -> None:
+    result = outcome(f"changed = lambda logits: logits\n{OPEN}")
     assert result.why == "" and result.version == "1.0"
     assert verdict(result) == "pass" and num_flips(result) == 0
     assert result.parity is not None and 0 < result.parity.max_abs_diff < 1e-5
@@ -83,15 +88,15 @@ def test_runtime_that_gives_the_models_logits_passes_and_is_timed_beside_onnx_ru
     assert 0.1 < result.ratios(64)[0] < 10
 
 
-def test_answers_that_are_deliberately_wrong_fail(task: Task, tmp_path: Path) -> None:
-    result = outcome(task, tmp_path, f"changed = lambda logits: -logits\n{OPEN}")
+def test_answers_that_are_deliberately_wrong_fail(outcome: Outcome) -> None:
+    result = outcome(f"changed = lambda logits: -logits\n{OPEN}")
     assert verdict(result).startswith("FAIL: ")
     assert num_flips(result) > 60
     assert f"{num_flips(result)} class flips, worst test image " in verdict(result)
 
 
-def test_a_small_error_fails_without_a_flip(task: Task, tmp_path: Path) -> None:
-    result = outcome(task, tmp_path, f"changed = lambda logits: logits * 1.0005\n{OPEN}")
+def test_a_small_error_fails_without_a_flip(outcome: Outcome) -> None:
+    result = outcome(f"changed = lambda logits: logits * 1.0005\n{OPEN}")
     assert verdict(result).startswith("FAIL: ")
     assert num_flips(result) == 0
 
@@ -111,35 +116,34 @@ def test_a_small_error_fails_without_a_flip(task: Task, tmp_path: Path) -> None:
         (f"harness._rate = lambda *_: sys.exit('died')\nchanged = lambda logits: logits\n{OPEN}", "exit code 1: died"),
     ],
 )
-def test_runtime_that_crashes_is_a_row_with_its_last_words(task: Task, tmp_path: Path, script: str, why: str) -> None:
-    result = outcome(task, tmp_path, script)
+def test_runtime_that_crashes_is_a_row_with_its_last_words(outcome: Outcome, script: str, why: str) -> None:
+    result = outcome(script)
     assert result.parity is None
     assert why in result.why
     assert f"absent: {result.why}" in table_from([result])
 
 
 @pytest.mark.slow
-def test_runtime_that_hangs_is_given_up_with_all_that_it_started(task: Task, tmp_path: Path) -> None:
+def test_runtime_that_hangs_is_given_up_with_all_that_it_started(outcome: Outcome, tmp_path: Path) -> None:
     pid_path = tmp_path / "pid"
     child = f"open({str(pid_path)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
     script = f"import subprocess\n{child}\ntime.sleep(600)"
-    result = outcome(dataclasses.replace(task, limit_s=8), tmp_path, script)
+    result = outcome(script, limit_s=8)
     assert result.why == "Other took longer than 8 s"
     status = Path(f"/proc/{pid_path.read_text().strip()}/status")
     assert not status.exists() or "State:\tZ" in status.read_text()
 
 
-def test_runtime_that_writes_over_its_model_has_a_copy(task: Task, tmp_path: Path) -> None:
+def test_runtime_that_writes_over_its_model_has_a_copy(task: Task, outcome: Outcome) -> None:
     before = dict(task.models)
-    outcome(task, tmp_path, "open(sys.argv[1], 'wb').close()")
+    outcome("open(sys.argv[1], 'wb').close()")
     assert dict(task.models) == before
-    assert verdict(outcome(task, tmp_path, f"changed = lambda logits: logits\n{OPEN}")) == "pass"
+    assert verdict(outcome(f"changed = lambda logits: logits\n{OPEN}")) == "pass"
 
 
-def test_runtime_that_cannot_be_installed_is_a_row(task: Task, tmp_path: Path) -> None:
+def test_runtime_that_cannot_be_installed_is_a_row(task: Task, baseline: Session, tmp_path: Path) -> None:
     runtime = dataclasses.replace(RUNTIMES["tract"], packages=(str(tmp_path / "tract-9-py3-none-any.whl"),))
-    with baseline_of(task) as baseline:
-        result = measured(runtime, task, baseline)
+    result = measured(runtime, task, baseline)
     assert "cannot install" in result.why and "tract-9" in result.why
 
 
@@ -159,10 +163,9 @@ def test_script_that_fails_in_node_is_a_row_with_the_error(task: Task, tmp_path:
         pass
 
 
-def test_version_without_a_program_says_so(task: Task) -> None:
-    with baseline_of(task) as baseline:
-        models = {ONNX_NAME: task.models[ONNX_NAME]}
-        result = measured(RUNTIMES["pytorch"], dataclasses.replace(task, models=models), baseline)
+def test_version_without_a_program_says_so(task: Task, baseline: Session) -> None:
+    models = {ONNX_NAME: task.models[ONNX_NAME]}
+    result = measured(RUNTIMES["pytorch"], dataclasses.replace(task, models=models), baseline)
     assert result.why == "the version has no model.pt2"
 
 

@@ -25,12 +25,16 @@ def test_echo_answers_with_so_many_bytes_whatever_it_is_asked() -> None:
 
 
 @needs_grpc
-def test_it_is_compiled_once(tmp_path: Path) -> None:
-    program = compiled(tmp_path)
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\necho > "$6"\n')  # behind -o
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program = compiled(tmp_path / "cache")
     made_ns = program.stat().st_mtime_ns
-    assert compiled(tmp_path) == program
+    assert compiled(tmp_path / "cache") == program
     assert program.stat().st_mtime_ns == made_ns
-    assert list(tmp_path.iterdir()) == [program]
+    assert list((tmp_path / "cache").iterdir()) == [program]
 
 
 def test_without_a_compiler_the_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

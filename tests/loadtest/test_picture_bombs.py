@@ -34,27 +34,32 @@ def in_scans(num_scans: int) -> bytes:
     return picture[:-2] + picture[picture.rindex(b"\xff\xda") : -2] * num_scans + picture[-2:]
 
 
-# Requests of at most a mebibyte, each refused from headers.
-REFUSED = {
-    "PNG of 268 megapixels": [blank_png(16383)],
-    "PNG of 2 ** 62 pixels": [SMALL[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + SMALL[24:]],
-    "PNG of 100,000 frames": [behind_header(png_chunk(b"acTL", struct.pack(">II", 100_000, 0)))],
-    "PNG of 40,000 chunks": [behind_header(png_chunk(b"tEXt", b"a\0b") * 40_000)],
-    "702 bytes of WebP": [encoded(Image.new("RGBA", (4096, 4096)), "WEBP", lossless=True)],
-    "1,024 of them": [encoded(Image.new("RGBA", (4096, 4096)), "WEBP", lossless=True)] * 1024,
-    "28 bytes of WebP": [blank_webp(16383)],
-    "WebP of 30,000 chunks": [encoded(Image.new("L", (28, 28)), "WEBP") + b"JUNK\0\0\0\0" * 30_000],
-    "JPEG in 5,000 scans": [in_scans(5000)],
-    "JPEG of 250,000 segments": [b"\xff\xd8" + b"\xff\xfe\0\2" * 250_000],
-    "many PNGs as large as may be": [blank_png(4096)] * 400,
-    "many WebPs as large as may be": [blank_webp(2896)] * 1024,
-}
-# What is as dear as it may be, and answered.
-DEAREST = {
-    "PNG of 16 megapixels": [png_of(4096, 4096, 8, COLOUR_ALPHA)],
-    "PNG of 4 megapixels of 16 bits": [png_of(2048, 2048, 16, COLOUR_ALPHA)],
-    "WebP of 8 megapixels": [encoded(Image.new("RGBA", (2896, 2896)), "WEBP")],
-}
+def refused_requests() -> dict[str, list[bytes]]:
+    """Requests of at most a mebibyte, each refused from headers."""
+    large_webp = encoded(Image.new("RGBA", (4096, 4096)), "WEBP", lossless=True)
+    return {
+        "PNG of 268 megapixels": [blank_png(16383)],
+        "PNG of 2 ** 62 pixels": [SMALL[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + SMALL[24:]],
+        "PNG of 100,000 frames": [behind_header(png_chunk(b"acTL", struct.pack(">II", 100_000, 0)))],
+        "PNG of 40,000 chunks": [behind_header(png_chunk(b"tEXt", b"a\0b") * 40_000)],
+        "702 bytes of WebP": [large_webp],
+        "1,024 of them": [large_webp] * 1024,
+        "28 bytes of WebP": [blank_webp(16383)],
+        "WebP of 30,000 chunks": [encoded(Image.new("L", (28, 28)), "WEBP") + b"JUNK\0\0\0\0" * 30_000],
+        "JPEG in 5,000 scans": [in_scans(5000)],
+        "JPEG of 250,000 segments": [b"\xff\xd8" + b"\xff\xfe\0\2" * 250_000],
+        "many PNGs as large as may be": [blank_png(4096)] * 400,
+        "many WebPs as large as may be": [blank_webp(2896)] * 1024,
+    }
+
+
+def dearest_requests() -> dict[str, list[bytes]]:
+    """What is as dear as it may be, and answered."""
+    return {
+        "PNG of 16 megapixels": [png_of(4096, 4096, 8, COLOUR_ALPHA)],
+        "PNG of 4 megapixels of 16 bits": [png_of(2048, 2048, 16, COLOUR_ALPHA)],
+        "WebP of 8 megapixels": [encoded(Image.new("RGBA", (2896, 2896)), "WEBP")],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,7 @@ def test_bomb_is_refused_for_little(server: ServerProcess, size: int, figure: Fi
     pid = server.process.pid
     picture_cost(server.target, pid, [SMALL])  # starts the decoder
     costs = {}
-    for name, pictures in REFUSED.items():
+    for name, pictures in refused_requests().items():
         assert sum(map(len, pictures)) <= MEBIBYTE, name
         costs[name] = [picture_cost(server.target, pid, pictures) for _ in range(size)]
         assert {cost.status.partition(" ")[0] for cost in costs[name]} == {"INVALID_ARGUMENT"}, (name, costs[name])
@@ -91,7 +96,7 @@ def test_bomb_is_refused_for_little(server: ServerProcess, size: int, figure: Fi
 
 @pytest.mark.goal("G12", of="requests of the dearest pictures allowed", ci=1, release=20)
 def test_dearest_pictures_cost_a_fraction_of_a_second(server: ServerProcess, size: int, figure: Figure) -> None:
-    for name, pictures in DEAREST.items():
+    for name, pictures in dearest_requests().items():
         costs = [picture_cost(server.target, server.process.pid, pictures) for _ in range(size)]
         assert {cost.status for cost in costs} == {"OK"}, name
         cpu_ms, grown_mb = min(cost.cpu_ms for cost in costs), min(cost.grown_mb for cost in costs)

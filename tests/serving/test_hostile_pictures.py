@@ -4,13 +4,14 @@ import base64
 import random
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serving.errors import InvalidRequestError
-from serving.pictures import decode
+from serving.pictures.decode import gray_from_picture
 from tests.serving.pictures import (
     COLOUR,
     GRAY,
@@ -90,25 +91,31 @@ def test_refusal_names_the_picture_and_the_cure(data: bytes) -> None:
 
 @pytest.mark.fault("S8")
 @pytest.mark.parametrize(
-    ("data", "found", "limit"),
+    ("made", "found", "limit"),
     [
-        (encoded(Image.new("1", (9000, 9000))), "PNG of 9000 x 9000 pixels: 81,000,000", "16,777,216"),
-        (encoded(Image.new("1", (2897, 2896)), "WEBP", lossless=True), "WebP of 2897 x 2896 pixels", "8,388,608"),
-        (encoded(Image.new("RGB", (2897, 2896)), "WEBP"), "WebP of 2897 x 2896 pixels", "8,388,608"),
-        (encoded(Image.new("RGBA", (2897, 2896)), "WEBP"), "WebP of 2897 x 2896 pixels", "8,388,608"),
-        (blank_png(4097, 1024, 16, COLOUR), "PNG of 4097 x 1024 pixels of 16 bits", "4,194,304"),
-        (blank_png(4097, 2048, 16, GRAY), "PNG of 4097 x 2048 pixels of 16 bits", "8,388,608"),
-        (encoded(Image.new("L", (8193, 8192)), "JPEG"), "JPEG of 8193 x 8192 pixels", "67,108,864"),
+        (lambda: encoded(Image.new("1", (9000, 9000))), "PNG of 9000 x 9000 pixels: 81,000,000", "16,777,216"),
         (
-            encoded(Image.new("L", (4097, 4096)), "JPEG", progressive=True),
+            lambda: encoded(Image.new("1", (2897, 2896)), "WEBP", lossless=True),
+            "WebP of 2897 x 2896 pixels",
+            "8,388,608",
+        ),
+        (lambda: encoded(Image.new("RGB", (2897, 2896)), "WEBP"), "WebP of 2897 x 2896 pixels", "8,388,608"),
+        (lambda: encoded(Image.new("RGBA", (2897, 2896)), "WEBP"), "WebP of 2897 x 2896 pixels", "8,388,608"),
+        (lambda: blank_png(4097, 1024, 16, COLOUR), "PNG of 4097 x 1024 pixels of 16 bits", "4,194,304"),
+        (lambda: blank_png(4097, 2048, 16, GRAY), "PNG of 4097 x 2048 pixels of 16 bits", "8,388,608"),
+        (lambda: encoded(Image.new("L", (8193, 8192)), "JPEG"), "JPEG of 8193 x 8192 pixels", "67,108,864"),
+        (
+            lambda: encoded(Image.new("L", (4097, 4096)), "JPEG", progressive=True),
             "4097 x 4096 pixels in 6 scans",
             "16,777,216",
         ),
     ],
     ids=["PNG", "lossless WebP", "WebP", "WebP with alpha", "deep colours", "deep grays", "JPEG", "progressive JPEG"],
 )
-def test_too_many_pixels_are_refused_from_the_header(data: bytes, found: str, limit: str, legal_s: float) -> None:
-    message = refusal(data)
+def test_too_many_pixels_are_refused_from_the_header(
+    made: Callable[[], bytes], found: str, limit: str, legal_s: float
+) -> None:
+    message = refusal(data := made())
     assert found in message
     assert f"the limit is {limit}" in message
     assert "scale it down" in message
@@ -153,21 +160,20 @@ def packed_zeros(num_megabytes: int) -> bytes:
     return b"".join(packer.compress(bytes(1 << 20)) for _ in range(num_megabytes)) + packer.flush()
 
 
-MEGABYTE = packed_zeros(1)
-PNG_BOMBS = {
-    "comments": png_chunk(b"zTXt", b"comment\0\0" + MEGABYTE) * 2000,
-    "profiles of colours": png_chunk(b"iCCP", b"profile\0\0" + MEGABYTE) * 2000,
-    "profiles of EXIF": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + MEGABYTE) * 2000,
-    "one long profile of EXIF": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + packed_zeros(200)),
-    "XMP": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + MEGABYTE) * 2000,
-    "EXIF": png_chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 1, 7, 99, 8) * 65_535) * 10,
+PNG_BOMBS: dict[str, Callable[[], bytes]] = {
+    "comments": lambda: png_chunk(b"zTXt", b"comment\0\0" + packed_zeros(1)) * 2000,
+    "profiles of colours": lambda: png_chunk(b"iCCP", b"profile\0\0" + packed_zeros(1)) * 2000,
+    "profiles of EXIF": lambda: png_chunk(b"zTXt", b"Raw profile type exif\0\0" + packed_zeros(1)) * 2000,
+    "one long profile of EXIF": lambda: png_chunk(b"zTXt", b"Raw profile type exif\0\0" + packed_zeros(200)),
+    "XMP": lambda: png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + packed_zeros(1)) * 2000,
+    "EXIF": lambda: png_chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 1, 7, 99, 8) * 65_535) * 10,
 }
 
 
 @pytest.mark.fault("S8")
-@pytest.mark.parametrize("bomb", PNG_BOMBS.values(), ids=PNG_BOMBS)
-def test_what_a_png_says_beside_its_pixels_costs_little(bomb: bytes, legal_s: float) -> None:
-    small = encoded(Image.new("L", (28, 28), WHITE))
+@pytest.mark.parametrize("made", PNG_BOMBS.values(), ids=PNG_BOMBS)
+def test_what_a_png_says_beside_its_pixels_costs_little(made: Callable[[], bytes], legal_s: float) -> None:
+    small, bomb = encoded(Image.new("L", (28, 28), WHITE)), made()
     before, behind = with_chunks(small, bomb), small[:-12] + bomb + small[-12:]
     assert decoded(before).min() == decoded(behind).min() == WHITE
     assert cpu_seconds(lambda: decoded(before)) < legal_s / 2
@@ -236,12 +242,12 @@ def test_header_of_thousands_of_parts_is_not_walked_to_its_end(bomb: bytes, lega
     assert cpu_seconds(lambda: refusal(bomb)) < legal_s / 10
 
 
-def test_no_memory_for_a_picture_refuses_that_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(_file: object) -> None:
+def test_no_memory_for_a_picture_refuses_that_picture() -> None:
+    def exhausted(*_: object) -> Image.Image:
         raise MemoryError
 
-    monkeypatch.setitem(decode.DECODERS, "PNG", exhausted)
-    assert "there is no memory" in refusal(encoded(Image.new("L", (28, 28))))
+    with pytest.raises(InvalidRequestError, match="there is no memory"):
+        gray_from_picture(encoded(Image.new("L", (28, 28))), exhausted, index=0, edge=28)
 
 
 SEEDS = {

@@ -24,7 +24,7 @@ from atelier.contract import IMAGE_SHAPE
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError
-from tests.reliability.goals import is_release
+from tests.reliability.goals import RESULTS, is_release
 from tests.reliability.plugin import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -291,10 +291,20 @@ def test_simulation_of_many_lives_breaks_no_rule(loop: asyncio.AbstractEventLoop
 
 
 @pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo: rustup, or apt-get install cargo")
+@pytest.mark.skipif(RESULTS not in os.environ, reason="cargo test lives the same lives; make reliability counts them")
 @pytest.mark.slow
 @pytest.mark.goal("G15", of="simulated lives of the native core", ci=1000, release=1_000_000)
 def test_simulation_of_the_native_core_breaks_no_rule(size: int, figure: Figure) -> None:
-    command = ["cargo", "test", "--locked", "simulation", *(["--release"] if is_release() else []), "--", "--nocapture"]
+    command = [
+        "cargo",
+        "test",
+        "--locked",
+        "--lib",
+        "simulation",
+        *(["--release"] if is_release() else []),
+        "--",
+        "--nocapture",
+    ]
     environment = {"CARGO_TARGET_DIR": str(ROOT / ".cache/native"), **os.environ, "ATELIER_SIMULATION_SEEDS": str(size)}
     subprocess.run([sys.executable, ROOT / "native/pins.py", "restore"], check=True)
     done = subprocess.run(command, cwd=ROOT / "native", env=environment, capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from atelier.errors import BadDataError
@@ -14,10 +15,10 @@ from serving.backends import cuda
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
-from serving.manifest import ONNX_NAME, RTX_ENGINE_NAME, TENSORRT_RTX, EngineSpec
-from tests.export.small_model import manifest_for, noise_images, program_and_onnx, seeded_model
+from serving.manifest import RTX_ENGINE_NAME, TENSORRT_RTX, EngineSpec
+from tests.export.small_model import manifest_for, noise_images, weights_of, with_weights
 from tests.tensorrt.bindings import rtx_bindings
-from tests.tensorrt.engine_double import MAX_BATCH_SIZE, Engine, calls_of, put_in_place_of_the_runtime
+from tests.tensorrt.engine_double import MAX_BATCH_SIZE, ONNX, Engine, calls_of, put_in_place_of_the_runtime
 from tests.tensorrt.fake_cuda import FakeCuda
 from tests.tensorrt.specs import Call, Spec
 
@@ -228,10 +229,10 @@ def test_engine_of_another_version_is_refused_whatever_the_manifest_says_of_it(
     seed: int, spec: EngineSpec, engine: Engine
 ) -> None:
     """Two versions' engines have changed places, digests and all: only running them tells."""
-    model = seeded_model()
-    weight = model.state_dict()["layers.linear3.weight"]
+    name = "layers.linear3.weight"
+    weight = weights_of(onnx.load_from_string(ONNX))[name].copy()
     weight[seed] *= 1.01  # another training would be off by more
-    other = program_and_onnx(model)[ONNX_NAME]
+    other = with_weights(ONNX, {name: weight})
     engine.model = OnnxRuntimeBackend(other, max_batch_size=MAX_BATCH_SIZE)
     with pytest.raises(BadDataError, match=r"PARITY_HERE: tensorrt-rtx on cuda:0: probe .*output logits"):
         prove(open_it(spec), MANIFEST)

@@ -24,6 +24,7 @@ from serving.playground.errors import PageError
 from serving.playground.looks import Looks, Question
 from serving.playground.probe import Probe
 from serving.playground.versions import Versions
+from tests.export.conftest import functions_read_once  # noqa: F401 - of these exports too
 from tests.export.small_model import noise_images
 from tests.idx_files import write_idx_files
 from tests.serving.playground.versions import ARCHITECTURES, manifest_of, version_in

@@ -18,7 +18,7 @@ import pytest
 from atelier.errors import ResourceUnavailableError
 from examples.browser import chromium
 from loadtest.server_process import server_process
-from tests.conftest import Job, made_once
+from tests.conftest import made_once
 from tests.idx_files import write_idx_files
 from tests.training.conftest import call_trainer
 
@@ -43,8 +43,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def served(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Returns the page's address, of a server of the tutorial's network (trained for an epoch), or of another's.
+def served(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Returns the page's address, of a server of the tutorial's network (with seeded weights), or of another's.
 
     The tutorial's has a second version, which is not served; "played back" is one with its epochs.
     All are started when they are first asked for.
@@ -54,7 +54,7 @@ def served(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         def make(architecture: str, root: Path) -> None:
             repository = root / "models"
             if architecture == "tutorial":
-                shutil.copytree(job.repository, repository)
+                shutil.copytree(small_repository, repository)
             if architecture == "played back":
                 publish_with_epochs(repository)
             else:
