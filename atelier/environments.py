@@ -30,7 +30,7 @@ def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool =
             # Our own pip installs there: one of the environment's own takes longer than most of what is installed.
             _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
             pip = (sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check")
-            _run(*pip, "install", *packages)
+            _run(*pip, "install", "--no-compile", *packages)  # most of it is never imported
             (environment / _MARKER).write_text("\n".join(packages))
     if sees_ours:  # written after the installation: pip does not see it
         own = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
@@ -51,7 +51,10 @@ def node_modules_with(packages: Sequence[str], environment: Path) -> Path:
 
 
 def size_mb(environment: Path) -> float:
-    """Returns what the installed packages take on disk, without pip and what a new environment has anyway."""
+    """Returns what the installed packages take on disk, without pip and what a new environment has anyway.
+
+    With the bytecode of what has been imported there.
+    """
     [packages] = [*environment.glob("node_modules"), *environment.glob("lib/*/site-packages")]
     folders = [path for path in packages.iterdir() if not _COMES_WITH_PYTHON.match(path.name)]
     files = (file for folder in folders for file in (folder.rglob("*") if folder.is_dir() else (folder,)))

@@ -87,8 +87,8 @@ def test_host_that_cannot_be_is_named_and_not_its_port(host: str, what: str, cur
         assert cure in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "nobody.invalid", "localhost:50051"])
-def test_server_says_so_in_one_line_and_ends(host: str) -> None:
+def test_server_says_so_in_one_line_and_ends() -> None:
+    host = "192.0.2.1"
     done = command(SERVER, "--port", 0, "--insecure", "--host", host)
     assert (done.returncode, done.stderr.count("\n")) == (os.EX_CONFIG, 1), done.stderr
     assert done.stderr.startswith(f"error: BAD_HOST: --host {host!r} ")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from atelier.client import Client
-from atelier.errors import ResourceUnavailableError
+from atelier.errors import ProgramError, ResourceUnavailableError
 from loadtest.server_process import ServerProcess, server_process
+from serving.config import parse_arguments
 from serving.listening import Listening
 from tests.conftest import command
 from tests.serving.fake_backend import image
@@ -52,11 +53,13 @@ def served_labels(target: str) -> list[int]:
     return labels
 
 
-def refusal(path: Path | str, *arguments: object) -> tuple[int, str]:
-    """How a server that cannot listen there ends, and the one line that it says."""
-    done = command(SERVER, "--metrics-port", 0, "--host", f"unix:{path}", *arguments)
-    assert (done.stdout, done.stderr.count("\n")) == ("", 1), done.stdout + done.stderr
-    return done.returncode, done.stderr
+def refusal(path: Path | str) -> tuple[int, str]:
+    """How a server that cannot listen there ends, and the line that it says."""
+    with pytest.raises(ProgramError) as caught:
+        config = parse_arguments(["--metrics-port", "0", "--host", f"unix:{path}"])
+        with Listening(config.hosts, 0):
+            pass
+    return caught.value.exit_code, f"error: {caught.value}"
 
 
 def test_server_answers_on_the_socket_and_takes_it_away_at_the_end(path: Path, serving: Serving) -> None:
@@ -149,9 +152,9 @@ def test_server_whose_supervisor_was_killed_can_be_started_anew(path: Path, serv
 
 def test_socket_on_which_another_listens_is_in_use_and_stays_its(path: Path, serving: Serving) -> None:
     with serving(path) as first:
-        code, message = refusal(path)
-        assert code == os.EX_UNAVAILABLE
-        assert message.startswith(f"error: SOCKET_IN_USE: another process listens on unix:{path} (")
+        done = command(SERVER, "--metrics-port", 0, "--host", f"unix:{path}")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (os.EX_UNAVAILABLE, "", 1), done.stderr
+        assert done.stderr.startswith(f"error: SOCKET_IN_USE: another process listens on unix:{path} (")
         assert served_labels(first.target) == [7]
 
 

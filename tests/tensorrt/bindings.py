@@ -87,7 +87,7 @@ def environment_for(directory: Path) -> dict[str, str]:
 def pip_install(directory: Path, *requirements: str) -> None:
     """Raises NotToBeHadError with pip's last words."""
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--target", str(directory), *requirements]
+    command += ["--no-compile", "--only-binary=:all:", "--target", str(directory), *requirements]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise NotToBeHadError(f"pip cannot install {' '.join(requirements)}: {done.stderr.strip()[-300:]}")

@@ -20,6 +20,7 @@ from serving.manifest import LAYERS_NAME, ONNX_NAME
 from serving.models import ModelVersion
 from serving.playground.errors import PageError
 from serving.playground.probe import Probe
+from tests.export.conftest import functions_read_once  # noqa: F401 - of these exports too
 from tests.export.small_model import manifest_for, noise_images
 from tests.serving.playground.versions import ARCHITECTURES, exported, seeded, version_in
 from training.models import LeNet
