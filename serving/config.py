@@ -89,10 +89,9 @@ class ServerConfig:
     """
 
     max_queue_size: int = 4096
-    """Most images that may wait; one more is refused with RESOURCE_EXHAUSTED."""
-
-    max_images_per_request: int = 1024
-    """Most images in one request."""
+    """Most images that may wait, and that a request may have, up to 1,024; one more is refused with
+    RESOURCE_EXHAUSTED.
+    """
 
     max_message_bytes: int = 16 << 20
     """Largest request on the wire; it bounds the pictures that can be sent."""
@@ -142,7 +141,7 @@ class ServerConfig:
         if has_port and self.has_metrics and self.port and self.metrics_port_to_open == self.port:
             what = f"--port and the metrics' port are both {self.port}"
             raise ConfigurationError("BAD_SETTING", what, "set another --metrics-port, or 0 for none")
-        for name in ("num_threads", "max_batch_size", "max_images_per_request"):
+        for name in ("num_threads", "max_batch_size", "max_queue_size"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         interval_s = self.watch_repository
         self._check("watch_repository", interval_s is None or 0 < interval_s < 1e6, "more than 0 seconds")
@@ -151,8 +150,6 @@ class ServerConfig:
             raise ConfigurationError("BAD_SETTING", what, "leave one of them out")
         for name in ("hang_timeout_s", "drain_timeout_s"):
             self._check(name, 0 < getattr(self, name) < 1e6, "more than 0 seconds")
-        enough = self.max_images_per_request
-        self._check("max_queue_size", self.max_queue_size >= enough, f"at least max_images_per_request, {enough}")
         enough = self.max_images_per_request * 784 + 1024
         self._check("max_message_bytes", enough <= self.max_message_bytes < 2**31, f"{enough} to 2147483647")
 
@@ -190,6 +187,11 @@ class ServerConfig:
     def playground_port_to_open(self) -> int:
         """For a server that has the page; 0 lets the system choose."""
         return self.playground_port or (DEFAULT_PLAYGROUND_PORT if self.port else 0)
+
+    @property
+    def max_images_per_request(self) -> int:
+        """Most images in one request: the limit, or as many as may wait."""
+        return min(self.limits.max_images_per_request, self.max_queue_size)
 
     @property
     def max_encoded_bytes(self) -> int:

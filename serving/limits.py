@@ -7,6 +7,9 @@ from dataclasses import dataclass
 class Limits:
     """Holds the fences of a server; tests make others, to reach them sooner."""
 
+    max_images_per_request: int = 1024
+    """Most images in one request."""
+
     max_encoded_bytes: int = 64 << 20
     """Most bytes of encoded pictures that may wait to be decoded; at least one message's."""
 

@@ -56,7 +56,7 @@ class Asker:
 
 @pytest.fixture(scope="module", params=FRONT_ENDS)
 def ask(small_repository: Path, request: pytest.FixtureRequest) -> Iterator[Asker]:
-    settings = ("--port", "0", "--device", "cpu", "--front-end", request.param, "--max-images-per-request", "128")
+    settings = ("--port", "0", "--device", "cpu", "--front-end", request.param)
     with (
         server_process("serving", "--repository", str(small_repository), *settings) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[oip.ModelInferRequest, str, str]] = {
     "more values than the shape": (with_shape(1, 1, 28, 28), "INVALID_ARGUMENT", "BAD_DATA"),
     "more than memory": (with_shape(2**62, 1, 28, 28), "INVALID_ARGUMENT", "TOO_MANY_IMAGES"),
     "too many images": (
-        infer_request(np.zeros((129, 1, 28, 28), np.uint8)),
+        infer_request(np.zeros((1025, 1, 28, 28), np.uint8)),
         "INVALID_ARGUMENT",
         "TOO_MANY_IMAGES",
     ),
@@ -304,7 +304,7 @@ def test_server_and_model_say_what_they_are(ask: Asker) -> None:
 
 def test_config_has_what_perf_analyzer_reads(ask: Asker) -> None:
     config = ask("ModelConfig", oip.ModelConfigRequest(name="lenet5", version="1")).config
-    assert (config.name, config.max_batch_size, config.backend) == ("lenet5", 128, "onnxruntime")
+    assert (config.name, config.max_batch_size, config.backend) == ("lenet5", 1024, "onnxruntime")
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [
         ("images", oip.TYPE_UINT8, [1, 28, 28])
     ]
