@@ -41,9 +41,6 @@ class Settings:
     time_limit_s: float = 600.0
     """Most seconds that everything may take; 20 of them are kept for the plot."""
 
-    rehearse: bool = False
-    """Rehearse on the CPU, shortened, even if there is a GPU."""
-
 
 @dataclass(kw_only=True)
 class Step:
@@ -111,7 +108,7 @@ def main(arguments: list[str]) -> int:
     started_s = time.monotonic()
     settings = parse_settings(Settings, arguments, prog="python -m loadtest.gpu_report", description=__doc__ or "")
     gpu, date = gpu_facts(), datetime.datetime.now(datetime.UTC).date().isoformat()
-    is_rehearsal = settings.rehearse or not gpu
+    is_rehearsal = not gpu
     stem = new_stem(settings.report_dir, "rehearsal" if is_rehearsal else gpu["name"], date)
     about = {"rehearsal": is_rehearsal, "date": date, "time_limit_s": settings.time_limit_s}
     if is_rehearsal:
