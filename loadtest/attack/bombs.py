@@ -38,14 +38,14 @@ def gzip_bombs(field: Field) -> Counts:
 def picture_bombs(field: Field) -> Counts:
     """Sends pictures of 268 megapixels in a few bytes, alone and a thousand in a request, 100 requests at a time."""
     webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
-    requests = [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 100)]
+    requests = [*map(picture_request, ([webp], [png], [webp] * 1000, [png] * 100))]
     return _ask(field, requests, connections=CROWD)
 
 
 def picture_heaps(field: Field) -> Counts:
     """Sends pictures as large as is allowed, in a few bytes: one and hundreds in a request, 100 requests at a time."""
     webp, png = blank_webp(ALLOWED_WEBP_SIDE), blank_png(ALLOWED_SIDE)
-    requests = [_request([webp]), _request([png]), _request([webp] * 1000), _request([png] * 400)]
+    requests = [*map(picture_request, ([webp], [png], [webp] * 1000, [png] * 400))]
     return _ask(field, requests, connections=CROWD)
 
 
@@ -56,7 +56,7 @@ def ordinary_crowd(field: Field) -> Counts:
 
 def reset_pictures(field: Field) -> Counts:
     """Cancels pictures as large as is allowed before they are decoded; a small one among them must be answered."""
-    whole, small = _request([blank_png(ALLOWED_SIDE)]), _request([blank_png(28)])
+    whole, small = picture_request([blank_png(ALLOWED_SIDE)]), picture_request([blank_png(28)])
 
     def work(_rank: int, counts: Counts) -> None:
         with Connection(field.address) as connection:
@@ -107,7 +107,8 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _request(pictures: Sequence[bytes]) -> bytes:
+def picture_request(pictures: Sequence[bytes]) -> bytes:
+    """Returns a ClassifyRequest of pictures, as a gRPC message."""
     return message(pb.ClassifyRequest(pictures=pictures).SerializeToString())
 
 

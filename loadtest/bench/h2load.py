@@ -7,7 +7,6 @@ uses it compares the server's own count of answers with what was sent, or has it
 
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
+from loadtest.attack.http2 import message
 from loadtest.backend_speed import random_images
 from loadtest.processes import cpu_s
 from serving.manifest import MODEL_NAME
@@ -71,14 +71,9 @@ class Outcome:
     p99_ms: float
 
 
-def grpc_frame(message: bytes) -> bytes:
-    """Returns the body of a unary gRPC request: uncompressed, the length, the message."""
-    return b"\0" + struct.pack(">I", len(message)) + message
-
-
 def classify_body(images: Images) -> bytes:
     """Returns the body of a ClassifyRequest."""
-    return grpc_frame(pb.ClassifyRequest(images=images.tobytes()).SerializeToString())
+    return message(pb.ClassifyRequest(images=images.tobytes()).SerializeToString())
 
 
 def infer_body(images: Images) -> bytes:
@@ -86,7 +81,7 @@ def infer_body(images: Images) -> bytes:
     request = oip.ModelInferRequest(model_name=MODEL_NAME)
     request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
     request.raw_input_contents.append(images.tobytes())
-    return grpc_frame(request.SerializeToString())
+    return message(request.SerializeToString())
 
 
 class H2Load:

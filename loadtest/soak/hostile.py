@@ -8,13 +8,12 @@ import functools
 import socket
 import struct
 import time
-from collections.abc import Sequence
 from random import Random
 
 import numpy as np
 
 from atelier.wire import classifier_pb2 as pb
-from loadtest.attack.bombs import ALLOWED_SIDE, LARGEST_SIDE, blank_png, blank_webp, zeros_gzipped
+from loadtest.attack.bombs import ALLOWED_SIDE, LARGEST_SIDE, blank_png, blank_webp, picture_request, zeros_gzipped
 from loadtest.attack.held import ASK_FOR_METRICS
 from loadtest.attack.http2 import (
     CLASSIFY,
@@ -85,7 +84,7 @@ def picture_bombs(site: Site, random: Random) -> str:
 
 def bad_pictures(site: Site, _random: Random) -> str:
     """Sends one request whose first picture is decoded, and whose second is none."""
-    _ask(site, _pictures([blank_png(28), blank_png(28)[:-20]]))
+    _ask(site, picture_request([blank_png(28), blank_png(28)[:-20]]))
     return ""
 
 
@@ -166,10 +165,6 @@ def _ask(site: Site, body: bytes, extra: bytes = b"") -> None:
         _await(connection, [stream])
 
 
-def _pictures(pictures: Sequence[bytes]) -> bytes:
-    return message(pb.ClassifyRequest(pictures=pictures).SerializeToString())
-
-
 def _await(connection: Connection, streams: list[int]) -> None:
     """Waits until the server has ended them. Raises ConnectionError if the connection, or ANSWERED_S, ends first."""
     until_s = time.monotonic() + ANSWERED_S
@@ -189,5 +184,5 @@ def _bombs() -> list[tuple[bytes, bytes]]:
     """Returns messages, and what their headers say beside."""
     gzip = literal(b"grpc-encoding", b"gzip")
     webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
-    requests = map(_pictures, [[webp], [png], [webp] * 1000, [blank_png(ALLOWED_SIDE), b"no picture"]])
+    requests = map(picture_request, [[webp], [png], [webp] * 1000, [blank_png(ALLOWED_SIDE), b"no picture"]])
     return [(request, b"") for request in requests] + [(message(zeros_gzipped(GZIP_BOMB_MEBIBYTES), 1), gzip)]

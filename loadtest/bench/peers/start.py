@@ -22,8 +22,9 @@ from atelier.channel import proxy_options
 from atelier.contract import Images, Logits
 from atelier.environments import python_with
 from atelier.errors import ProgramError, ResourceUnavailableError
+from loadtest.attack.http2 import message
 from loadtest.backend_speed import random_images
-from loadtest.bench.h2load import Target, grpc_frame
+from loadtest.bench.h2load import Target
 from loadtest.bench.peers.known import NUM_PORTS, Peer
 
 ROOT = Path(loadtest.__file__).absolute().parent.parent
@@ -118,7 +119,7 @@ def ask(target: Target, image: Images) -> bytes:
     with grpc.insecure_channel(url.netloc, options=proxy_options(url.netloc)) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(url.path)
         try:
-            return grpc_frame(call(body[5:], timeout=10))
+            return message(call(body[5:], timeout=10))
         except grpc.RpcError as error:
             raise ConnectionError(f"{error.code().name}: {error.details()}") from None
 
