@@ -192,17 +192,9 @@ def _leave_unproven(bad: Bad) -> None:
     bad.document["parity_passed"] = False
 
 
-def _compute_something_else(bad: Bad) -> None:
-    bad.replace_file(bad.other_file)
-
-
 def _nudge_weights(bad: Bad) -> None:
     factor = 1 + bad.random.choice((-1, 1)) * bad.random.uniform(0.01, 0.1)
     bad.replace_file(_with_last_layer(bad.file or b"", lambda tensor: (tensor * factor).astype(tensor.dtype)))
-
-
-def _be_no_model(bad: Bad) -> None:
-    bad.replace_file(bad.random.randbytes(1000))
 
 
 def _loop_without_end(bad: Bad) -> None:
@@ -242,9 +234,9 @@ BAD_KINDS: dict[str, tuple[Callable[[Bad], None], str]] = {
     "no probes": (_leave_probes_out, "BAD_MANIFEST"),
     "renamed": (_name_other_version, "BAD_MANIFEST"),
     "unproven": (_leave_unproven, "PARITY_FAILED"),
-    "other weights": (_compute_something_else, "PARITY_HERE"),
+    "other weights": (lambda bad: bad.replace_file(bad.other_file), "PARITY_HERE"),
     "nudged weights": (_nudge_weights, "PARITY_HERE"),
-    "no model": (_be_no_model, "BAD_MODEL"),
+    "no model": (lambda bad: bad.replace_file(bad.random.randbytes(1000)), "BAD_MODEL"),
     "endless loop": (_loop_without_end, "BAD_MODEL"),
     "no numbers": (_hold_no_numbers, "NON_FINITE"),
     "flipped bit in the manifest": (_flip_a_bit_of_the_manifest, "BAD_MANIFEST"),
