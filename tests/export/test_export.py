@@ -16,7 +16,7 @@ from atelier.errors import MissingInputError, ResourceUnavailableError, UsageErr
 from atelier.program import run_program
 from atelier.tolerances import TOLERANCES
 from export.config import ExportConfig, parse_arguments
-from export.export import main
+from export.export import check_provenance, main
 from export.onnx_model import onnx_from_program
 from export.precision import PRECISIONS
 from export.repository import triton_config
@@ -37,7 +37,7 @@ from tests.export.small_model import manifest_for, noise_images, perturbed, seed
 from tests.idx_files import write_idx_files
 from tests.namespaces import read_only
 from tests.tensorrt.bindings import rtx_bindings
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.dataset import CLASSES
 from training.recipes import RECIPES
 from training.run_record import EpochMetrics, RunRecord
@@ -97,6 +97,7 @@ def test_trainer_and_exporter_on_a_read_only_system_name_what_they_cannot_write(
     assert "Read-only file system" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export_in(workplace) == 0
     printed = capsys.readouterr()
@@ -215,7 +216,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "parity-failed/parity.md" in capsys.readouterr().out
 
 
-def test_training_that_broke_off_is_exported_only_on_request(
+def test_training_that_broke_off_is_exported_only_on_request_and_without_an_engine_that_is_not_wanted(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = dataclasses.replace(RECORD, completed_epochs=0, metrics=())
@@ -225,7 +226,9 @@ def test_training_that_broke_off_is_exported_only_on_request(
     assert error.startswith("error: INCOMPLETE_CHECKPOINT: ")
     assert f"--resume --checkpoint-dir {workplace}/checkpoint --data-dir {workplace}/data" in error
     assert not (workplace / "models").exists()
-    assert export_in(workplace, "--untrained") == 0
+    assert export_in(workplace, "--untrained", "--engine", "no") == 0
+    assert "engines left out: --engine no" in capsys.readouterr().out
+    assert load_manifest(workplace / "models" / "lenet5" / "1").engines == ()
 
 
 def test_model_that_guesses_is_exported_only_on_request(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +242,8 @@ def test_model_that_guesses_is_exported_only_on_request(workplace: Path, capsys:
         assert error.startswith(f"error: NEAR_CHANCE: {found}")
         assert "--untrained exports it as it is" in error
         assert not (workplace / "models").exists()
-    assert export_in(workplace, "--untrained") == 0
+    request = ExportConfig(checkpoint_dir=workplace / "checkpoint", unverified_data=True, untrained=True)
+    check_provenance(load_model(request.checkpoint_dir)[1], request)
     assert capsys.readouterr().err.startswith("warning: NEAR_CHANCE: ")
 
 
@@ -314,12 +318,6 @@ def test_engine_asked_for_and_impossible_publishes_nothing(
     assert export_in(workplace, "--engine", "yes") == os.EX_UNAVAILABLE
     assert capsys.readouterr().err.startswith("error: RTX_UNAVAILABLE: TensorRT for RTX is not installed: ")
     assert not (workplace / "models").exists()
-
-
-def test_engine_not_wanted_is_not_built(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export_in(workplace, "--engine", "no") == 0
-    assert "engines left out: --engine no" in capsys.readouterr().out
-    assert load_manifest(workplace / "models" / "lenet5" / "1").engines == ()
 
 
 @pytest.mark.gpu

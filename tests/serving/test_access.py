@@ -22,13 +22,16 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from atelier.client import ClassifyError, Client
+from atelier.errors import ConfigurationError
 from atelier.wire import SERVICE
 from loadtest.server_process import ServerProcess, server_process
+from serving.access import Tokens, server_credentials
 from tests.conftest import command
 from tests.reliability.plugin import Figure
 from tests.serving.conftest import needs_native
-from tests.serving.fake_backend import image
+from tests.serving.fake_backend import FakeBackend, image
 from tests.serving.running import wait_for
+from tests.serving.settings import config_with
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -175,16 +178,39 @@ def test_end_of_a_certificate_is_told_in_time_and_an_expired_one_is_not_taken(tm
 @pytest.mark.fault("S43")
 @pytest.mark.parametrize("broken", ["certificate", "key"])
 @pytest.mark.parametrize("content", ["nonsense", None])
-def test_files_that_are_no_certificate_end_the_start(
+def test_files_that_are_no_certificate_are_named(
     front_end: str, tmp_path: Path, broken: str, content: str | None
 ) -> None:
     certificate, key = make_certificate(tmp_path, "server")
     path = certificate if broken == "certificate" else key
     path.write_text(content) if content else path.unlink()
-    flags = ("--tls-certificate", certificate, "--tls-key", key)
+    assert refusal_of(front_end, tls_certificate=certificate, tls_key=key).startswith(f"BAD_TLS: {path}: ")
+
+
+def refusal_of(front_end: str, **files: Any) -> str:
+    """What the front end says of files that it cannot use, when it is made."""
+    with pytest.raises(ConfigurationError) as caught:
+        if front_end == "native":
+            from tests.serving.native_server import started
+
+            started(FakeBackend(), **files)
+        elif "tokens" in files:
+            Tokens(files["tokens"])
+        else:
+            server_credentials(config_with(**files))
+    return str(caught.value)
+
+
+@pytest.mark.fault("S43")
+@pytest.mark.parametrize(("flag", "word"), [("--tls-certificate", "BAD_TLS"), ("--tokens", "BAD_TOKENS")])
+def test_file_that_cannot_be_used_ends_the_start(front_end: str, tmp_path: Path, flag: str, word: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("nonsense")
+    path.chmod(0o600)
+    flags = (flag, path, *(("--tls-key", path) if word == "BAD_TLS" else ()))
     done = command(SERVER, "--port", 0, "--metrics-port", 0, "--front-end", front_end, *flags)
     assert done.returncode == 78, done.stderr
-    assert f"error: BAD_TLS: {path}: " in done.stderr
+    assert f"error: {word}: {path}: " in done.stderr
 
 
 def test_key_without_a_certificate_is_a_setting_that_cannot_be() -> None:
@@ -300,14 +326,12 @@ def test_time_of_a_refusal_does_not_tell_how_nearly_right_a_token_is(
 
 
 @pytest.mark.parametrize("text", ["", "abc\n", "g" * 64, "# nobody\n", None])
-def test_file_without_digests_ends_the_start(front_end: str, tmp_path: Path, text: str | None) -> None:
+def test_file_without_digests_is_named(front_end: str, tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "tokens"
     if text is not None:
         path.write_text(text)
         path.chmod(0o600)
-    done = command(SERVER, "--port", 0, "--metrics-port", 0, "--front-end", front_end, "--tokens", path)
-    assert done.returncode == 78, done.stderr
-    assert f"error: BAD_TOKENS: {path}: " in done.stderr
+    assert refusal_of(front_end, tokens=path).startswith(f"BAD_TOKENS: {path}: ")
 
 
 @pytest.mark.fault("O8")

@@ -171,6 +171,7 @@ def test_mutated_json_is_answered_or_refused(servers: dict[str, Honest], size: i
     assert {http.HTTPStatus.OK, http.HTTPStatus.BAD_REQUEST} <= statuses.keys()
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.fault("S1", "S2")
 @pytest.mark.goal("G8", of="mutated messages, sent to both front ends", ci=1_000, release=200_000)

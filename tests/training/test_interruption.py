@@ -64,6 +64,7 @@ def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
     figure(f"the same weights, bit for bit, after each of {size} kills")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("T3", "T15")
 def test_signal_stops_the_run_with_exit_code_75_and_leaves_the_last_whole_checkpoint(
     data_dir: Path, run_dir: Path

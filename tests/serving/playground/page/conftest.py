@@ -43,8 +43,12 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def served(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    small_repository: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Served]:
     """Returns the page's address, of a server of the tutorial's network (with seeded weights), or of another's.
+
+    "trained" is what an epoch on all images makes of it, which takes a minute: only slow tests ask for it.
 
     The tutorial's has a second version, which is not served; "played back" is one with its epochs.
     All are started when they are first asked for.
@@ -53,6 +57,9 @@ def served(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
         def make(architecture: str, root: Path) -> None:
             repository = root / "models"
+            if architecture == "trained":
+                shutil.copytree(request.getfixturevalue("job").repository, repository)
+                return
             if architecture == "tutorial":
                 shutil.copytree(small_repository, repository)
             if architecture == "played back":

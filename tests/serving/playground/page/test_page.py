@@ -167,7 +167,7 @@ def draw_by_keys(page: Any, *strokes: list[tuple[str, int]]) -> None:
 
 @pytest.mark.slow
 def test_a_bag_drawn_by_keys_is_taken_for_a_bag(served: Any, open_page: OpenPage) -> None:
-    address = served()
+    address = served("trained")
     page = opened(open_page, address)
     page.focus("#pad")
     body = [("Right", 10), ("Down", 10), ("Left", 20), ("Up", 10), ("Right", 10)]
