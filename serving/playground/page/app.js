@@ -99,14 +99,23 @@ async function loadLanguage(app) {
     if (!(key in words)) throw new Error(`no text ${key}`);
     return words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
   };
-  app.loadMore = () => (more ??= Promise.all([import(`./more.${lang}.js`), loadStyle()]).then(([later]) => Object.assign(words, later.default)));
+  const load = async () => {
+    try {
+      const [later] = await Promise.all([import(`./more.${lang}.js`), (style ??= loadStyle())]);
+      Object.assign(words, later.default);
+    } catch {
+      style = more = null; // to be tried again
+      throw new api.ApiError(0, { reason: 'NO_ANSWER', message: '' });
+    }
+  };
+  app.loadMore = () => (more ??= load());
   if (style) await app.loadMore();
 }
 
 let style = null; // is there, or on its way
 
 function loadStyle() {
-  return (style ??= new Promise((onload, onerror) => document.head.append(el('link', { rel: 'stylesheet', href: 'more.css', onload, onerror }))));
+  return new Promise((onload, onerror) => document.head.append(el('link', { rel: 'stylesheet', href: 'more.css', onload, onerror })));
 }
 
 function keepHash(app) {
@@ -122,10 +131,12 @@ async function takeHash(app, hash) {
   if (hash) app.set((await import('./hash.js')).readHash(hash));
 }
 
+const PARTS = ['header', 'input', 'answer', 'stage', 'panel'];
+const loading = Promise.all(PARTS.map((part) => import(`./${part}.js`))); // while the network is asked for
+
 /** Fills the page; again when the language or the network changes: the old listeners are dropped. */
 async function mountAll(app) {
-  const parts = ['header', 'input', 'answer', 'stage', 'panel'];
-  const modules = await Promise.all(parts.map((part) => import(`./${part}.js`)));
+  const modules = await loading;
   let ends = []; // null once these parts have gone: what they still load then listens to nothing
   const scoped = { ...app, cleanUp: (end) => ends?.push(end), subscribe: (...wanted) => ends?.push(app.subscribe(...wanted)) };
   app.unmount?.();
@@ -134,7 +145,7 @@ async function mountAll(app) {
     ends = null;
   };
   await Promise.all(modules.map((module, i) => {
-    const root = document.getElementById(parts[i]);
+    const root = document.getElementById(PARTS[i]);
     root.replaceChildren();
     return module.mount(root, scoped);
   }));

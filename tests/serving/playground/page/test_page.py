@@ -366,6 +366,17 @@ def test_a_look_that_came_too_fast_is_made_again(served: Any, browser: Any) -> N
     page.close()
 
 
+def test_what_could_not_be_loaded_is_told_and_loaded_the_next_time(served: Any, browser: Any) -> None:
+    page = opened(lambda url: at(browser.new_page(), url), served(), "lang=en")
+    page.route("**/more.css", lambda route: route.abort(), times=1)
+    page.locator("#tour-button").click()
+    page.get_by_text("NO_ANSWER The server does not answer").wait_for()
+    assert page.locator("#tour").is_hidden()
+    page.locator("#tour-button").click()
+    page.locator("#tour").get_by_text("1 of 11").wait_for()
+    page.close()
+
+
 def test_the_tree_leads_readers_through_shelves_and_maps(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served())
     page.get_by_role("button", name="Layers and maps").focus()
