@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from atelier.errors import ResourceUnavailableError
 from export.repository import publish
@@ -75,6 +74,8 @@ def test_compiled_contender_compiles_and_gives_the_models_logits(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two and three images, so one piece of code: a lone one has its own, and the compiler takes most of the time."""
+    from torch._dynamo.utils import counters  # which takes seconds to import
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # an empty one, so that it is compiled here
     counters.clear()
     backend = opened(repository, "torch-compiled", "cpu", 3)
