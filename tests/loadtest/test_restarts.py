@@ -50,7 +50,7 @@ def serving(front_end: str, small_repository: Path) -> Starter:
 @pytest.mark.goal("G2", of="SIGTERM restarts", ci=3, release=50)
 @pytest.mark.goal("G3", of="SIGTERM restarts", ci=3, release=50)
 @pytest.mark.goal("G4", of="SIGTERM restarts", ci=3, release=50)
-# Where a start takes 6 s, as on a busy machine, our client's calls fail too often for it to go on: see atelier/calls.py.
+# Where a start takes 6 s, as on busy machines, our client's calls fail too often for it to go on: see atelier/calls.py.
 @pytest.mark.parametrize("client", [PLAIN, pytest.param(OURS, marks=pytest.mark.timing)])
 def test_restarts_under_load_lose_nothing(
     front_end: str, client: str, serving: Starter, known: Reference, size: int, figure: Figure
