@@ -100,7 +100,7 @@ audit: $(SETUP) ## ask the advisory databases about every pinned package and cra
 pins: $(SETUP) ## pin again what setup installs, with hashes: requirements/; newest versions by ARGS=--upgrade
 	$(RUN) requirements/pin.py $(ARGS)
 
-test: $(SETUP) $(NATIVE) ## run the tests that are fast, in five minutes (no GPU needed)
+test: $(SETUP) $(NATIVE) ## run the tests that are fast, in three minutes (no GPU needed)
 	$(CARGO_TEST)
 	$(PYTEST) -m "not slow and not timing" $(ARGS)
 
