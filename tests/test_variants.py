@@ -60,7 +60,8 @@ def test_chosen_variants_hold_every_pair_of_choices() -> None:
 def trained_and_exported(real_images: Path, directory: Path, *options: str) -> Path:
     """The version that an export has published, once every runtime gave the same answers as the model in float64."""
     where = ["--data-dir", str(real_images), "--unverified-data", "--checkpoint-dir", str(directory / "checkpoint")]
-    assert run_program(train_main, [*where, "--epochs", "1", "--device", "cpu", "--threads", "1", *options]) == 0
+    short = ["--epochs", "1", "--device", "cpu", "--threads", "1", "--no-figures"]
+    assert run_program(train_main, [*where, *short, *options]) == 0
     repository = ["--repository", str(directory / "models")]
     assert run_program(export_main, [*where, *repository, "--max-batch-size", "64", "--untrained"]) == 0
     return directory / "models" / "lenet5" / "1"
