@@ -1,10 +1,11 @@
 """The server's front ends: which can be started here, what each does not promise to withstand, how it is tried."""
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.errors import ConfigurationError
+from atelier.errors import ConfigurationError, UsageError
 from atelier.files import save_json
 from atelier.machine import machine_facts
 from serving.server import NATIVE as NATIVE_MODULE
@@ -103,10 +104,14 @@ class TrialSettings:
     """Front end of the server that is started: auto, native or grpcio."""
 
     scale: float = 1.0
-    """How much and how often, as a share of the whole."""
+    """Share of the full size, in number and time: 0.1 for a short trial, 10 for a long one."""
 
     report_dir: Path | None = None
-    """Also write all figures there, and what happened to every request, if that is kept."""
+    """Also write all figures there, as attack.json, restarts.json or soak.json, and journals of the requests."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise UsageError("BAD_OPTIONS", f"--scale is {self.scale}", "give a share above 0; 1 is the full size")
 
     def number(self, whole: int) -> int:
         """Returns this trial's share, at least one."""

@@ -89,9 +89,7 @@ class ServerConfig:
     """
 
     max_queue_size: int = 4096
-    """Most images that may wait, and that a request may have, up to 1,024; one more is refused with
-    RESOURCE_EXHAUSTED.
-    """
+    """Most images that may wait; one more is RESOURCE_EXHAUSTED. A request may have as many, up to 1,024."""
 
     max_message_bytes: int = 16 << 20
     """Largest request on the wire; it bounds the pictures that can be sent."""

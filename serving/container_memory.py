@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 LITTLE_BYTES = 64 << 10  # of a message: more is large
 SHED_LARGE, SHED_ALL = 0.80, 0.90  # of the limit
+SLACK = 0.02  # below which a level is left again
 UNLIMITED_BYTES = 1 << 60  # what cgroup v1 says without a limit is larger still
 
 
@@ -21,8 +22,15 @@ class Pressure(IntEnum):
     """Says what is refused because memory is short."""
 
     NOTHING = 0
-    LARGE = 1  # messages above LITTLE_BYTES, and many or large pictures
+    LARGE = 1  # messages above LITTLE_BYTES; native: also what is compressed, and many or large pictures
     ALL = 2
+
+
+CONSEQUENCES = {
+    Pressure.NOTHING: "nothing is refused for it any more",
+    Pressure.LARGE: "large requests are refused",
+    Pressure.ALL: "all requests are refused",
+}
 
 
 class Names(NamedTuple):
@@ -43,19 +51,16 @@ class ContainerMemory:
     def __init__(self, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> None:
         """`own` names the groups of the process, as the kernel does for `/proc/self/cgroup`."""
         self._pressure = Pressure.NOTHING
-        self._groups = [
-            (directory, names, limit)
-            for directory, names in _groups(root, own)
-            if (limit := _number(directory / names.limit)) is not None and limit < UNLIMITED_BYTES
-        ]
+        self._groups = _groups(root, own)
 
     def pressure(self) -> Pressure:
         """Returns what to refuse now; a change stands in the log."""
         share = max((_share(*group) for group in self._groups), default=0.0)
-        pressure = Pressure((share >= SHED_LARGE) + (share >= SHED_ALL))
+        levels = ((Pressure.LARGE, SHED_LARGE), (Pressure.ALL, SHED_ALL))
+        reached = [level for level, start in levels if share >= start - SLACK * (level <= self._pressure)]
+        pressure = max(reached, default=Pressure.NOTHING)
         if pressure != self._pressure:
-            what = {Pressure.NOTHING: "nothing", Pressure.LARGE: "large requests", Pressure.ALL: "all requests"}
-            logger.warning("the container's memory is %.0f %% full: %s are refused", 100 * share, what[pressure])
+            logger.warning("the container's memory is %.0f %% full: %s", 100 * share, CONSEQUENCES[pressure])
             self._pressure = pressure
         return pressure
 
@@ -84,10 +89,12 @@ def _groups(root: Path, own: Path) -> list[tuple[Path, Names]]:
     return found
 
 
-def _share(directory: Path, names: Names, limit: int) -> float:
-    """Returns how full a group is: 0 to 1."""
-    usage = _number(directory / names.usage) or 0
-    if usage < SHED_LARGE * limit:
+def _share(directory: Path, names: Names) -> float:
+    """Returns how full a group is: 0 to 1; 0 without a limit, which may change."""
+    limit, usage = _number(directory / names.limit), _number(directory / names.usage)
+    if not limit or limit >= UNLIMITED_BYTES or usage is None:
+        return 0.0
+    if usage < (SHED_LARGE - SLACK) * limit:
         return usage / limit  # memory.stat, which takes the kernel longer, can only make it less
     try:
         lines = (directory / "memory.stat").read_text().splitlines()

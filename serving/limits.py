@@ -35,7 +35,7 @@ class Limits:
     """After SIGTERM, how long new calls are still answered (UNAVAILABLE, retry) before the port is closed."""
 
     probe_after_s: float = 10.0
-    """A device that has run nothing for so long runs a known image: health rests on a batch that has really run."""
+    """An idle device runs a known image at least every twice so many seconds: health rests on a batch that has run."""
 
     playground_idle_s: float = 600.0
     """The process of the page that looks inside ends once nobody has looked for so long."""

@@ -246,6 +246,5 @@ def find_version(repository: Path, version: int | None = None, check: Check | No
 
 def list_versions(model_dir: Path) -> list[int]:
     """Lists the published versions under `artifacts/models/<name>`, ascending; the server takes the last."""
-    if not model_dir.is_dir():
-        return []
-    return sorted(int(path.name) for path in model_dir.iterdir() if path.name.isdecimal() and path.is_dir())
+    found = model_dir.iterdir() if model_dir.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())

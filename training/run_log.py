@@ -68,6 +68,7 @@ class RunLog:
         files, line = files_of(record, model, test)
         for name, make in files.items():
             if name.endswith(".png") and not self._draws:
+                (self.directory / name).unlink(missing_ok=True)  # of a run before this one
                 continue
             self._attempt(name, partial(self._write, name, make))
         print(line, flush=True)

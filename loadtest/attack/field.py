@@ -1,4 +1,4 @@
-"""Field of an attack, and its process: real attackers leave the cores to the server, and have cores of their own."""
+"""Field of an attack, and its process, which has the lowest priority: real attackers have cores of their own."""
 
 import contextlib
 import os

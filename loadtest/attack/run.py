@@ -29,7 +29,7 @@ HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings(TrialSettings):
-    """The command line; the least duration of an attack, too, is a share of its whole."""
+    """The command line; `--scale` shortens the least duration of an attack too."""
 
     target: str = ""
     """HOST:PORT of a server that runs already, on this machine; none starts a server for each attack."""

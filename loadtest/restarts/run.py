@@ -40,6 +40,7 @@ class RestartSettings(TrialSettings):
     all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := self.names - {*ENDED, *CHANGED}:
             cure = f"of {', '.join([*ENDED, *CHANGED])}"
             raise UsageError("BAD_OPTIONS", f"--only has {', '.join(unknown)}", cure)

@@ -26,7 +26,7 @@ FAULTS_AT_ALL = 600  # one a second
 
 @dataclass(frozen=True, kw_only=True)
 class SoakSettings(TrialSettings):
-    """The command line; whole are 600 faults, one a second."""
+    """The command line; the full size are 600 faults, one a second."""
 
     seed: int | None = None
     """Which faults, and what they draw; none draws a seed, and prints it."""

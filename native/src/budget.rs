@@ -187,6 +187,14 @@ impl Budgets {
         self.is_closed.store(pressure >= 2, Relaxed);
     }
 
+    /// Err where memory is short: what is small may be inflated to much.
+    pub fn check_takes_compressed(&self) -> Result<(), Status> {
+        if self.unread_bytes.is_tight.load(Relaxed) {
+            return Err(no_memory("little memory is left, and nothing compressed is taken".into()));
+        }
+        Ok(())
+    }
+
     /// Err where there is no memory left for any call.
     pub fn check_is_open(&self) -> Result<(), Status> {
         if self.is_closed.load(Relaxed) {

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
 use crate::job::{Job, Settled, Wanted, Work};
+use crate::log;
 use crate::model::{IMAGE_BYTES, Model, Ran};
 use crate::probe::Probe;
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
@@ -180,7 +181,7 @@ impl Engine {
     fn conclude(&self, batch: &Batch<Arc<Job>>, result: Result<Ran, Status>) -> Vec<(Arc<Job>, Settled)> {
         let now_us = self.now_us();
         let is_probe = self.probe.is_of(batch);
-        let result = if is_probe { self.probe.checked(result) } else { result };
+        let result = if is_probe { self.probe.checked(result).inspect_err(log::failure) } else { result };
         let given_up = self.finish(batch, &result, now_us);
         let took_us = now_us - batch.began_us;
         let outcomes = match result {

@@ -189,11 +189,11 @@ fn replay(seed: u64, number: u64) -> String {
     format!("ATELIER_FUZZ_SEED={seed} ATELIER_FUZZ_NUMBER={number} cargo test fuzzing")
 }
 
-/// For tests/test_native_decoder.py: reads its messages, and writes what was read of each.
+/// For tests/serving/test_native_decoder.py: reads its messages, and writes what was read of each.
 ///
 /// The file is one message after the other: a byte for its kind, four for its length, the least first.
 #[test]
-#[ignore = "needs the files of tests/test_native_decoder.py"]
+#[ignore = "needs the files of tests/serving/test_native_decoder.py"]
 fn fuzzing_against_the_other_decoder_writes_what_is_read() {
     let path = std::env::var("ATELIER_FUZZ_MESSAGES").expect("ATELIER_FUZZ_MESSAGES names a file");
     let (mut messages, mut answers) = (Bytes::from(fs::read(&path).expect(&path)), Vec::new());

@@ -4,8 +4,15 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::status::Status;
+
 pub fn warning(text: &str) {
     let _ = Python::attach(|py| write(py, "warning", text, None)); // there is nobody else to tell
+}
+
+/// Of what nobody else is told.
+pub fn failure(status: &Status) {
+    Python::attach(|py| error(py, &status.message));
 }
 
 pub fn error(py: Python<'_>, text: &str) {

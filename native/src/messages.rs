@@ -129,6 +129,7 @@ impl Messages {
         if !raw.is_compressed {
             return Ok(bytes);
         }
+        self.server.budgets.check_takes_compressed()?;
         if bytes.len() <= SMALL_COMPRESSED_BYTES || limit <= MAX_OTHER_BYTES {
             self.hold = None;
             return inflated(&bytes, encoding, limit);

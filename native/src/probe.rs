@@ -72,7 +72,7 @@ impl Probe {
 }
 
 fn other_logits() -> Status {
-    Status::internal("BAD_PROBE", "the device gives other logits for an image than before it served", "")
+    Status::internal("BAD_PROBE", "the device gives other logits for an image than at first", "")
 }
 
 #[cfg(test)]

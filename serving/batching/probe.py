@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 DOUBT_S = 1.0  # after a probe that failed, until the next: as many in a row as may fail decide
 TOLERANCE = 1e-3  # of 1 and of the logit: the same device, image and batch size round alike
 
-BAD_PROBE = BackendError("BAD_PROBE", "the device gives other logits for an image than when it began to serve")
+BAD_PROBE = BackendError("BAD_PROBE", "the device gives other logits for an image than at first")
 
 
 class Probe:
@@ -27,6 +27,7 @@ class Probe:
         self._expected: Logits | None = None
         self._has_run = False  # a batch, since the last look
         self._next_look: asyncio.Handle | None = None
+        self._is_closed = False
 
     def start(self, run: Callable[[Images], bool]) -> None:
         """Looks every `after_s`; `run` has the image run, unless the device is busy or given up: then False."""
@@ -48,13 +49,15 @@ class Probe:
         return outcome
 
     def close(self) -> None:
-        """Looks no more."""
+        """Looks no more, also if a probe is under way."""
+        self._is_closed = True
         if self._next_look is not None:
             self._next_look.cancel()
 
     def _look_in(self, delay_s: float) -> None:
         self._has_run = False
-        self._next_look = asyncio.get_running_loop().call_later(delay_s, self._look)
+        if not self._is_closed:
+            self._next_look = asyncio.get_running_loop().call_later(delay_s, self._look)
 
     def _look(self) -> None:
         if self._has_run or not self._run(self._image):

@@ -58,6 +58,24 @@ def test_what_is_refused_follows_the_working_set(tmp_path: Path, usage: int, ina
     assert pressure_in(v1, "5:cpu:/x\n4:memory:/seen/from/outside\n0::/\n") is expected
 
 
+def test_level_is_left_only_a_little_below_and_a_limit_may_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, memory_max=100, memory_current=80, memory_stat="inactive_file 0")
+    (tmp_path / "own").write_text("0::/\n")
+    memory, found = ContainerMemory(tmp_path, tmp_path / "own"), []
+    for usage in (80, 79, 80, 77, 79):
+        write(tmp_path, memory_current=usage)
+        found.append(memory.pressure())
+    assert found == [Pressure.LARGE] * 3 + [Pressure.NOTHING] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "the container's memory is 80 % full: large requests are refused",
+        "the container's memory is 77 % full: nothing is refused for it any more",
+    ]
+    write(tmp_path, memory_max=80)
+    assert memory.pressure() is Pressure.ALL
+
+
 def test_tightest_of_the_groups_around_the_process_counts_and_no_limit_is_none(tmp_path: Path) -> None:
     write(tmp_path, memory_max="max", memory_current=95)
     assert pressure_in(tmp_path, "0::/pod/server\n") is Pressure.NOTHING

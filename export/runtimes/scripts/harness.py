@@ -1,8 +1,8 @@
 """What each script here does around its runtime: answers all images, then times the batches that it is told to.
 
-`python <script>.py MODEL IMAGES.npy LOGITS.npy SCRATCH_DIR` runs in the runtime's own environment: nothing here is
-imported from elsewhere in the project. It says one line `RESULT <json>` when the logits are written, and one for each
-line `<batch size> <seconds>` on stdin.
+`python <script>.py FUNCTION MODEL IMAGES.npy LOGITS.npy SCRATCH_DIR` runs in the runtime's own environment: nothing
+here is imported from elsewhere in the project. It says one line `RESULT <json>` when the logits are written, and one
+for each line `<batch size> <seconds>` on stdin.
 """
 
 import json

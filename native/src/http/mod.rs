@@ -41,8 +41,9 @@ pub async fn answer(call: &mut Call, request: Request<Incoming>) -> (Code, Respo
     let (accepted, is_head) = (reply::Accepted::from_headers(request.headers()), request.method() == Method::HEAD);
     let (head, mut incoming) = request.into_parts();
     let outcome = page(call, &head, &mut incoming).await;
-    if outcome.is_err() && head.version < Version::HTTP_2 {
-        request_body::pass_rest(call, &head.headers, &mut incoming).await;
+    let is_early = outcome.as_ref().is_err_and(|status| status.code != Code::DeadlineExceeded);
+    if is_early && head.version < Version::HTTP_2 {
+        request_body::pass_rest(&head.headers, &mut incoming).await;
     }
     let code = outcome.as_ref().map_or_else(|status| status.code, |_| Code::Ok);
     let page = outcome.unwrap_or_else(|status| Page::failure(&status));

@@ -3,12 +3,14 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use crate::call::Call;
 use crate::framing::{Encoding, too_large};
@@ -17,6 +19,7 @@ use crate::status::{Code, Status};
 
 /// So much of a refused body is taken.
 const MAX_PASSED_BYTES: usize = 64 << 10;
+const MAX_PASSING: Duration = Duration::from_millis(250);
 
 /// Decompressed, if it was compressed.
 pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: &mut Incoming) -> Result<Bytes, Status> {
@@ -49,6 +52,7 @@ pub async fn whole(call: &mut Call, headers: &HeaderMap, incoming: &mut Incoming
     if encoding == Encoding::Identity {
         return Ok(body);
     }
+    server.budgets.check_takes_compressed()?;
     inflated_aside(server.clock(), call.deadline_us, body, encoding, limit, Some(hold)).await
 }
 
@@ -63,16 +67,11 @@ async fn pass_over(incoming: &mut Incoming, most: usize) {
 }
 
 /// Of a request that was refused before its body had come: over HTTP/1 a connection whose body nobody takes is closed, and
-/// its client's next request would fail.
-pub async fn pass_rest(call: &Call, headers: &HeaderMap, incoming: &mut Incoming) {
-    if headers.contains_key(EXPECT) {
-        return; // it waits to be told to send it
+/// its client's next request would fail. What comes slowly is not waited for.
+pub async fn pass_rest(headers: &HeaderMap, incoming: &mut Incoming) {
+    if !headers.contains_key(EXPECT) {
+        let _ = timeout(MAX_PASSING, pass_over(incoming, MAX_PASSED_BYTES)).await;
     }
-    let passed = async {
-        pass_over(incoming, MAX_PASSED_BYTES).await;
-        Ok(())
-    };
-    let _ = in_time(&call.server, &call.peer, passed).await; // or the connection is closed
 }
 
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, Status> {
