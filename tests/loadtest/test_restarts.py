@@ -137,7 +137,7 @@ def cycles(**fields: object) -> Cycles:
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_share_that_is_none_is_refused(scale: float) -> None:
     with pytest.raises(UsageError, match="BAD_OPTIONS: --scale is"):
-        RestartSettings(scale=scale)
+        main([f"--scale={scale}"])
 
 
 def test_kind_of_end_that_there_is_not_is_refused_with_those_there_are() -> None:
