@@ -45,7 +45,9 @@ def make_app(looks: Looks, hosts: list[str]) -> Guard:
         ClientDisconnect: _on_disconnect,
         Exception: _on_bug,
     }
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    app.router.redirect_slashes = False
+    return Guard(app, hosts)
 
 
 class Endpoints:

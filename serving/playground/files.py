@@ -13,7 +13,7 @@ from starlette.responses import Response
 PAGE_DIR = Path(__file__).parent / "page"
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 PICTURES = {".png": "image/png"}  # compressed already
-TAKES_GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:;\s*q=(?:0?\.\d*[1-9]\d*|1(?:\.0*)?)\s*)?(?:,|$)", re.IGNORECASE)
+QUALITY = re.compile(r"q=([01](?:\.\d{0,3})?)")
 
 
 async def page_file(request: Request) -> Response:
@@ -22,14 +22,24 @@ async def page_file(request: Request) -> Response:
     if name not in _names():
         raise HTTPException(404)
     is_text = Path(name).suffix in MEDIA_TYPES
-    is_gzipped = is_text and TAKES_GZIP.search(request.headers.get("accept-encoding", "")) is not None
+    is_gzipped = is_text and _takes_gzip(request.headers.get("accept-encoding", ""))
     content, tag = _content(name, is_gzipped)
     headers = {"etag": tag} | ({"vary": "accept-encoding"} if is_text else {})
     known = request.headers.get("if-none-match", "")
-    if tag in (each.strip().removeprefix("W/") for each in known.split(",")):
+    if known.strip() == "*" or tag in (each.strip().removeprefix("W/") for each in known.split(",")):
         return Response(status_code=304, headers=headers)
     headers |= {"content-encoding": "gzip"} if is_gzipped else {}
     return Response(content, headers=headers, media_type=(MEDIA_TYPES | PICTURES)[Path(name).suffix])
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Returns true if a list of codings has gzip, and not as one that is refused (`q=0`)."""
+    for each in accepted.lower().split(","):
+        coding, _, quality = (part.strip() for part in each.partition(";"))
+        if coding == "gzip":
+            given = QUALITY.fullmatch(quality or "q=1")
+            return given is not None and float(given[1]) > 0
+    return False
 
 
 @cache

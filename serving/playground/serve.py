@@ -21,7 +21,7 @@ from serving.playground.guard import MAX_HEADER_BYTES, SECURITY_HEADERS
 from serving.playground.looks import Looks
 from serving.playground.versions import Versions
 
-MAX_THREADS = 4  # that read files
+MAX_THREADS = 4  # that prepare photographs
 TICK_S = 1.0
 
 

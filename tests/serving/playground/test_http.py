@@ -68,6 +68,7 @@ def test_page_is_served_once_and_then_only_confirmed(port: int) -> None:
     assert first.status == 200 and first.headers["content-type"].startswith("text/html") and b"<html" in first.body
     again = ask(port, "GET", "/index.html", If_None_Match=first.headers["etag"])
     assert again.status == 304 and again.body == b""
+    assert ask(port, "GET", "/index.html", If_None_Match="*").status == 304
     assert "server" not in first.headers
 
 
@@ -81,7 +82,10 @@ def test_files_are_sent_as_gzip_to_who_takes_it(port: int) -> None:
         again = ask(port, "GET", "/app.js", Accept_Encoding=coding, If_None_Match=f'"x", W/{reply.headers["etag"]}')
         assert (again.status, again.headers["vary"]) == (304, "accept-encoding")
         assert ask(port, "GET", "/app.js", Accept_Encoding=coding, If_None_Match=other.headers["etag"]).status == 200
-    for name, coding in (("app.js", "gzip;q=0"), ("app.js", "gzipped"), ("garments.png", "gzip")):
+    for coding in ("GZIP", "br;q=1, gzip ; q=0.001", "gzip;q=1.000", "gzip;q=1."):
+        assert ask(port, "GET", "/app.js", Accept_Encoding=coding).headers["content-encoding"] == "gzip"
+    refused = ("gzip;q=0", "gzip;q=0.000", "gzipped", "gzip;q=", "gzip;q=nan", f"gzip;q=.{'9' * 7000}")
+    for name, coding in [("garments.png", "gzip"), *(("app.js", each) for each in refused)]:
         assert "content-encoding" not in ask(port, "GET", f"/{name}", Accept_Encoding=coding).headers
 
 
@@ -117,6 +121,7 @@ REFUSALS = {
     "encoded slashes": (request("GET", "/..%2f..%2fapp.py"), 404, "NOT_FOUND"),
     "an absolute path": (request("GET", "//etc/passwd"), 404, "NOT_FOUND"),
     "nothing there": (request("GET", "/api/nothing"), 404, "NOT_FOUND"),
+    "a slash too many": (request("GET", "/api/network/"), 404, "NOT_FOUND"),
     "a look by GET": (request("GET", LOOK), 405, "BAD_METHOD"),
     "a file by POST": (request("POST", "/index.html"), 405, "BAD_METHOD"),
     "a preflight": (request("OPTIONS", LOOK, Origin="https://evil.example"), 405, "BAD_METHOD"),
