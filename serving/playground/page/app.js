@@ -94,8 +94,7 @@ function announcer() {
 async function loadLanguage(app) {
   const { lang } = app.state, words = { ...(await import(`./text.${lang}.js`)).default };
   let more = null;
-  document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
-  app.t = (key, values = {}) => {
+  const t = (key, values = {}) => {
     if (!(key in words)) throw new Error(`no text ${key}`);
     return words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
   };
@@ -108,8 +107,22 @@ async function loadLanguage(app) {
       throw new api.ApiError(0, { reason: 'NO_ANSWER', message: '' });
     }
   };
-  app.loadMore = () => (more ??= load());
-  if (style) await app.loadMore();
+  const loadMore = () => (more ??= load());
+  if (style) await loadMore();
+  if (lang !== app.state.lang) return;
+  Object.assign(app, { t, loadMore });
+  document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
+}
+
+/** Shows the page in the chosen language; if its words cannot be loaded, the language is again what it was. */
+async function changeLanguage(app) {
+  const { lang } = app.state;
+  try {
+    await loadLanguage(app);
+    if (lang === app.state.lang) await mountAll(app);
+  } catch (problem) {
+    if (lang === app.state.lang) app.set({ problem, lang: document.documentElement.lang.slice(0, 2) });
+  }
 }
 
 let style = null; // is there, or on its way
@@ -128,7 +141,7 @@ function keepHash(app) {
 }
 
 async function takeHash(app, hash) {
-  if (hash) app.set((await import('./hash.js')).readHash(hash));
+  if (hash) app.set((await import('./hash.js')).readHash(hash, app.state.network));
 }
 
 const PARTS = ['header', 'input', 'answer', 'stage', 'panel'];
@@ -160,7 +173,7 @@ async function start() {
   keepLooking(app);
   await loadNetwork(app);
   await mountAll(app);
-  app.subscribe(['lang'], () => loadLanguage(app).then(() => mountAll(app)));
+  app.subscribe(['lang'], () => changeLanguage(app));
   app.subscribe(['network'], () => mountAll(app));
   keepHash(app);
   document.documentElement.dataset.ready = 'yes';

@@ -2,6 +2,7 @@
 
 import { writeOff } from './api.js';
 import { HOME } from './camera.js';
+import { isInside } from './layout.js';
 
 const CAMERA = Object.keys(HOME);
 
@@ -28,9 +29,13 @@ export function writeHash(state, choices) {
   return `#${pairs.filter(([, text]) => text !== null && text !== '').map((pair) => pair.join('=')).join('&')}`;
 }
 
-/** What a hash says, as a patch of the state; what it says wrongly is left out. */
-export function readHash(hash) {
-  return Object.assign({}, ...Array.from(new URLSearchParams(hash.slice(1)), ([key, text]) => CODES[key]?.read(text, key)));
+/** What a hash says, as a patch of the state; what it says wrongly, or of no cell or map of the network if that is known, is left out. */
+export function readHash(hash, network) {
+  const patch = Object.assign({}, ...Array.from(new URLSearchParams(hash.slice(1)), ([key, text]) => CODES[key]?.read(text, key)));
+  if (!network) return patch;
+  if (patch.cell && !isInside(network, patch.cell)) delete patch.cell;
+  if (patch.off) patch.off = patch.off.filter((place) => isInside(network, place));
+  return patch;
 }
 
 function oneOf(...values) {

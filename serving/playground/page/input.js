@@ -1,6 +1,6 @@
 /** The left column: the pad, what the network gets, garments of the test set, photographs. */
 
-import { button, el, note } from './dom.js';
+import { button, el } from './dom.js';
 import { garment, makeGarments } from './garments.js';
 import { paintGrey, Pad } from './pad.js';
 
@@ -20,7 +20,7 @@ export function mount(root, app) {
   app.subscribe(['source', 'ink', 'fill'], () => prepareImage(app));
   app.follow(['image', 'gap', 'drawing', 'source', 'ink'], () => showImage(app, gets, pad, hint));
   takePhotographs(root, app);
-  return app.state.image ? undefined : prepareImage(app);
+  return app.state.image ? undefined : prepareImage(app).catch((problem) => app.set({ problem }));
 }
 
 /** Makes the network's image from what was drawn or chosen. */

@@ -7,6 +7,7 @@ export default {
   camera_waits: 'Waiting for the camera …',
   camera_ready: 'Show it one garment on a plain background, all of it.',
   camera_take: 'Take the picture',
+  camera_ended: 'The camera has gone: close this window, and open it again once it is back.',
   camera_close: 'Close',
   camera_NotAllowedError: 'This page was not allowed to use the camera. The browser\'s address bar can allow it; or choose a photo.',
   camera_NotFoundError: 'No camera was found: choose a photo instead.',

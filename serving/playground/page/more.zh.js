@@ -7,6 +7,7 @@ export default {
   camera_waits: '正在等待相机……',
   camera_ready: '请对准一件衣物，背景要单一，衣物要完整。',
   camera_take: '拍照',
+  camera_ended: '相机已断开：请关闭此窗口，接好后再打开。',
   camera_close: '关闭',
   camera_NotAllowedError: '本页没有使用相机的权限。可以在浏览器的地址栏中允许，也可以选择照片。',
   camera_NotFoundError: '没有找到相机：请选择照片。',

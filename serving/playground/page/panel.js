@@ -6,23 +6,27 @@ const TABS = ['arithmetic', 'connections', 'calculator', 'training', 'compare'];
 const DRAGGED = 20; // pixels: a press that moved less is a click
 
 export function mount(root, app) {
-  const { t } = app, opened = new Set();
-  const tabs = TABS.map((id) => button(t(`tab_${id}`), () => app.set({ tab: id, sheet: true }), { id: `tab-${id}`, role: 'tab', 'aria-controls': `panel-${id}` }));
+  const { t } = app;
+  const choose = (tab) => {
+    if (tab === app.state.tab) show(app.state); // again, if it could not be loaded
+    app.set({ tab, sheet: true });
+  };
+  const tabs = TABS.map((id) => button(t(`tab_${id}`), () => choose(id), { id: `tab-${id}`, role: 'tab', 'aria-controls': `panel-${id}` }));
   const bodies = TABS.map((id) => el('div', { id: `panel-${id}`, className: 'body', role: 'tabpanel', tabIndex: 0, hidden: true, 'aria-labelledby': `tab-${id}` }));
   root.setAttribute('aria-label', t('panel'));
   root.append(makeHandle(root, app), el('div', { role: 'tablist', className: 'tabs', 'aria-label': t('panel'), onkeydown: (event) => press(event, tabs) }, tabs), ...bodies);
-  app.follow(['tab'], async ({ tab }) => {
+  const show = async ({ tab }) => {
     const chosen = Math.max(0, TABS.indexOf(tab));
     tabs.forEach((node, i) => {
       node.setAttribute('aria-selected', i === chosen);
       node.tabIndex = i === chosen ? 0 : -1;
       bodies[i].hidden = i !== chosen;
     });
-    if (opened.has(chosen)) return;
-    opened.add(chosen);
+    if (bodies[chosen].firstChild) return;
     const [{ mount: mountTab }] = await Promise.all([import(`./${TABS[chosen]}.js`), chosen && app.loadMore()]); // the first has its words
-    mountTab(bodies[chosen], app);
-  });
+    if (!bodies[chosen].firstChild) mountTab(bodies[chosen], app);
+  };
+  app.follow(['tab'], show);
 }
 
 /** Arrow keys go from tab to tab. */

@@ -123,7 +123,7 @@ class Stage {
   linesNow() {
     const { state } = this.app, isNeeded = state.cell || state.hover || state.marks.length;
     if (isNeeded && this.linesOf) return this.linesOf(this.layout, state);
-    if (isNeeded) import('./links.js').then(({ linesOf }) => { this.linesOf = linesOf; this.paint(); });
+    if (isNeeded) this.loading ??= import('./links.js').then(({ linesOf }) => { this.linesOf = linesOf; this.paint(); });
     return [];
   }
 

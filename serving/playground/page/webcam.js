@@ -8,12 +8,23 @@ const WANTED = { video: { facingMode: 'environment', width: { ideal: 640 } } }; 
 /** Opens the window: a live picture, and a button that takes it. */
 export async function openCamera(app) {
   await app.loadMore();
+  if (document.querySelector('dialog')) return; // it was pressed twice
   const { t } = app, told = el('p', { role: 'status' }, t('camera_waits'));
   const video = el('video', { muted: true, playsInline: true, 'aria-label': t('camera_sees') });
-  const take = button(t('camera_take'), () => takePicture(app, video).then(() => dialog.close()), { disabled: true });
+  const take = button(t('camera_take'), async () => {
+    take.disabled = true;
+    try {
+      await takePicture(app, video);
+    } finally {
+      dialog.close();
+    }
+  }, { disabled: true });
   const close = button(t('camera_close'), () => dialog.close());
   const dialog = el('dialog', { 'aria-label': t('camera') }, video, told, el('div', { className: 'row' }, take, close));
+  const hide = () => document.hidden && dialog.close();
+  document.addEventListener('visibilitychange', hide);
   dialog.onclose = () => {
+    document.removeEventListener('visibilitychange', hide);
     stop(video.srcObject);
     dialog.remove();
   };
@@ -23,11 +34,15 @@ export async function openCamera(app) {
     const stream = await navigator.mediaDevices.getUserMedia(WANTED);
     if (!dialog.open) return stop(stream);
     video.srcObject = stream;
+    stream.getVideoTracks()[0].onended = () => {
+      told.textContent = t('camera_ended');
+      take.disabled = true;
+    };
     await video.play();
     told.textContent = t('camera_ready');
     take.disabled = false;
-    take.focus();
   } catch ({ name, message }) {
+    stop(video.srcObject);
     const isKnown = ['NotAllowedError', 'NotFoundError', 'NotReadableError'].includes(name);
     told.textContent = isKnown ? t(`camera_${name}`) : `${name}: ${message}`;
   }
