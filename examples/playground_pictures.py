@@ -27,14 +27,18 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"viewport": PHONE, "color_scheme": "dark"},
     ),
 }
+# Where what is done is done, once it is there; and what.
 ACTIONS = {
-    "playground-compare.png": """() => {
+    "playground-compare.png": (
+        "#panel-compare select",
+        """() => {
       const select = document.querySelector('#panel-compare select');
       select.value = 'served';
       select.dispatchEvent(new Event('change'));
       document.getElementById('occlusion').click();
     }""",
-    "playground-tour.png": "() => document.getElementById('stage').scrollIntoView()",
+    ),
+    "playground-tour.png": ("#stage", "() => document.getElementById('stage').scrollIntoView()"),
 }
 
 
@@ -55,13 +59,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def screenshot(page: Any, address: str, action: str | None) -> Image.Image:
+def screenshot(page: Any, address: str, action: tuple[str, str] | None) -> Image.Image:
     """Opens the page, does what is to be done there, and returns what is seen once it is still."""
     page.goto(address)
     page.wait_for_function(READY)
     page.wait_for_load_state("networkidle")
     if action:
-        page.evaluate(action)
+        place, script = action
+        page.wait_for_selector(place)
+        page.evaluate(script)
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(1000)  # no more is asked; the answer is being drawn
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")

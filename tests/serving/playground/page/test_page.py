@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -301,6 +302,7 @@ def test_a_link_holds_the_picture(served: Any, open_page: OpenPage) -> None:
 
 def test_an_idle_page_asks_nothing(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served(), "cell=conv2:5,4,5")
+    page.locator("#panel-arithmetic table").first.wait_for()
     page.wait_for_load_state("networkidle")
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -406,14 +408,16 @@ def test_the_answer_is_told_to_readers_once_a_second(served: Any, open_page: Ope
         "(node) => { node.texts = [];"
         " new MutationObserver(() => node.texts.push(node.textContent)).observe(node, { childList: true }); }"
     )
+    began_s = time.monotonic()
     for i in range(6):
         page.locator(".garment").nth(i).click()
         page.wait_for_timeout(150)
     page.wait_for_timeout(1200)
+    took_s = time.monotonic() - began_s  # a busy browser takes longer
     texts = page.locator("#live").evaluate("(node) => node.texts")
     top = page.locator(".bars .top")
     assert (
-        1 <= len(texts) <= 3
+        1 <= len(texts) <= 1 + took_s
         and texts[-1] == f"{top.locator('.name').inner_text()}, {top.locator('.share').inner_text()}"
     )
 
