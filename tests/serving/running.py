@@ -29,7 +29,7 @@ def serving_process_of(server: ServerProcess) -> psutil.Process:
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
         for child in psutil.Process(server.process.pid).children():
-            if child.status() != psutil.STATUS_ZOMBIE:
+            if not has_ended(child):
                 return child
         time.sleep(0.01)
     raise AssertionError(f"there is none: {server.output}")
@@ -39,7 +39,15 @@ def kill_serving_process(server: ServerProcess) -> None:
     """Kills it, and returns when it has gone."""
     process = serving_process_of(server)
     process.kill()
-    wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: has_ended(process))
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more, be its status still to be read by its parent or not."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # its parent may read the status at any moment
+        return True
 
 
 def minds_hangups(pid: int) -> bool:
