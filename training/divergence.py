@@ -34,12 +34,15 @@ def accuracy_of(metrics: EpochMetrics) -> float:
 
 
 def check_steps(step_losses: list[float], model: "nn.Module", title: str, learning_rate: float) -> None:
-    """Raises BadDataError DIVERGED for the first step whose loss, or after which a weight, is no finite number."""
+    """Raises BadDataError DIVERGED if a loss is no finite number, for the first such step, or a weight, for the last.
+
+    A step that was left out, because its gradient was not finite, has NaN for its loss.
+    """
     bad_steps = [step for step, loss in enumerate(step_losses, 1) if not math.isfinite(loss)]
     if not bad_steps and all(bool(weight.isfinite().all()) for weight in model.parameters()):
         return
     step = bad_steps[0] if bad_steps else len(step_losses)
-    what = f"{title}, step {step} of {len(step_losses)}: the loss or a weight is not finite"
+    what = f"{title}, step {step} of {len(step_losses)}: the loss, a gradient or a weight is not finite"
     cure = "the last good checkpoint is kept; set a lower --learning-rate"
     raise BadDataError("DIVERGED", f"{what} at learning rate {learning_rate}", cure)
 

@@ -9,6 +9,7 @@ goes on to the same weights.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,7 @@ class Steps:
     """The steps of a run, by its recipe; `averaged` is the model to evaluate and to save.
 
     With `precision` bf16 the forward pass is in it where torch finds that safe; weights, losses and statistics are
-    float32.
+    float32. Once a loss or a gradient is not finite, the weights stay as they are: see `results`.
     """
 
     def __init__(self, model: LeNet, recipe: Recipe, split: Split, *, precision: str = "fp32") -> None:
@@ -91,6 +92,8 @@ class Steps:
         self._numbers = torch.arange(len(self.sizes), device=device)  # (S,)
         self._losses = torch.zeros(len(self.sizes), device=device)  # (S,)
         self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._not_finite = torch.zeros((), device=device)  # (): 0; NaN once a loss or a gradient was not finite
+        self._is_stopped = torch.zeros((), device=device)  # (): 1 from then on
         weight = next(model.parameters())
         self._nearer = torch.zeros((), dtype=weight.dtype, device=device)  # (): how far the average goes to the weights
         self._num_done, self._rate = 0, recipe.learning_rate  # steps of the run, and the size of the last one
@@ -106,6 +109,7 @@ class Steps:
         self._step.zero_()
         self._losses.zero_()
         self._num_correct.zero_()
+        self._not_finite.zero_()
         self._num_done = (epoch - 1) * len(self.sizes)
 
     def take(self, size: int) -> None:
@@ -120,7 +124,10 @@ class Steps:
         self._replays[size]()
 
     def results(self) -> tuple[list[float], int]:
-        """Returns each step's loss and how many images were right; waits for the device, and for other processes."""
+        """Returns each step's loss and how many images were right; waits for the device, and for other processes.
+
+        The loss is NaN from the first step on that was not made, for its loss or its gradient was not finite.
+        """
         distributed.add_up(self._losses)
         distributed.add_up(self._num_correct)
         return self._losses.tolist(), int(self._num_correct)
@@ -149,11 +156,11 @@ class Steps:
         loss = self._loss(logits, labels, size)  # () this process's share of the batch's mean
         loss.backward()  # type: ignore[no-untyped-call]
         distributed.add_up_gradients(self.model)
-        self.optimizer.step()
-        self.optimizer.zero_grad()  # here and not before: in a capture, gradients are then all the graph's own
+        self._look_for_divergence(loss.detach())
+        self._change_weights()
         self._average()
         # Not by index: PyTorch's deterministic way to do that sorts, which is many launches for one number.
-        torch.where(self._numbers == self._step, loss.detach(), self._losses, out=self._losses)
+        torch.where(self._numbers == self._step, loss.detach() + self._not_finite, self._losses, out=self._losses)
         self._num_correct += (logits.argmax(dim=1) == labels).sum()
         self._step += 1
 
@@ -173,6 +180,24 @@ class Steps:
             return cross_entropy(logits, labels, label_smoothing=smoothing)
         return cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum") / size
 
+    def _look_for_divergence(self, loss: Tensor) -> None:
+        """Notes on the device whether this loss, (), or a gradient is not finite. Few launches: a step has not many."""
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)  # (); NaN if one is
+        nothing = (largest + loss) * 0  # (); NaN if one of them is not finite
+        distributed.add_up(nothing)
+        self._not_finite += nothing
+        torch.ne(self._not_finite, 0, out=self._is_stopped)
+
+    def _change_weights(self) -> None:
+        """Makes the optimiser's step unless the run has diverged; then weights and momentum stay as they are."""
+        if self.optimizer.defaults["fused"]:  # its kernel reads the number on the device, as for torch's GradScaler
+            self.optimizer.found_inf = self._is_stopped  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not self._is_stopped:
+            self.optimizer.step()
+        self.optimizer.zero_grad()  # here and not before: in a capture, gradients are then all the graph's own
+
     @torch.no_grad()
     def _average(self) -> None:
         if self.averaged is self.model:
@@ -189,7 +214,7 @@ class Steps:
         """Lists all that a step changes."""
         remembered = [value for state in self.optimizer.state.values() for value in state.values()]
         averages = self.averaged.state_dict(keep_vars=True).values() if self.averaged is not self.model else ()
-        counted = (self._step, self._losses, self._num_correct)
+        counted = (self._step, self._losses, self._num_correct, self._not_finite)
         weights = self.model.state_dict(keep_vars=True).values()
         return [*weights, *averages, *(value for value in remembered if torch.is_tensor(value)), *counted]
 

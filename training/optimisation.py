@@ -18,7 +18,7 @@ def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> tor
 
     For steps that are captured as a CUDA graph the step size is a tensor on the device, which PyTorch's fused kernels
     read there; the others ask the host for it, or take a number, and a graph would keep the one that it was captured
-    with.
+    with. On every GPU they are fused: these alone leave out a step without asking the host.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
@@ -30,7 +30,7 @@ def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> tor
     rate: float | Tensor = recipe.learning_rate
     for group in groups if is_captured else ():
         group["lr"] = torch.tensor(rate, device=trained[0].device)
-    fused = True if is_captured else None
+    fused = True if is_captured or trained[0].is_cuda else None
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
 
 

@@ -1,6 +1,7 @@
 """Steps as a GPU makes them, captured and replayed; in bf16; and shared between processes."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,44 @@ def test_tf32_on_a_cpu_is_refused(train: Train, run_dir: Path, capsys: pytest.Ca
     assert train("--precision", "tf32") == os.EX_UNAVAILABLE
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: NO_SUCH_PRECISION: asked for tf32 on cpu (")
     assert not (run_dir / "checkpoint.json").exists()
+
+
+# --- Diverged --------------------------------------------------------------------------------------------------------
+
+
+def spoil_a_gradient(steps: Steps) -> None:
+    first = next(steps.model.parameters())
+    first.register_hook(  # type: ignore[no-untyped-call]
+        lambda gradient: gradient.index_fill(0, torch.tensor([2]), math.inf)
+    )
+
+
+def spoil_the_loss_alone(steps: Steps) -> None:
+    """A logit of minus infinity: its loss is infinite, and its gradient 1."""
+    *_, bias = steps.model.parameters()
+    bias.data[3] = -math.inf
+
+
+@pytest.mark.fault("T10")
+@EVERY_KIND
+@pytest.mark.parametrize("spoil", [spoil_a_gradient, spoil_the_loss_alone])
+@pytest.mark.parametrize("prepare", [lambda steps: steps, with_steps_for_a_graph], ids=["eager", "for a graph"])
+def test_step_whose_loss_or_gradient_is_not_finite_is_not_made_and_none_after_it(
+    prepare: Callable[[Steps], Steps], spoil: Callable[[Steps], None], recipe: Recipe, split: Split
+) -> None:
+    steps = prepare(steps_of(recipe, split))
+    steps.begin(image_order(0, 1, 600), 0, 1)
+    steps.take(256)
+    spoil(steps)
+    names = {name for name, _ in steps.model.named_parameters()}
+    before = {name: value.clone() for name, value in steps.state().items()}
+    for size in (256, 88):
+        steps.take(size)
+    for name, value in steps.state().items():
+        if name.removeprefix("model.") in names or name.startswith("optimizer."):  # not the statistics of images
+            assert torch.equal(value, before[name]), name
+    losses, _ = steps.results()
+    assert [math.isfinite(loss) for loss in losses] == [True, False, False]
 
 
 # --- Several processes ------------------------------------------------------------------------------------------------
