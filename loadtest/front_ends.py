@@ -62,7 +62,7 @@ ENDS: dict[str, dict[str, End]] = {
         # So grpcio answers a call that it has read when its port closes. It has not run, and atelier.client repeats it.
         SIGTERM: End(excused=("CANCELLED",)),
         # Its port is closed until the next process serves.
-        KILL: End(excused=("UNAVAILABLE",)),
+        KILL: End(excused=("UNAVAILABLE",), longest_s=1.5),
     },
 }
 

@@ -55,9 +55,11 @@ class Job:
 
 
 def command(module: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
     )
+    assert "Traceback" not in done.stderr or "--debug" in arguments, done.stderr
+    return done
 
 
 def import_s() -> float:

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -14,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NATIVE = tomllib.loads((ROOT / "native" / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 PINNED = sorted((ROOT / "requirements").glob("*.txt"))
+PINNED_IMAGE = re.compile(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -52,6 +54,13 @@ def test_file_pins_what_its_extra_needs_by_hash_and_to_the_versions_of_all_other
         assert version == CONSTRAINTS[name][0], name
     for each in map(Requirement, needed_by(path.stem)):
         assert each.specifier.contains(pins[canonicalize_name(each.name)][0]), f"{each}: make pins"
+
+
+def test_images_that_compose_starts_beside_ours_are_named_by_digest() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    images = {name: service["image"] for name, service in services.items()}
+    assert images.pop("server") == "atelier"
+    assert len(images) == 2 and all(PINNED_IMAGE.fullmatch(each) for each in images.values())
 
 
 def test_no_file_says_where_packages_come_from() -> None:
@@ -93,7 +102,7 @@ def test_images_install_nothing_without_a_hash_but_ours_and_tensorrt_on_bases_of
     commands = installs_in(text)
     assert len(commands) == 7 and all(map(is_pinned, commands)), commands
     images = re.findall(r"^ARG \w+_IMAGE=(\S+)$", text, re.MULTILINE)
-    assert len(images) == 2 and all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
+    assert len(images) == 2 and all(PINNED_IMAGE.fullmatch(image) for image in images)
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
     bases = set(re.findall(r"^FROM (\S+)", text, re.MULTILINE))
     assert bases - stages == {"${PYTHON_IMAGE}", "${RUST_IMAGE}", "front-end-${FRONT_END}"}

@@ -162,22 +162,30 @@ def test_exporters_at_once_get_different_versions(tmp_path: Path) -> None:
     assert assert_whole(tmp_path) == list(range(1, 41))
 
 
-# Python's audit events mark every opening, making, renaming and removing; the n-th child dies at the n-th of them.
-DIE_EVERYWHERE = """
-def die_at(number):
+# Python's audit events mark every opening, making, renaming and removing; the n-th child fails at the n-th of them.
+FAIL_EVERYWHERE = """
+import errno
+full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def fail_at(number):
     seen = 0
     def count(event, arguments):
         nonlocal seen
         seen += 1
-        if seen == number:
+        if seen == number and how == "died":
             os.kill(os.getpid(), signal.SIGKILL)
+        if seen == number:
+            raise full
     sys.addaudithook(count)
 
 for number in range(1, 1000):
     child = os.fork()
     if child == 0:
-        die_at(number)
-        publish(model_dir / str(number) / "lenet5", FILES, MANIFEST)
+        fail_at(number)
+        try:
+            publish(model_dir / str(number) / "lenet5", FILES, MANIFEST)
+        except BaseException as error:
+            os._exit(9 if error is full or error.__context__ is full else 1)
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
         break
@@ -185,11 +193,12 @@ print(number - 1)
 """
 
 
-@pytest.mark.fault("E15")
+@pytest.mark.fault("E15", "E16")
 @pytest.mark.slow
-@pytest.mark.goal("G18", of="steps of an export at which it is killed", ci=0, release=0)
-def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path, figure: Figure) -> None:
-    output, errors = start(DIE_EVERYWHERE, tmp_path).communicate(timeout=60)
+@pytest.mark.goal("G18", of="steps of an export at which it is killed, or the disk full", ci=0, release=0)
+@pytest.mark.parametrize("how", ["died", "full"])
+def test_an_exporter_that_fails_anywhere_leaves_nothing_half_written(how: str, tmp_path: Path, figure: Figure) -> None:
+    output, errors = start(f"how = {how!r}\n{FAIL_EVERYWHERE}", tmp_path).communicate(timeout=60)
     num_deaths = int(output or 0)
     assert num_deaths > 10, errors
     for number in range(1, num_deaths + 1):
@@ -199,7 +208,7 @@ def test_an_exporter_killed_anywhere_leaves_nothing_half_written(tmp_path: Path,
         publish(model_dir, FILES, MANIFEST)
         assert assert_whole(model_dir) == [*survived, len(survived) + 1]
         assert not list(model_dir.glob(".building*"))
-    figure(f"killed at {num_deaths}: a whole version or none, each time")
+    figure(f"{how} at {num_deaths}: a whole version or none, each time")
 
 
 @pytest.mark.fault("E16")

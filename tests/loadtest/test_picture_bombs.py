@@ -1,5 +1,6 @@
 """What a stranger's pictures may cost the native front end, and those who ask beside them."""
 
+import statistics
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 from loadtest.attack import run
 from loadtest.attack.attacks import ATTACKS, CROWD
 from loadtest.attack.bombs import blank_png, blank_webp
-from loadtest.attack.trial import Limits, Site, Timing, measure
+from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
 from loadtest.server_process import ServerProcess
 from tests.loadtest.picture_costs import picture_cost
 from tests.reliability.goals import is_release
@@ -22,6 +23,7 @@ from tests.serving.pictures import blank_png as png_of
 pytestmark = [needs_native, pytest.mark.timing]
 
 MEBIBYTE = 1 << 20
+FLOOR_MS = 20.0  # of the gate's fewer calls, on a busy machine
 SMALL = encoded(Image.fromarray(garment()))
 
 
@@ -84,8 +86,8 @@ def test_bomb_is_refused_for_little(server: ServerProcess, size: int, figure: Fi
         assert sum(map(len, pictures)) <= MEBIBYTE, name
         costs[name] = [picture_cost(server.target, pid, pictures) for _ in range(size)]
         assert {cost.status.partition(" ")[0] for cost in costs[name]} == {"INVALID_ARGUMENT"}, (name, costs[name])
-    cpu_ms = {name: min(cost.cpu_ms for cost in each) for name, each in costs.items()}
-    grown_mb = {name: min(cost.grown_mb for cost in each) for name, each in costs.items()}
+    cpu_ms = {name: statistics.median(cost.cpu_ms for cost in each) for name, each in costs.items()}
+    grown_mb = {name: statistics.median(cost.grown_mb for cost in each) for name, each in costs.items()}
     dearest, largest = max(cpu_ms, key=cpu_ms.__getitem__), max(grown_mb, key=grown_mb.__getitem__)
     figure(
         f"refused for at most {cpu_ms[dearest]:.0f} ms of CPU ({dearest}) and {grown_mb[largest]:.1f} MB ({largest})"
@@ -99,7 +101,8 @@ def test_dearest_pictures_cost_a_fraction_of_a_second(server: ServerProcess, siz
     for name, pictures in dearest_requests().items():
         costs = [picture_cost(server.target, server.process.pid, pictures) for _ in range(size)]
         assert {cost.status for cost in costs} == {"OK"}, name
-        cpu_ms, grown_mb = min(cost.cpu_ms for cost in costs), min(cost.grown_mb for cost in costs)
+        cpu_ms = statistics.median(cost.cpu_ms for cost in costs)
+        grown_mb = statistics.median(cost.grown_mb for cost in costs)
         figure(f"answered: {name}, {cpu_ms:.0f} ms of CPU and {grown_mb:.0f} MB")
         assert cpu_ms < 600, name
         assert grown_mb < 256, name
@@ -107,17 +110,32 @@ def test_dearest_pictures_cost_a_fraction_of_a_second(server: ServerProcess, siz
 
 @pytest.mark.fault("S8")
 @pytest.mark.goal("G12", of="requests with bombs, 100 at a time", ci=100, release=2_000)
-def test_hundred_bombs_at_once_slow_others_no_more_than_twice(site: Site, size: int, figure: Figure) -> None:
+def test_hundred_bombs_at_once_leave_the_p99_within_twice(site: Site, size: int, figure: Figure) -> None:
+    outcome = beside("picture-bombs", site, size, figure)
+    assert outcome.faults == [] or (outcome.is_only_slow and not is_release())
+    # On the gate's busy machine a hundred callers who ask for nothing of the kind are felt too.
+    assert is_release() or outcome.p99_ms <= max(FLOOR_MS, 2 * crowd_p99_ms(site, size, figure))
+
+
+@pytest.mark.fault("S8")
+def test_hundred_requests_of_the_dearest_pictures_cost_others_what_as_many_callers_do(
+    site: Site, figure: Figure
+) -> None:
+    outcome = beside("picture-heaps", site, 100, figure)
+    assert outcome.faults == [] or outcome.is_only_slow
+    assert outcome.p99_ms <= max(FLOOR_MS, 2 * max(outcome.quiet_p99_ms, crowd_p99_ms(site, 100, figure)))
+
+
+def beside(name: str, site: Site, size: int, figure: Figure) -> Outcome:
+    """An honest client's outcome beside an attack."""
+    [attack] = [each for each in (*ATTACKS, CROWD) if each.name == name]
     timing = Timing() if is_release() else Timing(quiet_s=0.5, least_s=0.5, most_s=10.0)
-    limits = Limits() if is_release() else Limits(floor_ms=20.0)  # of fewer calls, on a busy machine
-    ordinary = measure(CROWD, size, site, timing, limits)
-    for attack in ATTACKS:
-        if attack.name not in ("picture-bombs", "picture-heaps"):
-            continue
-        outcome = measure(attack, size, site, timing, limits)
-        beside = f"{ordinary.p99_ms:.1f} beside as many ordinary ones, {outcome.quiet_p99_ms:.1f} quiet"
-        figure(
-            f"{attack.name}: p99 {outcome.p99_ms:.1f} ms; {beside}; {outcome.num_failed} of {outcome.num_calls} failed"
-        )
-        assert outcome.faults == [] or outcome.is_only_slow
-        assert outcome.p99_ms <= max(limits.floor_ms, 2 * max(ordinary.p99_ms, outcome.quiet_p99_ms))
+    outcome = measure(attack, size, site, timing, Limits() if is_release() else Limits(floor_ms=FLOOR_MS))
+    calls = f"{outcome.num_failed} of {outcome.num_calls} failed"
+    figure(f"{name}: p99 {outcome.p99_ms:.1f} ms, {outcome.quiet_p99_ms:.1f} quiet; {calls}")
+    return outcome
+
+
+def crowd_p99_ms(site: Site, size: int, figure: Figure) -> float:
+    """The p99 beside as many ordinary callers."""
+    return beside(CROWD.name, site, size, figure).p99_ms

@@ -57,7 +57,8 @@ def test_restarts_under_load_lose_nothing(
 ) -> None:
     load: Any = {"rate": RATE}
     if is_release():  # our client gives up where 2,000 more calls failed than succeeded: see atelier/calls.py
-        load = {"rate": 1000.0 if client == PLAIN else 500.0, "between_s": (4.9, 5.1)}
+        slow, fast = {"rate": 500.0, "between_s": (8.9, 9.1)}, {"rate": 1000.0, "between_s": (4.9, 5.1)}
+        load = slow if client == OURS else fast
     cycles = restart(serving, known, number=size, client=client, **load)
     found, slack = cycles.account, 2 * import_s()  # on a machine that is not busy, nothing
     starts_s = [took_s - ended_s for took_s, ended_s in zip(cycles.took_s, cycles.ended_s, strict=True)]
@@ -66,7 +67,7 @@ def test_restarts_under_load_lose_nothing(
     figure(f"ended after {statistics.median(cycles.ended_s):.2f} s, at most {max(cycles.ended_s):.2f}", "G3")
     figure(f"ready after {statistics.median(starts_s):.2f} s, at most {max(starts_s):.2f}", "G4")
     assert cycles.faults(ENDS[front_end][SIGTERM]) == []
-    assert found.right > RATE
+    assert found.right >= (200_000 if is_release() else RATE)
     assert cycles.answered == found.right
     assert max(cycles.ended_s) <= LONGEST_END_S + slack
     assert sorted(starts_s)[int(0.99 * len(starts_s))] <= max(2.0, 3 * slack)
@@ -187,6 +188,8 @@ def test_swaps_under_load_fail_no_call_and_mix_no_versions(
     assert cycles.faults(End()) == []
     assert len(cycles.took_s) == size
     assert found.right > RATE
+    floor_ms = 10.0 if is_release() else 100.0 + 1e3 * import_s()  # of few requests, on a busy machine
+    assert inside_ms <= max(floor_ms, 2 * outside_ms)
 
 
 @pytest.mark.fault("S34")

@@ -39,8 +39,8 @@ class ReliabilitySettings:
     again: bool = False
     """Measure everything, whatever was measured before."""
 
-    report_dir: Path = RESULTS_DIR
-    """Where reliability-<date>.md is written."""
+    report_dir: Path | None = None
+    """Where reliability-<date>.md is written; without it, in reports/ if all goals are measured."""
 
     def __post_init__(self) -> None:
         for name in self.goals:
@@ -74,8 +74,9 @@ def main(arguments: list[str]) -> int:
     found = sorted((each for each in by_test.values() if each.goal in settings.goals), key=_place)
     text = report_of(settings.goals, found, now)
     print("\n" + text)
-    settings.report_dir.mkdir(parents=True, exist_ok=True)
-    path = settings.report_dir / f"reliability-{datetime.date.today().isoformat()}.md"
+    directory = settings.report_dir or (RESULTS_DIR if settings.only else Path("reports"))
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"reliability-{datetime.date.today().isoformat()}.md"
     path.write_text(text + "\n")
     print(f"report: {path}")
     # A test that is skipped says what a front end does not promise; some test of each goal must have passed.

@@ -258,7 +258,7 @@ BAD_DOCUMENTS: dict[str, tuple[Any, tuple[int, str]]] = {
 }
 
 
-@pytest.mark.fault("S2", "S6")
+@pytest.mark.fault("S2", "S4", "S6")
 @pytest.mark.parametrize(("document", "refusal"), BAD_DOCUMENTS.values(), ids=BAD_DOCUMENTS)
 def test_bad_document_is_refused_with_its_word(ask: Asker, document: Any, refusal: tuple[int, str]) -> None:
     assert ask.post(INFER, document).refusal == refusal

@@ -719,6 +719,7 @@ def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
             replies = [await reply for reply in accepted]
             await stopped
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert str(caught.value.details()).startswith("DRAINING: ")
         assert ("grpc-retry-pushback-ms", "700") in list(caught.value.trailing_metadata() or ())
         assert [reply.classifications[0].predictions[0].label for reply in replies] == [1, 2, 3]
         assert 9 not in backend.executed

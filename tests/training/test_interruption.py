@@ -96,19 +96,22 @@ with StopRequest() as stop:
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "still here\n")
 
 
-@pytest.mark.fault("T2")
-@pytest.mark.goal("G18", of="system calls of a checkpoint's save at which it is killed", ci=0, release=0)
-def test_save_that_dies_at_any_system_call_leaves_the_old_checkpoint_or_the_new(
-    trained_dir: Path, figure: Figure
+@pytest.mark.fault("T2", "T4")
+@pytest.mark.goal(
+    "G18", of="system calls of a checkpoint's save at which it is killed, or the disk full", ci=0, release=0
+)
+@pytest.mark.parametrize("how", ["died", "full"])
+def test_save_that_fails_at_any_system_call_leaves_the_old_checkpoint_or_the_new(
+    how: str, trained_dir: Path, figure: Figure
 ) -> None:
-    command = [sys.executable, "-m", "tests.training.crash_points", str(trained_dir)]
+    command = [sys.executable, "-m", "tests.training.crash_points", str(trained_dir), how]
     lines = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
-    num_old = lines.count("died old 1")
+    num_old = lines.count(f"{how} old 1")
     assert num_old >= 8  # opening, writing and syncing the weights, then the record, and both renames
-    assert lines[:num_old] == ["died old 1"] * num_old
-    assert set(lines[num_old:-1]) == {"died new 1"}
+    assert lines[:num_old] == [f"{how} old 1"] * num_old
+    assert set(lines[num_old:-1]) == {f"{how} new 1"}
     assert lines[-1] == "finished new 1"
-    figure(f"killed at {len(lines) - 1}: the old one {num_old} times, else the new")
+    figure(f"{how} at {len(lines) - 1}: the old one {num_old} times, else the new")
 
 
 OUT_OF_MEMORY = """
