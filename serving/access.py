@@ -9,9 +9,10 @@ import logging
 import re
 import ssl
 import time
+from _ssl import _test_decode_cert  # type: ignore[attr-defined]  # `ssl` reads dates of a peer's certificate only
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import grpc
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 PEM_CURE = "give certificates and key in PEM"
+DAY_S = 24 * 60 * 60
+WARN_DAYS = (30, 7, 1, 0)  # before a certificate's end the log says so; the last time it has ended
 Content = TypeVar("Content")
 
 
@@ -106,22 +109,56 @@ def _digests_from(path: Path) -> list[bytes]:
     return digests
 
 
-def server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
-    """Returns what grpcio listens with; None for plain text. Raises ConfigurationError BAD_TLS for unreadable files."""
+class Identity(NamedTuple):
+    """Holds what the files of TLS contain, and until when it is valid."""
+
+    chain: bytes
+    private_key: bytes
+    authority: bytes | None  # of clients
+    ends_s: int  # in Unix time
+
+
+class Tls:
+    """Holds certificate and key, always those of today, and warns before the certificate ends."""
+
+    def __init__(self, certificate: Path, key: Path, authority: Path | None) -> None:
+        """Raises ConfigurationError BAD_TLS for files that cannot be read or used, or not now."""
+        paths = [path for path in (certificate, key, authority) if path]
+        self._asks_clients = authority is not None
+        self._files = WatchedFiles(paths, lambda: _identity(certificate, key, authority))
+        self._num_warnings = 0
+
+    @property
+    def ends_s(self) -> int:
+        """When the certificate ends, in Unix time."""
+        return self._files.current().ends_s
+
+    def look(self) -> None:
+        """Reads the files again if they have changed, and warns of a certificate that ends soon."""
+        ends_s = self.ends_s
+        num_warnings = sum(ends_s - time.time() <= days * DAY_S for days in WARN_DAYS)
+        if num_warnings > self._num_warnings:
+            cure = "put a new one in its place: it is read again"
+            logger.warning("the TLS certificate is valid until %s (%s)", _utc(ends_s), cure)
+        self._num_warnings = num_warnings
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Returns what grpcio listens with."""
+        return grpc.dynamic_ssl_server_credentials(self._configuration(), self._configuration, self._asks_clients)
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        now = self._files.current()
+        return grpc.ssl_server_certificate_configuration([(now.private_key, now.chain)], now.authority)
+
+
+def tls_of(config: ServerConfig) -> Tls | None:
+    """Returns what a server with these settings shows its clients; None for plain text. Raises as Tls does."""
     if config.tls_certificate is None or config.tls_key is None:
         return None
-    certificate, key, authority = config.tls_certificate, config.tls_key, config.tls_client_authority
-    paths = [path for path in (certificate, key, authority) if path]
-    files = WatchedFiles(paths, lambda: _checked_pem(certificate, key, authority))
-
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        chain, private_key, root = files.current()
-        return grpc.ssl_server_certificate_configuration([(private_key, chain)], root)
-
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, authority is not None)
+    return Tls(config.tls_certificate, config.tls_key, config.tls_client_authority)
 
 
-def _checked_pem(certificate: Path, key: Path, authority: Path | None) -> tuple[bytes, bytes, bytes | None]:
+def _identity(certificate: Path, key: Path, authority: Path | None) -> Identity:
     """Reads the files, once Python's own TLS accepts them: gRPC takes anything, and serves nobody."""
     chain, private_key = _read(certificate), _read(key)
     root = _read(authority) if authority else None
@@ -129,12 +166,26 @@ def _checked_pem(certificate: Path, key: Path, authority: Path | None) -> tuple[
     blamed = certificate if b"PRIVATE KEY-----" in private_key else key
     try:
         context.load_cert_chain(certificate, key)
+        ends_s = _end_of(certificate)
         if authority and root is not None:
             blamed = authority
             context.load_verify_locations(cadata=root.decode())
     except (OSError, ValueError) as error:
         raise ConfigurationError("BAD_TLS", f"{blamed}: {error}", PEM_CURE) from None
-    return chain, private_key, root
+    return Identity(chain, private_key, root, ends_s)
+
+
+def _end_of(certificate: Path) -> int:
+    """Returns until when it is valid, in Unix time. Raises ValueError if it is not valid now."""
+    fields = _test_decode_cert(certificate)
+    first_s, last_s = (ssl.cert_time_to_seconds(fields[name]) for name in ("notBefore", "notAfter"))
+    if not first_s <= time.time() <= last_s:
+        raise ValueError(f"it is valid from {_utc(first_s)} until {_utc(last_s)}, which is not now")
+    return last_s
+
+
+def _utc(at_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
 
 
 def _read(path: Path) -> bytes:

@@ -132,6 +132,14 @@ class Metrics:
         """Counts a newer version that is not served, for this reason."""
         self._refused_versions.labels(word).inc()
 
+    def show_certificate(self, ends_s: Callable[[], int]) -> None:
+        """Shows when the TLS certificate ends, in Unix time."""
+        from prometheus_client import Gauge
+
+        about = "When the TLS certificate that is served ends."
+        gauge = Gauge("atelier_tls_certificate_expiry_timestamp_seconds", about, registry=self.registry)
+        gauge.set_function(ends_s)
+
     def triton(self, name: str, **labels: str) -> int:
         """Returns what is counted under a name of Triton's, without its `nv_inference_`."""
         labels |= {"model": self._labels.get("model", ""), "version": self._labels.get("model_version", "")}
@@ -165,6 +173,8 @@ class NoMetrics(Metrics):
     def count_swap(self, labels: Mapping[str, str]) -> None: ...
 
     def count_refused_version(self, word: str) -> None: ...
+
+    def show_certificate(self, ends_s: Callable[[], int]) -> None: ...
 
     def triton(self, name: str, **labels: str) -> int:  # noqa: ARG002
         """Returns 0."""

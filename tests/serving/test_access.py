@@ -8,11 +8,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -25,11 +27,11 @@ from atelier.client import ClassifyError, Client
 from atelier.errors import ConfigurationError
 from atelier.wire import SERVICE
 from loadtest.server_process import ServerProcess, server_process
-from serving.access import Tokens, server_credentials
-from tests.conftest import command
+from serving.access import Tokens, tls_of
+from tests.conftest import command, import_s
 from tests.reliability.plugin import Figure
-from tests.serving.conftest import needs_native
 from tests.serving.fake_backend import FakeBackend, image
+from tests.serving.recording_server import executed_by
 from tests.serving.running import wait_for
 from tests.serving.settings import config_with
 
@@ -41,6 +43,7 @@ def digest_of(token: str) -> str:
 
 
 SERVER = "tests.serving.breaking_server"
+RECORDING_SERVER = "tests.serving.recording_server"
 TOKEN = "bL2-a0rQ_dXkWv9nJt3sYcEo8uHz5mPgTi7RfNqA1lM"  # noqa: S105
 PROBES = ("ServerLive", "ServerReady", "ModelReady")  # of the Open Inference Protocol: health
 BAD_CREDENTIALS: list[list[str]] = [
@@ -65,9 +68,9 @@ Serving = Callable[..., AbstractContextManager[ServerProcess]]
 @pytest.fixture
 def serving(front_end: str) -> Serving:
     @contextmanager
-    def start(*arguments: object) -> Iterator[ServerProcess]:
+    def start(*arguments: object, module: str = SERVER) -> Iterator[ServerProcess]:
         settings = ("--port", "0", "--metrics-port", "0", "--front-end", front_end)
-        with server_process(SERVER, *settings, *map(str, arguments)) as server:
+        with server_process(module, *settings, *map(str, arguments)) as server:
             yield server
 
     return start
@@ -86,13 +89,14 @@ def make_certificate(folder: Path, name: str, authority: tuple[Path, Path] | Non
     return certificate, key
 
 
-def certificate_of_days(folder: Path, first: int, last: int) -> tuple[Path, Path]:
+def certificate_of_days(folder: Path, first: float, last: float) -> tuple[Path, Path]:
     """A certificate for localhost, valid from so many days from now until so many."""
     now, key = datetime.datetime.now(datetime.UTC), ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
     builder = builder.not_valid_before(now + datetime.timedelta(first)).not_valid_after(now + datetime.timedelta(last))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    alternatives = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
+    builder = builder.add_extension(alternatives, critical=False)
     paths = folder / f"{first}-{last}.pem", folder / f"{first}-{last}.key"
     paths[0].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
     paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -106,13 +110,19 @@ def label_from(target: str, **access: Any) -> int:
     return label
 
 
+def num_executed(folder: Path) -> int:
+    """How many images the device of a RECORDING_SERVER was given."""
+    return len(executed_by(folder / "executed"))
+
+
 # --- TLS -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("S44")
 def test_tls_serves_those_who_trust_it_and_nobody_in_plain_text(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
-    with serving("--tls-certificate", certificate, "--tls-key", key) as server:
+    flags = ("--tls-certificate", certificate, "--tls-key", key, "--executed", tmp_path / "executed")
+    with serving(*flags, module=RECORDING_SERVER) as server:
         assert label_from(server.target, tls=certificate) == 7
         with pytest.raises(ClassifyError, match="UNAVAILABLE"):
             label_from(server.target)
@@ -120,6 +130,7 @@ def test_tls_serves_those_who_trust_it_and_nobody_in_plain_text(serving: Serving
         with pytest.raises(ClassifyError, match=r"NO_SERVER: the TLS handshake with .* failed"):
             label_from(server.target, tls=stranger)
         assert server.stop() == 0
+    assert num_executed(tmp_path) == 1
 
 
 @pytest.mark.fault("S44")
@@ -128,51 +139,104 @@ def test_mutual_tls_turns_away_clients_without_a_certificate(serving: Serving, t
     authority = make_certificate(tmp_path, "authority")
     client = make_certificate(tmp_path, "client", authority)
     flags = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-authority", authority[0])
-    with serving(*flags) as server:
+    with serving(*flags, "--executed", tmp_path / "executed", module=RECORDING_SERVER) as server:
         assert label_from(server.target, tls=certificate, certificate=client) == 7
         with pytest.raises(ClassifyError, match="UNAVAILABLE"):
             label_from(server.target, tls=certificate)
+        assert server.stop() == 0
+    assert num_executed(tmp_path) == 1
 
 
 @pytest.mark.fault("S42")
 @pytest.mark.slow
-def test_certificate_that_changes_is_read_again_and_a_broken_one_is_not_taken(serving: Serving, tmp_path: Path) -> None:
+def test_certificate_that_changes_is_read_again_and_old_connections_live_on(serving: Serving, tmp_path: Path) -> None:
+    """Files that are broken, or of which the key belongs to another certificate, are not taken."""
     certificate, key = make_certificate(tmp_path, "server")
-    with serving("--tls-certificate", certificate, "--tls-key", key) as server:
-        other, other_key = make_certificate(tmp_path, "other")
+    first = shutil.copy(certificate, tmp_path / "first.pem")
+    (other, other_key), (third, _) = make_certificate(tmp_path, "other"), make_certificate(tmp_path, "third")
+    with (
+        serving("--tls-certificate", certificate, "--tls-key", key) as server,
+        Client(server.target, tls=first) as before,
+    ):
+        assert before.classify(image(7), timeout_s=10).labels[0] == 7
+        connections = connections_of(server)
         shutil.copy(other_key, key)
         shutil.copy(other, certificate)
         time.sleep(RELOAD_S)
         assert label_from(server.target, tls=other) == 7
-        certificate.write_text("nonsense")
-        time.sleep(RELOAD_S)
-        assert label_from(server.target, tls=other) == 7
+        with pytest.raises(ClassifyError, match=r"NO_SERVER: the TLS handshake with .* failed"):
+            label_from(server.target, tls=first)
+        for unusable in ("nonsense", third.read_text()):
+            num_lines = server.output.count("what was read before stays")
+            certificate.write_text(unusable)
+            wait_for(lambda num=num_lines: server.output.count("what was read before stays") > num)  # type: ignore[misc]
+            assert label_from(server.target, tls=other) == 7
+        assert before.classify(image(7), timeout_s=10).labels[0] == 7
+        assert connections <= connections_of(server)
 
 
-@needs_native
+def connections_of(server: ServerProcess) -> set[Any]:
+    """The ends of this process' connections to a server."""
+    found = psutil.Process().net_connections("tcp")
+    return {
+        each.laddr for each in found if each.raddr and each.raddr.port == server.port and each.status == "ESTABLISHED"
+    }
+
+
 @pytest.mark.fault("S41")
 @pytest.mark.parametrize(("first", "last"), [(-9, -1), (1, 9)])
-def test_certificate_that_is_not_valid_now_ends_the_start(tmp_path: Path, first: int, last: int) -> None:
+def test_certificate_that_is_not_valid_now_ends_the_start(
+    front_end: str, tmp_path: Path, first: int, last: int
+) -> None:
     certificate, key = certificate_of_days(tmp_path, first, last)
     flags = ("--port", 0, "--metrics-port", 0, "--tls-certificate", certificate, "--tls-key", key)
-    done = command(SERVER, *flags, "--front-end", "native")
+    done = command(SERVER, *flags, "--front-end", front_end)
     assert done.returncode == os.EX_CONFIG
     assert f"error: BAD_TLS: {certificate}: it is valid from 20" in done.stderr
 
 
-@needs_native
 @pytest.mark.fault("S41", "S42")
-def test_end_of_a_certificate_is_told_in_time_and_an_expired_one_is_not_taken(tmp_path: Path) -> None:
-    certificate, key = certificate_of_days(tmp_path, -1, 5)
-    flags = ("--port", "0", "--tls-certificate", str(certificate), "--tls-key", str(key), "--front-end", "native")
-    with server_process(SERVER, *flags) as server:
-        ends_s = server.metric("atelier_tls_certificate_expiry_timestamp_seconds")
-        assert ends_s == pytest.approx(time.time() + 5 * 86400, abs=100)
-        wait_for(lambda: "the TLS certificate is valid until 20" in server.output)
-        for new, old in zip(certificate_of_days(tmp_path, -9, -1), (certificate, key), strict=True):
+@pytest.mark.slow
+def test_end_of_a_certificate_is_told_30_days_7_days_and_a_day_before(front_end: str, tmp_path: Path) -> None:
+    """And an expired one is not taken."""
+    files = certificate_of_days(tmp_path, -1, 31)
+    flags = ("--port", "0", "--tls-certificate", str(files[0]), "--tls-key", str(files[1]), "--front-end", front_end)
+
+    def renew(last: float) -> None:
+        for new, old in zip(certificate_of_days(tmp_path, -9, last), files, strict=True):
             shutil.copy(new, old)
+
+    with server_process(SERVER, *flags) as server:
+
+        def says(last: float) -> bool:
+            ends_s = server.metric("atelier_tls_certificate_expiry_timestamp_seconds")
+            return ends_s == pytest.approx(time.time() + last * 86400, abs=100)
+
+        assert says(31)
+        warning = "the TLS certificate is valid until 20"
+        for number, last in enumerate((29.9, 8, 6.9, 1.1, 0.9, 0.5)):
+            renew(last)
+            wait_for(lambda last=last: says(last))  # type: ignore[misc]
+            wait_for(lambda number=number: server.output.count(warning) == 1 + number // 2)  # type: ignore[misc]
+        renew(-1)
         wait_for(lambda: "what was read before stays" in server.output)
-        assert server.metric("atelier_tls_certificate_expiry_timestamp_seconds") == ends_s
+        assert says(0.5)
+        assert label_from(server.target, tls=tmp_path / "-9-0.5.pem") == 7
+
+
+@pytest.mark.fault("S41")
+@pytest.mark.slow
+def test_server_whose_certificate_ends_serves_on_and_clients_refuse_it(front_end: str, tmp_path: Path) -> None:
+    left_s = 3 + 5 * import_s()  # enough to start, on a busy machine too
+    certificate, key = certificate_of_days(tmp_path, -1, left_s / 86400)
+    flags = ("--port", "0", "--tls-certificate", str(certificate), "--tls-key", str(key), "--front-end", front_end)
+    with server_process(SERVER, *flags) as server, Client(server.target, tls=certificate) as before:
+        assert before.classify(image(7), timeout_s=10).labels[0] == 7
+        wait_for(lambda: server.output.count("the TLS certificate is valid until 20") == 2)  # the second: it has ended
+        assert before.classify(image(7), timeout_s=10).labels[0] == 7
+        with pytest.raises(ClassifyError, match=r"NO_SERVER: the TLS handshake with .* failed"):
+            label_from(server.target, tls=certificate)
+        assert server.stop() == 0
 
 
 @pytest.mark.fault("S43")
@@ -187,6 +251,16 @@ def test_files_that_are_no_certificate_are_named(
     assert refusal_of(front_end, tls_certificate=certificate, tls_key=key).startswith(f"BAD_TLS: {path}: ")
 
 
+@pytest.mark.fault("S43")
+def test_key_of_another_certificate_ends_the_start(front_end: str, tmp_path: Path) -> None:
+    (certificate, _), (_, key) = make_certificate(tmp_path, "server"), make_certificate(tmp_path, "other")
+    flags = ("--port", 0, "--metrics-port", 0, "--tls-certificate", certificate, "--tls-key", key)
+    done = command(SERVER, *flags, "--front-end", front_end)
+    assert done.returncode == os.EX_CONFIG, done.stderr
+    assert done.stderr.startswith(f"error: BAD_TLS: {certificate}: ")
+    assert done.stderr.count("\n") == 1
+
+
 def refusal_of(front_end: str, **files: Any) -> str:
     """What the front end says of files that it cannot use, when it is made."""
     with pytest.raises(ConfigurationError) as caught:
@@ -197,7 +271,7 @@ def refusal_of(front_end: str, **files: Any) -> str:
         elif "tokens" in files:
             Tokens(files["tokens"])
         else:
-            server_credentials(config_with(**files))
+            tls_of(config_with(**files))
     return str(caught.value)
 
 

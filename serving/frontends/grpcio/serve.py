@@ -72,4 +72,5 @@ async def _look_after(process: Process, server: Server) -> None:
     while True:
         process.tell_alive()
         server.set_pressure(memory.pressure())
+        server.look_after_certificate()
         await asyncio.sleep(0.25)

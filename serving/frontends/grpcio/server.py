@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2
 
 from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
 from atelier.wire import OPEN_INFERENCE, SERVICE
-from serving.access import server_credentials
+from serving.access import tls_of
 from serving.config import ServerConfig
 from serving.container_memory import Pressure
 from serving.errors import NotServingError
@@ -60,6 +60,9 @@ class Server:
         self._metrics = metrics
         self._log = log
         self._on_failure = on_failure
+        self._tls = tls = tls_of(config)
+        if tls is not None:
+            metrics.show_certificate(lambda: tls.ends_s)
         self._health = health.aio.HealthServicer()
         self._is_stopping = asyncio.Event()
         self._failure: ProgramError | None = None
@@ -102,6 +105,11 @@ class Server:
     def keep(self, model: ServedModel) -> None:
         """Warms it up, and serves it to calls that ask for it; for the loader's thread."""
         asyncio.run_coroutine_threadsafe(self._versions.keep(model), self._loop).result()
+
+    def look_after_certificate(self) -> None:
+        """Has its files read again if they have changed, and warns before it ends."""
+        if self._tls is not None:
+            self._tls.look()
 
     def set_pressure(self, pressure: Pressure) -> None:
         """Refuses what there is no memory for."""
@@ -181,7 +189,7 @@ class Server:
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
         if self._entrance.address:
             self._grpc_server.add_insecure_port(self._entrance.address)
-        credentials = server_credentials(config)
+        credentials = self._tls.credentials() if self._tls else None
         for address in self._addresses:
             try:
                 self.port = (
