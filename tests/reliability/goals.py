@@ -39,7 +39,7 @@ GOALS = {
     "G23": "No reply and no log holds a path, a class name, an address of memory, a token or pixels",
     "G24": "With our client every call of the soak succeeds within 5 s, with at most 1.10 attempts a request",
     "G25": "Every fault of the catalogue has its exit code or status and its word asserted, and no traceback",
-    "G26": "A server opens no outbound connection, writes no file, and runs as nobody on a read-only tree",
+    "G26": "A server opens no outbound connection, writes no file, and needs none of the rights of root",
 }
 RELEASE = "ATELIER_GOALS_RELEASE"  # set: sizes for a release
 RESULTS = "ATELIER_GOALS_RESULTS"  # directory that keeps what was measured

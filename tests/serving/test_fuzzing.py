@@ -9,6 +9,9 @@ import http
 import http.client
 import json
 import os
+import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +35,7 @@ from tests.serving.running import scrape, serving_process_of
 SEED = int(os.environ.get("ATELIER_FUZZ_SEED", "1"))
 BLOCK = 20_000  # mutants between two honest calls
 MEBIBYTE = 1 << 20
+AUDITED = "tests.serving.audited_server"
 GROWTH = {"native": 64 * MEBIBYTE, "grpcio": 256 * MEBIBYTE}  # grpcio gives memory back late; it levels off at 170
 # What becomes of a ModelInferRequest with a short timeout is a matter of time.
 JSON_STATUSES = {200, 400, 404, 413, 422, 429, 504}  # 504: a request may have a timeout of its own
@@ -84,11 +88,11 @@ def servers(small_repository: Path) -> Iterator[dict[str, Honest]]:
     with contextlib.ExitStack() as stack:
         started = {}
         for name in ("grpcio", "native") if HAS_NATIVE else ("grpcio",):
-            started[name] = stack.enter_context(server_process("serving", *settings, "--front-end", name))
+            started[name] = stack.enter_context(server_process(AUDITED, *settings, "--front-end", name))
         yield {name: Honest(server, name) for name, server in started.items()}
         for server in started.values():
             assert server.stop() == 0
-            assert "Traceback" not in server.output and "panicked" not in server.output
+            assert not re.search("Traceback|panicked|EXECUTES", server.output), server.output
 
 
 @pytest.fixture
@@ -107,6 +111,7 @@ def offers_to(honest: Honest, seed: int = SEED) -> Iterator[list[Offer]]:
 
 
 @pytest.mark.fault("S1", "S2", "S4", "S7")
+@pytest.mark.goal("G22", of="mutated messages, with an audit hook in the server", ci=4_000, release=1_000_000)
 @pytest.mark.goal("G8", of="mutated messages", ci=4_000, release=1_000_000)
 def test_mutated_message_is_answered_or_refused(honest: Honest, size: int, figure: Figure) -> None:
     found, starts = Found(), [0] * len(METHODS)
@@ -204,3 +209,18 @@ def _refusals(honest: Honest, method: Method, numbers: Sequence[int]) -> dict[in
     offer.send(numbers, found)
     offer.close()
     return found.by_number or {}
+
+
+@pytest.mark.parametrize(
+    ("program", "event"),
+    [
+        ("import pickle, collections; pickle.loads(pickle.dumps(collections.OrderedDict))", "pickle.find_class"),
+        ("import os; os.system('true')", "os.system"),
+        ("eval('1 + 1')", "compile"),
+        ("import wave  # which makes a class of text, before it serves", None),
+    ],
+)
+def test_hook_hears_what_could_execute_what_is_given(program: str, event: str | None) -> None:
+    code = f"from {AUDITED} import listen\nlisten({'/' if event else '/nowhere'!r})\n{program}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.findall(r"EXECUTES: ([\w.]+)", done.stderr)[:1] == ([event] if event else [])
