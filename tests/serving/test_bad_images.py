@@ -1,6 +1,7 @@
 """An image on which the runtime fails is an error for its own request alone, with either front end."""
 
 import asyncio
+import math
 import threading
 from typing import Any
 
@@ -18,12 +19,16 @@ POISON = 99
 @pytest.mark.fault("S25")
 @pytest.mark.goal("G6", of="positions of an image on which the runtime fails", ci=64, release=64)
 @pytest.mark.parametrize("serving", SERVERS)
+@pytest.mark.parametrize("fault", [ValueError("/secret/path"), math.nan, math.inf], ids=["raises", "nan", "infinity"])
 def test_image_on_which_the_backend_fails_costs_its_mates_nothing_wherever_it_lies(
-    serving: Any, size: int, figure: Figure
+    serving: Any, fault: Exception | float, size: int, figure: Figure
 ) -> None:
     async def test() -> None:
         backend = FakeBackend(max_batch_size=100)
-        backend.poison[POISON] = ValueError("/secret/path")
+        if isinstance(fault, Exception):
+            backend.poison[POISON] = fault
+        else:
+            backend.nonsense[POISON] = fault
         async with serving(backend) as (server, calls, _):
             for position in range(size):
                 backend.gate.clear()
