@@ -92,7 +92,7 @@ def restart(
 ) -> Cycles:
     """Ends a server with SIGTERM and starts the next on its port, under a client that retries only UNAVAILABLE.
 
-    `client` may be OURS; `between_s` has the least and the most of what is between two restarts.
+    `client` may be OURS or ONCE; `between_s` has the least and the most of what is between two restarts.
     """
     port, pause = free_port(), random.Random(number)  # noqa: S311 - the same pauses each time
     outputs, exit_codes = [], []

@@ -31,7 +31,8 @@ RIGHT = "right"
 DEADLINE_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 START_S = 30.0
-PLAIN, OURS = "plain", "ours"  # a client that retries only UNAVAILABLE, and atelier.client
+# A client that retries only UNAVAILABLE, one that never does, and atelier.client.
+PLAIN, ONCE, OURS = "plain", "once", "ours"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,7 +132,10 @@ class SteadyLoad:
 
 
 def _offer(protocol: Classify, client: str, rate: float, deadline_s: float, login: Login, pipe: Connection) -> None:
-    connected = _plain_client(protocol) if client == PLAIN else _our_client(protocol, deadline_s, login)
+    if client == OURS:
+        connected = _our_client(protocol, deadline_s, login)
+    else:
+        connected = _plain_client(protocol, may_retry=client == PLAIN)
     asyncio.run(_offer_until_told(protocol, connected, rate, pipe))
 
 
@@ -160,8 +164,8 @@ async def _offer_until_told(
 
 
 @asynccontextmanager
-async def _plain_client(protocol: Classify) -> AsyncIterator[Ask]:
-    """Asks as any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause."""
+async def _plain_client(protocol: Classify, *, may_retry: bool) -> AsyncIterator[Ask]:
+    """Asks as any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause, if it may."""
     options = [*channel_options(protocol.target), ("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(protocol.target, options=options) as channel:
         classify: Any = channel.unary_unary(protocol.method)
@@ -175,7 +179,8 @@ async def _plain_client(protocol: Classify) -> AsyncIterator[Ask]:
                 except grpc.aio.AioRpcError as error:
                     asked_s = asked_pause_s(error)
                     wait_s = pause_s if asked_s is None else asked_s
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + wait_s >= ends_s:
+                    is_retryable = may_retry and error.code() is grpc.StatusCode.UNAVAILABLE
+                    if not is_retryable or time.monotonic() + wait_s >= ends_s:
                         return _complete(entry, error.code().name)
                     entry.retried += 1
                     pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)

@@ -4,12 +4,16 @@ import datetime
 import hashlib
 import os
 import shutil
+import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from random import Random
+from threading import Event
 from typing import Any
 
 import grpc
@@ -26,6 +30,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from atelier.client import ClassifyError, Client
 from atelier.errors import ConfigurationError
 from atelier.wire import SERVICE
+from atelier.wire.classifier_pb2 import ClassifyRequest, ClassifyResponse
+from loadtest.attack import http2
 from loadtest.server_process import ServerProcess, server_process
 from serving.access import Tokens, tls_of
 from tests.conftest import command, import_s
@@ -61,6 +67,7 @@ BAD_CREDENTIALS: list[list[str]] = [
     [f"Bearer {TOKEN}", "Bearer other"],  # two
     ["Bearer other", f"Bearer {TOKEN}"],
 ]
+STREAMS = 25  # of a connection, at once
 RELOAD_S = 2.5  # by then a file that has changed has been read again
 Serving = Callable[..., AbstractContextManager[ServerProcess]]
 
@@ -397,6 +404,85 @@ def test_time_of_a_refusal_does_not_tell_how_nearly_right_a_token_is(
     t = float((means[0] - means[1]) / np.sqrt(variances.sum() / size))
     figure(f"{means[0]:.1f} and {means[1]:.1f} us, t = {t:+.1f} (detectable from 4.5 on)")
     assert abs(t) < 4.5
+
+
+def guess(connection: http2.Connection, tokens: Sequence[str]) -> list[int]:
+    """Opens a stream of headers alone for each token, "" for none; returns their numbers."""
+    streams = [connection.next_stream() for _ in tokens]
+    for stream, token in zip(streams, tokens, strict=True):
+        header = http2.literal(b"authorization", b"Bearer " + token.encode()) if token else b""
+        connection.send(http2.opening(stream, http2.request_headers(extra=header)))
+    return streams
+
+
+def refusals(server: ServerProcess) -> float:
+    return server.metric("atelier_requests_total", code="UNAUTHENTICATED")
+
+
+@contextmanager
+def called_without_a_failure(target: str) -> Iterator[list[int]]:
+    """Calls with the right token, one call after the other, until the block ends; each must be answered at once."""
+    stop, labels = Event(), list[int]()
+
+    def call_on() -> None:
+        metadata, request = [("authorization", f"Bearer {TOKEN}")], ClassifyRequest(images=image(7).tobytes())
+        with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
+            call: Any = channel.unary_unary(f"/{SERVICE}/Classify", None, ClassifyResponse.FromString)
+            while not stop.is_set():
+                reply = call(request.SerializeToString(), timeout=10, metadata=metadata)
+                labels.append(reply.classifications[0].predictions[0].label)
+
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(call_on)
+        try:
+            yield labels
+        finally:
+            stop.set()
+        calls.result()
+    assert set(labels) == {7}
+
+
+@pytest.fixture
+def guarded(front_end: str, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that knows one token, and has metrics."""
+    path = tmp_path / "tokens"
+    path.write_text(digest_of(TOKEN))
+    path.chmod(0o600)
+    with server_process(SERVER, "--port", "0", "--front-end", front_end, "--tokens", str(path)) as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.mark.fault("S12")
+def test_streams_of_headers_without_a_token_are_refused_before_any_message_comes(guarded: ServerProcess) -> None:
+    took_s = []
+    with http2.Connection(guarded.address) as connection, called_without_a_failure(guarded.target) as labels:
+        for number in range(200):
+            began_s = time.monotonic()
+            (stream,) = guess(connection, ["" if number % 2 else "wrong"])
+            assert connection.wait_for(stream, began_s + 4)  # those with a token may be silent for 5 s
+            took_s.append(time.monotonic() - began_s)
+        assert refusals(guarded) == 200
+        wait_for(lambda: len(labels) > 10)
+    assert statistics.quantiles(took_s)[0] <= 0.05  # the fastest quarter: the machine may be busy
+
+
+@pytest.mark.fault("S48")
+@pytest.mark.slow
+@pytest.mark.goal("G21", of="wrong tokens beside a good client", ci=10_000, release=100_000)
+def test_many_wrong_tokens_are_all_refused_and_cost_a_good_client_no_call(
+    guarded: ServerProcess, size: int, figure: Figure
+) -> None:
+    random = Random(size)
+    with called_without_a_failure(guarded.target) as labels:
+        for _ in range(size // 1000):
+            with http2.Connection(guarded.address) as connection:
+                for _ in range(1000 // STREAMS):
+                    streams = guess(connection, [f"{random.getrandbits(256):064x}" for _ in range(STREAMS)])
+                    assert all(connection.wait_for(stream, time.monotonic() + 20) for stream in streams)
+        wait_for(lambda: len(labels) > 10)
+    figure(f"{size:,} wrong tokens refused; 0 of {len(labels):,} good calls failed")
+    assert refusals(guarded) == size
 
 
 @pytest.mark.parametrize("text", ["", "abc\n", "g" * 64, "# nobody\n", None])

@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
+from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack.http2 import Connection, literal, message, opening, request_headers, reset
-from loadtest.front_ends import ENDS, KILL, SIGTERM, front_end_flags
+from loadtest.front_ends import ENDS, KILL, SIGTERM, End, front_end_flags
 from loadtest.load.protocols import Reference
 from loadtest.restarts.cycles import Starter, kill, restart
-from loadtest.restarts.steady_load import RIGHT
+from loadtest.restarts.steady_load import ONCE, RIGHT
 from loadtest.server_process import ServerProcess, server_process
 from tests.reliability.plugin import Figure
 from tests.serving.recording_server import executed_by, numbered
@@ -116,6 +119,49 @@ def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
     assert counted == asked.sent
 
 
+@pytest.mark.fault("S20")
+@pytest.mark.parametrize(("timeout", "late_s"), [(b"0m", 0.0), (b"1n", 0.0), (b"1m", 0.1)])
+def test_request_whose_deadline_has_passed_when_it_arrives_is_not_executed(
+    front_end: str, tmp_path: Path, timeout: bytes, late_s: float
+) -> None:
+    settings = ["--port", "0", *front_end_flags(front_end), "--executed", str(tmp_path / "executed")]
+    with server_process(SERVER, *settings) as server:
+        with Connection(server.address) as connection:
+            body = message(pb.ClassifyRequest(images=numbered(8).images[7].tobytes()).SerializeToString())
+            for _ in range(20):
+                stream = connection.next_stream()
+                connection.send(opening(stream, request_headers(extra=literal(b"grpc-timeout", timeout))))
+                time.sleep(late_s)
+                connection.send_data(stream, body, time.monotonic() + ENOUGH_S)
+                assert connection.wait_for(stream, time.monotonic() + ENOUGH_S)
+            assert connection.answered == b""
+        wait_for(lambda: scrape(server).calls() == {("Classify", "DEADLINE_EXCEEDED"): 20})
+        assert server.stop() == 0
+    assert executed_by(tmp_path / "executed") == []
+
+
+@pytest.mark.fault("S20")
+@pytest.mark.parametrize("timeout_s", [0.0, 0.001])
+def test_client_that_gives_no_time_gets_no_answer(front_end: str, tmp_path: Path, timeout_s: float) -> None:
+    """Of a device that takes 20 ms; a server that is busy may say at once that the deadline is too short.
+
+    On the wire no time is a millisecond here, and what arrives within it an idle device is given: no more is promised.
+    """
+    settings = ["--port", "0", *front_end_flags(front_end), "--executed", str(tmp_path / "executed")]
+    asked, ends = pb.ClassifyRequest(images=numbered(8).images[7].tobytes()).SerializeToString(), Counter[str]()
+    with server_process(SERVER, *settings, "--image-s", "0.02") as server:
+        with grpc.insecure_channel(server.target) as channel:
+            grpc.channel_ready_future(channel).result(ENOUGH_S)
+            classify: Any = channel.unary_unary(f"/{SERVICE}/Classify")
+            for _ in range(20):
+                with pytest.raises(grpc.RpcError) as caught:
+                    classify(asked, timeout_s)
+                failure: Any = caught.value
+                ends[failure.code().name] += 1
+        assert server.stop() == 0
+    assert ends.keys() <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+
+
 def told(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {code}" for code, count in sorted(counts.items()))
 
@@ -148,6 +194,25 @@ def test_restarts_execute_every_request_once(
     answered = [entry.image for entry in cycles.journal if entry.outcome == RIGHT and entry.image]
     figure(f"of {len(answered):,} answers {sum(executed[number] > 1 for number in answered)} executed twice")
     assert cycles.faults(ENDS[front_end][SIGTERM]) == []
+    assert RATE < len(cycles.journal) <= len(reference.images)
+    assert executed == Counter(answered)
+
+
+@pytest.mark.fault("S36")
+@pytest.mark.slow
+@pytest.mark.goal("G1", of="SIGTERM restarts, under a client that never retries", ci=3, release=200)
+def test_restarts_fail_calls_that_are_not_repeated_as_unavailable_and_execute_none_of_them(
+    front_end: str, recording: Starter, tmp_path: Path, size: int, figure: Figure
+) -> None:
+    reference = images_for(size + 10)  # calls that fail at once leave none for later
+    cycles = restart(recording, reference, number=size, rate=RATE, client=ONCE)
+    found, executed = cycles.account, Counter(executed_by(tmp_path / "executed"))
+    answered = [entry.image for entry in cycles.journal if entry.outcome == RIGHT and entry.image]
+    num_executed = sum(executed[entry.image] for entry in cycles.journal if entry.outcome != RIGHT)
+    figure(f"of {found.sent:,} requests {told(Counter(found.failed))}, of which {num_executed} were executed")
+    excused = ("UNAVAILABLE", *ENDS[front_end][SIGTERM].excused)
+    assert "UNAVAILABLE" in found.failed
+    assert cycles.faults(End(excused=excused)) == []
     assert RATE < len(cycles.journal) <= len(reference.images)
     assert executed == Counter(answered)
 

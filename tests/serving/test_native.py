@@ -136,6 +136,7 @@ def test_what_a_compressed_message_becomes_is_bounded() -> None:
     assert failure.details().startswith("MESSAGE_TOO_LARGE: the message has more than 8192 bytes when decompressed")
 
 
+@pytest.mark.fault("S46")
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_knows_services_files_and_a_methods_symbol(version: str) -> None:
     questions = [

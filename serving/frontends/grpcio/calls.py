@@ -18,7 +18,7 @@ import grpc.aio
 from serving.access import Tokens
 from serving.config import ServerConfig
 from serving.container_memory import LITTLE_BYTES, Pressure
-from serving.errors import InvalidRequestError, NotServingError, OverloadedError, RequestError
+from serving.errors import ExpiredError, InvalidRequestError, NotServingError, OverloadedError, RequestError
 from serving.metrics import Metrics
 from serving.request_log import RequestLog
 
@@ -103,6 +103,8 @@ class RpcHandler(grpc.GenericRpcHandler):
             self._check_token(context)
             message: Any = await context.read()
             if not isinstance(message, bytes):  # grpc.aio.EOF
+                if _has_expired(context):
+                    raise ExpiredError("EXPIRED", "the deadline had passed before the message came")
                 raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
             self._check_memory(len(message))
             left_s = cast("float | None", context.time_remaining())
@@ -177,7 +179,11 @@ def _status_of(failure: Failure, context: Context) -> str:
 
 def _end_by_client(context: Context) -> str:
     """Names the status of a call that gRPC cancelled: its client has gone, or its deadline has passed."""
-    return "DEADLINE_EXCEEDED" if cast("float | None", context.time_remaining()) == 0 else "CANCELLED"
+    return "DEADLINE_EXCEEDED" if _has_expired(context) else "CANCELLED"
+
+
+def _has_expired(context: Context) -> bool:
+    return cast("float | None", context.time_remaining()) == 0
 
 
 def _failure_from(error: Exception) -> Failure:
