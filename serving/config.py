@@ -54,7 +54,9 @@ class ServerConfig:
     """
 
     playground_host: str = "127.0.0.1"
-    """Address of that page, whatever --host is; it has no password, so one that others can reach needs --insecure."""
+    """Address of that page, whatever --host is. One that others can reach needs TLS and tokens, which are then its
+    passwords, or --insecure.
+    """
 
     front_end: str = "auto"
     """native, grpcio or auto: what speaks to clients. auto takes native, in Rust, if it is installed, and says so."""

@@ -67,15 +67,16 @@ def _check_access(config: ServerConfig) -> None:
     for path in (config.tokens, config.tls_key):
         if path is not None:
             check_secret(path)
-    if config.playground_port != 0 and not is_loopback(config.playground_host):
-        what = f"the page on --playground-host {config.playground_host} may be reached by others, without a password"
-        _refuse_or_warn(config, what, "leave --playground-host out, or say --insecure")
     lacking = [name for name, has in (("TLS", config.has_tls), ("tokens", config.tokens is not None)) if not has]
-    open_hosts = [host for host in config.hosts if not is_loopback(host)]
-    if not lacking or not open_hosts:
+    if not lacking:
         return
-    what = f"{' and '.join(open_hosts)} may be reached by others, without {' and '.join(lacking)}"
-    _refuse_or_warn(config, what, "give --tls-certificate, --tls-key and --tokens, or say --insecure")
+    cure = "give --tls-certificate, --tls-key and --tokens, or say --insecure"
+    if config.playground_port != 0 and not is_loopback(config.playground_host):
+        page = f"the page on --playground-host {config.playground_host}"
+        _refuse_or_warn(config, f"{page} may be reached by others, without {' and '.join(lacking)}", cure)
+    if open_hosts := [host for host in config.hosts if not is_loopback(host)]:
+        what = f"{' and '.join(open_hosts)} may be reached by others, without {' and '.join(lacking)}"
+        _refuse_or_warn(config, what, cure)
 
 
 def _check_files() -> None:

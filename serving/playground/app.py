@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from atelier.contract import Images
 from atelier.errors import AtelierError
+from serving.access import Tokens
 from serving.playground.errors import PageError, described
 from serving.playground.files import page_file
 from serving.playground.guard import Guard, check_post
@@ -27,8 +28,11 @@ PHOTOGRAPH_COST = 6
 MAX_PICTURE_BYTES = 16 << 20
 
 
-def make_app(looks: Looks, hosts: list[str]) -> Guard:
-    """Returns the ASGI application; `hosts` are the names by which it may be called, beside this machine's own."""
+def make_app(looks: Looks, hosts: list[str], tokens: Tokens | None = None) -> Guard:
+    """Returns the ASGI application.
+
+    `hosts` are the names by which it may be called, beside this machine's own; `tokens` are its passwords.
+    """
     endpoints = Endpoints(looks)
     routes = [  # most asked first
         Route("/api/look", endpoints.look, methods=["POST"]),
@@ -47,7 +51,7 @@ def make_app(looks: Looks, hosts: list[str]) -> Guard:
     }
     app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
     app.router.redirect_slashes = False
-    return Guard(app, hosts)
+    return Guard(app, hosts, tokens)
 
 
 class Endpoints:

@@ -1,8 +1,10 @@
 """Refuses requests that other sites make through a visitor's browser, and those that are not made as ours are.
 
-The page has no password: what protects it is that it is reached from this machine only, and by its own page only.
+On this machine the page has no password: what protects it is that it is reached from here only, and by its own page
+only. Elsewhere a visitor gives one of the server's tokens as the password (RFC 7617, HTTP's Basic authentication).
 """
 
+import base64
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -11,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.access import Tokens
+from serving.errors import UnauthenticatedError
 from serving.playground.errors import PageError, described
 
 MAX_HEADER_BYTES = 8 << 10
@@ -33,15 +37,16 @@ SECURITY_HEADERS = [
 class Guard:
     """Wraps an ASGI application: what is refused does not reach it."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        """`hosts` are names that are ours, beside `localhost` and all addresses."""
-        self._app, self._hosts = app, {host.lower() for host in hosts} | {"localhost"}
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], tokens: Tokens | None = None) -> None:
+        """`hosts` are names that are ours, beside `localhost` and all addresses; `tokens` are the passwords."""
+        self._app, self._hosts, self._tokens = app, {host.lower() for host in hosts} | {"localhost"}, tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if refusal := self._refusal(Request(scope)):
             status, content = described(refusal)
-            await JSONResponse(content, status)(scope, receive, send)
+            headers = {"www-authenticate": 'Basic realm="Atelier", charset="UTF-8"'} if status == 401 else None
+            await JSONResponse(content, status, headers)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -56,6 +61,8 @@ class Guard:
         may_come_from = ("same-origin", "none") if request.method == "GET" else ("same-origin",)
         if request.scope["path"].startswith("/api/") and site not in may_come_from:
             return PageError(403, "CROSS_SITE", "another site asks", "only the page itself may: open it in the browser")
+        if self._tokens and not _is_known(request.headers.get("authorization", ""), self._tokens):
+            return PageError(401, "BAD_TOKEN", "the page wants a password", "give any name, and a token of this server")
         return None
 
     def _is_ours(self, host: str) -> bool:
@@ -69,6 +76,17 @@ class Guard:
         except ValueError:
             return name in self._hosts
         return True
+
+
+def _is_known(authorization: str, tokens: Tokens) -> bool:
+    """Returns whether the password, whatever the name before it, is one of the tokens."""
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        _, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        tokens.check([f"Bearer {password}"])
+    except (ValueError, UnauthenticatedError):  # no Base64, or no UTF-8 in it
+        return False
+    return scheme.lower() == "basic"
 
 
 def check_post(request: Request, media_type: str, max_bytes: int = MAX_HEADER_BYTES) -> int:

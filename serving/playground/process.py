@@ -17,7 +17,7 @@ from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.program import how_to_install, run_program, say
 from serving.config import ServerConfig
 from serving.fork import Inherited, start_process
-from serving.listening import Listening
+from serving.listening import Listening, is_loopback
 from serving.models import ModelVersion
 from serving.playground.entrance import NO_ENTRANCE, Entrance, open_entrance
 
@@ -75,7 +75,8 @@ class Playground:
         """`listening` is None if there is no page; `entrance` is its way to `Classify`."""
         self._config, self.entrance = config, entrance
         self._sockets = listening.sockets if listening else []
-        self.addresses = [f"http://{address}/" for address in listening.addresses] if listening else []
+        scheme = "https" if config.has_tls and not is_loopback(config.playground_host) else "http"
+        self.addresses = [f"{scheme}://{address}/" for address in listening.addresses] if listening else []
         self._process: BaseProcess | None = None
         self._link: Connection | None = None  # its end tells the process that the supervisor is gone
         self._next_start_s = 0.0

@@ -3,16 +3,20 @@
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 import anyio.to_thread
 import uvicorn
 from starlette.types import ASGIApp
 
 from atelier.client import AsyncClient
+from serving.access import Tokens
 from serving.config import ServerConfig
+from serving.listening import is_loopback
 from serving.models import ModelVersion
 from serving.playground.app import make_app
 from serving.playground.connection import MAX_SILENCE_S, BoundedProtocol
@@ -36,7 +40,10 @@ async def serve(
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # strangers' requests are no warnings
     anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_THREADS
     async with AsyncClient(entrance.target, token=entrance.token) as client:
-        server = server_for(make_app(Looks(client, Versions(config, versions)), [config.playground_host]))
+        looks, is_public = Looks(client, Versions(config, versions)), not is_loopback(config.playground_host)
+        tokens = Tokens(config.tokens) if is_public and config.tokens else None
+        app = make_app(looks, [config.playground_host], tokens)
+        server = server_for(app, **(_tls_options(config) if is_public else {}))
         asyncio.get_running_loop().add_reader(link.fileno(), _on_supervisors_end, server, link)
         idle = asyncio.create_task(_end_when_idle(server, config.limits.playground_idle_s))
         try:
@@ -45,8 +52,17 @@ async def serve(
             idle.cancel()
 
 
-def server_for(app: ASGIApp) -> uvicorn.Server:
-    """Returns the HTTP server, which is to serve on sockets that listen."""
+def _tls_options(config: ServerConfig) -> dict[str, Any]:
+    """Returns what makes uvicorn speak TLS as the server does; nothing if that has no certificate."""
+    if not config.has_tls:
+        return {}
+    asked = {"ssl_ca_certs": config.tls_client_authority, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    options = {"ssl_certfile": config.tls_certificate, "ssl_keyfile": config.tls_key}
+    return options | (asked if config.tls_client_authority else {})
+
+
+def server_for(app: ASGIApp, **options: Any) -> uvicorn.Server:
+    """Returns the HTTP server, which is to serve on sockets that listen; `options` are more of uvicorn's."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -60,6 +76,7 @@ def server_for(app: ASGIApp) -> uvicorn.Server:
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=round(MAX_SILENCE_S) + 1,  # the protocol's own comes first
             timeout_graceful_shutdown=1,
+            **options,
         )
     )
 

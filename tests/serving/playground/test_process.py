@@ -1,7 +1,11 @@
 """The page's process: there while somebody looks, and never in the way of those who only classify."""
 
+import base64
+import contextlib
+import hashlib
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +22,9 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig
 from serving.playground import process
 from serving.server import main
-from tests.serving.playground.http import ask
+from tests.serving.playground.http import ask, parsed, request
 from tests.serving.running import kill_serving_process, wait_for
+from tests.serving.test_access import make_certificate
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
 SETTINGS = ("--port", "0", "--device", "cpu", "--metrics-port", "0")
@@ -166,10 +171,51 @@ def test_page_can_be_turned_off(small_repository: Path) -> None:
 
 def test_page_that_others_can_reach_must_be_wanted(small_repository: Path) -> None:
     arguments = ["--repository", str(small_repository), "--playground-host", "0.0.0.0", "--front-end", "grpcio"]
-    with pytest.raises(ConfigurationError, match=r"^INSECURE: the page on --playground-host 0\.0\.0\.0 may be reached"):
+    lacking = r"^INSECURE: the page on --playground-host 0\.0\.0\.0 may be reached by others, without TLS and tokens"
+    with pytest.raises(ConfigurationError, match=lacking):
         main(arguments)
     with serving(small_repository, "grpcio", "--playground-host", "0.0.0.0", "--insecure") as server:
         assert "warning: the page on --playground-host 0.0.0.0 may be reached by others" in server.output
+
+
+def test_page_that_others_can_reach_speaks_tls_and_wants_a_token(
+    small_repository: Path, tmp_path: Path, front_end: str
+) -> None:
+    certificate, key = make_certificate(tmp_path, "server")
+    tokens = tmp_path / "tokens"
+    tokens.write_text(hashlib.sha256(b"secret").hexdigest() + "\n")
+    tokens.chmod(0o600)
+    access = ("--tls-certificate", str(certificate), "--tls-key", str(key), "--tokens", str(tokens))
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with serving(small_repository, front_end, "--playground-host", "0.0.0.0", *access) as server:
+        [page] = server.ready["playground"]
+        assert page.startswith("https://0.0.0.0:") and "warning: the page" not in server.output
+        assert sent_to(server, request("GET", "/")) == b""  # in plain text
+
+        def status(path: str, authorization: str) -> int:
+            data = request("GET", path, host="localhost", authorization=authorization)
+            return parsed(sent_to(server, data, trusting)).status
+
+        refused = ("", "Basic", "Basic ?", "Basic /w==", basic("me", "wrong"), "Bearer secret")
+        for path in ("/", "/api/network", "/app.js"):
+            assert [status(path, each) for each in refused] == [401] * len(refused)
+            assert status(path, basic("anybody", "secret")) == 200
+        reply = parsed(sent_to(server, request("GET", "/"), trusting))
+        assert reply.headers["www-authenticate"].startswith("Basic ") and reply.json["reason"] == "BAD_TOKEN"
+
+
+def basic(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def sent_to(server: ServerProcess, data: bytes, tls: ssl.SSLContext | None = None) -> bytes:
+    """What comes back on a connection of its own."""
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(server)), timeout=30))
+        if tls:
+            connection = stack.enter_context(tls.wrap_socket(connection, server_hostname="localhost"))
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 @pytest.mark.parametrize(
