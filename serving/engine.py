@@ -1,12 +1,14 @@
 """Runs a model version on its device, answering images in dynamic batches; no protocol in it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.batching.batcher import Batcher
+from serving.batching.device import Executor
 from serving.batching.probe import Probe
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer
@@ -26,10 +28,16 @@ class Engine:
         *,
         metrics: Metrics = NO_METRICS,
         on_failure: Callable[[DeviceError], None] = lambda _failure: None,
+        make_queue: Callable[..., BatchQueue] = BatchQueue,
+        clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
     ) -> None:
-        """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
+        """`on_failure` is told when the device is given up; by then all that was accepted has been answered.
+
+        Queue, clock and executor are the batcher's: a simulation has its own.
+        """
         self.model = model
-        queue = BatchQueue(
+        queue = make_queue(
             max_batch_size=model.backend.max_batch_size,
             max_queue_size=config.max_queue_size,
             max_queue_delay_us=config.limits.max_queue_delay_us,
@@ -41,6 +49,8 @@ class Engine:
             on_failure=on_failure,
             metrics=metrics,
             probe=Probe(model.manifest.probes.one(), config.limits.probe_after_s),
+            clock=clock,
+            executor=executor,
         )
 
     @classmethod

@@ -8,7 +8,7 @@ The event loop owns the queue; one thread owns the device; a batch travels there
 A device that was idle takes a lone request at once, and batches grow while it is busy. It counts as busy until its
 outcome has been delivered. Where a full batch waits, growing is over, and it is handed to the thread ahead, so that the
 device goes on without a pause. Which requests form a batch, and when, is BatchQueue's to say, and when the device is
-given up is DeviceWatch's; the thread is DeviceThread's. This file has the hand-over.
+given up is DeviceWatch's; what is done in the thread is Device's. This file has the hand-over.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.backends.base import Backend
-from serving.batching.device import Batch, DeviceThread
+from serving.batching.device import Batch, Device, DeviceThread, Executor
 from serving.batching.probe import Probe
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer, Part, Request
@@ -45,8 +45,12 @@ class Batcher:
         metrics: Metrics = NO_METRICS,
         probe: Probe | None = None,
         clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
     ) -> None:
-        """`on_failure` is told when the device is given up; by then all that was accepted has been answered."""
+        """`on_failure` is told when the device is given up; by then all that was accepted has been answered.
+
+        `executor` is to run the device, apart from the event loop; None takes a thread.
+        """
         self.num_answered = 0  # images
         self.num_unanswered = 0  # accepted requests
         self._queue = queue
@@ -62,7 +66,7 @@ class Batcher:
         self._next_dispatch: asyncio.Handle | None = None
         self._end_of_window: asyncio.Handle | None = None
         self._on_device: deque[Batch] = deque()  # the one that runs, and at most one behind it
-        self._device = DeviceThread(backend, self._deliver, clock, hang_timeout_s)
+        self._device = Device(backend, self._deliver, clock, executor or DeviceThread(), hang_timeout_s)
 
     @property
     def num_waiting(self) -> int:
@@ -77,7 +81,7 @@ class Batcher:
     # --- The way in ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the device thread, which warms up every batch size; returns when it is ready for requests."""
+        """Warms up every batch size on the device; returns when it is ready for requests."""
         await self._device.start()
         self.refusal = None
         if self._probe is not None:
@@ -124,7 +128,7 @@ class Batcher:
         await self._is_idle.wait()
 
     async def close(self, timeout_s: float = 1.0) -> None:
-        """Ends the device thread after what it has, and frees the device; a thread that takes longer is left behind."""
+        """Frees the device after what it has, and ends its thread; one that takes longer is left behind."""
         for handle in (self._next_dispatch, self._end_of_window):
             if handle is not None:
                 handle.cancel()

@@ -145,18 +145,15 @@ class Server:
         try:
             async with asyncio.timeout(config.drain_timeout_s):
                 await self._service.pictures.finish()
-                await asyncio.gather(*(engine.drain(refusal) for engine in self._versions.engines))
+                await self._versions.drain(refusal)
         except TimeoutError:
-            num_requests = sum(engine.num_unanswered for engine in self._versions.engines)
-            num_requests += self._service.pictures.num_requests
+            reason = NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere")
+            num_requests = self._versions.abandon(reason) + self._service.pictures.num_requests
             what = f"{num_requests} requests were unanswered after {config.drain_timeout_s:g} s"
             self._failure = ProgramError("DRAIN_TIMEOUT", what, "raise --drain-timeout-s")
-            reason = NotServingError("DRAIN_TIMEOUT", "the server shut down first", "retry elsewhere")
-            for engine in self._versions.engines:
-                engine.abandon(reason)
         await asyncio.wait([leaving], timeout=1.0)  # for the last answers to be sent; idle streams would stay
         await asyncio.wait([asyncio.ensure_future(self._grpc_server.stop(grace=None))], timeout=3.0)  # it may never end
-        await asyncio.gather(*(engine.close() for engine in self._versions.engines))
+        await self._versions.close()
         self._service.pictures.close()
         if self._failure is not None:
             raise self._failure

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -71,9 +72,11 @@ class Versions:
         *,
         metrics: Metrics = NO_METRICS,
         on_failure: Callable[[DeviceError], None] = lambda _failure: None,
+        make_engine: Callable[..., Engine] = Engine,
     ) -> None:
         """`on_failure` is told when a device is given up."""
-        self._config, self._metrics, self._on_failure = config, metrics, on_failure
+        self._config = config
+        self._make_engine = partial(make_engine, config=config, metrics=metrics, on_failure=on_failure)
         self.current = self._served(model)
         self.previous: Served | None = None
         self._num_images_of_ended = 0
@@ -127,9 +130,23 @@ class Versions:
         await served.engine.start()
         self.previous = served
 
+    async def drain(self, reason: NotServingError) -> None:
+        """Refuses new requests for this reason, and returns once every accepted one is answered."""
+        await asyncio.gather(*(engine.drain(reason) for engine in self.engines))
+
+    def abandon(self, reason: NotServingError) -> int:
+        """Fails every accepted request that is not answered, and refuses new ones; returns how many these were."""
+        num_unanswered = sum(engine.num_unanswered for engine in self.engines)
+        for engine in self.engines:
+            engine.abandon(reason)
+        return num_unanswered
+
+    async def close(self) -> None:
+        """Frees the devices; a batch that takes longer than a second is left behind."""
+        await asyncio.gather(*(engine.close() for engine in self.engines))
+
     def _served(self, model: ServedModel) -> Served:
-        engine = Engine(model, self._config, metrics=self._metrics, on_failure=self._on_failure)
-        return Served(engine, self._config)
+        return Served(self._make_engine(model), self._config)
 
     def _note_ended(self, task: "asyncio.Task[None]") -> None:
         self._num_images_of_ended += self._ending.pop(task).engine.num_images
