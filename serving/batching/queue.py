@@ -4,7 +4,6 @@ Nothing here waits, locks or reads a clock: every method that depends on time is
 tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue_size`, `max_queue_delay_us`.
 """
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -59,9 +58,9 @@ class BatchQueue:
 
     def forget(self, request: Request) -> None:
         """Frees the room, and the memory, of a request whose client is gone."""
-        self._release(request)
-        with contextlib.suppress(ValueError):  # a batch has it already
+        if request.num_waiting:  # otherwise a batch has it already
             self._requests.remove(request)
+        self._release(request)
 
     def ready_in_s(self, now_s: float) -> float | None:
         """Returns when a free device should take the next batch: 0 now, None if there is nothing to wait for."""

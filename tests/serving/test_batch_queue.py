@@ -230,6 +230,26 @@ def test_one_slow_batch_does_not_have_everything_refused_for_ever(loop: asyncio.
     queue.add(request(loop, deadline_s=0.1), 0.0)
 
 
+def test_forgetting_what_a_batch_has_does_not_write_its_images_out(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of `deque.remove` has its argument in it: 7 ms, for each call that is cancelled while it runs."""
+    written = []
+
+    def write(request: Request) -> str:
+        written.append(request)
+        return ""
+
+    monkeypatch.setattr(Request, "__repr__", write)
+    queue = make_queue()
+    gone = request(loop)
+    queue.add(gone, 0.0)
+    queue.take(0.0)
+    queue.forget(gone)
+    assert written == []
+    assert (queue.num_images, queue.num_requests) == (0, 0)
+
+
 def test_forgotten_request_keeps_no_memory(loop: asyncio.AbstractEventLoop) -> None:
     queue = make_queue()
     for _ in range(1000):
