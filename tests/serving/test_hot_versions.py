@@ -219,6 +219,18 @@ def test_sighup_in_a_drain_changes_nothing(shelf: Shelf, front_end: str) -> None
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.fault("S37")
+def test_stop_while_a_version_is_loaded_does_not_wait_for_it(shelf: Shelf, front_end: str) -> None:
+    with server_process("tests.serving.crashing_server", *settings(shelf, front_end)) as server:
+        with Client(server.target) as client:
+            shelf.publish(4)
+            hang_up(server)
+            wait_for(lambda: "version 4 begins to load" in server.output)
+            assert version_of(client) == "1"
+        assert server.stop() == 0
+    assert "version 4;" not in server.output
+
+
 @pytest.mark.fault("S33")
 @pytest.mark.slow
 def test_swaps_give_their_memory_back(server: ServerProcess, shelf: Shelf) -> None:

@@ -113,13 +113,14 @@ def test_process_does_not_outlive_a_killed_supervisor(server: ServerProcess) -> 
 
 
 @pytest.mark.fault("S37")
-def test_second_signal_ends_everything_at_once(front_end: str) -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_everything_at_once(front_end: str, second: signal.Signals) -> None:
     settings = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "60")
     with server_process("tests.serving.breaking_server", *settings) as server:
         process = serving_process_of(server)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "draining" in server.output)
-        assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
+        assert server.stop(second) == 128 + second
         assert psutil.wait_procs([process], timeout=30)[1] == []
 
 

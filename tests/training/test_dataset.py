@@ -13,6 +13,7 @@ import pytest
 from atelier.errors import BadDataError, MissingInputError
 from atelier.program import run_program
 from tests.idx_files import idx_bytes, write_idx_files
+from tests.reliability.plugin import Figure
 from training import dataset
 from training.dataset import CLASSES, load_dataset
 from training.idx_files import FILES, PLACES, DataFile, find_dataset, read_verified
@@ -125,11 +126,11 @@ def test_well_formed_data_that_is_not_fashion_mnist_is_refused() -> None:
         load_dataset()
 
 
-def verified_file(path: Path) -> DataFile:
-    """What `path`, 100 labels, must be."""
-    data = idx_bytes(np.arange(100, dtype=np.uint8) % 10)
+def verified_file(path: Path, num_labels: int = 100, first: int = 0) -> DataFile:
+    """What `path`, so many labels, must be."""
+    data = idx_bytes((np.arange(num_labels) + first).astype(np.uint8) % 10)
     path.write_bytes(data)
-    return DataFile(name=path.name, shape=(100,), sha256=hashlib.sha256(data).hexdigest())
+    return DataFile(name=path.name, shape=(num_labels,), sha256=hashlib.sha256(data).hexdigest())
 
 
 def test_file_with_the_right_digest_is_accepted() -> None:
@@ -138,16 +139,30 @@ def test_file_with_the_right_digest_is_accepted() -> None:
 
 
 @pytest.mark.fault("T6")
-def test_every_flipped_bit_is_refused() -> None:
+@pytest.mark.goal("G17", of="flips of a file of the data set", ci=100, release=10_000)
+def test_every_flipped_bit_is_refused(size: int, figure: Figure) -> None:
     path = Path("labels")
-    file = verified_file(path)
+    file = verified_file(path, num_labels=2000)
     good = path.read_bytes()
-    for position in random.Random(0).sample(range(8 * len(good)), 100):
+    for position in random.Random(0).sample(range(8 * len(good)), size):
         data = bytearray(good)
         data[position // 8] ^= 1 << position % 8
         path.write_bytes(data)
         with pytest.raises(BadDataError, match=f"labels: expected SHA-256 {file.sha256}, found"):
             read_verified(path, file)
+    figure(f"0 of {size:,} accepted")
+
+
+@pytest.mark.fault("T6")
+def test_files_that_are_swapped_are_refused() -> None:
+    """Of the same size: the published files differ in that too."""
+    one, other = verified_file(Path("one")), verified_file(Path("other"), first=1)
+    Path("one").rename("held")
+    Path("other").rename("one")
+    Path("held").rename("other")
+    for file in (one, other):
+        with pytest.raises(BadDataError, match=f"BAD_DATASET: {file.name}: expected SHA-256 {file.sha256}, found"):
+            read_verified(Path(file.name), file)
 
 
 @pytest.mark.fault("T7")
