@@ -107,7 +107,7 @@ class Looks:
         try:
             answer = await self._client.classify(images, top_k=10)
         except ClassifyError as error:
-            raise PageError(503, error.word or error.status, error.message, "wait until the server serves") from None
+            raise _page_error(error) from None
         took_us = _us_since(began_s)
         probabilities = np.array([_by_label(answer, index) for index in range(len(images))])  # (1 + N * N, 10)
         best = probabilities[0].argmax()
@@ -165,6 +165,12 @@ def _refusal(error: ClassifyError) -> dict[str, Any]:
     cure = error.message.rpartition(" (")[2].removesuffix(")") if error.message.endswith(")") else ""
     wait_ms = PUSHBACK_MS.get(error.status)
     return {"reason": error.word or error.status, "message": error.message, "cure": cure, "retry_after_ms": wait_ms}
+
+
+def _page_error(error: ClassifyError) -> PageError:
+    reason, message, cure, _ = _refusal(error).values()
+    what = message.removeprefix(f"{reason}: ").removesuffix(f" ({cure})")
+    return PageError(503, reason, what, cure or "wait until the server serves")
 
 
 def _softmax(logits: Floats) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """What the page is told is what the server answers: over a real server, with either front end."""
 
+import asyncio
 import dataclasses
 import http.client
 import shutil
@@ -8,17 +9,22 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
-from atelier.client import Client
+from atelier.answers import ClassifyError
+from atelier.client import AsyncClient, Client
 from export.parity import truth_of
 from export.repository import publish
 from loadtest.server_process import ServerProcess
 from serving.manifest import LAYERS_NAME, ONNX_NAME, find_version
 from serving.models import ModelVersion
+from serving.playground.errors import PageError, described
+from serving.playground.looks import Looks
 from serving.playground.probe import Probe
+from serving.playground.versions import Versions
 from tests.conftest import command
 from tests.export.small_model import probes_of, version_for_servers
 from tests.serving.conftest import FRONT_ENDS
@@ -101,6 +107,24 @@ def test_occlusion_is_170_images_in_one_call(server: ServerProcess) -> None:
             [predictions] = client.classify(covered, top_k=10).classifications
             [left_over] = [each.probability for each in predictions if each.label == best.label]
             assert losses[row, column] == pytest.approx(best.probability - left_over, abs=1e-6)
+
+
+def test_what_the_server_refuses_is_told_with_its_word_once() -> None:
+    """Of the 170 images that ask which pixels matter."""
+
+    class FullServer:
+        async def model(self, **_: float) -> None:
+            raise ClassifyError("UNAVAILABLE", "NOT_READY: the server is starting (wait)")
+
+        async def classify(self, *_: object, **__: object) -> None:
+            raise ClassifyError("RESOURCE_EXHAUSTED", "QUEUE_FULL: 4090 images wait (try again later)")
+
+    looks = Looks(cast(AsyncClient, FullServer()), cast(Versions, None))
+    with pytest.raises(PageError) as caught:
+        asyncio.run(looks.occlusion(IMAGE[None, None], 5, 2))
+    status, told = described(caught.value)
+    message = "QUEUE_FULL: 4090 images wait (try again later)"
+    assert (status, told) == (503, {"reason": "QUEUE_FULL", "message": message, "cure": "try again later"})
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
