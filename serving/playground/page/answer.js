@@ -56,7 +56,6 @@ function showProblem({ state: { problem }, t, look }, node) {
   node.hidden = !problem;
   if (!problem) return node.replaceChildren();
   const { reason, name, message, cure } = problem;
-  const what = message?.replace(`${reason}: `, '').replace(` (${cure})`, ''); // the server's is the whole sentence
-  const told = reason === 'NO_ANSWER' ? t('server_gone') : [what, cure].filter(Boolean).join('; ');
+  const told = reason === 'NO_ANSWER' ? t('server_gone') : [message, cure].filter(Boolean).join('; ');
   node.replaceChildren(el('strong', {}, reason ?? name), ` ${told} `, button(t('again'), look, { className: 'small' }));
 }

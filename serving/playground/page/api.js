@@ -3,8 +3,9 @@
 export class ApiError extends Error {
   /** `status` is 0 where no server answered; `told` is {reason, message, cure, retry_after_ms}. */
   constructor(status, { message, ...told }) {
-    super(message);
-    Object.assign(this, { status, cure: '', ...told });
+    const { reason, cure = '' } = told; // the server's message has both
+    super(message.replace(`${reason}: `, '').replace(` (${cure})`, ''));
+    Object.assign(this, { status, cure, ...told });
   }
 }
 

@@ -1,4 +1,4 @@
-/** Starts the page, and holds its state: everything else reads `app.state` and calls `app.set`. */
+/** Starts the page, and holds its state: all else reads `app.state` and calls `app.set`. */
 
 import * as api from './api.js';
 import { HOME } from './camera.js';
@@ -13,12 +13,13 @@ const CHOICES = {
   minus: false, // the empty image's values are subtracted
   tab: 'arithmetic',
   image: null, // what the network gets: 784 bytes
-  source: { kind: 'garment', index: 29 }, // or {kind: 'drawing'}, {kind: 'photograph', inverted, box, url}
+  source: { kind: 'garment', index: 29 }, // or {kind: 'drawing'}, {kind: 'photograph', inverted, box, paint}
   cell: null, // {layer, map, y, x}: `layer` is the first of its shelf
   camera: HOME,
   version: null, // null is the served one
   epoch: null, // null is the last
   off: [], // [{layer, map}]: maps that are switched off
+  compare: null, // with what: a version, as text, or 'served'
   tour: null, // step
 };
 
@@ -34,7 +35,7 @@ const REST = {
   canTurn: true, // the browser has WebGL2
   network: null,
   weights: null, weightsKey: null,
-  values: null, valuesKey: null, looked: null, head: null, // of the last look
+  values: null, valuesKey: null, looked: null, lookedOff: [], head: null, // of the last look
   empty: null, // values of the empty image
   difference: null, // {values, title}: drawn instead of the values
   problem: null, // {reason, message, cure}
@@ -72,7 +73,7 @@ function createApp() {
     changed.clear();
     for (const { keys: wanted, listener } of [...subscriptions]) if (wanted.some((key) => keys.has(key))) listener(app.state);
   }
-  addEventListener('unhandledrejection', ({ reason: problem }) => app.set({ problem })); // a module that the server no longer gives
+  addEventListener('unhandledrejection', ({ reason: problem }) => app.set({ problem }));
   dark.addEventListener('change', () => {
     changed.add('theme');
     flush();
@@ -90,7 +91,7 @@ function announcer() {
   };
 }
 
-/** Loads the words; those that are needed later only if something has needed them: `loadMore` does it, and loads the styles that go with them. */
+/** Loads the words; `loadMore` loads those that are needed later, and the styles that go with them. */
 async function loadLanguage(app) {
   const { lang } = app.state, words = { ...(await import(`./text.${lang}.js`)).default };
   let more = null;
@@ -114,7 +115,7 @@ async function loadLanguage(app) {
   document.documentElement.lang = lang === 'zh' ? 'zh-CN' : 'en';
 }
 
-/** Shows the page in the chosen language; if its words cannot be loaded, the language is again what it was. */
+/** Changes the language; if its words cannot be loaded, it is again what it was. */
 async function changeLanguage(app) {
   const { lang } = app.state;
   try {
@@ -137,17 +138,21 @@ function keepHash(app) {
     clearTimeout(timer); // browsers refuse to change the address often
     timer = setTimeout(async () => history.replaceState(null, '', (await import('./hash.js')).writeHash(app.state, CHOICES)), 300);
   });
-  addEventListener('hashchange', ({ newURL }) => takeHash(app, new URL(newURL).hash)); // the address itself may have changed again
+  addEventListener('hashchange', ({ newURL }) => { // the address itself may have changed again
+    const { image, source } = app.state;
+    takeHash(app, new URL(newURL).hash, { ...CHOICES, image, source });
+  });
 }
 
-async function takeHash(app, hash) {
-  if (hash) app.set((await import('./hash.js')).readHash(hash, app.state.network));
+/** Takes what a hash says; `rest` is what it does not say. */
+async function takeHash(app, hash, rest) {
+  if (hash) app.set({ ...rest, ...(await import('./hash.js')).readHash(hash, app.state.network) });
 }
 
 const PARTS = ['header', 'input', 'answer', 'stage', 'panel'];
 const loading = Promise.all(PARTS.map((part) => import(`./${part}.js`))); // while the network is asked for
 
-/** Fills the page; again when the language or the network changes: the old listeners are dropped. */
+/** Fills the page, again when the language or the network changes: old listeners are dropped. */
 async function mountAll(app) {
   const modules = await loading;
   let ends = []; // null once these parts have gone: what they still load then listens to nothing
@@ -181,6 +186,6 @@ async function start() {
 
 start().catch((error) => {
   document.documentElement.dataset.ready = 'failed';
-  document.querySelector('main').textContent = `${error.reason ?? error.name}: ${error.message} ${error.cure ?? ''}`;
+  document.querySelector('main').textContent = `${error.reason ?? error.name}: ${error.message}${error.cure ? `; ${error.cure}` : ''}`;
   throw error;
 });

@@ -1,4 +1,4 @@
-/** A tab: which value is looked at, as fields, and how it comes about; formulas.js has the numbers, once a cell is chosen. */
+/** A tab: which value is looked at, and how it comes about: formulas.js has the numbers. */
 
 import { button, el, optionsOf } from './dom.js';
 import { shelfOf, shelvesOf, titleOf } from './layout.js';

@@ -1,4 +1,4 @@
-/** A tab: how large a layer's result is. A window slides over a small square of numbers, step by step. */
+/** A tab: how large a layer's result is. A window slides over a small square. */
 
 import { el, note, number, optionsOf, range } from './dom.js';
 import { LIMITS, numberAt, problemOf, sizesOf, stepOf, weightAt } from './sliding.js';

@@ -37,7 +37,7 @@ export class View {
     const a = azimuth * (1 - flatness), e = elevation * (1 - flatness), [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)];
     const turnedAndMoved = [[ca, se * sa, -ce * sa, 0], [0, ce, se, 0], [sa, -se * ca, ce * ca, 0], [panX, panY, -distance, 1]];
     const near = distance / 10, far = distance * 4, lens = 1 / Math.tan(FIELD_OF_VIEW / 2), aspect = this.screen.width / this.screen.height;
-    // The last number, which the others will be divided by, is -z: so a shift on the screen is a multiple of it.
+    // The others will be divided by the last number, -z: a shift on the screen is a multiple of it.
     const columns = turnedAndMoved.map(([x, y, z, w]) => [(lens / aspect) * x - shiftX * z, lens * y - shiftY * z, ((far + near) * z + 2 * far * near * w) / (near - far), -z]);
     Object.assign(this, { distance, flatness, matrix: new Float32Array(columns.flat()) });
   }
@@ -69,15 +69,6 @@ export class View {
   /** Length of a pixel, in units of the scene, at its middle. */
   unitsPerPixel() {
     return (2 * this.distance * Math.tan(FIELD_OF_VIEW / 2)) / this.screen.height;
-  }
-
-  /** The camera that has one shelf fill the room. */
-  closeTo(shelf, camera) {
-    const { left, right, top, bottom } = this.box(shelf.quads), depth = 1 - this.flatness;
-    const share = Math.max((right - left) / this.screen.width, (bottom - top) / this.screen.height) / 0.8;
-    const azimuth = camera.azimuth * depth, elevation = camera.elevation * depth, z = shelf.z * depth;
-    const panY = Math.sin(elevation) * Math.cos(azimuth) * z - Math.cos(elevation) * shelf.y;
-    return { ...camera, distance: Math.max(0.1, camera.distance * share), panX: -Math.sin(azimuth) * z, panY };
   }
 
   /** The nearest cell under a pixel: {quad, y, x}; undefined if there is none. */

@@ -1,4 +1,4 @@
-/** A tab: which input maps each output map of a convolution sees, and how many weights the layers have. */
+/** A tab: which maps each output map sees, and how many weights the layers have. */
 
 import { el, note, range } from './dom.js';
 import { shelvesOf, size } from './layout.js';
@@ -23,7 +23,7 @@ function connectionsOf(app, { name, base, maps: outputs }, below) {
   return [heading, el('p', {}, t('table_partial', { outputs, inputs })), connectionTable(app, base, below), el('p', {}, t('table_counted', words))];
 }
 
-/** Rows are input maps, columns output maps; pointing at a column frames its maps in the picture. */
+/** Rows are input maps, columns output maps; pointing at a column frames its maps. */
 function connectionTable({ t, set }, base, below) {
   const listeners = base.table.map((inputs, output) => {
     const marks = [{ layer: base.name, map: output }, ...inputs.map((map) => ({ layer: below.first, map }))], mark = () => set({ marks });

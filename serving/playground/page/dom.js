@@ -1,6 +1,6 @@
 /** Makes elements, and writes numbers. */
 
-/** Makes an element. Properties that the element has are set, others become attributes; children may be lists, and null is none. */
+/** Makes an element. Properties that it has are set, others become attributes; children may be lists or null. */
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -35,9 +35,9 @@ export function precise(value) {
   return value.toPrecision(7).replace('-', '−').replace('e−', 'e-');
 }
 
-/** Writes a small difference: 4.6e-8, and 0 if it is 0. */
+/** Writes a difference, most are small: 4.6e-8, 0.52, and 0 if it is 0. */
 export function scientific(value) {
-  return value === 0 ? '0' : value.toExponential(1);
+  return Math.abs(value) >= 0.1 ? number(value) : value ? value.toExponential(1).replace(/^-/, '−') : '0';
 }
 
 export function percent(share, digits = 2) {

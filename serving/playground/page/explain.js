@@ -1,11 +1,27 @@
 /**
- * Computes any value of the network again, term by term, in float64, from the values that came in and the served weights.
+ * Computes any value again, term by term, in float64, from what came in and the served weights.
  *
  * `values` is one float32 array with all layers, `layer.start` where one begins; weights are (outputs, inputs, height, width).
  */
 
 import { clamp, range } from './dom.js';
 import { indexOf, shape3, size } from './layout.js';
+
+let last = []; // weights, maps that are switched off, and what is left: each frame asks
+
+/** The weights that made the values, null if they are not there yet; those of maps that were switched off are 0. */
+export function weightsOfValues({ network, weights, weightsKey, valuesKey, lookedOff: off }) {
+  if (!weights || weightsKey !== valuesKey) return null;
+  if (last[0] !== weights || last[1] !== off) last = [weights, off, weights.slice()];
+  for (const { layer, map } of off) {
+    const { weight, bias } = network.layers.find(({ name }) => name === layer);
+    for (const name of [weight, bias].filter(Boolean)) {
+      const { start, shape } = network.weights[name], each = size(shape.slice(1));
+      last[2].fill(0, start + map * each, start + (map + 1) * each);
+    }
+  }
+  return last[2];
+}
 
 export const FUNCTIONS = {
   sigmoid: (z) => 1 / (1 + Math.exp(-z)),
@@ -38,7 +54,7 @@ export function originOf({ stride, padding }, { y, x }) {
 
 /**
  * Explains one cell {map, y, x} of one layer: {z}, its value. Of a convolution, dense layer or pooling also `terms`, for each
- * input map {map, patch, kernel, sum}, and `bias`; of a scale `coefficient` and `bias`. If not `isDetailed`, without terms: faster.
+ * input map {map, patch, kernel, sum}, and `bias`; of a scale `coefficient` and `bias`; without terms if not `isDetailed`: faster.
  */
 export function explain(net, values, weights, index, cell, isDetailed = true) {
   const layer = net.layers[index];

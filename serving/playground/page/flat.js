@@ -1,4 +1,4 @@
-/** Draws the maps with a plain canvas, for browsers without WebGL2: always flat. It has the methods of `Scene`. */
+/** Draws the maps with a plain canvas, without WebGL2: always flat. It has the methods of `Scene`. */
 
 import { colorOf, css, inkOf } from './palette.js';
 
@@ -29,7 +29,7 @@ export class Flat {
     for (const { from, to, sign, alpha, width: thick } of lines) this.stroke([view.toPixels(from), view.toPixels(to)], inkOf(palette, sign), alpha, thick);
   }
 
-  /** Paints all maps anew, one pixel for each value, if something of them has changed. */
+  /** Paints all maps anew, a pixel for each value, if something has changed. */
   paint(ranges, palette) {
     const seen = [this.values, ranges, palette];
     if (seen.every((thing, i) => thing === this.painted[i])) return;

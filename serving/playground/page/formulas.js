@@ -2,7 +2,7 @@
 
 import { softmax } from './answer.js';
 import { el, note, number, percent, precise, scientific } from './dom.js';
-import { explain, FUNCTIONS, originOf, written } from './explain.js';
+import { explain, FUNCTIONS, originOf, weightsOfValues, written } from './explain.js';
 import { cellOf, shelfOf, shelvesOf, valueOf, whereOf } from './layout.js';
 import { baseOf } from './links.js';
 import { PALETTES } from './palette.js';
@@ -11,11 +11,11 @@ import { heatTable, row, table } from './tables.js';
 const OPEN = 3; // input maps whose tables are open at first
 const STRONGEST = 8; // products of a dense unit that are listed
 
-/** All that is to be said of a cell: what each layer of its shelf makes of what comes in, and whether the server says the same. */
+/** All about a cell: what each layer of its shelf makes of what comes in, and whether the server says the same. */
 export function partsOf(app, cell) {
-  const { state, t } = app, { network, values, weights, weightsKey, valuesKey } = state;
+  const { state, t } = app, { network, values } = state, weights = weightsOfValues(state);
   if (!values) return [];
-  if (!weights || weightsKey !== valuesKey) return [el('p', { className: 'soft' }, t('loading_weights'))];
+  if (!weights) return [el('p', { className: 'soft' }, t('loading_weights'))];
   const shelves = shelvesOf(network), shelf = shelfOf(shelves, cell), at = baseOf(network, shelf, cell), parts = [];
   if (!at) return [el('p', {}, t('in_padding'))];
   const context = { t, state, at, below: shelves[shelves.indexOf(shelf) - 1], palette: PALETTES[app.dark() ? 'dark' : 'light'] };
@@ -30,7 +30,7 @@ export function partsOf(app, cell) {
   return [...parts, el('p', { className: 'soft small compare' }, t('comparison', words)), ...(shelf.isLast ? [outputTable(app, cell)] : [])];
 }
 
-/** For each kind of layer, {parts, z}: what is shown, and the value, computed from the `z` of the layer before on the same shelf. */
+/** For each kind of layer, {parts, z}: what is shown, and the value, from the `z` of the layer before on the shelf. */
 const KINDS = {
   input({ t, state, at }, { shape }) {
     const byte = state.looked[at.y * shape[2] + at.x], z = byte / 255;

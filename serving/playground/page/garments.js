@@ -1,4 +1,4 @@
-/** A shelf of test images to look at: ten columns for the ten classes, five rows of the ten that the picture holds. */
+/** A shelf of test images: a column for each class, five of the picture's ten rows. */
 
 import { button, el, range } from './dom.js';
 

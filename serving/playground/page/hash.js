@@ -5,6 +5,7 @@ import { HOME } from './camera.js';
 import { isInside } from './layout.js';
 
 const CAMERA = Object.keys(HOME);
+const ALWAYS = ['image', 'view', 'lang']; // the last two depend on the device at first
 
 /** For each choice: to text (null leaves it out), and from text, as a patch of the state (undefined: no such value). */
 const CODES = {
@@ -19,17 +20,18 @@ const CODES = {
   version: { read: readNumber },
   epoch: { read: readNumber },
   off: { write: writeOff, read: (text) => ({ off: [...text.matchAll(/([\w.]+):(\d{1,3})/g)].map(([, layer, map]) => ({ layer, map: Number(map) })) }) },
+  compare: { read: (text) => (/^(served|\d{1,6})$/.test(text) ? { compare: text } : undefined) },
   tour: { read: readNumber },
 };
 
-/** The hash of a state: what differs from the choices at first, and the image (g94, or p and 784 bytes in base64url). */
+/** The hash of a state: what differs from the choices at first. The image is g94, or p and 784 bytes in base64url. */
 export function writeHash(state, choices) {
-  const isChosen = ([key]) => key === 'image' || !Object.is(state[key], choices[key]);
+  const isChosen = ([key]) => ALWAYS.includes(key) || !Object.is(state[key], choices[key]);
   const pairs = Object.entries(CODES).filter(isChosen).map(([key, { write = (value) => value }]) => [key, write(state[key], state)]);
   return `#${pairs.filter(([, text]) => text !== null && text !== '').map((pair) => pair.join('=')).join('&')}`;
 }
 
-/** What a hash says, as a patch of the state; what it says wrongly, or of no cell or map of the network if that is known, is left out. */
+/** What a hash says, as a patch of the state; what is wrong, or not in the network if that is known, is left out. */
 export function readHash(hash, network) {
   const patch = Object.assign({}, ...Array.from(new URLSearchParams(hash.slice(1)), ([key, text]) => CODES[key]?.read(text, key)));
   if (!network) return patch;

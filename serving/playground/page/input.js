@@ -18,8 +18,8 @@ export function mount(root, app) {
     ...makeGarments(app),
   );
   app.subscribe(['source', 'ink', 'fill'], () => prepareImage(app));
-  app.follow(['image', 'gap', 'drawing', 'source', 'ink'], () => showImage(app, gets, pad, hint));
-  takePhotographs(root, app);
+  app.follow(['image', 'gap', 'drawing', 'source', 'ink'], () => showImage(app, gets, hint));
+  takePhotographs(app);
   return app.state.image ? undefined : prepareImage(app).catch((problem) => app.set({ problem }));
 }
 
@@ -32,14 +32,12 @@ async function prepareImage(app) {
   if (found && app.state.source === source && app.state.ink === ink) app.set(found);
 }
 
-/** Paints the network's image; once the pen is up, says where an outline is open, or what was done to a photograph. */
-function showImage({ state, t }, canvas, pad, hint) {
+/** Paints the network's image; says if an outline is open, or what was done to a photograph. */
+function showImage({ state, t }, canvas, hint) {
   const { image, gap, source, drawing } = state;
   if (image) paintGrey(canvas, image);
-  hint.textContent = source.kind === 'photograph' ? t(source.inverted ? 'photograph_inverted' : 'photograph_prepared') : '';
-  if (!gap || drawing) return;
-  hint.textContent = t('open_outline');
-  if (gap.x !== null) pad.ring(gap);
+  hint.textContent = source.kind === 'photograph' ? t('photograph_prepared', { inverted: source.inverted ? t('photograph_inverted') : '' }) : '';
+  if (gap && !drawing) hint.textContent = t('open_outline');
 }
 
 /** A file or, where the browser lets pages use it (localhost, https), the camera. */
@@ -54,11 +52,9 @@ async function photograph(app, blob) {
   if (blob) (await import('./photograph.js')).photograph(app, blob);
 }
 
-/** Takes photographs that are dropped or pasted. */
-function takePhotographs(root, app) {
-  const paste = (event) => photograph(app, event.clipboardData.files[0]);
-  root.ondragover = (event) => event.preventDefault();
-  root.ondrop = (event) => { event.preventDefault(); photograph(app, event.dataTransfer.files[0]); };
-  addEventListener('paste', paste);
-  app.cleanUp(() => removeEventListener('paste', paste));
+/** Takes photographs dropped or pasted anywhere: else the browser would leave the page for them. */
+function takePhotographs(app) {
+  document.onpaste = (event) => photograph(app, event.clipboardData.files[0]);
+  document.ondragover = (event) => event.preventDefault();
+  document.ondrop = (event) => { event.preventDefault(); photograph(app, event.dataTransfer.files[0]); };
 }

@@ -1,6 +1,6 @@
-/** Words over the stage, in the document: a label for each shelf, the classes' names, the legend, the value under the pointer. */
+/** Words over the stage: labels of shelves, the classes' names, the legend, the value under the pointer. */
 
-import { el, number, precise } from './dom.js';
+import { el, number, precise, scientific } from './dom.js';
 import { cellCorners, cornersOf, kindOf, middleOf, shelfOf, shelvesOf, valueOf, whereOf } from './layout.js';
 import { colorOf, css } from './palette.js';
 
@@ -30,11 +30,11 @@ export class Labels {
 
   /** Puts all words where the maps are now. */
   place({ view, ranges, palette, shown }) {
-    const { cell, hover } = this.app.state, { shelves } = view.layout, chosen = hover ?? cell;
+    const { cell, hover, difference } = this.app.state, { shelves } = view.layout, chosen = hover ?? cell;
     this.placeShelves(view);
     this.placeClasses(view, shelves.at(-1).quads[0]);
     this.placeTip(view, hover, shown);
-    const shelf = chosen ? shelfOf(shelves, chosen) : shelves[1];
+    const shelf = chosen ? shelfOf(shelves, chosen) : shelves[difference ? largestOf(ranges) : 1];
     this.showLegend(shelf, ranges[shelves.indexOf(shelf)], palette);
   }
 
@@ -73,19 +73,25 @@ export class Labels {
     const { low, high, center, isLog } = range, text = [name, low, high, isLog, palette.gamma].join();
     if (this.legend.dataset.text === text) return;
     this.legend.dataset.text = text;
-    const context = this.gradient.getContext('2d'), middle = low < center && center < high ? `${number(center, 1)} … ` : '';
+    const context = this.gradient.getContext('2d'), middle = low < center && center < high ? `${number(center, 1)} … ` : '', write = isLog ? scientific : number;
     for (let i = 0; i < LEGEND; i++) {
       context.fillStyle = css(colorOf(low + ((high - low) * i) / (LEGEND - 1), range, palette));
       context.fillRect(i, 0, 1, 1);
     }
     const title = isLog ? this.app.t('log_scale') : this.app.state.difference?.title ?? '';
-    this.legend.replaceChildren(el('span', {}, `${name} ${title}`), this.gradient, el('span', {}, `${number(low)} … ${middle}${number(high)}`));
+    this.legend.replaceChildren(el('span', {}, `${name} ${title}`), this.gradient, el('span', {}, `${write(low)} … ${middle}${write(high)}`));
   }
 }
 
 /** Says what a cell's value is: "conv2[5, 4, 5] = −1.6312". */
 export function wordsOf(shelf, cell, values) {
   return `${shelf.name}${whereOf(shelf, cell)} = ${precise(valueOf(shelf, values, cell))}`;
+}
+
+/** Index of the shelf that differs most. */
+function largestOf(ranges) {
+  const most = ({ low, high }) => Math.max(-low, high);
+  return ranges.reduce((best, range, i) => (most(range) > most(ranges[best]) ? i : best), 1);
 }
 
 function labelOf({ t }, shelf) {
@@ -99,7 +105,7 @@ function above(view, { isLast, quads }, height) {
   return isLast ? { left: 4, top: top - NAMES - height } : { left, top: top - height - 1 };
 }
 
-/** Right of a shelf's upper right map, and of every other map at the same height. */
+/** Right of a shelf's upper right map, and of all maps at the same height. */
 function besides(view, { quads }, height, boxes) {
   const own = view.box([quads.reduce((best, quad) => (quad.x > best.x ? quad : best))]), top = (own.top + own.bottom - height) / 2;
   const level = boxes.filter((box) => box.top < top + height && box.bottom > top);

@@ -84,7 +84,7 @@ export function valueOf({ layer }, values, cell) {
   return values[indexOf(layer, cell)];
 }
 
-/** Lays the shelves out so that they are drawn as large as fits into {width, height, gap} pixels; the gap is for labels. */
+/** Lays the shelves out as large as fits into {width, height, gap} pixels; the gap is for labels. */
 export function layOut(net, room) {
   let best = null;
   for (const widest of WIDTHS) {
@@ -112,7 +112,7 @@ function arrange(net, widest, gap) {
   return { net, shelves, quads: shelves.flatMap(({ quads }) => quads), width: Math.max(...shelves.map(({ wide }) => wide)), height };
 }
 
-/** A shelf with its maps as rectangles, centred on (0, 0), in lines that are at most `widest` wide. A vector is one rectangle. */
+/** A shelf with its maps as rectangles, in lines at most `widest` wide. A vector is one rectangle. */
 function withMaps(shelf, widest) {
   const { isVector, isLast, layer } = shelf;
   const [maps, rows, columns] = isVector ? [1, 1, shelf.maps] : [shelf.maps, shelf.height, shelf.width];

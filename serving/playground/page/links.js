@@ -1,23 +1,23 @@
-/** Shows where a cell comes from: frames round what it was computed from, lines from there, and its field on the input. */
+/** Shows where a cell comes from: frames and lines, and its field on the input. */
 
 import { clamp } from './dom.js';
-import { explain, originOf } from './explain.js';
+import { explain, originOf, weightsOfValues } from './explain.js';
 import { cellCorners, cellOf, cornersOf, middleOf, outlineOf, shape3, shelfOf } from './layout.js';
 
 const STRONGEST = 24; // lines of a dense unit
 const MANY_MAPS = 8; // more of them are too close for a ring round each
 
-/** Frames and lines over the maps: of the pinned cell, of the cell under the pointer, of what panels point at. */
-export function linesOf(layout, { cell, hover, marks, values, weights, weightsKey, valuesKey }) {
-  const chosen = cell ?? hover, marked = marks.map(({ layer, map }) => ({ map, shelf: shelfOf(layout.shelves, { layer }) }));
+/** Frames and lines: of the pinned cell, of that under the pointer, of what panels point at. */
+export function linesOf(layout, state) {
+  const { cell, hover, marks } = state, chosen = cell ?? hover, marked = marks.map(({ layer, map }) => ({ map, shelf: shelfOf(layout.shelves, { layer }) }));
   return [
-    ...(chosen ? [...ringOf(layout, chosen), ...linksOf(layout, chosen, values, weightsKey === valuesKey ? weights : null)] : []),
+    ...(chosen ? [...ringOf(layout, chosen), ...linksOf(layout, chosen, state.values, weightsOfValues(state))] : []),
     ...marked.flatMap(({ map, shelf }) => frame(outlineOf(shelf.quads[shelf.isVector ? 0 : map]), 2.5)),
     ...[cell, hover].flatMap((place) => (place ? framesOf(layout, place) : [])),
   ];
 }
 
-/** Where a cell of what a shelf shows lies in the shelf's first layer, as {map, y, x}; null in a border of zeros. */
+/** Where a cell of a shelf lies in the shelf's first layer, as {map, y, x}; null in a border of zeros. */
 export function baseOf(net, shelf, { map, y, x }) {
   for (const index of shelf.layers.slice(1).reverse()) {
     const { kind, padding, padding_mode: mode } = net.layers[index];
@@ -44,7 +44,7 @@ function fieldOf({ net, shelves: [input] }, shelf, { y, x }) {
   return [top, left, Math.min(input.height, bottom + 1) - top, Math.min(input.width, right + 1) - left];
 }
 
-/** The four lines round a block of cells. A line is {from, to, sign, alpha, width}: coloured by its sign, as wide in pixels. */
+/** The four lines round a block of cells. A line is {from, to, sign, alpha, width}, its colour by its sign. */
 function frame(corners, width = 1.5) {
   return corners.map((from, i) => ({ from, to: corners[(i + 1) % 4], alpha: 1, width }));
 }
@@ -72,7 +72,7 @@ function windowsOf(layout, shelf, cell) {
   return sourcesOf(shelf, below, cell.map).map((quad) => cornersOf(quad, ...originOf(shelf.base, at), ...kernel));
 }
 
-/** Lines to a cell from what it was computed from: width by the part that each has in it, colour by its sign. */
+/** Lines to a cell from what it was computed from: width by its part in it, colour by its sign. */
 function linksOf(layout, cell, values, weights) {
   const { net, shelves } = layout, shelf = shelfOf(shelves, cell), at = baseOf(net, shelf, cell);
   if (shelf === shelves[0] || !at) return [];
@@ -97,7 +97,7 @@ function unitsOf(below, terms) {
   });
 }
 
-/** The border that a convolution sees round the maps below, of zeros or of the nearest cells: a hatched ring. */
+/** The border that a convolution sees round the maps below: a hatched ring. */
 function ringOf(layout, cell) {
   const shelf = shelfOf(layout.shelves, cell), { padding: [down, across] = [0, 0] } = shelf.base;
   if (shelf.kind !== 'conv' || !down) return [];

@@ -33,7 +33,7 @@ export function keepLooking(app) {
   app.subscribe(['version'], () => loadNetwork(app));
 }
 
-/** Loads the chosen version's network; what was chosen of the last one and is not in it is dropped. */
+/** Loads the chosen version's network; what was chosen and is not in it is dropped. */
 export async function loadNetwork(app) {
   const network = await app.api.network({ version: app.state.version });
   const { cell, off } = app.state, exists = (place) => isInside(network, place);
@@ -55,9 +55,9 @@ async function lookOnce(app, isOutdated) {
   for (let retry = 0; retry <= RETRIES; retry++) {
     try {
       const { head, values } = await app.api.look(image, { version, epoch, off }), { network } = app.state;
-      const isOther = app.state.version === null && head.version !== network.model.version; // another version is served by now
+      const isOther = app.state.version === null && head.version !== network.model.version; // is served by now
       if (isOther || values.length !== network.num_values) return await loadNetwork(app);
-      return app.set({ head, values, valuesKey, looked: image, problem: head.refusal });
+      return app.set({ head, values, valuesKey, looked: image, lookedOff: off, problem: head.refusal && new app.api.ApiError(0, head.refusal) });
     } catch (problem) {
       app.set({ problem });
       if (problem.status !== 429 || isOutdated()) return;

@@ -1,8 +1,8 @@
-/** The words that are only needed later: once a cell is chosen, a tab is opened or a photograph is taken. more.zh.js has the same keys. */
+/** The words that are needed later. more.zh.js has the same keys. */
 
 export default {
-  photograph_inverted: 'Photograph: background taken off, inverted (garments are bright on black here), scaled to its box.',
-  photograph_prepared: 'Photograph: background taken off, scaled to its box.',
+  photograph_prepared: 'Photograph: background taken off{inverted}, scaled to its box.',
+  photograph_inverted: ', inverted (garments are bright on black here)',
   camera_sees: 'What the camera sees',
   camera_waits: 'Waiting for the camera …',
   camera_ready: 'Show it one garment on a plain background, all of it.',
@@ -12,6 +12,9 @@ export default {
   camera_NotAllowedError: 'This page was not allowed to use the camera. The browser\'s address bar can allow it; or choose a photo.',
   camera_NotFoundError: 'No camera was found: choose a photo instead.',
   camera_NotReadableError: 'The camera does not answer: another program may be using it.',
+  two_runtimes: 'answers: {backend} on {device}; maps: {runtime} on {on}, from the same model.onnx',
+  largest_of_probability: 'largest difference of a probability {difference}',
+  rounded: 'fp16: the maps may differ from the answer (logits by 4e-3), as what is looked at is rounded once more',
   map_number: 'Map {n}',
   shelf_summary: '{title}: {maps} maps of {height} × {width}, from {low} to {high}; strongest: {strongest}',
   log_scale: '(difference, logarithmic)',
@@ -37,14 +40,14 @@ export default {
   comparison: 'served {served} · recomputed here {here} · Δ {difference}',
   softmax: 'Softmax',
   class: 'class',
-  check_right: '{n} values recomputed in float64 in {ms} ms: all within the export gate\'s tolerance.',
-  check_wrong: '{n} values recomputed in float64 in {ms} ms: some beyond the export gate\'s tolerance.',
+  check_done: '{n} values recomputed in float64 in {ms} ms: {result} the export gate\'s tolerance.',
+  check_right: 'all within',
+  check_wrong: 'some beyond',
   check_layer: 'layer',
   check_values: 'values',
   check_worst: 'worst Δ',
   check_of_tolerance: 'of tolerance',
 
-  // Table, calculator, training, comparison
   table_heading: '{name} on the maps of {source}',
   table_full: 'Every one of the {outputs} output maps sees all {inputs} input maps.',
   table_partial: 'Each of the {outputs} output maps sees only some of the {inputs} input maps. Point at a column to have them framed.',
@@ -92,6 +95,7 @@ export default {
   compare_where: 'where',
   occlusion_heading: 'Which pixels matter',
   occlusion_about: '5 × 5 pixels are covered, at 169 places: how much probability does the answer lose?',
+  occlusion_served: 'The answer of the network as it is served, not of your experiment.',
   occlusion_ask: 'Ask the server',
   occlusion_most: '{name} loses most, {loss} points, when row {row}, column {column} is covered.',
   occlusion_took: '{images} images in one call, {batches} batches, {ms} ms',
@@ -100,7 +104,6 @@ export default {
   switch_name: 'Switch off map {map} of {name}',
   switch_all_on: 'All on',
 
-  // Tour
   tour_back: 'Back',
   tour_next: 'Next',
   tour_end: 'End',
@@ -118,8 +121,9 @@ export default {
   tour_4_title: 'Pooling',
   tour_4: 'Windows of {pool} do not overlap; of each only the {mode} is kept. {before} × {before} becomes {pooled} × {pooled}: that there was an edge is kept, where it lay is not.',
   tour_5_title: 'Summing over maps',
-  tour_5: 'Now there are several input maps. A cell of {sum} has a kernel for each of the {inputs}; the results F0, F1, … and one bias are added. A line is as wide as its part is large, orange for more, blue for less.',
-  tour_5_partial: 'Now there are several input maps. A cell of {sum} has a kernel for each that the table connects with it, as in 1998: see the Table tab. The results and one bias are added. A line is as wide as its part is large, orange for more, blue for less.',
+  tour_5: 'Now there are several input maps. A cell of {sum} has a kernel for each {which}; the results F0, F1, … and one bias are added. A line is as wide as its part is large, orange for more, blue for less.',
+  tour_all: 'of the {inputs}',
+  tour_connected: 'that the table connects with it, as in 1998 (see Table)',
   tour_6_title: 'Flattening',
   tour_6: 'Dense layers know no rows and columns. The {flat_maps} maps of {flat_height} × {flat_width} of {flat} are laid end to end: {dense_inputs} numbers. Cell [1, {flat_y}, {flat_x}] becomes number (1·{flat_height} + {flat_y})·{flat_width} + {flat_x} = {flat_index}.',
   tour_7_title: 'Dense layer',
@@ -127,7 +131,7 @@ export default {
   tour_8_title: 'Softmax',
   tour_8: '{output} gives ten numbers of any size. exp makes them positive, dividing by their sum makes them probabilities. Under Arithmetic they stand beside what Classify answered: many digits should agree.',
   tour_9_title: 'Task: pullover or coat?',
-  tour_9: 'Pullovers and coats are hard to tell apart here. Look at both, then at the difference: in which maps of {conv} is it largest, and what is left after {sum}?',
+  tour_9: 'Pullovers and coats are hard to tell apart here; ten drawn coats the tutorial\'s network took for pullovers and shirts. Look at both, then at the difference: in which maps of {conv} is it largest, and what is left after {sum}?',
   tour_10_title: 'Task: fool it',
   tour_10: 'Draw a sandal that it takes for a sneaker. Which pixels did it? Compare can say.',
   tour_difference: 'Coat minus pullover',

@@ -1,6 +1,7 @@
-/** "Which pixels matter": the server classifies 170 copies of the image, each with a square of background on it. */
+/** "Which pixels matter": the server classifies copies of the image, each with a square of background on it. */
 
 import { button, el, note, number } from './dom.js';
+import { isServed } from './header.js';
 import { css, PALETTES } from './palette.js';
 
 const SQUARE = 5, STRIDE = 2, SCALE = 7; // pixels; of the picture, pixels for one
@@ -14,23 +15,25 @@ export function makeOcclusion(app) {
     if (app.state.image === image) result.replaceChildren(...found);
     ask.disabled = false;
   }, { id: 'occlusion' });
+  const served = el('p', { className: 'experiment' }, t('occlusion_served'));
   app.subscribe(['image'], () => result.replaceChildren());
-  return el('section', { className: 'check' }, el('h2', {}, t('occlusion_heading')), note(t('occlusion_about')), ask, result);
+  app.follow(['off', 'epoch', 'version'], (state) => { served.hidden = isServed(state); });
+  return el('section', { className: 'check' }, el('h2', {}, t('occlusion_heading')), note(t('occlusion_about')), served, ask, result);
 }
 
 /** What the server refused, and the cure. */
-export function problemOf({ reason, name, message, cure = '' }) {
-  return el('p', { className: 'problem' }, `${reason ?? name}: ${message} ${cure}`);
+export function problemOf({ reason, name, message, cure }) {
+  return el('p', { className: 'problem' }, `${reason ?? name}: ${[message, cure].filter(Boolean).join('; ')}`);
 }
 
 function described({ t, className }, image, { head, values }) {
-  const rows = Math.sqrt(values.length), worst = values.indexOf(Math.max(...values)), place = (i) => STRIDE * i + 1; // of the square's middle
+  const rows = Math.sqrt(values.length), worst = values.indexOf(Math.max(...values)), place = (i) => STRIDE * i + 1;
   const words = { name: className(head.label), loss: number(100 * values[worst], 1), row: place(Math.floor(worst / rows)), column: place(worst % rows) };
   const took = { images: head.images, batches: head.batches, ms: (head.round_trip_us / 1000).toFixed(1) };
   return [picture(image, values, rows, t('occlusion_most', words)), el('p', {}, t('occlusion_most', words)), note(t('occlusion_took', took))];
 }
 
-/** The image in grey; over it, as strong as the loss, orange where covering costs, blue where it helps. */
+/** The image; over it, as strong as the loss, orange where covering costs, blue where it helps. */
 function picture(image, values, rows, label) {
   const canvas = el('canvas', { width: 28 * SCALE, height: 28 * SCALE, role: 'img', 'aria-label': label, className: 'occlusion' });
   const context = canvas.getContext('2d'), reach = Math.max(...values.map(Math.abs)) || 1, { warm, cool } = PALETTES.dark;

@@ -47,7 +47,7 @@ export function square(pixels, size, radius, isEvery) {
   return along(along(pixels, size, radius, isEvery, 1, size), size, radius, isEvery, size, 1);
 }
 
-/** The same in one direction. A running count: its cost does not depend on the radius. */
+/** The same in one direction: a running count costs the same for any radius. */
 function along(pixels, size, radius, isEvery, step, line) {
   const result = new Uint8Array(size * size);
   for (let start = 0; start < size * line; start += line) {
@@ -83,7 +83,7 @@ function eachNeighbour(i, size, visit) {
   if (i < size * (size - 1)) visit(i + size);
 }
 
-/** Returns the middle and the longer side of what the wider closing put between the inside and what is around. */
+/** Returns the middle and the longer side of what the wider closing put between inside and outside. */
 function bridge(shut, wider, around, size) {
   const seen = shut.slice();
   for (let i = 0; i < size * size; i++) {

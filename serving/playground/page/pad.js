@@ -19,7 +19,7 @@ export class Pad {
     this.tools = [this.brush, this.eraser, this.back, button(t('clear'), () => { this.remember(); this.put(new Uint8Array(SIZE * SIZE)); })];
     this.choose(false);
     this.listen();
-    app.follow(['ink', 'source'], () => this.paint());
+    app.follow(['ink', 'source', 'gap', 'drawing'], () => this.paint());
   }
 
   choose(isErasing) {
@@ -104,20 +104,21 @@ export class Pad {
     this.back.disabled = !this.undo.length;
   }
 
+  /** Paints what is drawn, or a photograph; where an outline is open; and the cursor of the keys. */
   paint() {
-    const context = paintGrey(this.canvas, this.app.state.ink);
+    const { ink, source, gap, drawing } = this.app.state, context = paintGrey(this.canvas, ink);
+    source.paint?.(context);
+    if (gap && !drawing && gap.x !== null) ring(context, gap);
     if (!this.cursor) return;
     Object.assign(context, { strokeStyle: this.isErasing ? '#74add1' : '#fdb863', lineWidth: this.last ? 3 : 1 });
     context.strokeRect(this.cursor[0] - 4, this.cursor[1] - 4, 8, 8);
   }
+}
 
-  /** Shows where an outline is open. */
-  ring({ x, y, width }) {
-    const context = Object.assign(this.canvas.getContext('2d'), { strokeStyle: '#ff5d5d', lineWidth: 2 });
-    context.beginPath();
-    context.arc(x, y, Math.max(6, width / 2 + 3), 0, 2 * Math.PI);
-    context.stroke();
-  }
+function ring(context, { x, y, width }) {
+  Object.assign(context, { strokeStyle: '#ff5d5d', lineWidth: 2 }).beginPath();
+  context.arc(x, y, Math.max(6, width / 2 + 3), 0, 2 * Math.PI);
+  context.stroke();
 }
 
 /** Paints bytes as grey pixels; returns the canvas's context. */

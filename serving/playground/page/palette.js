@@ -1,8 +1,8 @@
-/** Scales and colours: orange above a shelf's centre, blue below, which colour-blind eyes tell apart; the input is grey. */
+/** Scales and colours: orange above a shelf's centre, blue below, for colour-blind eyes too; the input is grey. */
 
 import { size } from './layout.js';
 
-/** Red, green, blue from 0 to 1: the centre, above, below, the brightest input, frames and marks, the background. */
+/** Red, green, blue, 0 to 1: the centre, above, below, the brightest input, marks, the background. */
 export const PALETTES = {
   dark: { zero: [0.07, 0.08, 0.1], warm: [1, 0.72, 0.38], cool: [0.36, 0.66, 0.95], paper: [1, 1, 1], mark: [1, 1, 1], clear: [0.063, 0.071, 0.086], gamma: 0.8 },
   light: { zero: [0.97, 0.97, 0.96], warm: [0.62, 0.27, 0.02], cool: [0.07, 0.33, 0.62], paper: [0.05, 0.05, 0.06], mark: [0.05, 0.05, 0.08], clear: [0.965, 0.965, 0.957], gamma: 0.7 },
@@ -23,7 +23,7 @@ export function rangesOf(net, shelves, values, { minus, difference }) {
   });
 }
 
-/** Values of a sigmoid, and means or maxima of them, lie between 0 and 1: 0.5 is what it gives for 0. */
+/** Values of a sigmoid, and means of them, lie between 0 and 1: 0.5 is what it gives for 0. */
 function comesFromSigmoid(net, index) {
   while (['pool', 'pad'].includes(net.layers[index].kind)) index--;
   return net.layers[index].function === 'sigmoid';

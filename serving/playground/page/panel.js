@@ -1,4 +1,4 @@
-/** The right column: tabs, each a module with mount(root, app), loaded when it is first opened. On phones it is a sheet from below. */
+/** The right column, on phones a sheet from below: tabs, each a module that is loaded when it is first opened. */
 
 import { button, el } from './dom.js';
 

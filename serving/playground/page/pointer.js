@@ -36,19 +36,25 @@ export function listen(stage) {
       else turn(stage, dx * TURN, dy * TURN);
     },
     onpointerup(event) {
-      if (moved < STILL && event.button === 0 && points.size === 1) app.set({ cell: stage.cellAt(event.offsetX, event.offsetY) });
+      if (moved < STILL && event.button === 0 && points.size === 1) choose(stage, event.offsetX, event.offsetY);
       points.delete(event.pointerId);
     },
     onpointercancel: ({ pointerId }) => points.delete(pointerId),
     onpointerleave: () => app.set({ hover: null }),
     oncontextmenu: (event) => event.preventDefault(),
-    ondblclick({ offsetX, offsetY }) {
-      const cell = stage.cellAt(offsetX, offsetY);
-      if (cell) app.set({ camera: stage.view.closeTo(shelfOf(stage.layout.shelves, cell), app.state.camera) });
+    async ondblclick({ offsetX, offsetY }) {
+      const cell = stage.cellAt(offsetX, offsetY), { closeTo } = await import('./presses.js');
+      if (cell) app.set({ camera: closeTo(stage.view, shelfOf(stage.layout.shelves, cell), app.state.camera) });
     },
     onkeydown: (event) => press(stage, event),
   });
   canvas.addEventListener('wheel', (event) => { event.preventDefault(); zoom(stage, Math.exp(event.deltaY * 0.001)); }, { passive: false });
+}
+
+async function choose(stage, x, y) {
+  const cell = stage.cellAt(x, y);
+  if (cell) stage.app.set({ cell });
+  else (await import('./presses.js')).pressBeside(stage, x, y);
 }
 
 function moveCamera({ app }, change) {

@@ -41,7 +41,7 @@ function centre(pixels, size) {
   return average(pixels, size, { ...box, height, width }, rows, columns);
 }
 
-/** Puts the means of an area's parts, rows x columns of them, in the middle of an image: first along x, then along y. */
+/** Puts the means of an area's parts, rows x columns, in the middle of an image: along x, then y. */
 function average(pixels, size, { top, left, height, width }, rows, columns) {
   const image = new Uint8Array(SIDE * SIDE), lines = new Float64Array(height * columns);
   const first = ((SIDE - rows) >> 1) * SIDE + ((SIDE - columns) >> 1);

@@ -1,11 +1,10 @@
-/** Draws all maps in one call of WebGL2: the values lie in one texture, each map is one rectangle that reads from it. */
+/** Draws all maps in one call of WebGL2: rectangles that read from one texture of all values. */
 
-import { DECADES, inkOf } from './palette.js';
+import { DECADES } from './palette.js';
 
 const TEXTURE_WIDTH = 256;
 const MAX_SHELVES = 24;
 const FLOATS_OF_A_QUAD = 10;
-const FLOATS_OF_A_POINT = 6;
 
 const MAP_VERTEX = `#version 300 es
 layout(location=0) in vec2 corner;
@@ -51,18 +50,6 @@ void main() {
   color = vec4(rgb, 1.);
 }`;
 
-const LINE_VERTEX = `#version 300 es
-layout(location=0) in vec2 place;
-layout(location=1) in vec4 ink;
-out vec4 k;
-void main() { k = ink; gl_Position = vec4(place, 0., 1.); }`;
-
-const LINE_FRAGMENT = `#version 300 es
-precision mediump float;
-in vec4 k;
-out vec4 color;
-void main() { color = vec4(k.rgb * k.a, k.a); }`;
-
 const COLORS = ['zero', 'warm', 'cool', 'paper', 'mark'];
 
 export class Scene {
@@ -73,7 +60,6 @@ export class Scene {
     if (!this.gl) throw new Error('no WebGL2');
     const { gl } = this;
     this.maps = programOf(gl, MAP_VERTEX, MAP_FRAGMENT);
-    this.lines = programOf(gl, LINE_VERTEX, LINE_FRAGMENT);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.enable(gl.DEPTH_TEST);
@@ -99,12 +85,6 @@ export class Scene {
       attribute(gl, i + 1, length, FLOATS_OF_A_QUAD, start);
       gl.vertexAttribDivisor(i + 1, 1);
     });
-    this.lineArray = gl.createVertexArray();
-    this.lineBuffer = gl.createBuffer();
-    gl.bindVertexArray(this.lineArray);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.lineBuffer);
-    attribute(gl, 0, 2, FLOATS_OF_A_POINT, 0);
-    attribute(gl, 1, 4, FLOATS_OF_A_POINT, 2);
   }
 
   /** Takes the maps' places, and how many values there are. */
@@ -123,6 +103,12 @@ export class Scene {
     gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, TEXTURE_WIDTH, padded.length / TEXTURE_WIDTH, gl.RED, gl.FLOAT, padded);
   }
 
+  /** Loads what draws lines: until something is pointed at there are none. */
+  async loadLines() {
+    const { Lines } = await import('./lines.js');
+    this.lines ??= new Lines(this.gl);
+  }
+
   /** Draws one frame: the maps, those of which `isOff(quad)` striped, and lines as links.js makes them. */
   draw({ view, ranges, palette, isOff, lines }) {
     const { gl, maps } = this, place = (name) => gl.getUniformLocation(maps, name);
@@ -135,30 +121,19 @@ export class Scene {
     for (const name of COLORS) gl.uniform3fv(place(name), palette[name]);
     gl.uniform4fv(place('ranges'), ranges.flatMap((r) => [r.center, r.reach, r.isInput ? 1 : 0, r.isLog ? 1 : 0]));
     const data = this.quads.flatMap((q) => [q.x, q.y, q.z, q.width, q.height, q.rows, q.columns, q.start, q.shelf, isOff(q) ? 1 : 0]);
-    this.upload(this.mapArray, this.quadBuffer, data);
+    upload(gl, this.mapArray, this.quadBuffer, data);
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.quads.length);
-    this.drawLines(view, palette, lines);
-  }
-
-  drawLines(view, palette, lines) {
-    const { gl } = this, points = lines.flatMap((line) => trianglesOf(line, view, inkOf(palette, line.sign)));
-    if (!points.length) return;
-    gl.useProgram(this.lines);
-    this.upload(this.lineArray, this.lineBuffer, points);
-    gl.disable(gl.DEPTH_TEST);
-    gl.drawArrays(gl.TRIANGLES, 0, points.length / FLOATS_OF_A_POINT);
-    gl.enable(gl.DEPTH_TEST);
-  }
-
-  upload(array, buffer, data) {
-    const { gl } = this;
-    gl.bindVertexArray(array);
-    gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(data), gl.STREAM_DRAW);
+    if (lines.length) this.lines.draw(view, palette, lines);
   }
 }
 
-function programOf(gl, vertex, fragment) {
+export function upload(gl, array, buffer, data) {
+  gl.bindVertexArray(array);
+  gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+  gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(data), gl.STREAM_DRAW);
+}
+
+export function programOf(gl, vertex, fragment) {
   const program = gl.createProgram();
   for (const [type, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
     const shader = gl.createShader(type);
@@ -171,16 +146,7 @@ function programOf(gl, vertex, fragment) {
   return program;
 }
 
-function attribute(gl, place, length, stride, start) {
+export function attribute(gl, place, length, stride, start) {
   gl.enableVertexAttribArray(place);
   gl.vertexAttribPointer(place, length, gl.FLOAT, false, stride * 4, start * 4);
-}
-
-/** Two triangles for a line, as wide near as far. */
-function trianglesOf({ from, to, alpha, width }, view, ink) {
-  const { width: w, height: h } = view.screen, [ax, ay] = view.project(from), [bx, by] = view.project(to);
-  const dx = (bx - ax) * w, dy = (by - ay) * h, length = Math.hypot(dx, dy) || 1;
-  const nx = ((-dy / length) * width) / w, ny = ((dx / length) * width) / h;
-  const a = [ax + nx, ay + ny], b = [ax - nx, ay - ny], c = [bx + nx, by + ny], d = [bx - nx, by - ny];
-  return [a, b, c, c, b, d].flatMap((corner) => [...corner, ...ink, alpha]);
 }

@@ -1,8 +1,8 @@
-/** Slides a square window over a small square of numbers: what comes out, and why some settings are impossible. */
+/** Slides a window over a small square of numbers: what comes out, and why some settings are impossible. */
 
 export const LIMITS = { size: [1, 10], kernel: [1, 7], padding: [0, 3], stride: [1, 4] };
 
-/** The example that the calculator opens with: 5 x 5 and 3 x 3, nine steps. Larger squares repeat it. */
+/** The example at first: 5 x 5 and 3 x 3, nine steps. Larger squares repeat it. */
 const NUMBERS = [[1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 1, 1, 0, 0]];
 const WEIGHTS = [[1, 0, 1], [0, 1, 0], [1, 0, 1]];
 
@@ -15,7 +15,7 @@ export function problemOf({ size, kernel, padding, mode, operation }) {
   return null;
 }
 
-/** Returns {result, rest}: the side of what comes out, and how many last rows and columns no window reaches. */
+/** Returns {result, rest}: the side of what comes out, and how many last rows no window reaches. */
 export function sizesOf({ size, kernel, padding, stride }) {
   const room = size + 2 * padding - kernel;
   return { result: Math.floor(room / stride) + 1, rest: room % stride };

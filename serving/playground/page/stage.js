@@ -1,5 +1,6 @@
-/** The middle column: all maps on their shelves, and what the pointer or a pinned cell shows about them. */
+/** The middle column: all maps on their shelves. */
 
+import { isOff } from './arithmetic.js';
 import { View } from './camera.js';
 import { button, el } from './dom.js';
 import { Labels, wordsOf } from './labels.js';
@@ -11,20 +12,31 @@ import { Scene } from './scene.js';
 const TURN_MS = 500; // from 3D to flat
 
 export async function mount(root, app) {
-  const canvas = el('canvas', { id: 'maps', tabIndex: 0, role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys' });
+  const canvas = el('canvas', { id: 'maps', tabIndex: 0, role: 'application', 'aria-label': app.t('stage'), 'aria-describedby': 'stage-keys stage-summary' });
   root.stage = new Stage(root, app, canvas, await makeRenderer(canvas, app)); // for the console
 }
 
-/** Stands in for the tree of shelves and maps until the focus comes to it: then the tree is loaded, and has the focus. */
+/** Stands in for the tree of shelves and maps until the focus comes to it: then that is loaded. */
 function makeTreeButton(app) {
   const open = async () => {
-    const [{ makeTree }] = await Promise.all([import('./tree.js'), app.loadMore()]), hasFocus = document.activeElement === node;
+    const { makeTree } = await loadTree(app), hasFocus = document.activeElement === node;
     if (!node.isConnected) return;
     const tree = makeTree(app);
     node.replaceWith(tree);
     if (hasFocus) tree.firstChild.focus();
   };
-  const node = button(app.t('tree'), open, { className: 'tree', onfocus: open });
+  const node = button(app.t('tree'), open, { className: 'hidden', onfocus: open });
+  return node;
+}
+
+async function loadTree(app) {
+  return (await Promise.all([import('./tree.js'), app.loadMore()]))[0];
+}
+
+/** What readers are told of the canvas, from when the focus has come to the page. */
+function makeSummary(app) {
+  const node = el('p', { id: 'stage-summary', className: 'hidden' });
+  addEventListener('focusin', async () => (await loadTree(app)).summarise(app, node), { once: true });
   return node;
 }
 
@@ -45,7 +57,7 @@ class Stage {
     Object.assign(this, { root, app, canvas, renderer, flatness: app.state.view === 'flat' || !app.state.canTurn ? 1 : 0 });
     root.setAttribute('aria-label', app.t('stage'));
     this.labels = new Labels(app);
-    root.append(this.canvas, this.labels.root, makeTreeButton(app), el('p', { id: 'stage-keys', className: 'soft small' }, app.t('stage_keys')));
+    root.append(this.canvas, this.labels.root, makeTreeButton(app), makeSummary(app), el('p', { id: 'stage-keys', className: 'soft small' }, app.t('stage_keys')));
     this.resize();
     this.listen();
   }
@@ -78,7 +90,7 @@ class Stage {
     this.takeValues();
   }
 
-  /** Takes new values: the layers', those less the empty image's, or a difference that a panel asks for. Each shelf gets its scale. */
+  /** Takes new values: the layers', those less the empty image's, or a difference. */
   takeValues() {
     const { state } = this.app, { network, values, empty, minus, difference } = state;
     let shown = difference ? difference.values : values;
@@ -89,7 +101,7 @@ class Stage {
     this.paint();
   }
 
-  /** Goes from depth to flat, or back: in half a second, or at once for who wants no motion. */
+  /** Goes from depth to flat, or back; at once for who wants no motion. */
   turn() {
     const from = this.flatness, to = this.app.state.view === 'flat' || !this.app.state.canTurn ? 1 : 0, began = performance.now();
     const takes = matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : TURN_MS;
@@ -113,18 +125,24 @@ class Stage {
 
   paintNow() {
     const { view, ranges, shown, layout: { shelves }, app: { state } } = this, palette = PALETTES[this.app.dark() ? 'dark' : 'light'];
-    const isOff = ({ shelf, map }) => !shelves[shelf].isVector && state.off.some((place) => place.layer === shelves[shelf].first && place.map === map);
+    const isStriped = ({ shelf, map }) => !shelves[shelf].isVector && isOff(this.app, { layer: shelves[shelf].first, map });
     view.look(state.camera, this.flatness);
-    this.renderer.draw({ view, ranges, palette, isOff, lines: this.linesNow() });
+    this.renderer.draw({ view, ranges, palette, isOff: isStriped, lines: this.linesNow() });
     this.labels.place({ view, ranges, palette, shown });
   }
 
-  /** Frames and lines over the maps; what makes them is loaded when there is something to point at. */
+  /** Frames and lines over the maps; what makes them is loaded when it is needed. */
   linesNow() {
     const { state } = this.app, isNeeded = state.cell || state.hover || state.marks.length;
     if (isNeeded && this.linesOf) return this.linesOf(this.layout, state);
-    if (isNeeded) this.loading ??= import('./links.js').then(({ linesOf }) => { this.linesOf = linesOf; this.paint(); });
+    if (isNeeded) this.loading ??= this.loadLines();
     return [];
+  }
+
+  async loadLines() {
+    const [{ linesOf }] = await Promise.all([import('./links.js'), this.renderer.loadLines?.()]);
+    this.linesOf = linesOf;
+    this.paint();
   }
 
   /** The cell under a pixel of the canvas, as state has it; null if there is none. */

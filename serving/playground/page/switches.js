@@ -1,4 +1,4 @@
-/** Switches for the maps of each convolution: what is off is 0 in the graph, and the answer is nobody's but the reader's. */
+/** Switches for the maps of each convolution: what is off is 0 in the graph. */
 
 import { isOff, toggleMap } from './arithmetic.js';
 import { button, el, note, range } from './dom.js';

@@ -1,4 +1,4 @@
-/** Draws tables: of words and numbers, and of numbers as coloured cells. */
+/** Draws tables: of words, and of numbers as coloured cells. */
 
 import { el, number, range } from './dom.js';
 import { colorOf, css } from './palette.js';
@@ -32,7 +32,7 @@ function heatCell(value, scale, palette) {
   return cell;
 }
 
-/** Returns black or white, whichever has more contrast on a colour: at least 4.58 to 1, by WCAG's luminance. */
+/** Returns black or white, whichever has more contrast on a colour: at least 4.58 to 1. */
 export function textOn(color) {
   const [r, g, b] = color.map((c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? '#000' : '#fff';

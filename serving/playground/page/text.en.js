@@ -1,4 +1,4 @@
-/** The words of the page as it opens, in English. `{name}` is replaced; text.zh.js has the same keys. */
+/** The words of the page as it opens. `{name}` is replaced; text.zh.js has the same keys. */
 
 export default {
   title: 'Inside LeNet-5',
@@ -14,7 +14,6 @@ export default {
   tour: 'Tour',
   version: 'version {version}',
   runs_on: '{runtime} on {on}',
-  two_runtimes: 'answers: {backend} on {device}; maps: {runtime} on {on}, from the same model.onnx',
   experiment: ' · not served: your experiment',
 
   input: 'Input',
@@ -29,7 +28,7 @@ export default {
   fill: 'Fill and centre',
   fill_why: 'Fills the outline and makes it as large as the image, as in the data set: the network never learnt thin lines',
   photograph: 'Photo',
-  photograph_how: 'PNG, JPEG or WebP; drop or paste it here, too',
+  photograph_how: 'PNG, JPEG or WebP; drop or paste it anywhere',
   camera: 'Camera',
   open_outline: 'The outline is open, so it was not filled: close the gap.',
   garments: 'Test images of Fashion-MNIST (Zalando, MIT licence)',
@@ -57,7 +56,7 @@ export default {
   again: 'Ask again',
 
   stage: 'Maps of all layers',
-  stage_keys: 'Drag to turn, wheel to zoom, click a cell. Keys: arrows, Page Up and Down, + − 0.',
+  stage_keys: 'Drag to turn, wheel to zoom, click a cell, or a map\'s frame to switch it off. Keys: arrows, Page Up and Down, + − 0.',
   tree: 'Layers and maps',
   kind_input: 'Input',
   kind_conv: 'Convolution',

@@ -14,7 +14,6 @@ export default {
   tour: '导览',
   version: '版本 {version}',
   runs_on: '{runtime}，{on}',
-  two_runtimes: '回答：{backend}，{device}；特征图：{runtime}，{on}，出自同一个 model.onnx',
   experiment: ' · 非线上结果：您的实验',
 
   input: '输入',
@@ -57,7 +56,7 @@ export default {
   again: '再问一次',
 
   stage: '各层的特征图',
-  stage_keys: '拖动旋转，滚轮缩放，点击格子查看算式。键盘：方向键，PageUp/PageDown，+ − 0。',
+  stage_keys: '拖动旋转，滚轮缩放，点击格子查看算式，点击边框关闭特征图。键盘：方向键，PageUp/PageDown，+ − 0。',
   tree: '层与特征图',
   kind_input: '输入',
   kind_conv: '卷积层',

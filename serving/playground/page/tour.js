@@ -1,4 +1,4 @@
-/** The tour: nine steps from pixels to probabilities, each with an image, a cell and a view; then two tasks. */
+/** The tour: nine steps, each with an image, a cell and a view; then two tasks. */
 
 import { probabilitiesOf, topOf } from './answer.js';
 import { HOME } from './camera.js';
@@ -10,17 +10,17 @@ import { shelvesOf, size, strongestOf } from './layout.js';
 const BOOT = 29, PULLOVER = 2, COAT = 4; // test images: row * 10 + class
 const SNEAKER = 7;
 
-/** What each step shows, of the shelves that `placesOf` finds. */
+/** What each step shows, of the shelves that `placesOf` finds; or on which shelf the strongest cell. */
 const STEPS = [
   { show: ({ input }) => ({ cell: middleOf(input) }) },
   { show: ({ conv }) => ({ cell: middleOf(conv) }), camera: { azimuth: -0.5, elevation: 0.2 } },
   { show: ({ conv }) => ({ cell: { layer: conv.first, map: 0, y: 0, x: 0 } }), camera: { azimuth: -0.5, elevation: 0.2 } },
-  { show: ({ conv }, values) => ({ cell: strongestOf(conv, values) }) },
+  { strongest: 'conv' },
   { show: ({ pool }) => ({ cell: middleOf(pool) }) },
   { show: ({ sum }) => ({ cell: middleOf(sum, 2) }), camera: { azimuth: -0.3, elevation: 0.35 } },
   { show: ({ flat }) => ({ cell: exampleOf(flat) }) },
-  { show: ({ dense }, values) => ({ cell: strongestOf(dense, values) }), camera: { azimuth: -0.25, elevation: 0.45 } },
-  { show: ({ output }, values) => ({ cell: strongestOf(output, values) }) },
+  { strongest: 'dense', camera: { azimuth: -0.25, elevation: 0.45 } },
+  { strongest: 'output' },
   { image: PULLOVER, show: ({ conv }) => ({ cell: null, view: 'flat', marks: [{ layer: conv.first, map: 0 }] }), tools: compareTwo },
   { image: null, show: () => ({ cell: null }), tools: drawSneaker },
 ];
@@ -28,6 +28,7 @@ const LAST = STEPS.length - 1;
 
 export function mount(root, app) {
   const { t } = app, places = placesOf(app.state.network);
+  let found = null; // the strongest cell, until the reader chooses another
   const heading = el('h2', { tabIndex: -1 }), count = el('span', { className: 'soft small' }), words = el('p'), tools = el('div', { className: 'row' });
   const back = button(t('tour_back'), () => go(app.state.tour - 1)), next = button('', () => go(app.state.tour + 1));
   root.replaceChildren(el('div', { className: 'row tour-head' }, heading, count, back, next, button('×', end, { 'aria-label': t('tour_close') })), words, tools);
@@ -37,16 +38,21 @@ export function mount(root, app) {
   function go(step) {
     if (step > LAST) return end();
     app.set({ tour: step, difference: null, marks: [], ...settingsOf(app.state, places, STEPS[step]) });
+    found = STEPS[step].strongest && app.state.cell;
     heading.focus();
     if (matchMedia('(max-width: 700px)').matches) document.getElementById('stage').scrollIntoView();
   }
   function end() {
+    found = null;
     app.set({ tour: null, difference: null, marks: [] });
-    root.hidden = true;
     document.getElementById('tour-button')?.focus();
   }
+  app.subscribe(['values'], ({ tour, cell, values }) => { // the image may have come only now
+    if (found && found === cell && values) app.set({ cell: (found = strongestOf(places[STEPS[tour].strongest], values)) });
+  });
   app.follow(['tour'], ({ tour }) => {
-    if (tour === null) return;
+    root.hidden = tour === null;
+    if (root.hidden) return;
     const step = Math.min(tour, LAST);
     heading.textContent = t(`tour_${step}_title`);
     count.textContent = t('tour_count', { n: step + 1, last: LAST + 1 });
@@ -58,10 +64,10 @@ export function mount(root, app) {
   if (app.state.tour === null) queueMicrotask(() => go(0)); // once the tour is no longer hidden
 }
 
-function settingsOf({ source, values }, places, { image = BOOT, show, camera = {} }) {
+function settingsOf({ source, values }, places, { image = BOOT, show, strongest, camera = {} }) {
   const isThere = image === null || (source.kind === 'garment' && source.index === image);
   const chosen = isThere ? {} : { source: { kind: 'garment', index: image } };
-  return { tab: 'arithmetic', off: [], epoch: null, minus: false, camera: { ...HOME, ...camera }, ...chosen, ...show(places, values) };
+  return { tab: 'arithmetic', off: [], epoch: null, minus: false, camera: { ...HOME, ...camera }, ...chosen, ...(strongest ? { cell: values && strongestOf(places[strongest], values) } : show(places)) };
 }
 
 /** The shelves that the tour stops at. */
@@ -80,10 +86,9 @@ function exampleOf({ first, height, width }) {
   return { layer: first, map: 1, y: Math.min(2, height - 1), x: Math.min(3, width - 1) };
 }
 
-/** Two steps are told in another way where a layer of its own pads, and where not all maps are connected. */
-function variantOf({ network, sum }, step) {
-  const hasPad = network.layers.some(({ kind }) => kind === 'pad');
-  return `tour_${step}${step === 2 && hasPad ? '_pad' : step === 5 && sum.base.table ? '_partial' : ''}`;
+/** One step is told in another way where a layer of its own pads. */
+function variantOf({ network }, step) {
+  return step === 2 && network.layers.some(({ kind }) => kind === 'pad') ? 'tour_2_pad' : `tour_${step}`;
 }
 
 /** What the sentences name: this network's own numbers. */
@@ -93,7 +98,7 @@ function wordsOf(t, { network, input, conv, sum, pool, flat, dense, output }) {
     conv: conv.name, maps: conv.maps, kernel: conv.base.kernel[0], side: conv.height, padded: input.height,
     function: activation ? written(activation.function, 'z') : '–',
     pool: pool.name, mode: t(pool.base.mode === 'max' ? 'maximum' : 'mean'), pooled: pool.height, before: conv.height,
-    sum: sum.name, inputs: network.weights[sum.base.weight].shape[1],
+    sum: sum.name, which: t(sum.base.table ? 'tour_connected' : 'tour_all', { inputs: network.weights[sum.base.weight].shape[1] }),
     flat: flat.name, flat_maps: flat.maps, flat_height: flat.height, flat_width: flat.width, flat_y: y, flat_x: x, flat_index: (flat.height + y) * flat.width + x,
     dense: dense.name, units: dense.maps, dense_inputs: size(flat.layer.shape), output: output.name,
   };

@@ -1,4 +1,4 @@
-/** A tab: the network after each epoch of its training, on the image that is looked at; nobody serves those. */
+/** A tab: the network after each epoch of its training; nobody serves those. */
 
 import { el, note } from './dom.js';
 

@@ -1,4 +1,4 @@
-/** The stage as a tree for screen readers and keys: shelves, and under each its maps. It is seen while it has the focus. */
+/** The stage as a tree for readers and keys: shelves, and under each its maps. It is seen while it has the focus. */
 
 import { el, number } from './dom.js';
 import { shelvesOf, size, strongestOf, titleOf } from './layout.js';
@@ -28,13 +28,24 @@ function mapName(app, { isLast }, map) {
   return isLast ? app.className(map) : app.t('map_number', { n: map });
 }
 
-/** Says of a shelf how large it is, what its values reach from and to, and which map is strongest. */
+/** Keeps a text that says of all shelves what the tree says of each. */
+export function summarise(app, node) {
+  const shelves = shelvesOf(app.state.network);
+  app.follow(['values', 'drawing'], ({ values, drawing }) => {
+    if (values && !drawing) node.textContent = shelves.map((shelf) => summaryOf(app, shelf)).join('. ');
+  });
+}
+
 function describe(app, item) {
-  const { values } = app.state, [shelf] = item.place, { layer, maps, height, width } = shelf;
-  if (!values) return;
+  if (app.state.values) item.setAttribute('aria-label', summaryOf(app, item.place[0]));
+}
+
+/** Says of a shelf how large it is, what its values reach from and to, and which map is strongest. */
+function summaryOf(app, shelf) {
+  const { values } = app.state, { layer, maps, height, width } = shelf;
   const own = values.subarray(layer.start, layer.start + size(layer.shape)), strongest = mapName(app, shelf, strongestOf(shelf, values).map);
   const words = { title: titleOf(app.t, shelf), maps, height, width, low: number(Math.min(...own)), high: number(Math.max(...own)), strongest };
-  item.setAttribute('aria-label', app.t('shelf_summary', words));
+  return app.t('shelf_summary', words);
 }
 
 function choose(app, item) {

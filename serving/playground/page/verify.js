@@ -1,7 +1,7 @@
-/** "Check all values": the browser computes every one again, and holds it against the server's by the export gate's tolerances. */
+/** "Check all values": computes every one again, and holds it against the server's by the export gate's tolerances. */
 
 import { el, scientific } from './dom.js';
-import { explain } from './explain.js';
+import { explain, weightsOfValues } from './explain.js';
 import { cellOf, shape3, size } from './layout.js';
 import { row, table } from './tables.js';
 
@@ -10,7 +10,7 @@ export const TOLERANCES = { fp32: [1e-5, 1e-5], tf32: [2e-3, 1.5e-2], fp16: [2e-
 
 /**
  * Computes all values in float64, each layer from what the server says of the one before it. Returns for each layer {name,
- * count, worst, share}: the largest difference, and the largest share of the tolerance; above 1 it is too far off.
+ * count, worst, share}: the largest difference, and the largest share of the tolerance.
  */
 export function verify(net, values, weights, image) {
   const [rtol, atol] = TOLERANCES[net.model.precision];
@@ -30,27 +30,15 @@ export function verify(net, values, weights, image) {
 /** What is shown of it. */
 export async function check(app) {
   await app.loadWeights();
-  const { t, state } = app, { network, values, weights, looked, off } = state;
-  if (state.weightsKey !== state.valuesKey) return [el('p', {}, t('loading_weights'))];
-  const began = performance.now(), results = verify(network, values, switchedOff(network, weights, off), looked);
-  const isRight = results.every(({ share }) => share <= 1), words = { n: network.num_values.toLocaleString(state.lang), ms: Math.round(performance.now() - began) };
+  const { t, state } = app, { network, values, looked } = state, weights = weightsOfValues(state);
+  if (!weights) return [el('p', {}, t('loading_weights'))];
+  const began = performance.now(), results = verify(network, values, weights, looked);
+  const isRight = results.every(({ share }) => share <= 1), result = t(isRight ? 'check_right' : 'check_wrong');
+  const words = { n: network.num_values.toLocaleString(state.lang), ms: Math.round(performance.now() - began), result };
   const rows = results.map(({ name, count, worst, share }) => {
     const isClose = share <= 1;
     return row(name, [count, scientific(worst), `${isClose ? '✓' : '✗'} ${(100 * share).toFixed(0)} %`], isClose ? '' : 'bad');
   });
   const head = ['layer', 'values', 'worst', 'of_tolerance'].map((key) => t(`check_${key}`));
-  return [el('p', { className: isRight ? 'good' : 'bad' }, t(isRight ? 'check_right' : 'check_wrong', words)), table('list', null, head, rows)];
-}
-
-/** The weights as the server used them: those of a map that is switched off are 0. */
-function switchedOff({ layers, weights: places }, weights, off) {
-  const changed = weights.slice();
-  for (const { layer, map } of off) {
-    const { weight, bias } = layers.find(({ name }) => name === layer);
-    for (const name of [weight, bias].filter(Boolean)) {
-      const { start, shape } = places[name], each = size(shape.slice(1));
-      changed.fill(0, start + map * each, start + (map + 1) * each);
-    }
-  }
-  return changed;
+  return [el('p', { className: isRight ? 'good' : 'bad' }, t('check_done', words)), table('list', null, head, rows)];
 }

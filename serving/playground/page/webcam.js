@@ -3,7 +3,7 @@
 import { button, el } from './dom.js';
 import { photograph } from './photograph.js';
 
-const WANTED = { video: { facingMode: 'environment', width: { ideal: 640 } } }; // of two cameras, not the one that looks at the user
+const WANTED = { video: { facingMode: 'environment', width: { ideal: 640 } } };
 
 /** Opens the window: a live picture, and a button that takes it. */
 export async function openCamera(app) {

@@ -50,7 +50,8 @@ def served(
 
     "trained" is what an epoch on all images makes of it, which takes a minute: only slow tests ask for it.
 
-    The tutorial's has a second version, which is not served; "played back" is one with its epochs.
+    The tutorial's has a second version, which is not served; "played back" is one with its epochs,
+    "fp16" one in that precision.
     All are started when they are first asked for.
     """
     with ExitStack() as servers:
@@ -64,6 +65,8 @@ def served(
                 shutil.copytree(small_repository, repository)
             if architecture == "played back":
                 publish_with_epochs(repository)
+            elif architecture == "fp16":
+                publish_seeded("tutorial", repository, "fp16")
             else:
                 publish_seeded(architecture, repository)
 
@@ -78,14 +81,14 @@ def served(
         yield address_of
 
 
-def publish_seeded(architecture: str, repository: Path) -> None:
+def publish_seeded(architecture: str, repository: Path, precision: str = "fp32") -> None:
     from export.parity import truth_of  # these import torch
     from export.repository import publish
     from tests.export.small_model import probes_of
     from tests.serving.playground.versions import exported, manifest_of, seeded
 
-    files = exported(architecture)
-    manifest = manifest_of(files, architecture, "fp32")
+    files = exported(architecture, precision)
+    manifest = manifest_of(files, architecture, precision)
     publish(repository / "lenet5", files, replace(manifest, probes=probes_of(truth_of(seeded(architecture)))))
 
 
@@ -120,6 +123,9 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
         contexts[repr(options)] = context
         page = context.new_page()
         page.set_default_timeout(20_000)
+        page.set_default_navigation_timeout(
+            60_000
+        )  # the first has the page's process start, which is nice to all others
         page.route(lambda url: not is_same_origin(url, address), lambda route: elsewhere.append(route.request.url))
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

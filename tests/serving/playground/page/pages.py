@@ -18,8 +18,9 @@ OpenPage = Callable[..., Any]
 READY = "() => document.documentElement.dataset.ready === 'yes' && atelier.state.values !== null"
 # What was looked at is what is chosen: image, version, epoch, and whether maps are switched off.
 SETTLED = """() => {
-  const { image, looked, values, valuesKey, head, network, drawing, off, version, epoch } = atelier.state;
-  if (!values || drawing || looked !== image || valuesKey !== `${network.model.version}/${epoch ?? ''}`) return false;
+  const { image, looked, lookedOff, values, valuesKey, head, network, drawing, off, version, epoch } = atelier.state;
+  if (!values || drawing || looked !== image || lookedOff !== off) return false;
+  if (valuesKey !== `${network.model.version}/${epoch ?? ''}`) return false;
   const isServed = !off.length && epoch === null && version === null;
   return Boolean(head.answer || head.refusal) === isServed;
 }"""

@@ -71,12 +71,46 @@ def test_no_label_lies_over_a_map_and_nothing_is_cut_off(
             assert page.evaluate(CUT_OFF) == [], (width, view)
 
 
-def test_fingers_find_the_buttons(served: Any, open_page: OpenPage) -> None:
-    page = opened(open_page, served(), width=390, height=844, has_touch=True, is_mobile=True)
+# What a finger is to press, and is smaller than 44 x 44; of a checkbox its label is pressed.
+SMALL = """() => {
+  const isSeen = (node) => node.checkVisibility({ visibilityProperty: true }) && !node.closest('.hidden, .tree');
+  return [...document.querySelectorAll('button, select, input:not([type=checkbox]), summary, .tools label')]
+    .filter(isSeen).map((node) => [node, node.getBoundingClientRect()])
+    .filter(([, { width, height }]) => Math.min(width, height) < 43.99)
+    .map(([node, { width, height }]) => `${node.tagName} ${node.className} ${node.textContent} ${width} x ${height}`);
+}"""
+
+
+def test_fingers_find_what_is_to_be_pressed(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served("classic"), "tour=1", width=390, height=844, has_touch=True, is_mobile=True)
     assert page.evaluate("() => atelier.state.view") == "flat"
-    buttons = page.locator("button:not(.garment):visible").all()
-    small = [button.inner_text() for button in buttons if button.bounding_box()["height"] < 44]
-    assert small == [] and len(buttons) > 8
+    page.locator("#tour p").first.wait_for()
+    assert page.evaluate(SMALL) == [] and page.locator("button:visible").count() > 60
+    choose(page, sheet=True, cell={"layer": "c3", "map": 3, "y": 4, "x": 5})
+    for tab in ("arithmetic", "connections", "calculator", "training", "compare"):
+        choose(page, tab=tab)
+        page.locator(f"#panel-{tab} > *").first.wait_for()
+        assert page.evaluate(SMALL) == [], tab
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_no_words_are_smaller_than_11_pixels(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served("played back"), "tab=calculator&cell=conv2:3,4,5")
+    small = """() => {
+      const hasWords = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+      const isSmall = (node) => parseFloat(getComputedStyle(node).fontSize) < 11;
+      return [...document.querySelectorAll('body *')]
+        .filter((node) => node.checkVisibility() && !node.closest('.hidden, svg') && hasWords(node) && isSmall(node))
+        .map((node) => `${node.tagName} ${node.textContent}`);
+    }"""
+    for tab in ("calculator", "arithmetic", "training", "compare"):
+        choose(page, tab=tab)
+        page.locator(f"#panel-{tab} > *").first.wait_for()
+        assert page.evaluate(small) == [], tab
+
+
+def test_the_sheet_is_pulled_up_and_down(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served(), width=390, height=844, has_touch=True, is_mobile=True)
     page.locator(".handle").click()
     page.wait_for_function("() => document.querySelector('#panel').getBoundingClientRect().y < 300")
     page.mouse.move(195, page.locator(".handle").bounding_box()["y"] + 20)

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving.playground.page.pages import Look, OpenPage, choose, image_of, look, network_of, opened, picture_of
+from tests.serving.playground.page.pages import (
+    Look,
+    OpenPage,
+    choose,
+    image_of,
+    look,
+    network_of,
+    opened,
+    picture_of,
+    settle,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -153,12 +163,24 @@ def test_padding_is_a_hatched_ring_round_the_map_whatever_lies_there(
     assert page.evaluate(RING) > 4 * (28 // 2)  # a hatch for each two cells of the border
 
 
+# The signs of the lines that lead to a cell.
+SIGNS = """async (cell) => {
+  const { linesOf } = await import('/links.js'), { stage } = document.getElementById('stage');
+  return linesOf(stage.layout, { ...atelier.state, cell }).map(({ sign }) => sign).filter((sign) => sign !== undefined);
+}"""
+
+
 def test_a_map_that_is_switched_off_is_marked_and_checked_as_such(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served(), "cell=conv2:5,4,5")
     page.get_by_role("button", name="Switch map 5 off").click()
     page.wait_for_function("() => atelier.state.head.answer === null")
     assert "not served" in page.locator("#served").inner_text()
     assert page.locator(".bars.unserved").count() == 1
+    settle(page)
+    served_text, here_text = (part.split()[-1] for part in page.locator(".compare").inner_text().split(" · ")[:2])
+    assert float(served_text) == float(here_text) == 0
+    assert page.evaluate(SIGNS, {"layer": "conv2", "map": 5, "y": 4, "x": 5}) == [0] * 6  # nothing comes from anywhere
+    assert set(page.evaluate(SIGNS, {"layer": "conv2", "map": 4, "y": 4, "x": 5})) >= {-1, 1}
     page.click("#check")
     page.locator(".check .good").wait_for()
     assert "off=conv2:5" in page.evaluate("() => new Promise((done) => setTimeout(() => done(location.hash), 500))")
@@ -173,3 +195,63 @@ def test_a_dense_units_lines_and_the_softmax_are_those_of_the_output(served: Any
     shares = [float(rows.nth(i).locator("td").nth(3).inner_text().rstrip(" %")) for i in range(10)]
     assert shares == pytest.approx([100 * p for p in found.head["answer"]["probabilities"]], abs=0.006)
     assert rows.nth(7).get_attribute("class") == "chosen"
+
+
+# A pixel that lies so many pixels above the upper edge of a map.
+ABOVE = """([shelf, map, distance]) => {
+  const { stage } = document.getElementById('stage');
+  const { left, top } = document.getElementById('maps').getBoundingClientRect();
+  const [[x0, y0], [x1, y1]] = stage.view.outline(stage.layout.shelves[shelf].quads[map]);
+  return [left + (x0 + x1) / 2, top + (y0 + y1) / 2 - distance];
+}"""
+
+
+def test_a_click_on_a_maps_frame_switches_it_off_and_on(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served(), "view=flat&cell=conv1:0,3,3")
+    for shelf, map_, distance, off in (
+        (1, 2, 3, [{"layer": "conv1", "map": 2}]),
+        (1, 2, 3, []),
+        (3, 1, 2, [{"layer": "conv2", "map": 1}]),
+    ):
+        page.mouse.click(*page.evaluate(ABOVE, [shelf, map_, distance]))
+        page.wait_for_function("(off) => JSON.stringify(atelier.state.off) === JSON.stringify(off)", arg=off)
+    assert page.evaluate("() => atelier.state.cell.map") == 0
+    page.mouse.click(*page.evaluate(ABOVE, [2, 0, 2]))  # of a pooling: it has no switch
+    page.wait_for_function("() => atelier.state.cell === null")
+    assert page.evaluate("() => atelier.state.off.length") == 1
+
+
+def test_the_canvas_has_a_summary_for_readers(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served(), "lang=en")
+    page.keyboard.press("Tab")  # before the focus comes to the canvas
+    page.wait_for_function("() => document.getElementById('stage-summary')?.textContent")
+    ids = page.locator("#maps").get_attribute("aria-describedby").split()
+    summary = page.locator(f"#{ids[1]}").text_content()
+    assert ids[0] == "stage-keys"
+    values = page.evaluate("() => [...atelier.state.values]")[shown_start(page, "conv1") :][: 6 * 28 * 28]
+    written = [f"{value:.2f}".replace("-", "−") for value in (min(values), max(values))]
+    assert f"Convolution conv1: 6 maps of 28 × 28, from {written[0]} to {written[1]}; strongest: Map " in summary
+    page.locator(".garment").nth(3).click()
+    settle(page)
+    assert page.locator("#stage-summary").text_content() != summary
+
+
+def shown_start(page: Any, name: str) -> int:
+    """Where the values begin that a shelf shows."""
+    shelves = "document.getElementById('stage').stage.layout.shelves"
+    return int(page.evaluate(f"(name) => {shelves}.find(({{ first }}) => first === name).layer.start", name))
+
+
+def test_the_legend_of_a_difference_is_of_the_shelf_that_differs_most(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served(), "lang=en")
+    put = """([index, value]) => {
+      const values = new Float32Array(atelier.state.network.num_values);
+      values[index] = value;
+      atelier.set({ difference: { values, title: '' } });
+      return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    }"""
+    page.evaluate("() => atelier.loadMore()")
+    for name, value, written in (("linear1", -0.00123, "−1.2e-3 … 0"), ("conv2", 0.5, "0 … 0.50")):
+        page.evaluate(put, [shown_start(page, name), value])
+        legend = page.locator(".legend").inner_text()
+        assert name in legend and written in legend

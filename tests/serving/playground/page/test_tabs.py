@@ -66,6 +66,18 @@ def test_two_versions_are_compared_value_by_value(served: Any, open_page: Any) -
     assert page.evaluate("() => atelier.state.difference") is None
 
 
+def test_a_link_holds_what_is_compared_with(served: Any, open_page: Any) -> None:
+    page = opened(open_page, served(), "tab=compare&lang=en")
+    page.get_by_label("Compare with").select_option("2")
+    page.wait_for_function("() => location.hash.includes('compare=2')")
+    other = opened(open_page, served(), page.url.partition("#")[2])
+    other.locator("#panel-compare table.list").wait_for()
+    assert other.get_by_label("Compare with").input_value() == "2"
+    opened(open_page, served(), "tab=compare&lang=en&compare=77").wait_for_function(
+        "() => document.querySelector('#panel-compare select')?.value === '' && atelier.state.compare === null"
+    )
+
+
 def test_the_pixels_that_matter_are_found_by_the_server(served: Any, open_page: Any) -> None:
     page, address = opened(open_page, served(), "tab=compare&lang=en"), served()
     panel = page.locator("#panel-compare")
@@ -78,6 +90,29 @@ def test_the_pixels_that_matter_are_found_by_the_server(served: Any, open_page: 
     said = f"{name} loses most, {100 * losses.max():.1f} points, when row {2 * row + 1}, column {2 * column + 1} is"
     assert panel.get_by_text(said).first.is_visible()
     assert "170 images in one call" in text_of(panel)
+    assert "as it is served" not in text_of(panel)
+
+
+@pytest.mark.parametrize("experiment", ["off=conv2:5", "version=2"])
+def test_in_an_experiment_the_pixels_that_matter_are_said_to_be_the_served_networks(
+    served: Any, open_page: Any, experiment: str
+) -> None:
+    panel = opened(open_page, served(), f"tab=compare&lang=en&{experiment}").locator("#panel-compare")
+    panel.get_by_text("of the network as it is served").wait_for()
+
+
+def test_what_the_server_refuses_is_told_once(served: Any, browser: Any) -> None:
+    page = browser.new_page()
+    told = {"reason": "QUEUE_FULL", "message": "QUEUE_FULL: 9 images wait (try later)", "cure": "try later"}
+    page.route("**/api/occlusion*", lambda route: route.fulfill(status=503, json=told))
+    opened(lambda url: page.goto(url) and page, served(), "tab=compare&lang=en")
+    page.get_by_role("button", name="Ask the server").click()
+    page.locator("#panel-compare .problem").wait_for()
+    assert text_of(page.locator("#panel-compare .problem")) == "QUEUE_FULL: 9 images wait; try later"
+    page.route("**/api/network*", lambda route: route.fulfill(status=503, json=told))
+    page.reload()
+    page.get_by_text("QUEUE_FULL: 9 images wait; try later").wait_for()
+    page.close()
 
 
 def test_maps_are_switched_off_and_on(served: Any, open_page: Any) -> None:
@@ -113,6 +148,46 @@ def test_the_tour_goes_through_eleven_steps(served: Any, open_page: Any, archite
         ).press("Enter")
     assert tour.is_hidden()
     assert len(set(seen[:9])) >= 6 and seen[9:] == [None, None]
+
+
+@pytest.mark.parametrize(("step", "layer"), [(3, "conv1"), (7, "linear1"), (8, "linear3")])
+def test_the_tours_strongest_cell_is_of_its_own_image(served: Any, open_page: Any, step: int, layer: str) -> None:
+    page, address = opened(open_page, served(), f"lang=en&tour={step - 1}&image=g29&off=conv1:0"), served()
+    page.locator(".garment").nth(3).click()
+    settle(page)
+    page.locator("#tour").get_by_role("button", name="Next").click()
+    page.wait_for_function("() => atelier.state.source.index === 29")
+    settle(page)
+    shelf, values = shelf_named(page, layer), asked(address, "look?answer=0", image_of(page))[1]
+    of_layer = np.abs(values[shelf["start"] :][: shelf["size"]])
+    cell = page.evaluate("() => atelier.state.cell")
+    place = (cell["map"] * shelf["height"] + cell["y"]) * shelf["width"] + cell["x"]
+    assert (cell["layer"], place) == (layer, int(of_layer.argmax()))
+    page.get_by_label("Map", exact=True).fill("1")  # what the reader chooses stays
+    page.locator(".garment").nth(4).click()
+    settle(page)
+    assert page.evaluate("() => atelier.state.cell.map") == 1
+
+
+def shelf_named(page: Any, name: str) -> Any:
+    """Where the values that a shelf shows lie, and its sides."""
+    return page.evaluate(
+        """async (name) => {
+      const { shelvesOf, size } = await import('/layout.js');
+      const { layer, height, width } = shelvesOf(atelier.state.network).find(({ first }) => first === name);
+      return { start: layer.start, size: size(layer.shape), height, width };
+    }""",
+        name,
+    )
+
+
+def test_the_tour_ends_when_a_link_without_it_is_pasted(served: Any, open_page: Any) -> None:
+    page = opened(open_page, served(), "lang=en&tour=2")
+    page.locator("#tour").get_by_text("3 of 11").wait_for()
+    page.evaluate("() => { location.hash = 'lang=en&tab=compare'; }")
+    page.locator("#tour").wait_for(state="hidden")
+    page.evaluate("() => { location.hash = 'lang=en&tour=4'; }")
+    page.locator("#tour").get_by_text("5 of 11").wait_for()
 
 
 def test_the_tour_changes_its_language_and_subtracts_two_garments(served: Any, open_page: Any) -> None:
