@@ -95,13 +95,13 @@ class Engine:
         """Warms up every batch size on the device; before that, requests are refused with NOT_WARM."""
         await self._batcher.start()
 
-    async def classify(self, images: Images, deadline_s: float) -> Answer:
+    async def classify(self, images: Images, deadline_s: float, peer: str = "") -> Answer:
         """Answers (N, 1, 28, 28) uint8 with (N, 10) float32 logits; `deadline_s` is on the monotonic clock.
 
-        Raises OverloadedError, ExpiredError, NotServingError and BackendError. A caller that is cancelled gives up its
-        place in the queue.
+        No `peer` takes more than its share of a queue that others need too. Raises OverloadedError, ExpiredError,
+        NotServingError and BackendError. A caller that is cancelled gives up its place in the queue.
         """
-        return await self._batcher.answer_to(self._batcher.submit(images, deadline_s))
+        return await self._batcher.answer_to(self._batcher.submit(images, deadline_s, peer))
 
     async def drain(self, reason: NotServingError) -> None:
         """Refuses new requests for this reason, and returns once every accepted one is answered."""

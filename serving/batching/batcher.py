@@ -87,10 +87,11 @@ class Batcher:
         if self._probe is not None:
             self._probe.start(self._run_probe)
 
-    def submit(self, images: Images, deadline_s: float) -> Request:
+    def submit(self, images: Images, deadline_s: float, peer: str = "") -> Request:
         """Queues (N, 1, 28, 28) uint8 images; `answer_to` the request waits for the answer.
 
-        `deadline_s` is on the batcher's clock. Raises OverloadedError, ExpiredError and NotServingError at once.
+        `deadline_s` is on the batcher's clock, and `peer` the connection that asks. Raises OverloadedError,
+        ExpiredError and NotServingError at once.
         """
         if self.refusal is not None:
             raise self.refusal.with_traceback(None)  # raised many times: it must not collect tracebacks
@@ -98,7 +99,7 @@ class Batcher:
         if now_s >= deadline_s:
             raise ExpiredError("EXPIRED", "the deadline had passed on arrival")
         future = self._loop.create_future()
-        request = Request(images=images, future=future, arrived_s=now_s, deadline_s=deadline_s)
+        request = Request(images=images, future=future, arrived_s=now_s, deadline_s=deadline_s, peer=peer)
         self._queue.add(request, now_s)
         if self._next_dispatch is None:
             # Not at once but behind what the loop has already read: requests that arrived together go together.

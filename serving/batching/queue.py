@@ -5,15 +5,21 @@ tests drive it by hand. The vocabulary is Triton's: `max_batch_size`, `max_queue
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from serving.batching.request import Part, Request
 from serving.errors import OverloadedError
 
+LEFT_FREE = 2  # at least so many times what it holds of the queue a connection leaves free, if others ask too
+REMEMBERED_S = 10.0  # after a request, others leave room for the next of its connection
+
 
 class BatchQueue:
     """Queues requests, first in, first out, bounded in images.
+
+    A connection leaves twice as much of the queue free as it holds, in room and in time: so one that asks for far more
+    than the others does not cost them their rates. One that is alone may hold it all.
 
     A batch costs the same few hand-overs between threads whatever its size, and under load those are most of what a
     small request costs. So a free device waits for up to `max_queue_delay_us` until as many requests wait as its last
@@ -27,10 +33,13 @@ class BatchQueue:
         self.max_queue_size = max_queue_size
         self.max_queue_delay_s = max_queue_delay_us / 1e6
         self.num_images = 0  # waiting, not counting requests whose client is gone
+        self.num_images_of = Counter[str]()  # the same, by peer
         self._requests: deque[Request] = deque()
         self._seconds_per_image = 0.0
         self._last_batch_requests = 1
         self._last_batch_s = -math.inf
+        self._last_peer = ""
+        self._last_asked_s = self._others_asked_s = -math.inf
 
     @property
     def num_requests(self) -> int:
@@ -44,17 +53,25 @@ class BatchQueue:
 
     def add(self, request: Request, now_s: float) -> None:
         """Queues a request. Raises OverloadedError if there is no room, or no time before its deadline."""
-        num_images = self.num_images + len(request.images)
-        if num_images > self.max_queue_size:
-            what = f"{self.num_images} images wait and {len(request.images)} more would exceed {self.max_queue_size}"
+        num_images, kept = len(request.images), self._kept_for_others(request.peer, now_s)
+        why = f", with {kept} kept for other connections" if kept else ""
+        if self.num_images + kept + num_images > self.max_queue_size:
+            what = f"{self.num_images} images wait and {num_images} more would exceed {self.max_queue_size}{why}"
             raise OverloadedError("QUEUE_FULL", what, "try again later, or raise --max-queue-size")
-        expected_s = self.num_images * self._seconds_per_image
-        if now_s + expected_s > request.deadline_s:
-            left_ms, expected_ms = (request.deadline_s - now_s) * 1e3, expected_s * 1e3
-            what = f"{left_ms:.0f} ms are left, the queue alone takes about {expected_ms:.0f} ms"
+        left_s, expected_s = request.deadline_s - now_s, (self.num_images + kept) * self._seconds_per_image
+        if expected_s > left_s:
+            what = f"{left_s * 1e3:.0f} ms are left, the queue alone takes about {expected_s * 1e3:.0f} ms{why}"
             raise OverloadedError("DEADLINE_TOO_SHORT", what, "try again later, or allow more time")
-        self.num_images = num_images
+        self.num_images += num_images
+        self.num_images_of[request.peer] += num_images
         self._requests.append(request)
+
+    def _kept_for_others(self, peer: str, now_s: float) -> int:
+        """Notes who asks. Returns for how many images of others it must leave room: 0 if none have asked of late."""
+        if peer != self._last_peer:
+            self._last_peer, self._others_asked_s = peer, self._last_asked_s
+        self._last_asked_s = now_s
+        return LEFT_FREE * self.num_images_of[peer] if now_s <= self._others_asked_s + REMEMBERED_S else 0
 
     def forget(self, request: Request) -> None:
         """Frees the room, and the memory, of a request whose client is gone."""
@@ -98,8 +115,7 @@ class BatchQueue:
             stop = request.num_taken + min(room, request.num_waiting)
             batch.append(Part(request, request.num_taken, stop))
             num_images = stop - request.num_taken
-            request.num_taken = stop
-            self.num_images -= num_images
+            self._give_back(request, num_images)
             room -= num_images
             if not request.num_waiting:
                 self._requests.popleft()
@@ -131,5 +147,11 @@ class BatchQueue:
 
     def _release(self, request: Request) -> None:
         """Gives back a request's room, once: it may both expire and be cancelled."""
-        self.num_images -= request.num_waiting
-        request.num_taken = len(request.images)
+        self._give_back(request, request.num_waiting)
+
+    def _give_back(self, request: Request, num_images: int) -> None:
+        request.num_taken += num_images
+        self.num_images -= num_images
+        self.num_images_of[request.peer] -= num_images
+        if not self.num_images_of[request.peer]:
+            del self.num_images_of[request.peer]

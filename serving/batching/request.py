@@ -33,6 +33,7 @@ class Request:
     future: "asyncio.Future[Answer]"
     arrived_s: float
     deadline_s: float
+    peer: str = ""  # the client's connection: whose share of the queue it takes
     num_taken: int = 0  # images that are already part of a batch
     parts: list[Answer] = field(default_factory=list)  # what the batches so far answered; used only when split
 

@@ -1,6 +1,8 @@
 """The policy of batching, on a clock driven by hand."""
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,9 +24,15 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def request(
-    loop: asyncio.AbstractEventLoop, count: int = 1, *, arrived_s: float = 0.0, deadline_s: float = FAR_S
+    loop: asyncio.AbstractEventLoop,
+    count: int = 1,
+    *,
+    arrived_s: float = 0.0,
+    deadline_s: float = FAR_S,
+    peer: str = "",
 ) -> Request:
-    return Request(images=image(0, count), future=loop.create_future(), arrived_s=arrived_s, deadline_s=deadline_s)
+    future = loop.create_future()
+    return Request(images=image(0, count), future=future, arrived_s=arrived_s, deadline_s=deadline_s, peer=peer)
 
 
 def make_queue(*, max_batch_size: int = 4, max_queue_size: int = 8, max_queue_delay_us: int = 0) -> BatchQueue:
@@ -200,6 +208,7 @@ def test_request_that_expires_and_is_cancelled_gives_its_room_back_once(loop: as
     late.future.cancel()
     queue.forget(late)
     assert queue.num_images == 0
+    assert not queue.num_images_of
 
 
 @pytest.mark.fault("S21")
@@ -210,6 +219,83 @@ def test_request_that_cannot_meet_its_deadline_is_refused(loop: asyncio.Abstract
     with pytest.raises(OverloadedError, match=r"DEADLINE_TOO_SHORT: 500 ms are left, .* about 1000 ms"):
         queue.add(request(loop, deadline_s=0.5), 0.0)
     queue.add(request(loop, deadline_s=1.5), 0.0)
+
+
+@pytest.mark.fault("S24")
+def test_lone_client_may_use_all_room_and_all_time(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=100)
+    queue.observe(4, 0.04)  # 10 ms an image
+    for _ in range(100):
+        queue.add(request(loop, peer="lone", deadline_s=1.0), 0.0)
+    with pytest.raises(OverloadedError, match=r"QUEUE_FULL: 100 images wait and 1 more would exceed 100 \("):
+        queue.add(request(loop, peer="lone"), 0.0)
+
+
+@pytest.mark.fault("S24")
+def test_connection_leaves_twice_as_much_room_as_it_holds_to_others(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=100)
+    queue.add(request(loop, peer="modest"), 0.0)
+    for _ in range(33):
+        queue.add(request(loop, peer="greedy"), 0.0)
+    expected = r"QUEUE_FULL: 34 images wait and 1 more would exceed 100, with 66 kept for other connections \("
+    with pytest.raises(OverloadedError, match=expected):
+        queue.add(request(loop, peer="greedy"), 0.0)
+    for _ in range(21):
+        queue.add(request(loop, peer="modest"), 0.0)
+    queue.add(request(loop, 45, peer="newcomer"), 0.0)
+
+
+@pytest.mark.fault("S24")
+def test_connection_leaves_twice_as_much_time_as_it_takes_to_others(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=1000)
+    queue.observe(4, 0.04)  # 10 ms an image
+    queue.add(request(loop, 10, peer="modest"), 0.0)
+    for _ in range(31):
+        queue.add(request(loop, peer="greedy", deadline_s=1.0), 0.0)
+    expected = r"DEADLINE_TOO_SHORT: 1000 ms are left, .* about 1030 ms, with 62 kept for other connections \("
+    with pytest.raises(OverloadedError, match=expected):
+        queue.add(request(loop, peer="greedy", deadline_s=1.0), 0.0)
+    queue.add(request(loop, peer="modest", deadline_s=1.0), 0.0)
+
+
+@pytest.mark.fault("S24")
+def test_refused_newcomer_finds_room_when_it_comes_again(loop: asyncio.AbstractEventLoop) -> None:
+    queue = make_queue(max_queue_size=100)
+    for now_s in (0.0, 100.0):
+        while queue.num_images < 100:
+            queue.add(request(loop, peer="greedy"), now_s)
+        with pytest.raises(OverloadedError, match="QUEUE_FULL"):
+            queue.add(request(loop, peer="newcomer"), now_s)
+        queue.take(now_s)
+        with pytest.raises(OverloadedError, match="kept for other connections"):
+            queue.add(request(loop, peer="greedy"), now_s + 0.1)
+        queue.add(request(loop, peer="newcomer"), now_s + 0.1)
+        while queue.take(now_s + 0.2)[0]:
+            pass
+
+
+@pytest.mark.fault("S24")
+def test_greedy_client_costs_others_next_to_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    """30,000 images a second are asked for where 20,000 can be run: 20 of 30 by one client, and one each by ten."""
+    queue = make_queue(max_batch_size=64, max_queue_size=4096)
+    asked, answered = Counter[bool](), Counter[bool]()
+    number, now_s = 0, 0.0
+    while now_s < 1.0:
+        parts, _ = queue.take(now_s)
+        ends_s = now_s + max(0.0001, len(parts) / 20_000)
+        while number / 30_000 < ends_s:
+            arrived_s, peer = number / 30_000, min(number % 30, 10)
+            asked[peer < 10] += 1
+            with contextlib.suppress(OverloadedError):
+                each = request(loop, arrived_s=arrived_s, deadline_s=arrived_s + 0.02, peer=f"ipv4:127.0.0.1:{peer}")
+                queue.add(each, arrived_s)
+            number += 1
+        if parts:
+            queue.observe(len(parts), ends_s - now_s)
+            answered += Counter(part.request.peer[-2:] != "10" for part in parts if ends_s <= part.request.deadline_s)
+        now_s = ends_s
+    assert answered[True] >= 0.98 * asked[True]
+    assert answered[False] >= 0.4 * asked[False], "the rest is the greedy one's"
 
 
 def test_pace_is_not_learnt_from_nearly_empty_batches(loop: asyncio.AbstractEventLoop) -> None:

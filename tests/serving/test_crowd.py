@@ -15,7 +15,6 @@ from loadtest.bench.overload import load_with_deadline
 from loadtest.load.generator_processes import Generators
 from loadtest.load.protocols import Classify
 from loadtest.server_process import ServerProcess, server_process
-from tests.serving.conftest import needs_native
 from tests.serving.running import scrape, wait_for
 from tests.serving.test_overload import LABELS, REFERENCE
 from tests.serving.test_server import Calls, request, run
@@ -58,21 +57,24 @@ async def offer(calls: Calls, rate: float) -> Counter[str]:
 
 @pytest.mark.fault("S24")
 @pytest.mark.timing
-@needs_native
-def test_ten_clients_beside_one_that_asks_twenty_times_as_much_keep_their_rates() -> None:
+def test_ten_clients_beside_one_that_asks_twenty_times_as_much_keep_their_rates(front_end: str) -> None:
     rate = 2.5  # ten of them want half of what the device can do, and the greedy one all of it
+    ends: list[Counter[str]] = []
 
     async def test(server: ServerProcess) -> None:
         async with AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(connected(server)) for _ in range(11)]
-            offers = [offer(calls, rate) for calls in clients[1:]]
-            greedy, *others = await asyncio.gather(offer(clients[0], 20 * rate), *offers)
-        assert greedy["RESOURCE_EXHAUSTED"] > greedy.total() / 4
-        for ends in others:
-            assert ends["OK"] >= 0.9 * ends.total(), (greedy, others)
+            rates = [20 * rate] + 10 * [rate]
+            ends[:] = await asyncio.gather(*map(offer, clients, rates))
 
-    with serving("native", "--image-s", str(IMAGE_S), "--max-batch-size", "1") as server:
-        run(test(server))
+    for _ in range(3):  # on a machine that may be busy
+        with serving(front_end, "--image-s", str(IMAGE_S), "--max-batch-size", "1") as server:
+            run(test(server))
+        greedy, *others = ends
+        keep_theirs = all(each["OK"] >= 0.9 * each.total() for each in others)
+        if keep_theirs and greedy["RESOURCE_EXHAUSTED"] > greedy.total() / 4:
+            return
+    pytest.fail(f"{greedy}, {others}")
 
 
 @pytest.mark.fault("S51")

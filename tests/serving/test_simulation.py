@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from atelier.contract import IMAGE_SHAPE
-from serving.batching.queue import BatchQueue
+from serving.batching.queue import LEFT_FREE, REMEMBERED_S, BatchQueue
 from serving.batching.request import Answer, Part, Request
 from serving.errors import BackendError, ExpiredError, NotServingError, OverloadedError
 from tests.reliability.goals import RESULTS, is_release
@@ -59,6 +59,7 @@ class Life:
         self.gap_s = self.max_burst * self.max_images * self.batch_s / size * random.choice([0.03, 0.2, 1, 5])
         self.max_lag_s = random.choice([0, self.base_s / 4, 3 * self.batch_s])
         self.num_left = random.randint(20, 120)
+        self.num_peers = random.choice([1, 3, 20])
         self.drain_at = random.choice([-1, random.randint(0, self.num_left)])
         self.events: list[tuple[float, int, str, Callable[[], None]]] = []
         self.num_events = 0
@@ -70,6 +71,7 @@ class Life:
         self.is_woken = self.is_refusing = self.has_given_up = False
         self.num_failed = 0
         self.requests: list[Request] = []
+        self.asked_s: dict[str, float] = {}  # when each peer asked last
 
     def at(self, delay_s: float, name: str, event: Callable[[], None]) -> None:
         self.num_events += 1
@@ -94,9 +96,23 @@ class Life:
         most = num_images + sum(map(self.num_waiting, self.leaving)), num_requests + len(self.leaving)
         assert num_images <= self.queue.num_images <= min(most[0], self.queue.max_queue_size)
         assert num_requests <= self.queue.num_requests <= most[1]
+        held = self.held_by(self.waiting)
+        assert held <= self.queue.num_images_of <= held + self.held_by(self.leaving)
+        assert self.queue.num_images_of.total() == self.queue.num_images
         assert not any(request.future.done() for request in self.waiting)
         stands_still = not (self.on_device or self.is_woken or self.has_given_up)
         assert not (stands_still and self.waiting), "a free device waits, and so do requests"
+
+    def held_by(self, requests: list[Request]) -> Counter[str]:
+        held = Counter[str]()
+        for request in requests:
+            held[request.peer] += self.num_waiting(request)
+        return held
+
+    def kept_for_others(self, peer: str) -> int:
+        self.asked_s[peer] = self.now_s
+        others_s = max((asked_s for other, asked_s in self.asked_s.items() if other != peer), default=0)
+        return LEFT_FREE * self.queue.num_images_of[peer] if self.now_s <= others_s + REMEMBERED_S else 0
 
     def settle(self, request: Request, end: str, error: Exception | None = None) -> None:
         """As Batcher: only what has not ended can end."""
@@ -132,8 +148,9 @@ class Life:
             future=self.loop.create_future(),
             arrived_s=self.now_s,
             deadline_s=self.now_s + left_s,
+            peer=f"unix:{self.random.randrange(self.num_peers)}",
         )
-        num_images = self.queue.num_images + count
+        num_images = self.queue.num_images + self.kept_for_others(request.peer) + count
         try:
             self.queue.add(request, self.now_s)
         except OverloadedError as error:

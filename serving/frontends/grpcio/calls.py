@@ -28,8 +28,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 # An AbortError belongs to a call that has its status already.
 Failure: TypeAlias = RequestError | grpc.aio.AbortError
-# One message and its deadline on the monotonic clock -> the answer. Refused while draining.
-Method = Callable[[bytes, float], Awaitable[bytes]]
+# One message, its deadline on the monotonic clock, and the connection that it came by -> the answer. Refused while
+# draining.
+Method = Callable[[bytes, float, str], Awaitable[bytes]]
 # Messages as they come -> answers, written to the context. Goes on while draining.
 Conversation = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
@@ -110,7 +111,8 @@ class RpcHandler(grpc.GenericRpcHandler):
             left_s = cast("float | None", context.time_remaining())
             if left_s is None:
                 left_s = self._config.limits.default_deadline_s
-            return await method(message, time.monotonic() + min(left_s, self._config.limits.max_deadline_s))
+            deadline_s = time.monotonic() + min(left_s, self._config.limits.max_deadline_s)
+            return await method(message, deadline_s, context.peer())
         except asyncio.CancelledError:
             self._count(call, _end_by_client(context), context)
             raise

@@ -33,7 +33,7 @@ class ClassifierService:
         self._config = config
         self._metrics = metrics
 
-    async def classify(self, message: bytes, deadline_s: float) -> bytes:
+    async def classify(self, message: bytes, deadline_s: float, peer: str = "") -> bytes:
         """Answers a ClassifyRequest with a ClassifyResponse; `deadline_s` is on the monotonic clock."""
         began_s = time.monotonic()
         request = parse(pb.ClassifyRequest(), message)
@@ -44,13 +44,13 @@ class ClassifierService:
                 images, notes = await self._decoded_pictures(request, deadline_s)
             else:
                 images = self._raw_images(request)
-            answer = await served.classify(images, deadline_s)
+            answer = await served.classify(images, deadline_s, peer)
         self.num_requests += 1
         response = served.writer.write(answer, top_k) + notes
         self._metrics.observe_request(time.monotonic() - began_s)
         return response
 
-    async def get_model(self, message: bytes, _deadline_s: float) -> bytes:
+    async def get_model(self, message: bytes, _deadline_s: float, _peer: str = "") -> bytes:
         """Answers a GetModelRequest with a GetModelResponse."""
         request = parse(pb.GetModelRequest(), message)
         return self._versions.find(request.model_name, request.model_version).description

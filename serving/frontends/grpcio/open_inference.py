@@ -45,7 +45,7 @@ class OpenInferenceService:
         self._metrics = metrics
         self._refusal = refusal
 
-    async def model_infer(self, message: bytes, deadline_s: float) -> bytes:
+    async def model_infer(self, message: bytes, deadline_s: float, peer: str = "") -> bytes:
         """Answers a ModelInferRequest with a ModelInferResponse; `deadline_s` is on the monotonic clock."""
         began_s = time.monotonic()
         request = parse(oip.ModelInferRequest(), message)
@@ -59,7 +59,7 @@ class OpenInferenceService:
         with self._versions.find(request.model_name, request.model_version) as served:
             _check_outputs(outputs)
             images = await self._images_of(request, reading, deadline_s)
-            answer = await served.classify(images, deadline_s)
+            answer = await served.classify(images, deadline_s, peer)
         self._classifier.num_requests += 1
         response = _response(request, served, answer.logits, outputs or [(LOGITS, 0), (PROBABILITIES, 0)])
         self._metrics.observe_request(time.monotonic() - began_s)

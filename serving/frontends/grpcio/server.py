@@ -19,7 +19,7 @@ from serving.container_memory import Pressure
 from serving.errors import NotServingError
 from serving.frontends.grpcio import health as probes
 from serving.frontends.grpcio import open_inference
-from serving.frontends.grpcio.calls import RpcHandler
+from serving.frontends.grpcio.calls import Method, RpcHandler
 from serving.frontends.grpcio.channel_arguments import channel_arguments
 from serving.frontends.grpcio.classifier import ClassifierService
 from serving.frontends.grpcio.open_inference import OpenInferenceService
@@ -174,7 +174,7 @@ class Server:
             options=options, maximum_concurrent_rpcs=config.limits.max_concurrent_requests
         )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        methods = {
+        methods: dict[str, Method] = {
             f"/{SERVICE}/Classify": self._service.classify,
             f"/{SERVICE}/GetModel": self._service.get_model,
             f"/{OPEN_INFERENCE}/ModelInfer": self._open_inference.model_infer,

@@ -48,9 +48,9 @@ class Served:
         if not self._num_calls:
             self._is_idle.set()
 
-    async def classify(self, images: Images, deadline_s: float) -> Answer:
+    async def classify(self, images: Images, deadline_s: float, peer: str) -> Answer:
         """Answers as `Engine.classify`, and notes what the model did for the call."""
-        answer = await self.engine.classify(images, deadline_s)
+        answer = await self.engine.classify(images, deadline_s, peer)
         if self._has_records:
             ran.set(Ran(self.version, len(images), answer.queue_us, answer.inference_us, answer.batch_size))
         return answer
