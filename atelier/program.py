@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,13 +19,19 @@ from atelier.errors import PermissionRefusedError, ProgramError, ResourceUnavail
 from atelier.memory import is_out_of_memory
 from atelier.versions import check_packages
 
+_num_lost: Counter[TextIO] = Counter()  # lines that a stream did not take
+os.register_at_fork(after_in_child=_num_lost.clear)  # its parent says how many were lost before
+
 
 def say(line: str) -> None:
     """Prints a line for the operator. A server goes on if nobody reads it: a closed pipe, a full one."""
     level = "warning" if line.startswith("warning: ") else "info"
     with contextlib.suppress(OSError, ValueError):
         if _takes_a_line(sys.stdout):
-            print(_line_of(level, line) + "\n", end="", flush=True)  # one write: the second might block
+            # One write: the second might block.
+            print(_lines_lost(sys.stdout) + _line_of(level, line) + "\n", end="", flush=True)
+        else:
+            _num_lost[sys.stdout] += 1
 
 
 def say_in(line_of: Callable[[str, str], str]) -> None:
@@ -41,13 +48,23 @@ _line_of = _plain_line
 
 
 class NonBlockingHandler(logging.StreamHandler[TextIO]):
-    """Logs to stderr; what nobody reads is dropped, since a full pipe must not stop a server."""
+    """Logs to stderr; what nobody reads is dropped and counted, since a full pipe must not stop a server."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record, if the stream takes it."""
         with contextlib.suppress(OSError, ValueError):
             if _takes_a_line(self.stream):
+                self.stream.write(_lines_lost(self.stream))
                 super().emit(record)
+            else:
+                _num_lost[self.stream] += 1
+
+
+def _lines_lost(stream: TextIO) -> str:
+    """Returns a line that says how many a stream did not take since it last took one; none if it took all."""
+    count = _num_lost.pop(stream, 0)
+    text = f"warning: {count} {'line was' if count == 1 else 'lines were'} lost here: nobody read the log"
+    return _line_of("warning", text) + "\n" if count else ""
 
 
 def _takes_a_line(stream: TextIO, wait_s: float = 0.0) -> bool:

@@ -1,11 +1,15 @@
 """Describes the serving process, as the supervisor knows it."""
 
+import contextlib
 import math
+import os
 import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+
+from serving.process import STACKS_SIGNAL
 
 STABLE_S = 5.0  # once it has been ready for so long, what ends it is no fault of its start
 
@@ -25,6 +29,12 @@ class Child:
     def is_ready(self) -> bool:
         """It serves, or has served."""
         return self.ready_s < math.inf
+
+    def ask_for_stacks(self) -> None:
+        """Has the process write its Python stacks to the log, if it can do anything at all."""
+        if self.is_ready and self.process.pid is not None:  # before that the signal would end it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, STACKS_SIGNAL)
 
     @property
     def exit_code(self) -> int:

@@ -1,9 +1,11 @@
 """Describes the process that serves: what the supervisor gives it, and what the two say to each other."""
 
 import contextlib
+import faulthandler
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from atelier.program import run_program, say
 from serving.config import ServerConfig
 from serving.models import ModelVersion, ServedModel
 from serving.playground.entrance import Entrance
+
+STACKS_SIGNAL = signal.SIGUSR1  # has the process write its Python stacks to stderr, whatever holds its threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ Serve = Callable[[Process], None]
 def run_process(serve: Serve, process: Process) -> int:
     """Runs a front end in the forked process; returns its exit code. Errors end as one line on stderr."""
     os.set_blocking(process.link.fileno(), False)
+    faulthandler.register(STACKS_SIGNAL)
 
     def main(_arguments: list[str]) -> int:
         serve(process)

@@ -136,9 +136,12 @@ class Supervisor:
     def _end_if_hung(self, child: Child, num_stopping: int) -> None:
         config = self._config
         child.num_silent += 1
-        if child.num_silent > (config.hang_timeout_s + 5 if child.is_ready else MAX_START_S):
+        longest = config.hang_timeout_s + 5 if child.is_ready else MAX_START_S
+        if child.num_silent > longest:
             say(f"warning: nothing was heard of the serving process for {child.num_silent} s: it is killed")
             child.process.kill()
+        elif child.num_silent + 1 > longest:  # a second before: its stacks show where it stands
+            child.ask_for_stacks()
         elif num_stopping > config.limits.lame_duck_s + config.drain_timeout_s + 10:
             say(f"warning: the serving process has been draining for {num_stopping} s: it is killed")
             child.process.kill()

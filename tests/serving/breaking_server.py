@@ -7,8 +7,10 @@ device of the first process break by itself a second after its start, whether or
 """
 
 import argparse
+import ctypes
 import dataclasses
 import multiprocessing
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -54,11 +56,18 @@ class BreakingBackend(FakeBackend):
             raise BROKEN
         if fault == "hangs":
             time.sleep(60)
+        if fault == "stands":
+            stand_still()
         return super().infer(images) + (fault == "drifts")
 
     def close(self) -> None:
         if self._num_left < 0:
             raise BROKEN
+
+
+def stand_still() -> None:
+    """Holds Python's lock for ever, so that no thread goes on: reads from a pipe into which nobody writes."""
+    ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--slow-s", type=float, default=0.0, help="that each batch takes")
     parser.add_argument("--image-s", type=float, default=0.0, help="that each image takes")
     parser.add_argument("--lame-duck-s", type=float, default=0.1, help="as in serving/limits.py")
-    parser.add_argument("--idle-fault", choices=("raises", "drifts", "hangs"), default="")
+    parser.add_argument("--idle-fault", choices=("raises", "drifts", "hangs", "stands"), default="")
     parser.add_argument("--probe-after-s", type=float, default=10.0, help="as in serving/limits.py")
     options, settings = parser.parse_known_args(arguments)
     version = BreakingVersion(

@@ -118,6 +118,20 @@ def test_device_that_breaks_while_nobody_asks_is_found_and_replaced(front_end: s
         assert server.stop() == 0
 
 
+@pytest.mark.fault("S27", "S52")
+@pytest.mark.slow
+def test_stacks_of_a_process_that_stands_still_are_in_the_log_before_it_is_killed(front_end: str) -> None:
+    settings = ("--idle-fault", "stands", "--probe-after-s", "0.3", "--hang-timeout-s", "0.5")  # and 5 s of grace
+    with breaking_server(front_end, *settings) as server:
+        wait_for(lambda: "starting another" in server.output)
+        with Client(server.target) as client:
+            client.wait_until_ready(timeout_s=30)
+        assert server.stop() == 0
+    stacks = re.search(r"^(Current thread|Thread) 0x[^$]*in stand_still$", server.output, re.MULTILINE)
+    assert stacks is not None, server.output
+    assert stacks.start() < server.output.index(": it is killed")
+
+
 def has_been_replaced(server: ServerProcess) -> bool:
     """Whether another process serves, and says so; while there is none, there may be no page."""
     try:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -281,7 +282,10 @@ def test_call_in_a_drain_is_told_to_retry_elsewhere(front_end: str) -> None:
 
 @pytest.mark.fault("S56")
 def test_server_goes_on_if_nobody_reads_its_log(front_end: str) -> None:
-    """A pipe that is full: the supervisor must neither wait for its reader nor stop replacing what dies."""
+    """A pipe that is full: the supervisor must neither wait for its reader nor stop replacing what dies.
+
+    It counts the lines that are lost meanwhile.
+    """
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tests.serving.breaking_server", "--port", "0", "--front-end", front_end]
     process = subprocess.Popen(command, stdout=writer, stderr=writer)
@@ -294,8 +298,16 @@ def test_server_goes_on_if_nobody_reads_its_log(front_end: str) -> None:
             for _ in range(3):
                 kill_serving_process(server)
                 assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
+            while select.select([reader], [], [], 0)[0]:
+                os.read(reader, 65536)
+            kill_serving_process(server)
+            assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
         process.terminate()
         assert process.wait(30) == 0
+        lines = os.read(reader, 65536).decode().splitlines()
+        # Each of the three had a line of its own that was lost, and so had the process that took its place.
+        assert lines[0] == "atelier: warning: 3 lines were lost here: nobody read the log"
+        assert lines[1].startswith("atelier: warning: the serving process ended with exit code 137: starting another")
     finally:
         process.kill()
         process.wait(30)
