@@ -1,0 +1,1 @@
+"""Lives of grpcio's server in virtual time."""
