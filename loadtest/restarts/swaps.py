@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from loadtest.load.protocols import Reference
+from loadtest.restarts.bad_versions import BAD_KINDS
 from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Cycles, free_port
-from loadtest.restarts.shelf import BAD_KINDS, NamedVersion, Shelf, shifted
+from loadtest.restarts.shelf import NamedVersion, Shelf, shifted
 from loadtest.restarts.steady_load import PLAIN, SteadyLoad
 from loadtest.server_process import ServerProcess, comes_true, server_process
 

@@ -13,7 +13,7 @@ import psutil
 from atelier.client import ClassifyError, Client
 from atelier.errors import ProgramError
 from loadtest.processes import is_running
-from loadtest.restarts.shelf import BAD_KINDS
+from loadtest.restarts.bad_versions import BAD_KINDS
 from loadtest.soak import hostile
 from loadtest.soak.site import HOST, LIMIT_S, Site, put, wait_until
 from serving.manifest import MODEL_NAME, list_versions

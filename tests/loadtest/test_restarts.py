@@ -15,9 +15,10 @@ from atelier.wire import classifier_pb2 as pb
 from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import known_answers
+from loadtest.restarts.bad_versions import BAD_KINDS
 from loadtest.restarts.cycles import Cycles, Starter, free_port, kill, restart, seconds_until_answered
 from loadtest.restarts.run import main
-from loadtest.restarts.shelf import BAD_KINDS, NamedVersion, shifted
+from loadtest.restarts.shelf import NamedVersion, shifted
 from loadtest.restarts.steady_load import OURS, PLAIN, Entry, account, write_journal
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.server_process import server_process
