@@ -27,7 +27,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"viewport": PHONE, "color_scheme": "dark"},
     ),
 }
-# Where what is done is done, once it is there; and what.
+# Where what is done is done, once it is there; what; and what is seen then.
 ACTIONS = {
     "playground-compare.png": (
         "#panel-compare select",
@@ -37,8 +37,9 @@ ACTIONS = {
       select.dispatchEvent(new Event('change'));
       document.getElementById('occlusion').click();
     }""",
+        "canvas.occlusion",
     ),
-    "playground-tour.png": ("#stage", "() => document.getElementById('stage').scrollIntoView()"),
+    "playground-tour.png": ("#stage", "() => document.getElementById('stage').scrollIntoView()", "#maps"),
 }
 
 
@@ -59,15 +60,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def screenshot(page: Any, address: str, action: tuple[str, str] | None) -> Image.Image:
+def screenshot(page: Any, address: str, action: tuple[str, str, str] | None) -> Image.Image:
     """Opens the page, does what is to be done there, and returns what is seen once it is still."""
     page.goto(address)
     page.wait_for_function(READY)
     page.wait_for_load_state("networkidle")
     if action:
-        place, script = action
+        place, script, result = action
         page.wait_for_selector(place)
         page.evaluate(script)
+        page.wait_for_selector(result)
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(1000)  # no more is asked; the answer is being drawn
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
