@@ -48,12 +48,17 @@ class DeviceWatch:
         if self._num_failed == MAX_FAILED_BATCHES:
             what = f"{MAX_FAILED_BATCHES} batches in a row failed"
             cure = "another process takes over; the errors above say why, nvidia-smi whether a GPU is in order"
-            self._on_failure(DeviceError("BACKEND_BROKEN", what, cure))
+            self._give_up(DeviceError("BACKEND_BROKEN", what, cure))
 
     def close(self) -> None:
         """Looks no more."""
         if self._next_check is not None:
             self._next_check.cancel()
+
+    def _give_up(self, failure: DeviceError) -> None:
+        """Tells of it once: a device that hung may come back, and fail."""
+        on_failure, self._on_failure = self._on_failure, lambda _failure: None
+        on_failure(failure)
 
     def _check_in(self, delay_s: float) -> None:
         self._next_check = self._loop.call_later(delay_s, self._check_for_hang)
@@ -72,4 +77,4 @@ class DeviceWatch:
         else:
             what = f"a batch ran longer than {self._hang_timeout_s:g} s"
             cure = "another process takes over; raise --hang-timeout-s if it was busy"
-            self._on_failure(DeviceError("BACKEND_HUNG", what, cure))
+            self._give_up(DeviceError("BACKEND_HUNG", what, cure))

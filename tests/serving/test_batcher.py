@@ -389,6 +389,21 @@ def test_success_between_failures_starts_the_count_anew() -> None:
     run(test())
 
 
+def test_device_that_hung_and_then_fails_is_given_up_once() -> None:
+    async def test() -> None:
+        failures: list[ProgramError] = []
+        backend = FakeBackend()
+        backend.poison[2] = RuntimeError("broken")
+        async with running(backend, hang_timeout_s=0.5, on_failure=failures.append) as batcher:
+            assert [await outcome_of(batcher, 2) for _ in range(2)] == ["BACKEND_FAILED"] * 2
+            backend.gate.clear()
+            assert await outcome_of(batcher, 2) == "BACKEND_HUNG"
+            backend.gate.set()  # it comes back, and is the third in a row
+        assert [failure.word for failure in failures] == ["BACKEND_HUNG"]
+
+    run(test())
+
+
 def test_output_that_makes_no_sense_counts_as_a_failure() -> None:
     async def test() -> None:
         failures: list[ProgramError] = []
