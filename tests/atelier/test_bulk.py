@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from PIL import Image
 from atelier.classify import main
 from atelier.client import Client
 from atelier.program import run_program
+from loadtest.restarts.cycles import free_port
 from loadtest.server_process import ServerProcess, server_process
 from tests.atelier.scripted_server import ScriptedServer
 from tests.test_docs import commands_of
@@ -192,12 +192,6 @@ def test_busy_server_is_asked_again(classify: Classify, server: ScriptedServer, 
     assert pq.read_table(tmp_path / "l.parquet")["predicted_label"].to_pylist() == list(range(9))
 
 
-def nobody() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 def test_what_cannot_be_done_is_said_before_anything_is_asked(classify: Classify, folder: Path, tmp_path: Path) -> None:
     taken, two, text = (tmp_path / name for name in ("taken.parquet", "two.parquet", "text.parquet"))
     pq.write_table(pa.table({"image": [b"x"], "error": ["mine"]}), taken)
@@ -218,7 +212,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_asked(classify: Classify
         (["--out", out, folder], os.EX_UNAVAILABLE, "NO_SERVER"),
     ]
     for arguments, exit_code, error in cases:
-        errors = classify(nobody(), *arguments, exit_code=exit_code)
+        errors = classify(f"127.0.0.1:{free_port()}", *arguments, exit_code=exit_code)
         assert errors.count("\n") == 1
         assert re.match(f"error: {error}", errors), errors
     assert not out.exists()

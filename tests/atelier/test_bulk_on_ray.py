@@ -5,7 +5,6 @@ Installing Ray takes a minute or two, so it is asked for: ATELIER_REQUIRE_RAY=1 
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atelier.environments import python_with
+from loadtest.restarts.cycles import free_port
 from loadtest.server_process import ServerProcess, server_process
 from tests.atelier.test_bulk import picture
 
@@ -37,9 +37,7 @@ def python() -> Path:
 @pytest.fixture(scope="module")
 def cluster(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a head and one more node, both ended afterwards."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     address, ray = f"127.0.0.1:{port}", python.parent / "ray"
     log = tmp_path_factory.mktemp("ray") / "nodes.log"
     roles = (("--head", f"--port={port}", "--include-dashboard=false"), (f"--address={address}",))

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2
 
 from atelier.classify import main
 from atelier.program import run_program
+from loadtest.restarts.cycles import free_port
 from tests.atelier.scripted_server import ScriptedServer
-from tests.atelier.test_connection import unused_port
 
 
 def test_command_prints_the_most_probable_classes(
@@ -80,7 +80,7 @@ def test_one_bad_file_is_reported_and_the_others_go_on(
 def test_without_a_server_the_first_file_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"\x02png")
-    target = f"localhost:{unused_port()}"
+    target = f"localhost:{free_port()}"
     assert run_program(main, [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--target", target]) == 69
     assert capsys.readouterr().err.count("NO_SERVER") == 1
 
@@ -98,7 +98,7 @@ def run_command(*arguments: "str | bytes", **environment: str) -> "subprocess.Co
 
 def test_proxy_in_the_environment_does_not_take_the_local_server_away(server: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x02png")
-    proxy = f"http://127.0.0.1:{unused_port()}"
+    proxy = f"http://127.0.0.1:{free_port()}"
     for arguments in ([str(tmp_path / "a.png")], ["--health"]):
         done = run_command(*arguments, "--target", server.target, http_proxy=proxy, https_proxy=proxy)
         assert (done.returncode, done.stderr) == (0, b"")

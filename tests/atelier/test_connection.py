@@ -13,16 +13,11 @@ import pytest
 
 from atelier.channel import check_target, is_local
 from atelier.client import AsyncClient, ClassifyError, Client
+from loadtest.restarts.cycles import free_port
 from tests.atelier.conftest import Ask, ask_with_client
 from tests.atelier.scripted_server import ScriptedServer
 
 IMAGE = np.full((28, 28), 8, np.uint8)
-
-
-def unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # --- Targets ---------------------------------------------------------------------------------------------------------
@@ -73,7 +68,7 @@ def test_target_that_is_no_address_gets_a_hint(target: str, hint: str) -> None:
 def test_local_server_is_never_reached_through_a_proxy(
     server: ScriptedServer, ask: Ask, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
     assert ask(server.target, "classify", IMAGE).labels.tolist() == [8]
     assert ask(server.target, "is_serving")
 
@@ -99,7 +94,7 @@ def test_what_is_local(target: str, expected: bool) -> None:
 
 
 def test_message_about_a_remote_server_names_the_proxys_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ClassifyError, match=r"the proxy of \$http_proxy, unless \$no_proxy names 192.0.2.1"):
         ask_with_client("192.0.2.1:50051", "classify", IMAGE)
 
@@ -111,7 +106,7 @@ def test_message_about_a_remote_server_names_the_proxys_variable(monkeypatch: py
 def test_server_that_nobody_started_is_given_up_within_a_second(ask: Ask, method: str) -> None:
     began_s = time.monotonic()
     with pytest.raises(ClassifyError, match="make serve starts one") as caught:
-        ask(f"localhost:{unused_port()}", method, *([IMAGE] if method == "classify" else []))
+        ask(f"localhost:{free_port()}", method, *([IMAGE] if method == "classify" else []))
     assert (caught.value.status, caught.value.word) == ("UNAVAILABLE", "NO_SERVER")
     assert time.monotonic() - began_s < 2  # a second, and the machine may be busy
 

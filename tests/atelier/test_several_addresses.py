@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from atelier.channel import check_target, grpc_target, is_local
 from atelier.client import AsyncClient, ClassifyError, Client
+from loadtest.restarts.cycles import free_port
 from loadtest.server_process import ServerProcess, server_process
 from tests.atelier.conftest import Ask
 from tests.atelier.scripted_server import ScriptedServer
@@ -140,12 +140,6 @@ def test_what_is_local_and_what_may_have_tls() -> None:
 # --- Real servers, ended with kill -9 --------------------------------------------------------------------------------
 
 
-def unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def served(repository: Path, port: int) -> AbstractContextManager[ServerProcess]:
     settings = ("--repository", str(repository), "--port", str(port), "--metrics-port", "0", "--device", "cpu")
     return server_process("serving", *settings, own_group=True)
@@ -153,7 +147,7 @@ def served(repository: Path, port: int) -> AbstractContextManager[ServerProcess]
 
 @pytest.mark.slow
 def test_kill_9_of_each_of_two_servers_under_load_loses_nothing(small_repository: Path) -> None:
-    ports = [unused_port(), unused_port()]
+    ports = [free_port(), free_port()]
     failures: list[Exception] = []
     answers = [0] * 4
     stop = threading.Event()

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,9 +26,11 @@ from export.runtimes.measure import Result, Task, command_for, measured, opened
 from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
 from export.runtimes.run import main
 from export.runtimes.script_process import Session
+from loadtest.restarts.cycles import free_port
 from serving.manifest import ONNX_NAME
 from tests.conftest import Job
 from tests.export.small_model import noise_inputs, program_and_onnx, seeded_model, truth
+from tests.serving.running import has_ended, wait_for
 
 INPUTS = noise_inputs(70)  # more than one batch of 64
 HARNESS = f"import sys, os, time, signal; sys.path.insert(0, {str(measure.SCRIPTS)!r}); import harness, onnxruntime\n"
@@ -130,8 +131,7 @@ def test_runtime_that_hangs_is_given_up_with_all_that_it_started(outcome: Outcom
     script = f"import subprocess\n{child}\ntime.sleep(600)"
     result = outcome(script, limit_s=8)
     assert result.why == "Other took longer than 8 s"
-    status = Path(f"/proc/{pid_path.read_text().strip()}/status")
-    assert not status.exists() or "State:\tZ" in status.read_text()
+    wait_for(lambda: has_ended(int(pid_path.read_text())), 10)  # killed a moment ago
 
 
 def test_runtime_that_writes_over_its_model_has_a_copy(task: Task, outcome: Outcome) -> None:
@@ -211,8 +211,7 @@ def test_unknown_runtime_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_netron_shows_the_exported_graph(job: Job) -> None:
-    with socket.create_server(("localhost", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--repository", str(job.repository), "--port", str(port)]
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     command, environment = [sys.executable, "-m", "export.look", *options], os.environ | {"BROWSER": "true"}

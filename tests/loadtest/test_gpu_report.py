@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from export.repository import publish
@@ -36,6 +35,7 @@ from serving.manifest import PROGRAM_NAME
 from tests.export.small_model import seeded_model, version_for_servers
 from tests.export.test_export import RECORD
 from tests.idx_files import write_idx_files
+from tests.serving.running import has_ended, wait_for
 from training.checkpoint import save_checkpoint
 
 
@@ -180,18 +180,6 @@ def test_a_program_that_crashes_is_told(modules: Path, tmp_path: Path) -> None:
         output_of(plan_in(tmp_path), "crashing")
 
 
-def assert_ends(pid: int) -> None:
-    """Killed it was; the kernel may take a moment, and who inherits it another to collect it."""
-    for _ in range(100):
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return
-        except psutil.NoSuchProcess:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"process {pid} goes on")
-
-
 def test_a_program_that_hangs_is_stopped_with_the_servers_that_it_started(modules: Path, tmp_path: Path) -> None:
     (modules / "hanging.py").write_text(
         "import subprocess, sys, time\n"
@@ -205,7 +193,7 @@ def test_a_program_that_hangs_is_stopped_with_the_servers_that_it_started(module
     with pytest.raises(StepFailedError, match=rf"^stopped after {limit_s} s$"):
         output_of(plan_in(tmp_path), "hanging", limit_s=limit_s)
     server = int((tmp_path / "pid").read_text())
-    assert_ends(server)
+    wait_for(lambda: has_ended(server), 10)  # killed a moment ago
 
 
 def test_json_is_read_from_the_last_line_whatever_a_library_prints_before(modules: Path, tmp_path: Path) -> None:

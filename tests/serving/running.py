@@ -28,9 +28,8 @@ def serving_process_of(server: ServerProcess) -> psutil.Process:
     """The process that the supervisor has started; waits for it while it is being replaced."""
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
-        for child in psutil.Process(server.process.pid).children():
-            if not has_ended(child):
-                return child
+        for child in running_children_of(psutil.Process(server.process.pid)):
+            return child
         time.sleep(0.01)
     raise AssertionError(f"there is none: {server.output}")
 
@@ -42,12 +41,18 @@ def kill_serving_process(server: ServerProcess) -> None:
     wait_for(lambda: has_ended(process))
 
 
-def has_ended(process: psutil.Process) -> bool:
-    """Whether it runs no more, be its status still to be read by its parent or not."""
+def has_ended(process: psutil.Process | int) -> bool:
+    """Whether it, or the one of this number, runs no more, be its status still to be read by its parent or not."""
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
+        known = psutil.Process(process) if isinstance(process, int) else process
+        return known.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:  # its parent may read the status at any moment
         return True
+
+
+def running_children_of(process: psutil.Process, *, recursive: bool = False) -> list[psutil.Process]:
+    """Returns those that it has started and that have not ended."""
+    return [child for child in process.children(recursive=recursive) if not has_ended(child)]
 
 
 def minds_hangups(pid: int) -> bool:

@@ -18,7 +18,7 @@ from serving.pictures import decoders, worker
 from serving.pictures.decoders import Decoder
 from serving.pictures.reading import Prepared, Reading
 from tests.serving.pictures import COLOUR_ALPHA, blank_png, encoded, garment
-from tests.serving.running import wait_for
+from tests.serving.running import has_ended, wait_for
 
 AS_IS = Reading(invert=False, prepare=False)
 SMALL = encoded(Image.fromarray(garment()))
@@ -77,8 +77,9 @@ def test_killed_process_is_replaced_and_the_picture_read_all_the_same(decoder: D
     killer.start()
     assert (decoder.read(SMALL, 0, AS_IS).image[0] == garment()).all()
     killer.join()
-    process_of(decoder).kill()  # with none
-    wait_for(lambda: process_of(decoder).status() == psutil.STATUS_ZOMBIE)
+    second = process_of(decoder)
+    second.kill()  # with none
+    wait_for(lambda: has_ended(second))
     assert (decoder.read(SMALL, 0, AS_IS).image[0] == garment()).all()
 
 
@@ -132,7 +133,7 @@ def test_process_ends_with_the_server_whatever_ends_that(decoder: Decoder) -> No
     assert decoder.pid == process.pid
     assert decoder._link is not None
     decoder._link.close()  # as the system does for a process that has died
-    wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE, 10)
+    wait_for(lambda: has_ended(process), 10)
 
 
 def test_decoder_that_cannot_start_is_no_fault_of_the_picture(

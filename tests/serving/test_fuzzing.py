@@ -30,7 +30,7 @@ from tests.fuzz.offers import HANG_S, LEAK, REFUSAL, Found, Offer
 from tests.fuzz.streams import send_streams, stream
 from tests.reliability.plugin import Figure
 from tests.serving.conftest import HAS_NATIVE, needs_native
-from tests.serving.running import scrape, serving_process_of
+from tests.serving.running import running_children_of, scrape, serving_process_of
 
 SEED = int(os.environ.get("ATELIER_FUZZ_SEED", "1"))
 BLOCK = 20_000  # mutants between two honest calls
@@ -68,7 +68,7 @@ class Honest:
 
     def cpu_s(self) -> float:
         """Returns the CPU time that the server has spent, its processes that decode included, in steps of 10 ms."""
-        times = [process.cpu_times() for process in (self._process, *self._process.children())]
+        times = [process.cpu_times() for process in (self._process, *running_children_of(self._process))]
         return float(sum(time.user + time.system for time in times))
 
     def _answer(self) -> list[tuple[int, float]]:

@@ -32,6 +32,7 @@ from serving.models import ServedModel
 from serving.pictures.decoders import NUM_DECODERS
 from serving.pictures.reading import Reading, ReadPicture
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
+from tests.serving.running import running_children_of
 from tests.serving.settings import config_with
 
 
@@ -280,7 +281,8 @@ def test_processes_that_decode_pictures_give_way_and_are_few() -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             await asyncio.gather(*[calls.classify(pb.ClassifyRequest(pictures=[png(1)] * 4)) for _ in range(8)])
-        pids = [each.pid for each in psutil.Process().children() if "serving.pictures.worker" in each.cmdline()]
+        children = running_children_of(psutil.Process())
+        pids = [each.pid for each in children if "serving.pictures.worker" in each.cmdline()]
         assert 1 <= len(pids) <= NUM_DECODERS
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {min(19, usual + 10)}

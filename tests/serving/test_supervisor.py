@@ -31,6 +31,7 @@ from tests.serving.conftest import needs_native
 from tests.serving.running import (
     kill_serving_process,
     minds_hangups,
+    running_children_of,
     scrape,
     sent_path,
     serving_process_of,
@@ -236,9 +237,9 @@ def test_server_that_is_process_1_drains_and_reaps_what_it_started(front_end: st
         with Client(json.loads(ready_file.read_text())["targets"][0]) as client:
             for _ in range(3):
                 assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
-                next(child for child in first.children() if child.status() != psutil.STATUS_ZOMBIE).kill()
+                running_children_of(first)[0].kill()
             assert client.classify(IMAGES + 7, timeout_s=20).labels.tolist() == [7, 7]
-        wait_for(lambda: psutil.STATUS_ZOMBIE not in [child.status() for child in first.children()], 10)
+        wait_for(lambda: first.children() == running_children_of(first), 10)  # none is still to be buried
         first.terminate()
         assert process.wait(30) == 0
     finally:

@@ -14,6 +14,7 @@ import pytest
 
 from atelier.client import Client
 from atelier.errors import ProgramError, ResourceUnavailableError
+from loadtest.restarts.cycles import free_port
 from loadtest.server_process import ServerProcess, server_process
 from serving.config import parse_arguments
 from serving.listening import Listening
@@ -101,12 +102,6 @@ def test_metrics_are_on_the_loopback_address(path: Path) -> None:
         assert found, server.output
         with urllib.request.urlopen(found[1], timeout=10) as page:  # noqa: S310
             assert b'method="Classify"' in page.read()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_mode_of_the_file_follows_the_umask(path: Path, serving: Serving) -> None:

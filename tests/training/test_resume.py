@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from atelier.program import run_program
+from loadtest.restarts.cycles import free_port
 from tests.training.conftest import ROOT, WhenPrinted, call_trainer
 from training.run_record import load_record
 from training.train import main
@@ -149,11 +149,8 @@ def test_machine_without_the_checkpoint_is_told_by_the_first_one_what_to_train(
     ctrl_c(1)
     what = ["--recipe", "classic", "--set", "batch_size=100", "--epochs", "2", "--checkpoint-dir", str(tmp_path / "0")]
     assert run_program(main, [*where, *what]) == os.EX_TEMPFAIL
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     machines = [
         subprocess.Popen(

@@ -23,7 +23,7 @@ from serving.config import ServerConfig
 from serving.playground import process
 from serving.server import main
 from tests.serving.playground.http import ask, parsed, request
-from tests.serving.running import kill_serving_process, wait_for
+from tests.serving.running import kill_serving_process, running_children_of, wait_for
 from tests.serving.test_access import make_certificate
 
 IMAGES = np.zeros((2, 28, 28), np.uint8)
@@ -50,8 +50,7 @@ def port_of(server: ServerProcess) -> int:
 
 
 def children_of(server: ServerProcess) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return running_children_of(psutil.Process(server.process.pid), recursive=True)
 
 
 def page_process_of(server: ServerProcess) -> psutil.Process:
