@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # write() and fsync() do not say which file failed
+        raise
+
+
+def check_writable(directory: Path) -> None:
+    """Raises OSError, with `directory` as its file name, if no file can be written in it, or where it is to be made.
+
+    For a program that works for long before it writes.
+    """
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        error.filename = str(directory)
         raise
 
 

@@ -12,7 +12,7 @@ import torch
 
 from atelier.contract import TensorSpec
 from atelier.errors import BadDataError, ProgramError, ResourceUnavailableError
-from atelier.files import write_atomically
+from atelier.files import check_writable, write_atomically
 from atelier.machine import package_versions
 from export.config import MADE_WITH, ExportConfig, parse_arguments
 from export.engines import engines_from_onnx
@@ -154,6 +154,7 @@ def main(arguments: list[str]) -> int:
     """Exports, proves and publishes one version. Raises ProgramError, and then nothing is published."""
     config = parse_arguments(arguments)
     sign = signer_from(config.signing_key) if config.signing_key else None
+    check_writable(config.repository)  # all of the work takes a minute
     model, checkpoint = load_model(config.checkpoint_dir)
     check_provenance(checkpoint, config)
     data = load_dataset(config.data_dir, verify=not config.unverified_data)

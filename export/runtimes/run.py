@@ -24,7 +24,6 @@ from training.checkpoint import load_model
 from training.dataset import load_dataset
 
 PACKAGES = ("onnxruntime", "torch", "numpy")
-REPEATS = 7  # of each, in turn with ONNX Runtime
 LIMIT_S = 300.0  # after which a runtime is given up
 
 
@@ -38,8 +37,15 @@ class RuntimesSettings(Trained):
     only: str = ""
     """Some of the runtimes, separated by commas; without a report, unless --report-dir asks for one."""
 
+    repeats: int = 7
+    """How often each is timed, in turn with ONNX Runtime."""
+
     report_dir: Path | None = None
     """Where the report goes (reports)."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UsageError("BAD_OPTIONS", f"--repeats is {self.repeats}", "it must be 1 or more")
 
 
 def main(arguments: list[str]) -> int:
@@ -89,7 +95,7 @@ def _task(options: RuntimesSettings) -> Task:
         precision=manifest.precision,
         truth=truth_of(model)(data.test_images),
         inputs=ParityInputs(images=data.test_images, labels=data.test_labels, edge_names=()),
-        repeats=REPEATS,
+        repeats=options.repeats,
         limit_s=LIMIT_S,
     )
 
