@@ -15,6 +15,7 @@ from loadtest.server_process import server_process
 from tests.conftest import command
 from tests.serving.running import wait_for
 from training.dataset import FashionMNIST
+from training.idx_files import find_dataset
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -38,6 +39,7 @@ def arguments_of(make: str, target: str) -> list[str]:
 def test_server_with_tls_and_tokens_is_set_up_and_asked_as_the_docs_say(
     data: FashionMNIST, small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FASHION_MNIST_DIR", str((find_dataset() or Path()).absolute()))  # else it would be fetched anew
     monkeypatch.chdir(tmp_path)
     *preparations, serve, classify = commands_of("serving.md", "TLS and tokens")
     subprocess.run(["bash", "-euc", "\n".join(preparations)], check=True, capture_output=True)

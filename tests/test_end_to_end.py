@@ -116,7 +116,7 @@ def test_test_images_sent_as_png_lose_nothing_by_being_prepared(server: ServerPr
         plain = client.classify(images[:1000]).labels, client.classify(images[1000:]).labels
         for half, labels in enumerate(plain):
             chosen = pictures[1000 * half : 1000 * (half + 1)]
-            assert (client.classify_pictures(chosen, prepare=True, timeout_s=30).labels == labels).all()
+            assert (client.classify_pictures(chosen, prepare=True, timeout_s=120).labels == labels).all()
 
 
 @pytest.mark.timing

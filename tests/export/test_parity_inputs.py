@@ -1,29 +1,37 @@
+import functools
+
 import numpy as np
 import pytest
 
 from atelier.tolerances import margins
-from export.parity_inputs import parity_inputs
+from export.parity_inputs import ParityInputs, parity_inputs
 from tests.export.small_model import noise_images, truth
 
 TEST_IMAGES = noise_images(6)
-INPUTS = parity_inputs(TEST_IMAGES, np.zeros(6, np.uint8), truth())
+
+
+@functools.cache
+def made_inputs() -> ParityInputs:
+    return parity_inputs(TEST_IMAGES, np.zeros(6, np.uint8), truth())
 
 
 def edge_images(name: str) -> np.ndarray:
-    chosen = [index for index, edge in enumerate(INPUTS.edge_names) if edge.startswith(name)]
-    return INPUTS.images[6:][chosen]
+    inputs = made_inputs()
+    chosen = [index for index, edge in enumerate(inputs.edge_names) if edge.startswith(name)]
+    return inputs.images[6:][chosen]
 
 
 @pytest.mark.fault("E14")
 def test_test_images_come_first_and_every_edge_image_has_a_name() -> None:
-    np.testing.assert_array_equal(INPUTS.images[:6], TEST_IMAGES)
-    assert len(INPUTS.images) == 6 + len(INPUTS.edge_names)
-    assert INPUTS.images.dtype == np.uint8
+    inputs = made_inputs()
+    np.testing.assert_array_equal(inputs.images[:6], TEST_IMAGES)
+    assert len(inputs.images) == 6 + len(inputs.edge_names)
+    assert inputs.images.dtype == np.uint8
 
 
 def test_an_image_is_described_by_its_index_or_its_edge() -> None:
-    assert INPUTS.describe(5) == "test image 5"
-    assert INPUTS.describe(7) == "edge image 1 (all 255, number 0)"
+    assert made_inputs().describe(5) == "test image 5"
+    assert made_inputs().describe(7) == "edge image 1 (all 255, number 0)"
 
 
 @pytest.mark.fault("E14")

@@ -96,19 +96,24 @@ class Canary:
 
 
 LOAD_WITH_TORCH = """
-import io, sys, torch
-model = torch.export.load(io.BytesIO(sys.stdin.buffer.read())).module()
-model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+import sys, torch
+for path in sys.argv[1:]:
+    try:
+        torch.export.load(path).module()(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+    except Exception as error:
+        print(error)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", [an_expression, a_guard])
-def test_torch_itself_executes_it(attack: Attack, tmp_path: Path) -> None:
+def test_torch_itself_executes_them(tmp_path: Path) -> None:
     """So that the test below is of something."""
-    program = attacked(attack, tmp_path / "executed")
-    subprocess.run([sys.executable, "-c", LOAD_WITH_TORCH], input=program, capture_output=True, timeout=120)
-    assert (tmp_path / "executed").exists()
+    attacks = (an_expression, a_guard)
+    for attack in attacks:
+        (tmp_path / f"{attack.__name__}.pt2").write_bytes(attacked(attack, tmp_path / attack.__name__))
+    command = [sys.executable, "-c", LOAD_WITH_TORCH, *map(str, tmp_path.glob("*.pt2"))]
+    subprocess.run(command, capture_output=True, timeout=120)
+    assert all((tmp_path / attack.__name__).exists() for attack in attacks)
 
 
 ATTACKS: list[Attack] = [an_expression, a_guard, an_operator_of_python]

@@ -17,7 +17,7 @@ MAX_GROWTH_MB = 8
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load: apt-get install nghttp2-client")
-@pytest.mark.goal("G13", of="requests of one image", ci=50_000, release=1_000_000)
+@pytest.mark.goal("G13", of="requests of one image", ci=25_000, release=1_000_000)
 def test_requests_leave_no_memory_file_or_thread_behind(
     front_end: str, small_repository: Path, size: int, figure: Figure
 ) -> None:
