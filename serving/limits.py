@@ -39,3 +39,12 @@ class Limits:
 
     playground_idle_s: float = 600.0
     """The process of the page that looks inside ends once nobody has looked for so long."""
+
+    trial_bytes: int = 1 << 30
+    """Most memory that opening and proving a version may take, beside what its runtime takes without any."""
+
+    trial_cpu_s: int = 60
+    """Most CPU time for that."""
+
+    trial_s: float = 120.0
+    """Longest that it may take, with the import of the runtime, on a machine that is busy too."""

@@ -9,10 +9,11 @@ from atelier.errors import BadDataError
 from serving import manifest as manifests
 from serving.backends.base import Backend
 from serving.backends.onnx_check import check_onnx
+from serving.backends.program_check import check_program
 from serving.backends.proof import Proof, prove
 from serving.backends.select import files_for, open_backend
 from serving.config import ServerConfig
-from serving.manifest import ONNX_NAME, TENSORRT, TENSORRT_RTX, Manifest, read_verified
+from serving.manifest import ONNX_NAME, PROGRAM_NAME, TENSORRT, TENSORRT_RTX, Manifest, read_verified
 from serving.signatures import signature_check
 
 KERNELS_DIR = "tensorrt-rtx-kernels"  # beside the repository, as is the export's cache of timings
@@ -43,18 +44,29 @@ class ModelVersion:
         return f"{self.manifest.model_name} version {self.manifest.version}"
 
     @property
+    def is_read(self) -> bool:
+        """Whether files of it are held."""
+        return bool(self._files)
+
+    @property
     def sha256(self) -> str:
         """The digest of the manifest, which has those of all files."""
         return hashlib.sha256(json.dumps(vars(self.manifest), default=vars).encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
-        """Returns a file's verified bytes. Raises what `read_verified` does, and for an ONNX model `check_onnx`."""
+        """Returns a file's verified bytes, of which nothing is looked at yet. Raises what `read_verified` does."""
         if name not in self._files:
-            data = read_verified(self.directory, self.manifest, name)
-            if name == ONNX_NAME:
-                check_onnx(data, self.manifest.opset, self.manifest.max_batch_size)
-            self._files[name] = data
+            self._files[name] = read_verified(self.directory, self.manifest, name)
         return self._files[name]
+
+    def read_checked(self, name: str) -> bytes:
+        """Returns a file that a runtime may see. Raises as `read`, `check_onnx` and `check_program`."""
+        data = self.read(name)
+        if name == ONNX_NAME:
+            check_onnx(data, self.manifest.opset, self.manifest.max_batch_size)
+        elif name == PROGRAM_NAME:
+            check_program(data)
+        return data
 
     def open(self, config: ServerConfig) -> ServedModel:
         """Opens it on the backend asked for, and proves it on the probes.
@@ -69,7 +81,7 @@ class ModelVersion:
             manifest,
             max_batch_size=config.max_batch_size,
             num_threads=config.num_threads,
-            read=self.read,
+            read=self.read_checked,
             cache_dir=config.repository.parent / KERNELS_DIR,
         )
         try:

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 from atelier import __version__
 from atelier.errors import DeviceError, ProgramError
@@ -18,6 +18,7 @@ from atelier.program import run_program, say
 from serving.config import ServerConfig
 from serving.models import ModelVersion, ServedModel
 from serving.playground.entrance import Entrance
+from serving.trial import Trial, load_runtime
 
 STACKS_SIGNAL = signal.SIGUSR1  # has the process write its Python stacks to stderr, whatever holds its threads
 
@@ -54,6 +55,21 @@ class Process:
             for line in model.introduction:
                 say(line)
         return model
+
+    def try_version(self) -> bool:
+        """Has another process try the version that the first process is to open; false if it is told to drain.
+
+        Called while there is one thread. What a process that replaces another opens has been tried. Raises as `Trial`.
+        """
+        if self.num_restarts or not self.version.is_read:
+            return True
+        load_runtime(self.config)  # once, for both processes
+        trial = Trial(self.version, self.config)
+        if self.link in wait([trial.link, self.link], trial.left_s):
+            trial.end()
+            return False
+        trial.conclude()
+        return True
 
     def tell_ready(self, model: ServedModel) -> None:
         """Says that it serves, and what."""
@@ -105,7 +121,8 @@ def run_process(serve: Serve, process: Process) -> int:
     faulthandler.register(STACKS_SIGNAL)
 
     def main(_arguments: list[str]) -> int:
-        serve(process)
+        if process.try_version():
+            serve(process)
         return os.EX_OK
 
     is_debugging = logging.getLogger().isEnabledFor(logging.INFO)

@@ -20,7 +20,7 @@ from atelier.program import say
 from atelier.wire import SERVICE
 from serving.child import Child
 from serving.config import ServerConfig
-from serving.fork import SIGNALS, start_process
+from serving.fork import SIGNALS, Inherited, start_process
 from serving.listening import Listening
 from serving.models import ModelVersion
 from serving.playground.process import Playground
@@ -79,6 +79,7 @@ class Supervisor:
                     exit_code = 0  # stopped while nothing ran
                     break
                 self._num_restarts += 1
+        self._upgrades.close()
         if self._is_announced:
             say(f"answered {self._num_requests} requests, {self._num_images} images")
         return self._kill_code or exit_code
@@ -100,23 +101,26 @@ class Supervisor:
             )
             return run_process(self._serve, process)
 
-        return Child(*start_process(work, [*self._signal_sockets, *self._playground.inherited], "serve"))
+        inherited = [*self._signal_sockets, *self._playground.inherited, *self._upgrades.awaited()]
+        return Child(*start_process(work, inherited, "serve"))
 
     def _look_after_page(self, events: Sequence[object], child: Child) -> None:
         versions = filter(None, (self._upgrades.version, self._upgrades.previous))
         others = (self._listening, self._metrics, self._playground.entrance.listening)
         sockets = [each for listening in others if listening for each in listening.sockets]
-        self._playground.act(events, list(versions), [*self._signal_sockets, *sockets, child.link])
+        inherited: Inherited = [*self._signal_sockets, *sockets, child.link, *self._upgrades.awaited()]
+        self._playground.act(events, list(versions), inherited)
 
     def _watch(self, child: Child, signals: socket.socket) -> None:
         """Returns when the process has ended; one that is not heard of, or drains for too long, is killed."""
         next_tick_s, num_stopping = time.monotonic() + 1.0, 0
         while child.process.exitcode is None:
             timeout_s = max(0.0, next_tick_s - time.monotonic())
+            awaited = [signals, child.link, child.process.sentinel, *self._playground.awaited()]
             if child.is_ready and not self._is_stopping:
                 self._give_orders(child)
                 timeout_s = min(timeout_s, self._upgrades.due_in_s())
-            awaited = [signals, child.link, child.process.sentinel, *self._playground.awaited()]
+                awaited += self._upgrades.awaited()
             events = wait(awaited, timeout=timeout_s)
             self._look_after_page(events, child)
             if signals in events:

@@ -1,14 +1,16 @@
 """Decides, in the supervisor, when the serving process loads a newer version, and which version processes get.
 
 SIGHUP and `--watch-repository` make it look for a version newer than the one served. That is read and verified here,
-and the serving process is told to load it beside what it serves. Only once the process says that it has swapped does a
-process that replaces it get the new one too: a runtime that crashes while it loads a version leads back to the old one.
-A version that was refused is tried again when one of its files has changed, or at the next SIGHUP.
+and tried in a process of its own; then the serving process is told to load it beside what it serves. Only once the
+process says that it has swapped does a process that replaces it get the new one too: a runtime that crashes while it
+loads a version leads back to the old one. A version that was refused is tried again when one of its files has changed,
+or at the next SIGHUP.
 """
 
 import math
 import os
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 from atelier.errors import ProgramError
@@ -16,6 +18,7 @@ from atelier.program import say
 from serving.config import ServerConfig
 from serving.manifest import MANIFEST_NAME, MODEL_NAME, list_versions
 from serving.models import ModelVersion, read_version
+from serving.trial import Trial
 
 MAX_LOAD_S = 300.0  # then a line says that it hangs
 
@@ -32,6 +35,7 @@ class Upgrades:
         self._config = config
         self._is_asked = False
         self._tried: Stamp | None = None
+        self._trial: Trial | None = None
         self._loading: ModelVersion | None = None
         self._load_ends_s = math.inf
         self._uncounted: list[str] = []  # words of refusals that are not on the metrics page yet
@@ -44,8 +48,20 @@ class Upgrades:
         else:
             say(f"SIGHUP: --model-version asked for version {self._config.model_version}: no newer one is looked for")
 
+    def awaited(self) -> list[Connection]:
+        """Returns what `orders` is to be called for."""
+        return [self._trial.link] if self._trial else []
+
+    def close(self) -> None:
+        """Ends what tries a version."""
+        if self._trial is not None:
+            self._trial.end()
+            self._trial = None
+
     def due_in_s(self) -> float:
         """Returns when `orders` wants to be called next."""
+        if self._trial is not None:
+            return self._trial.left_s
         next_s = self._next_look_s if self._loading is None else self._load_ends_s
         return max(0.0, next_s - time.monotonic())
 
@@ -55,7 +71,9 @@ class Upgrades:
         if self._loading is not None and now_s >= self._load_ends_s:
             self._load_ends_s = math.inf
             say(f"warning: {self._loading.name} has been loading for {MAX_LOAD_S:g} s; {self._goes_on}")
-        if self._loading is None and (self._is_asked or now_s >= self._next_look_s):
+        if self._trial is not None:
+            orders += self._after_trial(self._trial) if self._trial.is_over() else []
+        elif self._loading is None and (self._is_asked or now_s >= self._next_look_s):
             orders += self._look()
         orders += [{"refused": word} for word in self._uncounted]
         self._uncounted.clear()
@@ -77,7 +95,7 @@ class Upgrades:
             self._uncounted.append("LOAD_CRASHED")
 
     def _look(self) -> list[dict[str, Any]]:
-        """Returns the order to load the newest version, if it is newer than the one served, and not tried yet."""
+        """Has the newest version tried, if it is newer than the one served, and not tried yet; or says why not."""
         is_asked, self._is_asked = self._is_asked, False
         self._next_look_s = time.monotonic() + (self._config.watch_repository or math.inf)
         newest = self._newest()
@@ -89,13 +107,23 @@ class Upgrades:
             return []
         self._tried, number = newest, newest[0]
         try:
-            self._loading = read_version(self._config, number)
+            version = read_version(self._config, number)
         except ProgramError as error:
             return self._refuse(number, error.word, str(error))
         except Exception as error:  # whatever lies in the repository, the server goes on
             return self._refuse(number, "UNREADABLE", f"UNREADABLE: {type(error).__name__}: {error}")
-        self._load_ends_s = time.monotonic() + MAX_LOAD_S
-        return [{"load": number, "sha256": self._loading.sha256}]
+        self._trial = Trial(version, self._config, is_beside=True)
+        return []
+
+    def _after_trial(self, trial: Trial) -> list[dict[str, Any]]:
+        """Returns the order to load the version that was tried, or counts it as refused."""
+        self._trial = None
+        try:
+            trial.conclude()
+        except ProgramError as error:
+            return self._refuse(trial.version.manifest.version, error.word, str(error))
+        self._loading, self._load_ends_s = trial.version, time.monotonic() + MAX_LOAD_S
+        return [{"load": trial.version.manifest.version, "sha256": trial.version.sha256}]
 
     def _newest(self) -> Stamp | None:
         """Returns the newest version that has a manifest, which is written last; None unless it is newer than ours."""

@@ -11,6 +11,9 @@ import re
 import zipfile
 from typing import Any
 
+from atelier.errors import BadDataError
+from atelier.memory import is_out_of_memory
+
 MAX_BYTES = 16 << 20
 MAX_NODES = 64  # the largest export has 38
 LARGEST_NUMBER = 1 << 20  # of a shape
@@ -73,6 +76,17 @@ def checked_program(program: bytes) -> bytes:
                 _check_json(name, json.loads(data))
             new.writestr(ROOT + name, data)
     return checked.getvalue()
+
+
+def check_program(program: bytes) -> None:
+    """Raises BadDataError BAD_PROGRAM for any other file."""
+    try:
+        checked_program(program)
+    except Exception as error:  # of zipfile, json, and layouts that are none: KeyError, TypeError, ...
+        if is_out_of_memory(error):
+            raise
+        what = f"the program will not be served: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        raise BadDataError("BAD_PROGRAM", what, "make export writes a new version") from None
 
 
 def _check_json(name: str, document: Any) -> None:

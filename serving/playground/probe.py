@@ -46,7 +46,7 @@ class Probe:
         self.table: dict[str, Any] = json.loads(version.read(LAYERS_NAME))
         if self.table["format"] != FORMAT:
             raise BadDataError("OLD_EXPORT", f"{LAYERS_NAME} has format {self.table['format']}", "make export")
-        self._model = version.read(ONNX_NAME)
+        self._model = version.read_checked(ONNX_NAME)
         self._values = [layer["value"] for layer in self.table["layers"]]  # the last are the logits
         self._session = _session(with_outputs(self._model, self._values[:-1]))
         self._experiments: Any = None  # the session whose weights are inputs

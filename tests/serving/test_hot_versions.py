@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -245,6 +246,15 @@ def test_swaps_give_their_memory_back(server: ServerProcess, shelf: Shelf) -> No
 # --- What the supervisor decides -------------------------------------------------------------------------------------
 
 
+def orders_of(decides: Upgrades) -> list[dict[str, Any]]:
+    """Returns the next orders, once what is being tried has been."""
+    orders = decides.orders()
+    while not orders and decides.awaited():
+        wait(decides.awaited(), decides.due_in_s())
+        orders = decides.orders()
+    return orders
+
+
 def upgrades(shelf: Shelf, **values: float) -> Upgrades:
     config = ServerConfig(repository=shelf.repository, backend="onnxruntime", **values)  # type: ignore[arg-type]
     return Upgrades(config, read_version(config))
@@ -257,7 +267,7 @@ def test_sighup_before_a_process_is_ready_waits_and_two_are_as_one(shelf: Shelf)
     shelf.publish(2)
     decides.ask()
     decides.ask()
-    (order,) = decides.orders()
+    (order,) = orders_of(decides)
     assert order["load"] == 2
     assert decides.orders() == []
     assert decides.version.manifest.version == 1  # until the process has swapped
@@ -271,18 +281,18 @@ def test_sighup_while_a_version_is_loaded_looks_again_afterwards(shelf: Shelf) -
     decides = upgrades(shelf)
     shelf.publish(2)
     decides.ask()
-    decides.orders()
+    orders_of(decides)
     shelf.publish(3)
     decides.ask()
     assert decides.orders() == []
     decides.conclude()
-    assert [order["load"] for order in decides.orders()] == [3]
+    assert [order["load"] for order in orders_of(decides)] == [3]
 
 
 def test_word_of_a_crash_is_told_to_the_next_process(shelf: Shelf) -> None:
     decides = upgrades(shelf, watch_repository=1e-6)
     shelf.publish(2)
-    assert [order["load"] for order in decides.orders()] == [2]
+    assert [order["load"] for order in orders_of(decides)] == [2]
     decides.on_end()
     assert decides.orders() == [{"refused": "LOAD_CRASHED"}]
     assert decides.orders() == []
@@ -307,7 +317,7 @@ def test_load_that_hangs_is_warned_about_once(shelf: Shelf, capsys: pytest.Captu
     shelf.publish(2)
     decides.ask()
     with patch("serving.upgrades.MAX_LOAD_S", 0.0):
-        decides.orders()
+        orders_of(decides)
         decides.orders()
         decides.orders()
     assert capsys.readouterr().out.count("lenet5 version 2 has been loading for 0 s; lenet5 version 1 serves on") == 1
