@@ -12,7 +12,7 @@ import time
 from _ssl import _test_decode_cert  # type: ignore[attr-defined]  # `ssl` reads dates of a peer's certificate only
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import grpc
 
@@ -27,6 +27,7 @@ PEM_CURE = "give certificates and key in PEM"
 DAY_S = 24 * 60 * 60
 WARN_DAYS = (30, 7, 1, 0)  # before a certificate's end the log says so; the last time it has ended
 Content = TypeVar("Content")
+Stamps: TypeAlias = list[tuple[int, int, int]]  # of each file: when it was written, its size, its inode
 
 
 class WatchedFiles(Generic[Content]):
@@ -36,6 +37,7 @@ class WatchedFiles(Generic[Content]):
         """Raises what `load` does, now but not later."""
         self._paths, self._load = paths, load
         self._stamps = self._stamps_now()
+        self._refused: Stamps = []
         self._content = load()
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
 
@@ -45,17 +47,20 @@ class WatchedFiles(Generic[Content]):
             self._next_look_s = time.monotonic() + LOOK_EVERY_S
             stamps = self._stamps_now()
             if stamps != self._stamps:
-                self._stamps = stamps
-                self._reload()
+                self._reload(stamps)
         return self._content
 
-    def _reload(self) -> None:
+    def _reload(self, stamps: Stamps) -> None:
+        """Takes what the files have now; what cannot be used, is not valid yet for example, is tried again."""
         try:
             self._content = self._load()
+            self._stamps = stamps
         except (ConfigurationError, OSError) as error:
-            logger.warning("%s: what was read before stays", error)
+            if stamps != self._refused:
+                logger.warning("%s: what was read before stays", error)
+            self._refused = stamps
 
-    def _stamps_now(self) -> list[tuple[int, int, int]]:
+    def _stamps_now(self) -> Stamps:
         stamps = []
         for path in self._paths:
             try:

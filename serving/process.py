@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,7 +119,8 @@ Serve = Callable[[Process], None]
 def run_process(serve: Serve, process: Process) -> int:
     """Runs a front end in the forked process; returns its exit code. Errors end as one line on stderr."""
     os.set_blocking(process.link.fileno(), False)
-    faulthandler.register(STACKS_SIGNAL)
+    if sys.stderr is not None:  # closed by who started it
+        faulthandler.register(STACKS_SIGNAL)
 
     def main(_arguments: list[str]) -> int:
         if process.try_version():

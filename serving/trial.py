@@ -90,7 +90,7 @@ class Trial:
             return self._crashed(self._process.exitcode or 0)
 
     def _crashed(self, code: int) -> dict[str, str]:
-        if code == -signal.SIGXCPU:
+        if code in (-signal.SIGXCPU, -signal.SIGALRM):
             return self._too_slow()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         cure = "make export writes a new version; SIGKILL may mean that the machine has too little memory"
@@ -125,6 +125,7 @@ def _close_all_but(link: int) -> None:
 
 def _verdict(version: ModelVersion, config: ServerConfig) -> dict[str, str]:
     """Returns why the version is refused; nothing if it is not."""
+    signal.alarm(int(config.limits.trial_s) + 1)  # whoever waits may have died
     load_runtime(config)
     _limit(config.limits)
     try:
@@ -153,14 +154,19 @@ def _try_out(version: ModelVersion, config: ServerConfig) -> None:
 def _limit(limits: Limits) -> None:
     """Bounds what is taken from now on; and if the machine's memory runs out, this process goes before the server."""
     cpu_s = int(time.process_time()) + limits.trial_cpu_s
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.alarm(int(limits.trial_s) + 1)  # whoever waited may have died
+    _lower(resource.RLIMIT_CPU, cpu_s)
+    _lower(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":
         used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + limits.trial_bytes,) * 2)
+        _lower(resource.RLIMIT_AS, used_bytes + limits.trial_bytes)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _lower(limit: int, most: int) -> None:
+    """Sets a limit of the system's, which may be lower already."""
+    _, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _refusal(word: str, what: str, cure: str, why: str = "") -> dict[str, str]:

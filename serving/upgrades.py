@@ -112,7 +112,11 @@ class Upgrades:
             return self._refuse(number, error.word, str(error))
         except Exception as error:  # whatever lies in the repository, the server goes on
             return self._refuse(number, "UNREADABLE", f"UNREADABLE: {type(error).__name__}: {error}")
-        self._trial = Trial(version, self._config, is_beside=True)
+        try:
+            self._trial = Trial(version, self._config, is_beside=True)
+        except OSError as error:  # the machine or container has no process, memory or file left for it
+            self._tried = None
+            return self._refuse(number, "NO_PROCESS", f"NO_PROCESS: it cannot be tried now: {error.strerror}")
         return []
 
     def _after_trial(self, trial: Trial) -> list[dict[str, Any]]:

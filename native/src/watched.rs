@@ -17,6 +17,7 @@ pub struct Watched<T> {
     paths: Vec<PathBuf>,
     load: Box<dyn Fn() -> Result<T> + Send + Sync>,
     stamp: Mutex<Stamp>,
+    refused: Mutex<Stamp>,
     value: Mutex<Arc<T>>,
 }
 
@@ -24,23 +25,30 @@ impl<T> Watched<T> {
     pub fn new(paths: Vec<PathBuf>, load: impl Fn() -> Result<T> + Send + Sync + 'static) -> Result<Self> {
         let stamp = Mutex::new(stamp_of(&paths));
         let value = Mutex::new(Arc::new(load()?));
-        Ok(Self { paths, load: Box::new(load), stamp, value })
+        Ok(Self { paths, load: Box::new(load), stamp, refused: Mutex::default(), value })
     }
 
     pub fn current(&self) -> Arc<T> {
         locked(&self.value).clone()
     }
 
-    /// Looks at the files. What cannot be read leaves the present value in force, and is told in the log.
+    /// Looks at the files. What cannot be used, or not yet, leaves the present value in force, is told in the log once,
+    /// and is tried again.
     pub fn look(&self) {
         let stamp = stamp_of(&self.paths);
         if *locked(&self.stamp) == stamp {
             return;
         }
-        *locked(&self.stamp) = stamp;
         match (self.load)() {
-            Ok(value) => *locked(&self.value) = Arc::new(value),
-            Err(error) => log::warning(&format!("{error}: what was read before stays")),
+            Ok(value) => {
+                *locked(&self.value) = Arc::new(value);
+                *locked(&self.stamp) = stamp;
+            }
+            Err(error) if *locked(&self.refused) != stamp => {
+                *locked(&self.refused) = stamp;
+                log::warning(&format!("{error}: what was read before stays"));
+            }
+            Err(_) => {}
         }
     }
 }

@@ -54,7 +54,7 @@ class Guard:
         host = request.headers.get("host", "")
         if not self._is_ours(host):
             what = f"{host[:100]!r} is no name of this server: a page elsewhere may have led here (DNS rebinding)"
-            return PageError(421, "WRONG_HOST", what, "open it as http://localhost:<port>/")
+            return PageError(421, "WRONG_HOST", what, "open it by its address, as localhost, or as --playground-host")
         if sum(len(name) + len(value) for name, value in request.headers.raw) > MAX_HEADER_BYTES:
             return PageError(400, "BAD_REQUEST", f"the headers have more than {MAX_HEADER_BYTES} bytes", "send fewer")
         site = request.headers.get("sec-fetch-site", "same-origin")

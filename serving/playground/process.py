@@ -5,6 +5,7 @@ a socket. The process ends by itself once nobody has looked for a while; whateve
 """
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from serving.listening import Listening, is_loopback
 from serving.models import ModelVersion
 from serving.playground.entrance import NO_ENTRANCE, Entrance, open_entrance
 
+MAX_FILES = 128  # of the process, connections among them
 PAUSE_S = 5.0  # between two starts, at least
 LIBRARIES = ("starlette", "uvicorn")
 
@@ -108,6 +110,8 @@ class Playground:
     def _start(self, versions: Sequence[ModelVersion], inherited: Inherited) -> None:
         def work(link: Connection) -> int:
             os.nice(10)
+            # Connections that never finish TLS's handshake are not counted as ours, and take 256 KiB each.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
             return run_program(lambda _arguments: self._serve(versions, link), [], extras="playground")
 
         self._next_start_s = time.monotonic() + PAUSE_S

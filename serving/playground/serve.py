@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from atelier.client import AsyncClient
-from serving.access import Tokens
+from serving.access import Tokens, tls_of
 from serving.config import ServerConfig
 from serving.listening import is_loopback
 from serving.models import ModelVersion
@@ -53,8 +53,8 @@ async def serve(
 
 
 def _tls_options(config: ServerConfig) -> dict[str, Any]:
-    """Returns what makes uvicorn speak TLS as the server does; nothing if that has no certificate."""
-    if not config.has_tls:
+    """Returns what makes uvicorn speak TLS as the server does; nothing if that has no certificate. Raises BAD_TLS."""
+    if tls_of(config) is None:
         return {}
     asked = {"ssl_ca_certs": config.tls_client_authority, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     options = {"ssl_certfile": config.tls_certificate, "ssl_keyfile": config.tls_key}

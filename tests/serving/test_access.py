@@ -231,6 +231,23 @@ def test_end_of_a_certificate_is_told_30_days_7_days_and_a_day_before(front_end:
         assert label_from(server.target, tls=tmp_path / "-9-0.5.pem") == 7
 
 
+@pytest.mark.fault("S41", "S42")
+@pytest.mark.slow
+def test_certificate_that_is_put_there_before_it_is_valid_is_taken_once_it_is(front_end: str, tmp_path: Path) -> None:
+    files = certificate_of_days(tmp_path, -1, 31)
+    flags = ("--port", "0", "--tls-certificate", str(files[0]), "--tls-key", str(files[1]), "--front-end", front_end)
+    with server_process(SERVER, *flags) as server:
+        next_one = certificate_of_days(tmp_path, (4 + 2 * import_s()) / 86400, 60)
+        for new, old in zip(next_one, files, strict=True):
+            shutil.copy(new, old)
+        wait_for(lambda: "which is not now: what was read before stays" in server.output)
+        wait_for(lambda: server.metric("atelier_tls_certificate_expiry_timestamp_seconds") > time.time() + 50 * 86400)
+        assert label_from(server.target, tls=next_one[0]) == 7
+        assert (
+            server.output.count("what was read before stays") <= 2
+        )  # of both files at once, or of one after the other
+
+
 @pytest.mark.fault("S41")
 @pytest.mark.slow
 def test_server_whose_certificate_ends_serves_on_and_clients_refuse_it(front_end: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """New versions without a restart, over real servers: what is found, served, refused and kept."""
 
+import errno
 import shutil
 import signal
 import subprocess
@@ -310,6 +311,17 @@ def test_whatever_lies_in_the_repository_the_supervisor_goes_on(shelf: Shelf) ->
     shutil.rmtree(shelf.repository)
     decides.ask()
     assert decides.orders() == []
+
+
+def test_version_that_cannot_be_tried_for_want_of_processes_is_tried_again(
+    shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decides = upgrades(shelf, watch_repository=1e-6)
+    shelf.publish(2)
+    with patch("os.fork", side_effect=OSError(errno.EAGAIN, "Resource temporarily unavailable")):
+        assert decides.orders() == [{"refused": "NO_PROCESS"}]
+    assert "version 2 is refused: NO_PROCESS: it cannot be tried now: Resource temp" in capsys.readouterr().out
+    assert [order["load"] for order in orders_of(decides)] == [2]
 
 
 def test_load_that_hangs_is_warned_about_once(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:

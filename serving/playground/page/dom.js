@@ -37,7 +37,7 @@ export function precise(value) {
 
 /** Writes a difference, most are small: 4.6e-8, 0.52, and 0 if it is 0. */
 export function scientific(value) {
-  return Math.abs(value) >= 0.1 ? number(value) : value ? value.toExponential(1).replace(/^-/, '−') : '0';
+  return Math.abs(value) < 0.1 ? (value ? value.toExponential(1).replace(/^-/, '−') : '0') : number(value);
 }
 
 export function percent(share, digits = 2) {

@@ -10,8 +10,8 @@ import { indexOf, shape3, size } from './layout.js';
 let last = []; // weights, maps that are switched off, and what is left: each frame asks
 
 /** The weights that made the values, null if they are not there yet; those of maps that were switched off are 0. */
-export function weightsOfValues({ network, weights, weightsKey, valuesKey, lookedOff: off }) {
-  if (!weights || weightsKey !== valuesKey) return null;
+export function weightsOfValues({ network, values, weights, weightsKey, valuesKey, lookedOff: off }) {
+  if (!values || !weights || weightsKey !== valuesKey) return null;
   if (last[0] !== weights || last[1] !== off) last = [weights, off, weights.slice()];
   for (const { layer, map } of off) {
     const { weight, bias } = network.layers.find(({ name }) => name === layer);

@@ -55,6 +55,7 @@ async function photograph(app, blob) {
 /** Takes photographs dropped or pasted anywhere: else the browser would leave the page for them. */
 function takePhotographs(app) {
   document.onpaste = (event) => photograph(app, event.clipboardData.files[0]);
-  document.ondragover = (event) => event.preventDefault();
-  document.ondrop = (event) => { event.preventDefault(); photograph(app, event.dataTransfer.files[0]); };
+  const isText = ({ target, dataTransfer }) => target.tagName === 'INPUT' && !dataTransfer.types.includes('Files'); // for a field
+  document.ondragover = (event) => isText(event) || event.preventDefault();
+  document.ondrop = (event) => { if (isText(event)) return; event.preventDefault(); photograph(app, event.dataTransfer.files[0]); };
 }

@@ -8,7 +8,8 @@ import { shelfOf } from './layout.js';
 export function pressBeside(stage, x, y) {
   const { app, layout: { shelves } } = stage, round = range(8).map((k) => (k * Math.PI) / 4);
   const near = [1, 2, 3, 4].flatMap((r) => round.map((angle) => stage.cellAt(x + r * Math.cos(angle), y + r * Math.sin(angle))));
-  const found = near.find((cell) => cell && shelfOf(shelves, cell).kind === 'conv');
+  const isMap = ({ kind, isVector }) => kind === 'conv' && !isVector;
+  const found = near.find((cell) => cell && isMap(shelfOf(shelves, cell)));
   if (found) toggleMap(app, found);
   else app.set({ cell: null });
 }

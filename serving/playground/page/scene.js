@@ -106,7 +106,7 @@ export class Scene {
   /** Loads what draws lines: until something is pointed at there are none. */
   async loadLines() {
     const { Lines } = await import('./lines.js');
-    this.lines ??= new Lines(this.gl);
+    if (!this.gl.isContextLost()) this.lines ??= new Lines(this.gl);
   }
 
   /** Draws one frame: the maps, those of which `isOff(quad)` striped, and lines as links.js makes them. */
@@ -123,7 +123,7 @@ export class Scene {
     const data = this.quads.flatMap((q) => [q.x, q.y, q.z, q.width, q.height, q.rows, q.columns, q.start, q.shelf, isOff(q) ? 1 : 0]);
     upload(gl, this.mapArray, this.quadBuffer, data);
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.quads.length);
-    if (lines.length) this.lines.draw(view, palette, lines);
+    if (lines.length) this.lines?.draw(view, palette, lines);
   }
 }
 

@@ -30,7 +30,7 @@ export function mount(root, app) {
   const { t } = app, places = placesOf(app.state.network);
   let found = null; // the strongest cell, until the reader chooses another
   const heading = el('h2', { tabIndex: -1 }), count = el('span', { className: 'soft small' }), words = el('p'), tools = el('div', { className: 'row' });
-  const back = button(t('tour_back'), () => go(app.state.tour - 1)), next = button('', () => go(app.state.tour + 1));
+  const back = button(t('tour_back'), () => go(Math.min(app.state.tour, LAST) - 1)), next = button('', () => go(app.state.tour + 1));
   root.replaceChildren(el('div', { className: 'row tour-head' }, heading, count, back, next, button('×', end, { 'aria-label': t('tour_close') })), words, tools);
   root.setAttribute('aria-label', t('tour'));
   root.onkeydown = ({ key }) => { if (key === 'Escape') end(); };
@@ -43,15 +43,17 @@ export function mount(root, app) {
     if (matchMedia('(max-width: 700px)').matches) document.getElementById('stage').scrollIntoView();
   }
   function end() {
-    found = null;
-    app.set({ tour: null, difference: null, marks: [] });
+    app.set({ tour: null });
     document.getElementById('tour-button')?.focus();
   }
   app.subscribe(['values'], ({ tour, cell, values }) => { // the image may have come only now
     if (found && found === cell && values) app.set({ cell: (found = strongestOf(places[STEPS[tour].strongest], values)) });
   });
   app.follow(['tour'], ({ tour }) => {
+    const ends = tour === null && !root.hidden;
     root.hidden = tour === null;
+    if (ends) found = null;
+    if (ends) app.set({ marks: [], ...(app.state.difference?.isLinear && { difference: null }) }); // its own
     if (root.hidden) return;
     const step = Math.min(tour, LAST);
     heading.textContent = t(`tour_${step}_title`);

@@ -182,10 +182,13 @@ def shelf_named(page: Any, name: str) -> Any:
 
 
 def test_the_tour_ends_when_a_link_without_it_is_pasted(served: Any, open_page: Any) -> None:
-    page = opened(open_page, served(), "lang=en&tour=2")
-    page.locator("#tour").get_by_text("3 of 11").wait_for()
+    page = opened(open_page, served(), "lang=en&tour=9")
+    page.locator("#tour").get_by_text("10 of 11").wait_for()
+    page.locator("#tour").get_by_role("button", name="Coat minus pullover").click()
+    page.wait_for_function("() => atelier.state.difference !== null")
     page.evaluate("() => { location.hash = 'lang=en&tab=compare'; }")
     page.locator("#tour").wait_for(state="hidden")
+    assert page.evaluate("() => [atelier.state.difference, atelier.state.marks]") == [None, []]
     page.evaluate("() => { location.hash = 'lang=en&tour=4'; }")
     page.locator("#tour").get_by_text("5 of 11").wait_for()
 
