@@ -33,7 +33,7 @@ CARGO := $(shell command -v cargo 2>/dev/null)
 CARGO_DENY := $(shell command -v cargo-deny 2>/dev/null)
 CARGO_TEST := $(if $(CARGO),$(RUN) native/pins.py restore && cd native && cargo test --quiet --locked --lib)
 # A file's tests stay together, for they share servers; who has none left takes from the end of another's.
-PYTEST := $(RUN) -m pytest --numprocesses 4 --dist worksteal
+PYTEST := $(RUN) -m pytest --numprocesses 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train curves export serve classify sbom audit pins test test-all check loadtest attack restarts soak reliability reliability-full bench ladder runtimes look gpu-report clean

@@ -240,7 +240,7 @@ def test_certificate_that_is_put_there_before_it_is_valid_is_taken_once_it_is(fr
         next_one = certificate_of_days(tmp_path, (4 + 2 * import_s()) / 86400, 60)
         for new, old in zip(next_one, files, strict=True):
             shutil.copy(new, old)
-        wait_for(lambda: "which is not now: what was read before stays" in server.output)
+        wait_for(lambda: "which is not now" in server.output)
         wait_for(lambda: server.metric("atelier_tls_certificate_expiry_timestamp_seconds") > time.time() + 50 * 86400)
         assert label_from(server.target, tls=next_one[0]) == 7
         assert (
@@ -486,7 +486,7 @@ def test_streams_of_headers_without_a_token_are_refused_before_any_message_comes
 
 @pytest.mark.fault("S48")
 @pytest.mark.slow
-@pytest.mark.goal("G21", of="wrong tokens beside a good client", ci=10_000, release=100_000)
+@pytest.mark.goal("G21", of="wrong tokens beside a good client", ci=2_000, release=100_000)
 def test_many_wrong_tokens_are_all_refused_and_cost_a_good_client_no_call(
     guarded: ServerProcess, size: int, figure: Figure
 ) -> None:

@@ -234,7 +234,7 @@ def test_schemathesis_finds_the_rest_routes_as_the_document_says(native: ServerP
     (tmp_path / "schemathesis.toml").write_text(f"[checks]\nnot_a_server_error.expected-statuses = {expected}\n")
     python = python_of("schemathesis", "schemathesis==4.32.5")
     command = [str(Path(python).parent / "schemathesis"), "run", f"http://{native.target}/openapi.json"]
-    options = ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", "25"]
+    options = ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", "10"]
     quiet = ["--seed", "1", "--no-color", "--generation-database", "none", "--phases", "examples,coverage,fuzzing"]
     printed([*command, *options, *quiet], cwd=tmp_path)
 

@@ -90,6 +90,7 @@ def lived_all(seeds: range) -> Lived:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S18", "S19", "S20", "S21", "S32")
 @pytest.mark.goal("G15", of="simulated lives of grpcio's core", ci=200, release=100_000)
 def test_simulation_of_many_lives_breaks_no_rule(size: int, figure: Figure) -> None:
@@ -134,6 +135,7 @@ def test_seed_is_the_scenario_of_the_native_core() -> None:
     ] == DRAWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
 def test_simulation_finds_what_is_broken(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutant.owner, mutant.method, mutant.made())
