@@ -135,7 +135,7 @@ class Tls:
 
     @property
     def ends_s(self) -> int:
-        """When the certificate ends, in Unix time."""
+        """Returns when the certificate ends, in Unix time."""
         return self._files.current().ends_s
 
     def look(self) -> None:

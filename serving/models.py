@@ -45,7 +45,7 @@ class ModelVersion:
 
     @property
     def is_read(self) -> bool:
-        """Whether files of it are held."""
+        """Returns whether files of it are held."""
         return bool(self._files)
 
     @property

@@ -38,7 +38,7 @@ NOT_ITS_FAULT = (MissingInputError, ResourceUnavailableError, UsageError)
 
 
 class Trial:
-    """The process that tries a version: once `link` is ready or the time is up, `conclude`."""
+    """Has a process try a version: once `link` is ready or the time is up, `conclude`."""
 
     def __init__(self, version: ModelVersion, config: ServerConfig, *, is_beside: bool = False) -> None:
         """Forks, so the caller has one thread. `is_beside` has it give way to what serves."""
@@ -58,7 +58,7 @@ class Trial:
 
     @property
     def left_s(self) -> float:
-        """How long it may still take."""
+        """Returns how long it may still take, in seconds."""
         return max(0.0, self._ends_s - time.monotonic())
 
     def is_over(self) -> bool:

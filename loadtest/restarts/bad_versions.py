@@ -33,7 +33,7 @@ def with_last_layer(file: bytes, change: Callable[[Any], Any]) -> bytes:
 
 @dataclass
 class Bad:
-    """A version on its way to being one that must be refused."""
+    """Holds a version while it is made one that must be refused."""
 
     file: bytes | None
     document: dict[str, Any]  # the manifest's fields

@@ -59,7 +59,7 @@ class Executor(Protocol):
 
 
 class DeviceThread:
-    """Is an executor; left behind at the end of the process if something hangs in it."""
+    """Runs work in a thread, which is left behind at the end of the process if something hangs in it."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()

@@ -221,13 +221,6 @@ def test_a_click_on_a_maps_frame_switches_it_off_and_on(served: Any, open_page: 
     assert page.evaluate("() => atelier.state.off.length") == 1
 
 
-def test_a_click_beside_single_units_switches_none_off(served: Any, open_page: OpenPage) -> None:
-    page = opened(open_page, served("classic"), "view=flat&cell=conv1:0,3,3")  # whose third convolution makes 1 x 1
-    page.mouse.click(*page.evaluate(ABOVE, [5, 0, 2]))
-    page.wait_for_function("() => atelier.state.cell === null")
-    assert page.evaluate("() => atelier.state.off") == []
-
-
 def test_the_canvas_has_a_summary_for_readers(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served(), "lang=en")
     page.keyboard.press("Tab")  # before the focus comes to the canvas
