@@ -48,6 +48,7 @@ class Job:
     checkpoint_dir: Path
     repository: Path
     printed: str
+    warned: str  # by the trainer
 
     @property
     def version_dir(self) -> Path:
@@ -104,9 +105,11 @@ def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
         exported = command("export", "--checkpoint-dir", root / "checkpoint", "--repository", root / "models")
         assert exported.returncode == 0, exported.stderr
         (root / "printed").write_text(trained.stdout + exported.stdout)
+        (root / "warned").write_text(trained.stderr)
 
     root = made_once(tmp_path_factory, "job", make)
-    return Job(root / "checkpoint", root / "models", (root / "printed").read_text())
+    said = [(root / name).read_text() for name in ("printed", "warned")]
+    return Job(root / "checkpoint", root / "models", *said)
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from atelier.program import run_program
+from loadtest.restarts.cycles import free_port
 from tests.idx_files import write_idx_files
 from training.train import main
 
 Train = Callable[..., int]
 WhenPrinted = Callable[..., None]
 ROOT = Path(__file__).parents[2]
+Ended = subprocess.CompletedProcess[str]
+ONE_CPU = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # of this machine: Gloo speaks on the loopback
 
 
 @pytest.fixture(scope="session")
@@ -37,17 +40,49 @@ def call_trainer(data_dir: Path, run_dir: Path, *options: str, draws: bool = Fal
     return run_program(main, [*fixed, "--device", "cpu", "--threads", "1", "--epochs", "2", *options])
 
 
-def torchrun(module: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    """`python -m <module>` in two processes on this machine's CPU, over Gloo on the loopback."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+def torchrun(*command: str) -> list[Ended]:
+    """The launcher, which starts `python -m <command>` in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *command]
+    environment = os.environ | ONE_CPU
+    return [subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)]
 
 
-def train_in_two_processes(data_dir: Path, run_dir: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    """The trainer, as a user calls it under torchrun."""
+def in_two_processes(first: Sequence[str], second: Sequence[str] = (), *, num_machines: int = 1) -> list[Ended]:
+    """`python -m <first>`, and the same or `second`, told their places as torchrun tells them, without its launcher.
+
+    That one imports torch too, which takes longer than what they do.
+    """
+    size = 2 // num_machines  # on each machine
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(size)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | ONE_CPU | group | {"RANK": str(rank), "LOCAL_RANK": str(rank % size)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, command in enumerate((first, second or first))
+    ]
+    return [
+        subprocess.CompletedProcess(each.args, each.returncode, *printed)
+        for each in processes
+        for printed in [each.communicate(timeout=200)]
+    ]
+
+
+def trainer_in(data_dir: Path, run_dir: Path, *options: str) -> list[str]:
+    """The trainer's module and flags."""
     fixed = ["--data-dir", str(data_dir), "--checkpoint-dir", str(run_dir), "--unverified-data", "--device", "cpu"]
-    return torchrun("training", *fixed, "--no-figures", "--threads", "1", *options)
+    return ["training", *fixed, "--no-figures", "--threads", "1", *options]
+
+
+def printed_by(ended: Sequence[Ended]) -> str:
+    """What all of them printed, once none has failed."""
+    assert [each.returncode for each in ended] == [0] * len(ended), [each.stderr for each in ended]
+    return "".join(each.stdout for each in ended)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.training.conftest import Train, train_in_two_processes
+from tests.training.conftest import Train, in_two_processes, printed_by, torchrun, trainer_in
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.dataset import load_dataset
 from training.device import make_deterministic
@@ -253,9 +253,8 @@ def test_step_whose_loss_or_gradient_is_not_finite_is_not_made_and_none_after_it
 
 @pytest.mark.slow
 def test_two_processes_end_at_the_weights_of_one(data_dir: Path, finished_run: Path, run_dir: Path) -> None:
-    both = train_in_two_processes(data_dir, run_dir, "--epochs", "2")
-    assert both.returncode == 0, both.stderr
-    assert both.stdout.count("epoch  1/2:") == 1  # one of them speaks
+    printed = printed_by(torchrun(*trainer_in(data_dir, run_dir, "--epochs", "2")))
+    assert printed.count("epoch  1/2:") == 1  # one of them speaks
     together, alone = load_checkpoint(run_dir), load_checkpoint(finished_run)
     assert together.num_processes == 2
     for name, weight in alone.state_dict.items():
@@ -274,8 +273,8 @@ def test_two_processes_go_on_where_one_stopped(data_dir: Path, finished_run: Pat
     half_done = dataclasses.replace(load_record(finished_run)[0], completed_epochs=1, metrics=alone.metrics[:1])
     run_dir.mkdir()
     save_checkpoint(run_dir, steps.averaged.state_dict(), half_done)
-    done = train_in_two_processes(data_dir, run_dir, "--epochs", "2", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "has 1 of 2 epochs" in done.stdout
+    assert "has 1 of 2 epochs" in printed_by(
+        in_two_processes(trainer_in(data_dir, run_dir, "--epochs", "2", "--resume"))
+    )
     for name, weight in alone.state_dict.items():
         torch.testing.assert_close(load_checkpoint(run_dir).state_dict[name], weight, rtol=1e-4, atol=1e-5)

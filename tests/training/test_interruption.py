@@ -43,7 +43,7 @@ def weights_digest(run_dir: Path) -> str:
 
 @pytest.mark.fault("T1")
 @pytest.mark.slow
-@pytest.mark.goal("G19", of="kill -9 of a training", ci=3, release=200)
+@pytest.mark.goal("G19", of="kill -9 of a training", ci=2, release=200)
 def test_run_killed_at_any_moment_resumes_to_the_weights_of_an_undisturbed_one(
     data_dir: Path, tmp_path: Path, size: int, figure: Figure
 ) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from atelier.errors import BadDataError, ConfigurationError
 from tests.sealed_files import edit_sealed
-from tests.training.conftest import WhenPrinted, call_trainer, torchrun, train_in_two_processes
+from tests.training.conftest import WhenPrinted, call_trainer, in_two_processes, printed_by, trainer_in
 from training.augmentation import augment, draw_changes
 from training.checkpoint import load_checkpoint, load_model, load_training_state
 from training.dataset import load_dataset
@@ -202,8 +202,7 @@ def test_modern_recipe_trains_in_bf16(data_dir: Path, run_dir: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_make_the_steps_of_one_with_everything_that_recipes_do() -> None:
     """Batch normalisation, augmentation, momentum and averages."""
-    done = torchrun("tests.training.shared_epoch")
-    assert done.returncode == 0, done.stderr
+    printed_by(in_two_processes(["tests.training.shared_epoch"]))
 
 
 @pytest.mark.slow
@@ -211,9 +210,8 @@ def test_two_processes_go_on_with_what_the_steps_of_one_remember(
     modern_run: Path, data_dir: Path, broken_off: Path
 ) -> None:
     """In float32 rounding grows fast on 500 images at these step sizes, so the weights are compared above."""
-    both = train_in_two_processes(data_dir, broken_off, "--resume")
-    assert both.returncode == 0, both.stderr
-    assert "has 1 of 2 epochs" in both.stdout and both.stdout.count("epoch  2/2:") == 1
+    printed = printed_by(in_two_processes(trainer_in(data_dir, broken_off, "--resume")))
+    assert "has 1 of 2 epochs" in printed and printed.count("epoch  2/2:") == 1
     together, alone = load_record(broken_off)[0], load_record(modern_run)[0]
     assert together.is_complete
     assert together.metrics[0].train_loss == pytest.approx(alone.metrics[0].train_loss, rel=0.01)

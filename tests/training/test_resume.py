@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from atelier.program import run_program
-from loadtest.restarts.cycles import free_port
-from tests.training.conftest import ROOT, WhenPrinted, call_trainer
+from tests.training.conftest import ROOT, WhenPrinted, call_trainer, in_two_processes, printed_by
 from training.run_record import load_record
 from training.train import main
 
@@ -144,23 +143,13 @@ def test_seed_that_has_another_run_is_trained_anew_after_the_first_was_resumed(
 def test_machine_without_the_checkpoint_is_told_by_the_first_one_what_to_train(
     data_dir: Path, tmp_path: Path, ctrl_c: Callable[[int], None], capsys: Capture
 ) -> None:
-    """Two machines are two launchers here, each with a directory of its own."""
+    """Two machines are two processes here that are told so, each with a directory of its own."""
     where = ["--data-dir", str(data_dir), *HERE]
     ctrl_c(1)
     what = ["--recipe", "classic", "--set", "batch_size=100", "--epochs", "2", "--checkpoint-dir", str(tmp_path / "0")]
     assert run_program(main, [*where, *what]) == os.EX_TEMPFAIL
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    launcher += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    machines = [
-        subprocess.Popen(
-            [*launcher, "--node-rank", rank, "-m", "training", *where, "--resume", "--checkpoint-dir", tmp_path / rank],
-            cwd=ROOT,
-            env=environment,
-        )
-        for rank in ("0", "1")
-    ]
-    assert [machine.wait(600) for machine in machines] == [0, 0]
+    resumed = [["training", *where, "--resume", "--checkpoint-dir", str(tmp_path / rank)] for rank in ("0", "1")]
+    printed_by(in_two_processes(*resumed, num_machines=2))
     record = load_record(tmp_path / "0")[0]
     assert (record.recipe.name, record.completed_epochs) == ("classic", 2)
 
