@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from atelier.tables import aligned, spread
 from loadtest.bench.contenders import CPP_ECHO, front_ends
 
@@ -80,6 +77,9 @@ def shown(figure: float) -> str:
 
 def draw(figures: Mapping[str, Sequence[float]], names: Sequence[str], caption: str, path: Path) -> None:
     """Writes the chart, as SVG by the name's ending; bars are medians, whiskers the lowest and highest repeat."""
+    import matplotlib as mpl  # only when there is something to draw: it takes a while to import
+    from matplotlib.figure import Figure
+
     rates = {name: figures[f"{name}, 1"] for name in names}
     ordered = sorted(rates, key=lambda name: statistics.median(rates[name]))
     medians = [statistics.median(rates[name]) for name in ordered]

@@ -52,7 +52,16 @@ def backends(device: str = "cpu") -> list[Backend]:
     ]
 
 
-@pytest.mark.parametrize("backend", backends(), ids=lambda backend: backend.name)
+@pytest.fixture(scope="module")
+def of_each_kind() -> dict[str, Backend]:
+    return {backend.name: backend for backend in backends()}
+
+
+@pytest.fixture(params=["torch", "onnxruntime"])
+def backend(of_each_kind: dict[str, Backend], request: pytest.FixtureRequest) -> Backend:
+    return of_each_kind[request.param]
+
+
 class TestEveryBackend:
     @pytest.mark.parametrize("batch_size", [1, 2, 7, MAX_BATCH_SIZE])
     def test_logits_are_the_models(self, backend: Backend, batch_size: int) -> None:

@@ -107,6 +107,10 @@ def on_onnxruntime(max_batch_size: int = MAX_BATCH_SIZE) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(FILES[ONNX_NAME], max_batch_size=max_batch_size)
 
 
+def on_torch() -> TorchBackend:
+    return TorchBackend(FILES[PROGRAM_NAME], max_batch_size=MAX_BATCH_SIZE)
+
+
 @pytest.mark.parametrize("max_batch_size", [1, 2, 7, 8, 16])
 def test_right_backend_is_proven_at_1_7_and_its_largest_batch(max_batch_size: int) -> None:
     sizes = set()
@@ -145,9 +149,10 @@ def test_model_that_scales_its_images_otherwise_is_refused(scale: float) -> None
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("backend", [on_onnxruntime(), TorchBackend(FILES[PROGRAM_NAME], max_batch_size=16)])
-def test_proof_takes_little_more_than_its_runs(backend: Backend) -> None:
+@pytest.mark.parametrize("opened", [on_onnxruntime, on_torch])
+def test_proof_takes_little_more_than_its_runs(opened: Callable[[], Backend]) -> None:
     """CPU time, since the machine may be busy or slow: 64 runs of one image are most of it."""
+    backend = opened()
     images, _ = MANIFEST.probes.arrays()
 
     def run_all() -> None:
@@ -208,7 +213,7 @@ def test_wrong_backend_is_refused_naming_probe_and_output(spoil: Callable[[Image
         prove(Spoiled(on_onnxruntime(), spoil), MANIFEST)
 
 
-# --- A hundred mutants ------------------------------------------------------------------------------------------------
+# --- Mutants ----------------------------------------------------------------------------------------------------------
 
 
 def flipped_file(rng: np.random.Generator, repository: Path) -> None:
@@ -284,9 +289,9 @@ def refusal_of(repository: Path, backend: str) -> str:
 
 
 @pytest.mark.fault("E13")
-@pytest.mark.goal("G20", of="mutants of a version, refused by a server", ci=100, release=1000)
+@pytest.mark.goal("G20", of="mutants of a version, refused by a server", ci=50, release=1000)
 @pytest.mark.slow
-def test_a_hundred_mutants_of_a_hundred_are_refused(tmp_path: Path, size: int, figure: Figure) -> None:
+def test_every_mutant_of_a_version_is_refused(tmp_path: Path, size: int, figure: Figure) -> None:
     refusals: dict[str, list[str]] = {}
     for seed in range(size):
         rng = np.random.default_rng(seed)
