@@ -16,6 +16,7 @@ from atelier.errors import BadDataError
 from export.onnx_model import check_onnx
 from serving.backends.onnx_file import MAX_BYTES
 from serving.manifest import ONNX_NAME
+from tests.conftest import SHARED
 from tests.export.small_model import exported_files
 from training.dataset import CLASSES
 
@@ -63,6 +64,7 @@ def test_same_weights_give_the_same_bytes_in_another_directory(tmp_path: Path) -
     program = "import sys; from tests.export.small_model import exported_files as files; "
     program += f"sys.stdout.buffer.write(files()['{ONNX_NAME}'])"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment[SHARED] = str(tmp_path)  # or it would read what this run has exported
     elsewhere = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, check=True
     )
