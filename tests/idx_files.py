@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from training.dataset import FashionMNIST
 from training.idx_files import FILES
 
 Array = npt.NDArray[np.uint8]
@@ -16,6 +17,17 @@ def idx_bytes(array: Array) -> bytes:
     """`array`, of unsigned bytes, as an IDX file."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def write_first_images(directory: Path, data: FashionMNIST, *, num_train: int, num_test: int) -> None:
+    """Writes the first real images of either kind, for what need not see them all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = (
+        *(data.train_images[:num_train, 0], data.train_labels[:num_train]),
+        *(data.test_images[:num_test, 0], data.test_labels[:num_test]),
+    )
+    for file, array in zip(FILES, arrays, strict=True):
+        (directory / f"{file.name}.gz").write_bytes(gzip.compress(idx_bytes(array), compresslevel=1))
 
 
 def write_idx_files(

@@ -1,6 +1,5 @@
 """Every recipe, as a user meets it: trained, exported through the gate, and served; every option up to the gate."""
 
-import gzip
 import itertools
 import json
 from pathlib import Path
@@ -16,10 +15,9 @@ from export.export import main as export_main
 from loadtest.server_process import server_process
 from serving.manifest import ONNX_NAME, load_manifest
 from tests.export.conftest import functions_read_once  # noqa: F401 - of these exports too
-from tests.idx_files import idx_bytes
+from tests.idx_files import write_first_images
 from training.checkpoint import load_model
 from training.dataset import FashionMNIST, load_dataset
-from training.idx_files import FILES
 from training.recipes import ACTIVATIONS, PADDING_MODES, POOLINGS
 from training.run_record import load_record
 from training.train import main as train_main
@@ -41,12 +39,7 @@ VARIANTS = [
 def real_images(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first real images of either kind, so that an epoch takes a second."""
     directory = tmp_path_factory.mktemp("real")
-    arrays = (
-        *(data.train_images[:NUM_TRAIN, 0], data.train_labels[:NUM_TRAIN]),
-        *(data.test_images[:NUM_TEST, 0], data.test_labels[:NUM_TEST]),
-    )
-    for file, array in zip(FILES, arrays, strict=True):
-        (directory / f"{file.name}.gz").write_bytes(gzip.compress(idx_bytes(array), compresslevel=1))
+    write_first_images(directory, data, num_train=NUM_TRAIN, num_test=NUM_TEST)
     return directory
 
 

@@ -77,6 +77,9 @@ def test_compiled_contender_compiles_and_gives_the_models_logits(
     from torch._dynamo.utils import counters  # which takes seconds to import
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # an empty one, so that it is compiled here
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # more are processes that import torch first
+    # What the processor has the system says; that a compiler makes code for it need not be tried, three times.
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     counters.clear()
     backend = opened(repository, "torch-compiled", "cpu", 3)
     for batch_size in (2, 3):
