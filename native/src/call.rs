@@ -34,7 +34,7 @@ pub struct Call {
 
 impl Call {
     pub fn begin<B>(server: Arc<Server>, peer: Arc<Peer>, method: Method, request: &Request<B>) -> Self {
-        let num_others = server.num_calls.fetch_add(1, Relaxed);
+        let num_others = server.life.num_calls.fetch_add(1, Relaxed);
         let now_us = server.now_us();
         peer.begin_call(now_us);
         let settings = &server.settings;
@@ -60,7 +60,7 @@ impl Call {
 
     /// Whether it is still the only one, which it may have been when it began.
     pub fn is_still_lone(&self) -> bool {
-        self.is_lone && self.server.num_calls.load(Relaxed) == 1
+        self.is_lone && self.server.life.num_calls.load(Relaxed) == 1
     }
 
     /// A place among those whose message is there; none where as many are under way as may be, or the client does not
@@ -88,7 +88,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.server.num_calls.fetch_sub(1, Relaxed);
+        self.server.life.num_calls.fetch_sub(1, Relaxed);
         self.peer.num_calls.fetch_sub(1, Relaxed);
         if !self.is_counted {
             let is_late = self.server.now_us() >= self.deadline_us;

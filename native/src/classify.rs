@@ -36,7 +36,7 @@ pub async fn classify(call: &Call, message: Bytes) -> Outcome {
 pub async fn answered(call: &Call, request: ClassifyRequest) -> Outcome {
     let server = &call.server;
     let began_us = server.now_us();
-    let served = server.versions.find(&request.model_name, &request.model_version)?;
+    let served = server.life.versions.find(&request.model_name, &request.model_version)?;
     let top_k = checked_top_k(request.top_k)?;
     let (images, notes) = if request.pictures.is_empty() {
         check_form(&request)?;
@@ -71,7 +71,7 @@ pub async fn run(call: &Call, served: &Served, images: Bytes, wanted: Wanted, be
 pub fn get_model(call: &Call, message: &[u8]) -> Outcome {
     let malformed = |_| Status::malformed(message.len(), "atelier.v1.GetModelRequest");
     let request = GetModelRequest::decode(message).map_err(malformed)?;
-    let served = call.server.versions.find(&request.model_name, &request.model_version)?;
+    let served = call.server.life.versions.find(&request.model_name, &request.model_version)?;
     Ok(framed(&served.model.description))
 }
 

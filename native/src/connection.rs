@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use crate::body::Body;
 use crate::guarded_io::GuardedIo;
 use crate::io::Io;
+use crate::life::Phase;
 use crate::routes;
-use crate::server::{Phase, Server};
+use crate::server::Server;
 use crate::shared::Clock;
 
 const MAX_STREAMS: u32 = 128;
@@ -140,7 +141,7 @@ pub async fn serve(server: Arc<Server>, io: Box<dyn Io>, is_unix: bool, peer: Ar
     });
     let builder = builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(guarded), service));
-    let mut phase = server.phase();
+    let mut phase = server.life.phase();
     tokio::select! {
         biased;
         _ = connection.as_mut() => return,

@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
+use crate::bell::Bell;
 use crate::job::{Job, Settled, Wanted, Work};
 use crate::log;
 use crate::model::{IMAGE_BYTES, Model, Ran};
@@ -24,15 +26,24 @@ use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
 use crate::shared::{Shared, locked};
 use crate::status::{Code, Status};
 
+/// What the device's thread is to do.
+pub enum Next {
+    Batch(Arc<Batch<Arc<Job>>>),
+    /// Until the bell rings, or for so long.
+    Wait(Duration),
+    End,
+}
+
 pub struct Engine {
     shared: Arc<Shared>,
     batching: Mutex<Batching<Arc<Job>>>,
-    model: Model,
+    model: Box<dyn Model>,
     writer: ResponseWriter,
     probe: Probe,
     /// Longer than this the thread that serves all connections does not stand still for one request.
     max_inline_us: u64,
-    has_work: Condvar,
+    /// For the device's thread.
+    pub has_work: Bell,
     /// A request asks for its dispatch.
     is_called: AtomicBool,
     /// The device's thread ends when nothing waits.
@@ -45,7 +56,7 @@ impl Engine {
     pub fn new(
         shared: Arc<Shared>,
         limits: Limits,
-        model: Model,
+        model: Box<dyn Model>,
         writer: ResponseWriter,
         probe: Probe,
         max_inline_us: u64,
@@ -57,7 +68,7 @@ impl Engine {
             writer,
             probe,
             max_inline_us,
-            has_work: Condvar::new(),
+            has_work: Bell::default(),
             is_called: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
@@ -105,7 +116,7 @@ impl Engine {
         drop(batching);
         match at_once {
             Some(batch) => self.run_here(&batch),
-            None if is_needed && is_full => self.has_work.notify_one(), // what else has come in may be much
+            None if is_needed && is_full => self.has_work.ring(), // what else has come in may be much
             None if is_needed => self.call(),
             None => {}
         }
@@ -128,19 +139,27 @@ impl Engine {
     /// Wakes the device, if a request has asked for it.
     pub fn dispatch(&self) {
         if self.is_called.swap(false, Relaxed) {
-            self.has_work.notify_one();
+            self.has_work.ring();
         }
     }
 
     /// The life of the device's thread.
     pub fn work(&self) {
-        self.model.run_all(
-            || self.next_batch(),
-            |batch, result| {
-                let outcomes = self.conclude(batch, result);
-                self.shared.settle_soon(outcomes);
-            },
-        );
+        while let Some(batch) = self.next_batch() {
+            self.run(&batch);
+        }
+        self.end();
+    }
+
+    /// Runs a batch, and sees to it that its calls hear of it.
+    pub fn run(&self, batch: &Batch<Arc<Job>>) {
+        let result = self.model.run(batch);
+        let outcomes = self.conclude(batch, result);
+        self.shared.settle_soon(outcomes);
+    }
+
+    /// What the device's thread does last.
+    pub fn end(&self) {
         if self.is_retired.load(Relaxed) {
             self.model.free();
         }
@@ -152,28 +171,35 @@ impl Engine {
         self.is_retired.store(true, Relaxed);
         self.is_closed.store(true, Relaxed);
         drop(batching);
-        self.has_work.notify_all();
+        self.has_work.ring();
     }
 
     fn next_batch(&self) -> Option<Arc<Batch<Arc<Job>>>> {
         let mut batching = self.batching();
+        let mut has_waited = false;
         loop {
-            let taken = batching.take(self.now_us());
-            if !taken.expired.is_empty() {
-                self.shared.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
+            let patience = match self.next(&mut batching, has_waited) {
+                Next::Batch(batch) => return Some(batch),
+                Next::End => return None,
+                Next::Wait(patience) => patience,
+            };
+            (batching, has_waited) = self.has_work.wait(batching, patience);
+        }
+    }
+
+    /// What the device's thread does now, which may have waited as long as it was to.
+    pub fn next(&self, batching: &mut Batching<Arc<Job>>, has_waited: bool) -> Next {
+        let taken = batching.take(self.now_us());
+        if !taken.expired.is_empty() {
+            self.shared.settle_soon(taken.expired.into_iter().map(|job| (job, Err(expired()))).collect());
+        }
+        match taken.batch {
+            Some(batch) => Next::Batch(batch),
+            None if self.is_closed.load(Relaxed) => Next::End,
+            None if has_waited && batching.is_empty() => {
+                Next::Batch(batching.rehearse(self.probe.job(), 1, self.now_us()))
             }
-            if taken.batch.is_some() {
-                return taken.batch;
-            }
-            if self.is_closed.load(Relaxed) {
-                return None;
-            }
-            let waited = self.has_work.wait_timeout(batching, self.probe.patience());
-            let (locked, result) = waited.unwrap_or_else(PoisonError::into_inner);
-            batching = locked;
-            if result.timed_out() && batching.is_empty() && !self.is_closed.load(Relaxed) {
-                return Some(batching.rehearse(self.probe.job(), 1, self.now_us()));
-            }
+            None => Next::Wait(self.probe.patience()),
         }
     }
 
@@ -269,7 +295,7 @@ impl Engine {
             self.is_closed.store(true, Relaxed);
             batching.abandon(reason.clone())
         };
-        self.has_work.notify_all();
+        self.has_work.ring();
         self.shared.settle_soon(jobs.into_iter().map(|job| (job, Err(reason.clone()))).collect());
     }
 
@@ -288,7 +314,7 @@ impl Engine {
         Ok(())
     }
 
-    fn batching(&self) -> MutexGuard<'_, Batching<Arc<Job>>> {
+    pub fn batching(&self) -> MutexGuard<'_, Batching<Arc<Job>>> {
         locked(&self.batching)
     }
 }

@@ -10,12 +10,13 @@ use tokio::sync::mpsc;
 use crate::body;
 use crate::framing::framed;
 use crate::job::Outcome;
+use crate::life::Phase;
 use crate::messages::Messages;
 use crate::open_inference;
 use crate::proto::grpc::health::v1::health_check_response::ServingStatus;
 use crate::proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
 use crate::routes::CLASSIFIER;
-use crate::server::{Phase, Server};
+use crate::server::Server;
 use crate::status::Status;
 
 pub async fn check(server: &Server, messages: &mut Messages) -> Outcome {
@@ -33,7 +34,7 @@ pub async fn watch(server: Arc<Server>, peer: u64, messages: &mut Messages) -> R
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let _place = place;
-        let mut phase = server.phase();
+        let mut phase = server.life.phase();
         let mut last = None;
         loop {
             if *phase.borrow_and_update() == Phase::Leaving {
@@ -65,7 +66,7 @@ fn is_known(service: &str) -> bool {
 }
 
 fn status_of(server: &Server) -> ServingStatus {
-    if server.is_serving() { ServingStatus::Serving } else { ServingStatus::NotServing }
+    if server.life.is_serving() { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
 fn reply(status: ServingStatus) -> Bytes {

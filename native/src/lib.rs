@@ -1,11 +1,13 @@
 //! Atelier's front end: atelier.v1.Classifier over gRPC, entering Python once per batch.
 //!
-//! From the outside in: listeners -> connection -> routes -> call -> classify -> versions -> engine -> batching, model.
+//! From the outside in: listeners -> connection -> routes -> call -> classify -> versions -> engine -> batching, model;
+//! their life, from warming up to the drain, is life.rs.
 #![deny(unsafe_code)] // the files python.rs have what PyO3's macros make; every other file forbids it
 
 mod aside;
 mod authority;
 mod batching;
+mod bell;
 mod body;
 mod budget;
 mod call;
@@ -22,6 +24,7 @@ mod health;
 mod http;
 mod io;
 mod job;
+mod life;
 mod listeners;
 mod load_client;
 mod log;
@@ -43,6 +46,8 @@ mod server;
 mod serving;
 mod settings;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod status;
 mod tls;
 mod tokens;

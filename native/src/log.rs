@@ -7,12 +7,12 @@ use pyo3::types::PyDict;
 use crate::status::Status;
 
 pub fn warning(text: &str) {
-    let _ = Python::attach(|py| write(py, "warning", text, None)); // there is nobody else to tell
+    let _ = Python::try_attach(|py| write(py, "warning", text, None)); // there is nobody else to tell
 }
 
 /// Of what nobody else is told.
 pub fn failure(status: &Status) {
-    Python::attach(|py| error(py, &status.message));
+    let _ = Python::try_attach(|py| error(py, &status.message)); // a simulation has no Python
 }
 
 pub fn error(py: Python<'_>, text: &str) {

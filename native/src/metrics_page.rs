@@ -57,8 +57,8 @@ pub fn text(server: &Server, format: Format) -> String {
 }
 
 fn our_metrics(server: &Server, page: &mut Page) {
-    let (metrics, settings, is_serving) = (server.metrics(), &server.settings, server.is_serving());
-    let model = &server.versions.current().model;
+    let (metrics, settings, is_serving) = (server.metrics(), &server.settings, server.life.is_serving());
+    let model = &server.life.versions.current().model;
     page.head("atelier_info", "info", "Version of the server, model, backend and device.");
     let labels: Vec<String> =
         model.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
@@ -112,7 +112,7 @@ fn our_metrics(server: &Server, page: &mut Page) {
 /// What Triton counts under these names, as far as it follows from what is counted anyway.
 fn tritons_metrics(server: &Server, page: &mut Page) {
     let metrics = server.metrics();
-    let served = server.versions.current();
+    let served = server.life.versions.current();
     let (model, version) = (escaped(&served.model.name), escaped(&served.model.version));
     let name = "nv_inference_request_failure";
     page.head(name, "unknown", "Inference requests that failed, by Triton's reason.");

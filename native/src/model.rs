@@ -1,4 +1,4 @@
-//! The model, in Python: one call a batch, between two buffers of NumPy's.
+//! What runs batches: the model, in Python, by one call a batch, between two buffers of NumPy's.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -17,7 +17,15 @@ use crate::status::{Code, Status};
 
 pub const IMAGE_BYTES: usize = 28 * 28;
 
-pub struct Model {
+pub trait Model: Send + Sync {
+    /// One batch, on any thread that has been attached before: see `attached`.
+    fn run(&self, batch: &Batch<Arc<Job>>) -> Result<Ran, Status>;
+
+    /// Nothing is run any more.
+    fn free(&self);
+}
+
+pub struct PythonModel {
     /// max_batch_size images, which Python's `run` reads.
     images: PyBuffer<u8>,
     /// `run(n)`: the logits of the first n images, (n, 10) float32; where some failed, a tuple of these and of which and why.
@@ -35,8 +43,8 @@ pub struct Ran {
 
 impl Ran {
     #[cfg(test)]
-    pub fn of(logits: Vec<f32>) -> Self {
-        Self { logits, failures: BTreeMap::new() }
+    pub fn of(logits: Vec<f32>, failures: BTreeMap<usize, Status>) -> Self {
+        Self { logits, failures }
     }
 
     /// Why one of these images has no logits.
@@ -48,45 +56,27 @@ impl Ran {
 /// Of an image that failed: its place, whether for lack of memory, and word, what and cure.
 type Failure = (usize, bool, String, String, String);
 
-impl Model {
-    pub fn new(images: PyBuffer<u8>, run: Py<PyAny>, close: Py<PyAny>) -> Self {
-        Self { images, run, close }
+impl Model for PythonModel {
+    fn run(&self, batch: &Batch<Arc<Job>>) -> Result<Ran, Status> {
+        Python::attach(|py| self.ran(py, batch))
     }
 
-    pub fn max_batch_size(&self) -> usize {
-        self.images.item_count() / IMAGE_BYTES
-    }
-
-    /// Nothing is run any more.
-    pub fn free(&self) {
+    fn free(&self) {
         Python::attach(|py| {
             if let Err(error) = self.close.call0(py) {
                 log::exception(py, "the device could not be freed", &error);
             }
         });
     }
+}
 
-    /// One batch, on any thread that has been attached before: see `attached`.
-    pub fn run(&self, batch: &Batch<Arc<Job>>) -> Result<Ran, Status> {
-        Python::attach(|py| self.ran(py, batch))
+impl PythonModel {
+    pub fn new(images: PyBuffer<u8>, run: Py<PyAny>, close: Py<PyAny>) -> Self {
+        Self { images, run, close }
     }
 
-    /// Batches until there is no next one. The thread is known to Python all the while, and has its lock during `run`.
-    pub fn run_all(
-        &self,
-        next: impl Fn() -> Option<Arc<Batch<Arc<Job>>>> + Sync,
-        conclude: impl Fn(&Batch<Arc<Job>>, Result<Ran, Status>) + Sync,
-    ) {
-        Python::attach(|py| {
-            let mut following = py.detach(&next);
-            while let Some(batch) = following {
-                let result = self.ran(py, &batch);
-                following = py.detach(|| {
-                    conclude(&batch, result);
-                    next()
-                });
-            }
-        });
+    pub fn max_batch_size(&self) -> usize {
+        self.images.item_count() / IMAGE_BYTES
     }
 
     fn ran(&self, py: Python<'_>, batch: &Batch<Arc<Job>>) -> Result<Ran, Status> {

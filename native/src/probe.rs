@@ -77,26 +77,32 @@ fn other_logits() -> Status {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    fn ran(logits: Vec<f32>) -> Ran {
+        Ran::of(logits, BTreeMap::new())
+    }
 
     // fault: S51
     #[test]
     fn other_logits_are_a_failure_and_bring_the_next_probe_forward() {
         let probe = Probe::new(vec![7; 784].into(), 10.0);
         assert_eq!(probe.images(3), vec![7; 3 * 784]);
-        assert!(probe.checked(Ok(Ran::of(vec![0.0; 10]))).is_ok()); // nothing is expected yet
-        probe.expect(&Ran::of(vec![5.0; 10]));
-        probe.expect(&Ran::of(vec![9.0; 10]));
-        assert!(probe.checked(Ok(Ran::of(vec![5.001; 10]))).is_ok());
+        assert!(probe.checked(Ok(ran(vec![0.0; 10]))).is_ok()); // nothing is expected yet
+        probe.expect(&ran(vec![5.0; 10]));
+        probe.expect(&ran(vec![9.0; 10]));
+        assert!(probe.checked(Ok(ran(vec![5.001; 10]))).is_ok());
         assert_eq!(probe.patience(), Duration::from_secs(10));
         let mut off = vec![5.0; 10];
         off[9] = 5.1;
         for logits in [off, vec![f32::NAN; 10], vec![5.0; 9]] {
-            assert_eq!(probe.checked(Ok(Ran::of(logits))).err().unwrap().message.split(':').next(), Some("BAD_PROBE"));
+            assert_eq!(probe.checked(Ok(ran(logits))).err().unwrap().message.split(':').next(), Some("BAD_PROBE"));
             assert_eq!(probe.patience(), DOUBT);
         }
         assert!(probe.checked(Err(other_logits())).is_err());
-        assert!(probe.checked(Ok(Ran::of(vec![5.0; 10]))).is_ok());
+        assert!(probe.checked(Ok(ran(vec![5.0; 10]))).is_ok());
         assert_eq!(probe.patience(), Duration::from_secs(10));
     }
 }

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 
 use crate::batching::Limits;
 use crate::engine::Engine;
-use crate::model::{Model, attached};
+use crate::model::{PythonModel, attached};
 use crate::probe::Probe;
 use crate::records::Record;
 use crate::response::ResponseWriter;
@@ -46,7 +46,7 @@ struct Version {
 impl Version {
     fn served(self, settings: &Settings, shared: Arc<Shared>) -> Served {
         let Self { images, run, close, name, version, classes, description, config, labels, probe } = self;
-        let model = Model::new(images, run, close);
+        let model = PythonModel::new(images, run, close);
         let limits = Limits {
             max_batch_size: model.max_batch_size(),
             max_queue_size: settings.max_queue_size,
@@ -54,7 +54,7 @@ impl Version {
         };
         let writer = ResponseWriter::new(&name, &version, &classes);
         let probe = Probe::new(probe.into(), settings.probe_after_s);
-        let engine = Arc::new(Engine::new(shared, limits, model, writer, probe, settings.max_inline_us));
+        let engine = Arc::new(Engine::new(shared, limits, Box::new(model), writer, probe, settings.max_inline_us));
         Served { model: versions::Model { name, version, classes, description, config, labels }, engine }
     }
 }
@@ -90,25 +90,25 @@ impl PyServer {
 
     /// Measures the model at these batch sizes, gives it its thread, and says SERVING.
     fn set_serving(&self, py: Python<'_>, batch_sizes: Vec<usize>) -> PyResult<()> {
-        start(py, &self.server.versions.current().engine, &batch_sizes)?;
-        self.server.set_warm();
+        start(py, &self.server.life.versions.current().engine, &batch_sizes)?;
+        self.server.life.set_warm();
         Ok(())
     }
 
     /// Measures this version too, gives it a thread, and serves it from now on; the one before stays.
     fn swap(&self, py: Python<'_>, version: Version, batch_sizes: Vec<usize>) -> PyResult<()> {
-        let served = version.served(&self.server.settings, self.server.shared.clone());
+        let served = version.served(&self.server.settings, self.server.life.shared.clone());
         start(py, &served.engine, &batch_sizes)?;
-        py.detach(|| self.server.versions.swap(served));
+        py.detach(|| self.server.life.versions.swap(served));
         self.server.metrics().version_swaps.fetch_add(1, Relaxed);
         Ok(())
     }
 
     /// The same, but serves it only to calls that ask for it.
     fn keep(&self, py: Python<'_>, version: Version, batch_sizes: Vec<usize>) -> PyResult<()> {
-        let served = version.served(&self.server.settings, self.server.shared.clone());
+        let served = version.served(&self.server.settings, self.server.life.shared.clone());
         start(py, &served.engine, &batch_sizes)?;
-        py.detach(|| self.server.versions.keep(served));
+        py.detach(|| self.server.life.versions.keep(served));
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl PyServer {
 
     /// Begins the drain; `wait` tells its end.
     fn stop(&self) {
-        self.server.stop();
+        self.server.life.stop();
     }
 
     /// None while it serves or drains; "" when all that was admitted has been answered, else the reason why not.
@@ -148,7 +148,7 @@ impl PyServer {
 fn start(py: Python<'_>, engine: &Arc<Engine>, batch_sizes: &[usize]) -> PyResult<()> {
     py.detach(|| engine.rehearse(batch_sizes)).map_err(|status| PyRuntimeError::new_err(status.message))?;
     let engine = engine.clone();
-    thread::Builder::new().name("device".into()).spawn(move || engine.work())?;
+    thread::Builder::new().name("device".into()).spawn(move || attached(|| engine.work()))?;
     Ok(())
 }
 

@@ -117,9 +117,9 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
 
 /// Where not even one image would be admitted, the message is not put together and not read: a refusal costs the less.
 async fn check_has_room(call: &Call, messages: &mut Messages) -> Result<(), Status> {
-    let engine = &call.server.versions.current().engine;
+    let engine = &call.server.life.versions.current().engine;
     let Err(refusal) = engine.check_has_room(call.deadline_us, call.peer.number) else { return Ok(()) };
-    call.server.check_is_serving()?;
+    call.server.life.check_is_serving()?;
     messages.skip();
     messages.next_raw().await?;
     Err(refusal)
@@ -129,7 +129,7 @@ async fn check_has_room(call: &Call, messages: &mut Messages) -> Result<(), Stat
 async fn only_message(call: &mut Call, messages: &mut Messages) -> Result<Bytes, Status> {
     call.server.check_takes_calls()?;
     let raw = messages.next_raw().await?.ok_or_else(|| Status::no_message("send one"))?;
-    call.server.check_is_serving()?;
+    call.server.life.check_is_serving()?;
     call.take_place()?;
     messages.inflated(raw).await
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
+use crate::life::Phase;
 use crate::listeners::Listener;
 use crate::scrapes;
-use crate::server::{Phase, Server};
+use crate::server::Server;
 
 /// Beside those that wait for decoders.
 const BLOCKING_THREADS: usize = 2;
@@ -46,7 +47,7 @@ fn bad_socket(error: std::io::Error) -> String {
 }
 
 async fn accept(server: Arc<Server>, listener: Listener) {
-    let mut phase = server.phase();
+    let mut phase = server.life.phase();
     for number in 1_usize.. {
         if number.is_multiple_of(ACCEPTED_AT_ONCE) {
             tokio::task::yield_now().await;

@@ -54,14 +54,6 @@ impl Settings {
         Duration::from_secs_f64(self.message_timeout_s)
     }
 
-    pub fn lame_duck(&self) -> Duration {
-        Duration::from_secs_f64(self.lame_duck_s)
-    }
-
-    pub fn drain_timeout(&self) -> Duration {
-        Duration::from_secs_f64(self.drain_timeout_s)
-    }
-
     pub fn open_tls(&self) -> Result<Option<Tls>> {
         let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
         Tls::new(certificate, key, self.tls_client_authority.as_deref()).map(Some)

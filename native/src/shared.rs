@@ -4,21 +4,29 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use crate::job::{Job, Settled};
 use crate::metrics::Metrics;
 use crate::status::Status;
 
-/// Microseconds since the server was made.
+/// Microseconds since the server was made, by tokio's clock, which a test may set.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
+/// tokio's timers count milliseconds: in tests one of them is called a microsecond, for simulations need finer ones.
+pub const SCALE: u64 = if cfg!(test) { 1_000 } else { 1 };
+
 impl Clock {
     pub fn now_us(self) -> u64 {
-        self.0.elapsed().as_micros() as u64
+        self.0.elapsed().as_micros() as u64 / SCALE
+    }
+
+    pub async fn sleep_us(self, us: u64) {
+        sleep(Duration::from_micros(us * SCALE)).await;
     }
 }
 

@@ -9,8 +9,6 @@ mod packing;
 mod queue;
 
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 
 pub use queue::{Batch, Batching, Limits};

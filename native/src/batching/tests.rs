@@ -129,6 +129,19 @@ fn a_request_is_admitted_only_if_its_batch_can_end_before_its_deadline() {
 }
 
 #[test]
+fn an_estimate_drops_no_request_for_another_whose_time_is_over() {
+    let mut batching = paced(); // found by simulation
+    batching.submit("running", 64, FAR, 0, 1000).unwrap();
+    batching.take(1000).batch.unwrap();
+    batching.submit("hasty", 1, 20_000, 0, 1000).unwrap();
+    batching.submit("hastier", 1, 19_000, 0, 1000).unwrap();
+    batching.finish(true, 19_950); // in 50 us nothing runs, as far as is known
+    let taken = batching.take(19_950);
+    assert_eq!(names(&taken.batch.unwrap()), [("hasty", 0, 1)]);
+    assert_eq!(taken.expired, ["hastier"]);
+}
+
+#[test]
 fn requests_that_are_not_split_are_more_batches_than_their_images_would_fill() {
     let mut batching = paced(); // found by simulation
     batching.submit("running", 33, FAR, 0, 1000).unwrap();

@@ -35,11 +35,11 @@ struct Document {
 
 pub async fn answer(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<Page, Status> {
     call.server.check_takes_calls()?;
-    call.server.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
+    call.server.life.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
     let may_be_picture = may_be_picture(head)?;
     let asked = options_from(head.uri.query().unwrap_or_default())?;
     let body = request_body::whole(call, &head.headers, incoming).await?;
-    call.server.check_is_serving()?;
+    call.server.life.check_is_serving()?;
     let first = body.iter().copied().find(|byte| !byte.is_ascii_whitespace());
     let request = match first {
         Some(b'[') => request_from(Document { images: Some(json::read(body).await?), ..asked })?,

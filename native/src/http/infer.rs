@@ -68,10 +68,10 @@ pub async fn answer(
     incoming: &mut Incoming,
 ) -> Result<Page, Status> {
     call.server.check_takes_calls()?;
-    call.server.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
+    call.server.life.versions.current().engine.check_has_room(call.deadline_us, call.peer.number)?;
     let length = json_length(headers)?;
     let mut body = request_body::whole(call, headers, incoming).await?;
-    call.server.check_is_serving()?;
+    call.server.life.check_is_serving()?;
     let length = length.unwrap_or(body.len());
     if length > body.len() {
         let what = format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len());

@@ -17,18 +17,18 @@ use crate::versions::Model;
 pub fn view(server: &Server, route: Route<'_>) -> Result<Page, Status> {
     match route {
         Route::Live => Ok(Page::json(&json!({"live": true}))),
-        Route::Ready => server.check_is_serving().map(|()| Page::json(&json!({"ready": true}))),
+        Route::Ready => server.life.check_is_serving().map(|()| Page::json(&json!({"ready": true}))),
         Route::ModelReady { name, version } => {
-            let served = server.versions.find(name, version)?;
-            server.check_is_serving()?;
+            let served = server.life.versions.find(name, version)?;
+            server.life.check_is_serving()?;
             Ok(Page::json(&json!({"name": served.model.name, "ready": true})))
         }
         Route::Model { name, version } => {
-            Ok(Page::json(&metadata(server, &server.versions.find(name, version)?.model)))
+            Ok(Page::json(&metadata(server, &server.life.versions.find(name, version)?.model)))
         }
-        Route::Config { name, version } => Ok(Page::json(&config(&server.versions.find(name, version)?.model))),
+        Route::Config { name, version } => Ok(Page::json(&config(&server.life.versions.find(name, version)?.model))),
         Route::Statistics { name, version } => {
-            let served = server.versions.find(name, version)?;
+            let served = server.life.versions.find(name, version)?;
             let of_models = about::statistics(server, &served.model).model_stats.into_iter().map(statistics);
             Ok(Page::json(&json!({"model_stats": of_models.collect::<Vec<Value>>()})))
         }

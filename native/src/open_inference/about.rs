@@ -62,11 +62,11 @@ impl About {
         }
         // The others have the same fields: a name and a version.
         let asked = ModelMetadataRequest::decode(message).map_err(malformed)?;
-        let find = || server.versions.find(&asked.name, &asked.version);
+        let find = || server.life.versions.find(&asked.name, &asked.version);
         Ok(match self {
             Self::ServerLive => reply(&ServerLiveResponse { live: true }),
-            Self::ServerReady => reply(&ServerReadyResponse { ready: server.is_serving() }),
-            Self::ModelReady => reply(&ModelReadyResponse { ready: find().is_ok() && server.is_serving() }),
+            Self::ServerReady => reply(&ServerReadyResponse { ready: server.life.is_serving() }),
+            Self::ModelReady => reply(&ModelReadyResponse { ready: find().is_ok() && server.life.is_serving() }),
             Self::ServerMetadata => reply(&server_metadata(server)),
             Self::ModelMetadata => reply(&model_metadata(server, &find()?.model)),
             Self::ModelConfig => reply(&ModelConfigResponse { config: Some(config(&find()?.model)) }),
@@ -80,7 +80,7 @@ fn reply(message: &impl Message) -> Bytes {
 }
 
 pub fn server_metadata(server: &Server) -> ServerMetadataResponse {
-    let served = server.versions.current();
+    let served = server.life.versions.current();
     let version = served.model.labels.iter().find(|(name, _)| name == "version");
     ServerMetadataResponse {
         name: "atelier".into(),
@@ -98,7 +98,7 @@ pub fn model_metadata(server: &Server, model: &Model) -> ModelMetadataResponse {
     };
     ModelMetadataResponse {
         name: model.name.clone(),
-        versions: server.versions.loaded().iter().map(|served| served.model.version.clone()).collect(),
+        versions: server.life.versions.loaded().iter().map(|served| served.model.version.clone()).collect(),
         platform: config(model).platform,
         inputs: vec![tensor(IMAGES, "UINT8", &[-1, 1, 28, 28])],
         outputs: [LOGITS, PROBABILITIES].map(|name| tensor(name, "FP32", &[-1, 10])).into(),
@@ -138,11 +138,11 @@ pub fn repository_index(server: &Server, asked: &RepositoryIndexRequest) -> Resu
         let what = format!("there is no repository {}", quoted(&asked.repository_name));
         return Err(Status::not_found("UNKNOWN_REPOSITORY", what, "leave its name empty"));
     }
-    let (state, reason) = match server.check_is_serving() {
+    let (state, reason) = match server.life.check_is_serving() {
         Ok(()) => ("READY", String::new()),
         Err(status) => ("UNAVAILABLE", status.message),
     };
-    let mut versions = server.versions.loaded();
+    let mut versions = server.life.versions.loaded();
     versions.retain(|_| !asked.ready || state == "READY");
     let models = versions.iter().map(|served| ModelIndex {
         name: served.model.name.clone(),

@@ -46,7 +46,7 @@ pub fn read_request(max_images: usize, message: Bytes) -> Result<(Request, bool)
 pub async fn infer(call: &mut Call, request: Request) -> Result<Answer, Status> {
     let began_us = call.server.now_us();
     call.shorten_deadline(request.timeout_us);
-    let served = call.server.versions.find(&request.model_name, &request.model_version)?;
+    let served = call.server.life.versions.find(&request.model_name, &request.model_version)?;
     let images = match tensors::checked(&call.server, &request)? {
         tensors::Checked::Images(images) => images,
         tensors::Checked::Pictures(pictures) => pictures::decoded(call, pictures, request.reading).await?.0,

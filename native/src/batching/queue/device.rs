@@ -51,11 +51,12 @@ impl<P: Clone> Batching<P> {
         batch
     }
 
-    /// Whether a request's deadline passes before a batch of so many images ends.
+    /// Whether a request's deadline passes before a batch of so many images ends. For one for which alone the device would
+    /// run, no estimate says so: only running it tells.
     fn is_late(&self, request: &Request<P>, num_images: usize, now_us: u64) -> bool {
-        let others = self.waiting.len() > 1;
-        let needed_us = if others { self.pace.batch_us(num_images, now_us) + self.pace.margin_us() } else { 0 };
-        now_us + needed_us >= request.deadline_us
+        let ends_us = now_us + self.pace.batch_us(num_images, now_us) + self.pace.margin_us();
+        let has_others = || self.waiting.values().filter(|other| now_us < other.deadline_us).nth(1).is_some();
+        now_us >= request.deadline_us || (ends_us >= request.deadline_us && has_others())
     }
 
     fn take_part(&mut self, number: u64, count: usize) -> Option<Part<P>> {

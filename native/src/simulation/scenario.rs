@@ -1,4 +1,4 @@
-//! What happens in one simulated life of a server, all of it drawn from a seed.
+//! What happens in one simulated life of a server, all of it drawn from a seed; as in tests/serving/simulation/scenario.py.
 #![forbid(unsafe_code)]
 
 use crate::batching::Limits;
@@ -23,14 +23,18 @@ impl Random {
         self.between(low as u64, high as u64) as usize
     }
 
-    pub fn is_one_in(&mut self, n: u64) -> bool {
-        self.next().is_multiple_of(n)
+    /// Never where n is 0.
+    pub fn is_one_in(&mut self, n: OneIn) -> bool {
+        n > 0 && self.next().is_multiple_of(n)
     }
 
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.index(0, choices.len() - 1)]
     }
 }
+
+/// Longer than any life.
+pub const FOREVER_US: u64 = 1_000_000_000_000;
 
 /// One event in so many; never if 0.
 pub type OneIn = u64;
@@ -58,6 +62,13 @@ pub struct Scenario {
     /// Behind so many requests.
     pub drain: Option<usize>,
     pub swap: Option<usize>,
+    pub probe_after_s: f64,
+    pub lame_duck_us: u64,
+    pub drain_timeout_us: u64,
+    /// A request that has an image on which the model fails.
+    pub bad_image: OneIn,
+    /// A call that begins long before it asks the engine.
+    pub decoding: OneIn,
 }
 
 impl Scenario {
@@ -94,6 +105,11 @@ impl Scenario {
             tick_us: batch_us * random.between(1, 20),
             drain: behind(random),
             swap: behind(random),
+            probe_after_s: random.one_of(&[2.0, 10.0]),
+            lame_duck_us: random.one_of(&[0, 2 * batch_us]),
+            drain_timeout_us: if is_calm { FOREVER_US } else { random.one_of(&[FOREVER_US, 3 * batch_us, 0]) },
+            bad_image: faults(random, &[0, 0, 3, 30]),
+            decoding: random.one_of(&[0, 4]),
         }
     }
 
@@ -101,25 +117,28 @@ impl Scenario {
         self.base_us + self.image_us * num_images as u64
     }
 
-    /// How long the device runs a batch, and whether that goes well.
-    pub fn run(&self, num_images: usize, random: &mut Random) -> (u64, bool) {
+    /// How long the device runs a batch.
+    pub fn took_us(&self, num_images: usize, random: &mut Random) -> u64 {
         let usual_us = self.batch_us(num_images);
-        let happens = |random: &mut Random, rate: OneIn| rate > 0 && random.is_one_in(rate);
-        let took_us = match () {
-            () if happens(random, self.hang) => self.limits.hang_timeout_us * random.between(1, 4),
-            () if happens(random, self.slow) => usual_us * random.between(2, 30),
+        match () {
+            () if random.is_one_in(self.hang) => self.limits.hang_timeout_us * random.between(1, 4),
+            () if random.is_one_in(self.slow) => usual_us * random.between(2, 30),
             () if self.is_calm => usual_us,
             () => usual_us * random.between(90, 130) / 100,
-        };
-        (took_us, !happens(random, self.failure))
+        }
     }
 
-    pub fn deadline_us(&self, now_us: u64, random: &mut Random) -> u64 {
-        let left_us = match random.between(0, 9) {
+    /// So long anything may take: a full queue, each of its batches as slow as none may be.
+    pub fn patience_us(&self) -> u64 {
+        20 * self.limits.hang_timeout_us + 50 * self.short_us + 100_000_000
+    }
+
+    /// How much time a request has.
+    pub fn left_us(&self, random: &mut Random) -> u64 {
+        match random.between(0, 9) {
             0 => 0,
             1..=5 => random.between(1, self.short_us),
             _ => random.between(1, 50 * self.short_us),
-        };
-        now_us + left_us
+        }
     }
 }

@@ -1,0 +1,111 @@
+//! What is known of all calls and devices from outside.
+#![forbid(unsafe_code)]
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    Answered,
+    Refused,
+    Expired,
+    Cancelled,
+    Failed,
+    GivenUp,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    pub num_images: usize,
+    pub begun_us: u64,
+    pub deadline_us: u64,
+    pub first_image: usize,
+    pub peer: u64,
+    /// The model fails on this one of its images.
+    pub bad_image: Option<usize>,
+    pub is_decoded: bool,
+    pub asks_for_previous: bool,
+    pub process: Option<usize>,
+    pub device: Option<usize>,
+    /// For which there must be room now.
+    pub num_asked: usize,
+    pub arrived_us: u64,
+    pub is_admitted: bool,
+    /// Rule 3 of DESIGN's batching says that it will be answered in time.
+    pub is_promised: bool,
+    /// It was passed over, for it would have been late.
+    pub is_dropped: bool,
+    pub num_taken: usize,
+    pub num_run: usize,
+    pub run_us: u64,
+    pub has_failed: bool,
+    pub end: Option<End>,
+    /// What may be told it, as far as that is known.
+    pub has_room: Option<bool>,
+    pub was_empty: bool,
+}
+
+impl Call {
+    pub fn new(num_images: usize, begun_us: u64, deadline_us: u64, first_image: usize) -> Self {
+        Self {
+            num_images,
+            begun_us,
+            deadline_us,
+            first_image,
+            peer: 0,
+            bad_image: None,
+            is_decoded: false,
+            asks_for_previous: false,
+            process: None,
+            device: None,
+            num_asked: num_images,
+            arrived_us: 0,
+            is_admitted: false,
+            is_promised: false,
+            is_dropped: false,
+            num_taken: 0,
+            num_run: 0,
+            run_us: 0,
+            has_failed: false,
+            end: None,
+            has_room: None,
+            was_empty: false,
+        }
+    }
+
+    pub fn num_waiting(&self) -> usize {
+        self.num_images - self.num_taken
+    }
+}
+
+/// The device of one version in one process; its number is the version.
+#[derive(Debug)]
+pub struct Device {
+    pub process: usize,
+    /// Until then it has no faults.
+    pub is_rehearsed: bool,
+    /// Calls of which no batch has taken all, in their order.
+    pub waiting: Vec<usize>,
+    pub began_us: Option<u64>,
+    pub finished_us: u64,
+    pub num_failed: usize, // batches in a row
+    pub is_freed: bool,
+    /// For the metrics.
+    pub num_batches: u64,
+    pub num_failed_batches: u64,
+    pub num_images: u64,
+}
+
+impl Device {
+    pub fn new(process: usize) -> Self {
+        Self {
+            process,
+            is_rehearsed: false,
+            waiting: Vec::new(),
+            began_us: None,
+            finished_us: 0,
+            num_failed: 0,
+            is_freed: false,
+            num_batches: 0,
+            num_failed_batches: 0,
+            num_images: 0,
+        }
+    }
+}
