@@ -133,8 +133,8 @@ def test_stacks_of_a_process_that_stands_still_are_in_the_log_before_it_is_kille
 
 
 def has_been_replaced(server: ServerProcess) -> bool:
-    """Whether another process serves, and says so; while there is none, there may be no page."""
+    """Whether another process serves, and says so; one that is about to end may leave its page unfinished."""
     try:
-        return scrape(server).value("atelier_worker_restarts_total") == 1
+        return "starting another" in server.output and scrape(server).value("atelier_worker_restarts_total") == 1
     except OSError:
         return False
