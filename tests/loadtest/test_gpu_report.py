@@ -69,6 +69,8 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     write_idx_files(tmp_path / "data", num_train=5200, num_test=100)  # modern puts 5,000 aside
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("PATH", "")  # without nvidia-smi there is no GPU
+    front_end = available_front_ends()[0]  # grpcio serves below
+    monkeypatch.setattr("loadtest.gpu_report.run.available_front_ends", lambda: (front_end,))
     assert main(["--report-dir", str(tmp_path / "reports")]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
     (report,) = (tmp_path / "reports").glob("gpu-rehearsal-*.json")
@@ -79,7 +81,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         "train fp32",
         "train modern",
         "export fp32",
-        *(f"serve {front_end}" for front_end in available_front_ends()),
+        f"serve {front_end}",
     ):
         assert outcomes[name] == "ok", document
     for measured in ("torch fp32", "onnxruntime fp32"):
@@ -92,13 +94,13 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
     results = {step["name"]: step["result"] for step in document["steps"]}
-    for name in (f"serve {front_end}" for front_end in available_front_ends()):
-        assert results[name]["front_end"] in name
-        (served,) = (row for row in results[name]["report"]["scenarios"] if row["contender"] == "served")
-        assert served["all"]["requests"]["wrong"] == 0 < served["all"]["requests"]["correct"]
+    serving = results[f"serve {front_end}"]
+    assert serving["front_end"] == front_end
+    (served,) = (row for row in serving["report"]["scenarios"] if row["contender"] == "served")
+    assert served["all"]["requests"]["wrong"] == 0 < served["all"]["requests"]["correct"]
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
     # Of all its processes, not the supervisor's alone.
-    assert results["serve grpcio"]["report"]["memory"]["resident_bytes"] > 60 << 20
+    assert serving["report"]["memory"]["resident_bytes"] > 60 << 20
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):

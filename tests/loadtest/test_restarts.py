@@ -178,7 +178,7 @@ def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
 
 @pytest.mark.fault("S33")
 @pytest.mark.slow
-@pytest.mark.goal("G5", of="new versions under load", ci=10, release=1000)
+@pytest.mark.goal("G5", of="new versions under load", ci=5, release=1000)
 def test_swaps_under_load_fail_no_call_and_mix_no_versions(
     front_end: str, small_repository: Path, known: Reference, size: int, figure: Figure
 ) -> None:
