@@ -14,7 +14,7 @@ from atelier.errors import ResourceUnavailableError
 PACKAGES = ("playwright==1.65.0", "axe-playwright-python==0.1.8")
 ENVIRONMENT = Path(".cache/playwright")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WITHOUT_GPU = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+WITHOUT_GPU = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-gpu-rasterization"]
 WITHOUT_CAMERA = ["--use-fake-device-for-media-stream"]  # one that shows a moving figure; pages still need permission
 
 
