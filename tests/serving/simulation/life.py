@@ -40,7 +40,7 @@ class Call:
     device: SimulatedDevice | None = field(default=None, repr=False)
     num_run: int = 0
     largest_batch: int = 0
-    run: Run | None = None  # the last that it was in
+    runs: list[Run] = field(default_factory=list)  # that it was in
     end: str = ""
     timers: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)
 
@@ -295,7 +295,8 @@ class Life:
         for request, start, stop in batch.parts:
             call = self._call_of[id(request.images)]
             ensure(start == call.num_run, "executed twice, or not in order:", call)
-            call.num_run, call.run, call.largest_batch = stop, run, max(call.largest_batch, len(batch.images))
+            call.num_run, call.largest_batch = stop, max(call.largest_batch, len(batch.images))
+            call.runs.append(run)
 
     def _on_failure(self, device: SimulatedDevice, tell: Callable[[DeviceError], None], failure: DeviceError) -> None:
         self.note(lambda: f"version {device.version}: {failure}")
@@ -331,7 +332,7 @@ class Life:
             ensure(self.loop.now_s >= call.deadline_s, "expired too early:", call)
             return "expired"
         if error.word == "OUT_OF_MEMORY":
-            ensure(call.run and call.run.lacks_memory, "memory was not short:", call)
+            ensure(any(run.lacks_memory for run in call.runs), "memory was not short:", call)
             return "failed"
         if isinstance(error, BackendError):
             ensure(self._may_fail(call), "failed without a reason:", call, error)
@@ -344,12 +345,12 @@ class Life:
         return bool(self.bad) and not self.bad.isdisjoint(range(call.start, call.start + call.num_images))
 
     def _may_fail(self, call: Call) -> bool:
+        return self._has_bad_image(call) or any(self._may_cost(run) for run in call.runs)
+
+    def _may_cost(self, run: Run) -> bool:
         """Of two bad images in a batch one may cost others their answers, and a device that is slow may too."""
-        run = call.run
-        if run is None:
-            return False
-        is_bad = self._has_bad_image(call) or len(run.bad) > 1 or run.failed_alone
-        return is_bad or run.is_failing or run.took_s > self.scenario.hang_timeout_s / 2
+        is_bad = len(run.bad) > 1 or run.failed_alone or run.is_failing
+        return is_bad or run.took_s > self.scenario.hang_timeout_s / 2
 
     def _check_refusal(self, call: Call, error: RequestError) -> None:
         process = call.process
