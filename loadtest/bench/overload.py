@@ -15,7 +15,7 @@ FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
 SIZES = (1, 64)
 DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
-LEAST_DURATION_S = 0.2
+LEAST_DURATION_S = 0.5
 LATE_SHARE = 0.1  # of the deadline: a request that cannot be sent by then was the generator's failure
 ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
 

@@ -15,10 +15,10 @@ impl Bell {
     pub fn ring(&self) {
         self.condition.notify_one();
         #[cfg(test)]
-        self.rung.notify_one();
+        self.rung.notify_waiters(); // as a condition it is not remembered
     }
 
-    /// Gives up the lock until it rings; true where it has not for so long.
+    /// Gives up the lock until it rings; true if it did not ring in that time.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, patience: Duration) -> (MutexGuard<'a, T>, bool) {
         let waited = self.condition.wait_timeout(guard, patience);
         let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);

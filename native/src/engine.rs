@@ -187,7 +187,7 @@ impl Engine {
         }
     }
 
-    /// What the device's thread does now, which may have waited as long as it was to.
+    /// What the device's thread does next; `has_waited` says that nothing came for as long as it was to wait.
     pub fn next(&self, batching: &mut Batching<Arc<Job>>, has_waited: bool) -> Next {
         let taken = batching.take(self.now_us());
         if !taken.expired.is_empty() {

@@ -79,7 +79,7 @@ impl Life {
 
     /// From the first call to the last answer: Err has the reason why something admitted was not answered.
     ///
-    /// It looks after what takes too long, and so often `look` may too.
+    /// It looks after what takes too long; `look` is called as often.
     pub async fn live(self: Arc<Self>, look: impl FnMut() + Send + 'static) -> Result<(), String> {
         tokio::spawn(self.clone().dispatch_forever());
         tokio::spawn(self.shared.clone().deliver_forever());
@@ -121,7 +121,7 @@ impl Life {
         self.shared.failure().map_or(in_time, |failure| Err(failure.message))
     }
 
-    /// Waits for the calls under way. Err where there are any behind its time.
+    /// Waits for the calls under way. Err if some are left when the time is over.
     async fn last_calls(&self) -> Result<(), String> {
         let deadline_us = self.now_us() + self.drain_timeout_us;
         while self.num_calls.load(Relaxed) > 0 && self.shared.failure().is_none() {

@@ -1,4 +1,4 @@
-//! What runs batches: the model, in Python, by one call a batch, between two buffers of NumPy's.
+//! What runs batches. The one that serves is in Python: one call a batch, between two buffers of NumPy's.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -54,7 +54,7 @@ impl Server {
         check_images: Py<PyAny>,
     ) -> std::io::Result<Self> {
         let [lame_duck_us, drain_timeout_us] =
-            [settings.lame_duck_s, settings.drain_timeout_s].map(|s| (s * 1e6) as u64);
+            [settings.lame_duck_s, settings.drain_timeout_s].map(|s| (s * 1e6).round() as u64);
         let life = Life::new(Versions::new(first), shared, lame_duck_us, drain_timeout_us);
         Ok(Self {
             tls: settings.open_tls()?,

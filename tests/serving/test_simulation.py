@@ -151,7 +151,7 @@ def test_simulation_finds_what_is_broken(mutant: Mutant, monkeypatch: pytest.Mon
 @pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo: rustup, or apt-get install cargo")
 @pytest.mark.skipif(RESULTS not in os.environ, reason="cargo test lives the same lives; make reliability counts them")
 @pytest.mark.slow
-@pytest.mark.goal("G15", of="simulated lives of the native core", ci=1000, release=1_000_000)
+@pytest.mark.goal("G15", of="simulated lives of the native core", ci=300, release=1_000_000)
 def test_simulation_of_the_native_core_breaks_no_rule(size: int, figure: Figure) -> None:
     command = [
         "cargo",

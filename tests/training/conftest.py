@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,15 @@ def in_two_processes(first: Sequence[str], second: Sequence[str] = (), *, num_ma
         )
         for rank, command in enumerate((first, second or first))
     ]
+    try:
+        with ThreadPoolExecutor(len(processes)) as pool:
+            printed = list(pool.map(lambda process: process.communicate(timeout=200), processes))
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for another that has failed
     return [
-        subprocess.CompletedProcess(each.args, each.returncode, *printed)
-        for each in processes
-        for printed in [each.communicate(timeout=200)]
+        subprocess.CompletedProcess(each.args, each.returncode, *text)
+        for each, text in zip(processes, printed, strict=True)
     ]
 
 

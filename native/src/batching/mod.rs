@@ -11,4 +11,6 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub use queue::Part;
 pub use queue::{Batch, Batching, Limits};

@@ -16,6 +16,7 @@ use crate::job::{Settled, Wanted, Work};
 use crate::life::Life;
 use crate::response::NUM_CLASSES;
 use crate::status::Status;
+use crate::versions::Served;
 
 /// Begins one.
 pub fn call(world: &Arc<World>, calls: &mut JoinSet<()>, num_images: usize, left_us: u64) {
@@ -31,7 +32,8 @@ pub fn call(world: &Arc<World>, calls: &mut JoinSet<()>, num_images: usize, left
         let (scenario, random) = (&world.scenario, &mut state.random);
         call.peer = random.between(1, scenario.num_peers);
         call.bad_image = random.is_one_in(scenario.bad_image).then(|| random.index(0, num_images - 1));
-        call.is_decoded = random.is_one_in(scenario.decoding);
+        call.comes_late = random.is_one_in(2 * scenario.pause);
+        call.has_pictures = random.is_one_in(2 * scenario.pause);
         call.asks_for_previous = random.is_one_in(5);
         if random.is_one_in(scenario.cancellation) {
             leaves_us = Some(random.between(0, left_us));
@@ -68,7 +70,7 @@ async fn live(world: Arc<World>, id: usize, leaves_us: Option<u64>) {
     state.settle(id, end);
 }
 
-/// As call.rs, routes.rs and classify.rs do it.
+/// As call.rs, routes.rs and classify.rs do it: its message may come late, and its pictures are decoded.
 async fn answer(world: &World, id: usize) -> Settled {
     let nobody = || Status::unavailable("NO_PROCESS", "nobody listens", "");
     let process = world.state().process.clone().ok_or_else(nobody)?;
@@ -77,25 +79,34 @@ async fn answer(world: &World, id: usize) -> Settled {
     world.state().calls[id].process = Some(process.number);
     let call = world.state().calls[id];
     let deadline_us = life.now_us() + call.deadline_us.saturating_sub(world.clock.now_us());
-    life.check_is_serving()?;
-    if call.is_decoded {
-        let took_us = world.draw(|random| random.between(0, world.scenario.short_us));
-        world.clock.sleep_us(took_us).await;
+    let current = life.versions.current();
+    world.ask(id, &current, 1);
+    if let Err(refusal) = current.engine.check_has_room(deadline_us, call.peer) {
         life.check_is_serving()?;
+        return Err(refusal);
     }
+    drop(current);
+    life.check_is_serving()?;
+    world.pause(call.comes_late).await;
+    life.check_is_serving()?;
     let previous = life.versions.loaded().get(1).map(|served| served.model.version.clone());
     let asked = previous.filter(|_| call.asks_for_previous).unwrap_or_default();
     let served = life.versions.find("", &asked)?;
-    let device = world.state().check_version(&served.model.version, &asked, process.number);
-    world.state().ask(&world.scenario, id, device, served.engine.num_waiting());
-    served.engine.check_has_room(deadline_us, call.peer).inspect_err(|_| world.state().calls[id].num_asked = 1)?;
-    let images = images(call.first_image, call.num_images);
+    world.state().check_version(id, &served.model.version, &asked);
+    world.pause(call.has_pictures).await;
     let is_lone = under_way.is_lone && life.num_calls.load(Relaxed) == 1;
+    submit(world, id, &served, deadline_us, is_lone).await
+}
+
+async fn submit(world: &World, id: usize, served: &Served, deadline_us: u64, is_lone: bool) -> Settled {
+    let call = world.state().calls[id];
+    world.ask(id, served, call.num_images);
+    let images = images(call.first_image, call.num_images);
     let work = Work { images, wanted: Wanted::Logits, deadline_us, peer: call.peer, is_lone };
     world.state().submit(id);
     let mut answer = pin!(served.engine.classify(work));
     let first = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
-    world.state().submitted(id, &first, served.engine.num_waiting());
+    world.state().submitted(&world.scenario, id, &first);
     match first {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => answer.await,

@@ -88,8 +88,7 @@ impl SimulatedModel {
         let (state, mut logits, mut failures) = (self.world.state(), Vec::new(), BTreeMap::new());
         for part in &batch.parts {
             let begin = place(&part.payload.images);
-            let call =
-                begin.map(|image| &state.calls[state.calls.partition_point(|call| call.first_image <= image) - 1]);
+            let call = state.call_of(part).map(|id| &state.calls[id]);
             for image in part.start..part.stop {
                 if call.is_some_and(|call| call.bad_image == Some(image)) {
                     let status = Status::internal("BAD_IMAGE", "the model fails on this image", "");
@@ -111,7 +110,8 @@ impl SimulatedModel {
         let works = result.as_ref().map_or_else(|status| status.code == Code::ResourceExhausted, |_| true);
         let now_us = state.now_us;
         let device = &mut state.devices[self.number];
-        (device.began_us, device.finished_us) = (None, now_us);
+        device.longest_us = device.longest_us.max(now_us - device.began_us.take().unwrap_or(now_us));
+        device.finished_us = now_us;
         device.num_failed = if works { 0 } else { device.num_failed + 1 };
         let is_probe = batch.parts.iter().all(|part| place(&part.payload.images).is_none());
         device.num_batches += u64::from(result.is_ok() && !is_probe);
@@ -120,8 +120,7 @@ impl SimulatedModel {
         for part in &batch.parts {
             let places = first..first + part.stop - part.start;
             first = places.end;
-            let Some(image) = place(&part.payload.images) else { continue };
-            let id = state.calls.partition_point(|call| call.first_image <= image) - 1;
+            let Some(id) = state.call_of(part) else { continue };
             let call = &mut state.calls[id];
             (call.num_run, call.run_us) = (part.stop, now_us);
             call.has_failed |= result.as_ref().map_or(true, |ran| ran.failure(places).is_some());

@@ -8,9 +8,10 @@ use tokio::task::AbortHandle;
 
 use super::device::SimulatedModel;
 use super::registry::{Call, Device, End};
+use super::scenario::Scenario;
 use super::world::{State, World};
 use crate::engine::Engine;
-use crate::life::Life;
+use crate::life::{Life, Phase};
 use crate::model::IMAGE_BYTES;
 use crate::probe::Probe;
 use crate::response::ResponseWriter;
@@ -28,12 +29,13 @@ pub struct Process {
     devices: Mutex<Vec<AbortHandle>>,
 }
 
-/// One process behind the other, until one is told to drain.
+/// Starts a process, and another when it has ended, until one is told to drain.
 pub async fn supervise(world: Arc<World>) {
     while !world.state().is_draining {
         let process = Arc::new(Process::new(&world));
         world.state().process = Some(process.clone());
         let outcome = process.life.clone().live(|| ()).await;
+        process.check_outcome(&world, &outcome);
         world.clock.sleep_us(1).await; // for the last answers to be heard
         process.end(&world, outcome);
         world.clock.sleep_us(10 * world.scenario.tick_us).await;
@@ -77,6 +79,32 @@ impl Process {
         world.state().ensure(loaded == versions, || format!("{loaded:?} are loaded, not {versions:?}"));
     }
 
+    /// It ends with a reason where there is one, and not before its time.
+    fn check_outcome(&self, world: &World, outcome: &Result<(), String>) {
+        let (mut state, life, scenario) = (world.state(), &self.life, &world.scenario);
+        let lived_us = state.now_us.saturating_sub(state.drains_from_us);
+        let holds = match (outcome, life.shared.failure()) {
+            (Ok(()), failure) => failure.is_none() && lived_us >= scenario.lame_duck_us,
+            (Err(told), Some(failure)) => *told == failure.message && self.has_reason(&state, scenario, told),
+            (Err(told), None) => {
+                told.starts_with("DRAIN_TIMEOUT") && lived_us >= scenario.lame_duck_us + scenario.drain_timeout_us
+            }
+        };
+        let has_left = *life.phase().borrow() == Phase::Leaving && (outcome.is_ok() || !scenario.is_calm);
+        state.ensure(holds && has_left, || format!("process {} ended so: {outcome:?}", self.number));
+    }
+
+    /// Some device has failed three times in a row, or hung.
+    fn has_reason(&self, state: &State, scenario: &Scenario, told: &str) -> bool {
+        let hang_us = scenario.limits.hang_timeout_us;
+        let hangs = |device: &Device| state.now_us - device.began_us.unwrap_or(state.now_us) > hang_us;
+        let mut devices = state.devices.iter().filter(|device| device.process == self.number);
+        match told.starts_with("BACKEND_HUNG") {
+            true => devices.any(|device| device.longest_us > hang_us || hangs(device)),
+            false => devices.any(|device| device.num_failed == 3),
+        }
+    }
+
     fn end(&self, world: &World, outcome: Result<(), String>) {
         locked(&self.devices).iter().for_each(AbortHandle::abort);
         let mut state = world.state();
@@ -87,8 +115,10 @@ impl Process {
         let lost = calls.iter().find(|call| call.end.is_none());
         state.ensure(lost.is_none(), || format!("never heard of its end: {lost:?}"));
         let num_given_up = calls.iter().filter(|call| call.end == Some(End::GivenUp)).count();
-        let holds = if outcome.is_ok() { num_given_up == 0 } else { !world.scenario.is_calm };
-        state.ensure(holds, || format!("{num_given_up} were given up, and it ended so: {outcome:?}"));
+        state.ensure(outcome.is_err() || num_given_up == 0, || format!("{num_given_up} were given up in a drain"));
+        let engines = self.life.versions.engines();
+        let num_left: usize = engines.iter().map(|engine| engine.num_waiting() + engine.num_waiting_requests()).sum();
+        state.ensure(num_left == 0, || format!("{num_left} still wait at the end"));
         self.check_metrics(&mut state, &calls);
         self.check_freed(world, &mut state);
     }
@@ -127,6 +157,7 @@ impl Process {
             }
         }
         let are_late = world.scenario.max_lag_us > 0 || self.life.shared.failure().is_some(); // they end by and by
+        let are_late = are_late || self.life.num_calls.load(Relaxed) > 0; // calls that still hold a version
         let holds = num_loaded == loaded.len() && (are_late || num_others == num_prepared);
         state.ensure(holds, || format!("of {loaded:?} {num_loaded} hold their devices, and {num_others} others"));
     }

@@ -14,18 +14,17 @@ pub enum End {
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     pub num_images: usize,
-    pub begun_us: u64,
     pub deadline_us: u64,
     pub first_image: usize,
     pub peer: u64,
     /// The model fails on this one of its images.
     pub bad_image: Option<usize>,
-    pub is_decoded: bool,
+    pub comes_late: bool,
+    pub has_pictures: bool,
     pub asks_for_previous: bool,
     pub process: Option<usize>,
     pub device: Option<usize>,
-    /// For which there must be room now.
-    pub num_asked: usize,
+    pub begun_us: u64,
     pub arrived_us: u64,
     pub is_admitted: bool,
     /// Rule 3 of DESIGN's batching says that it will be answered in time.
@@ -46,16 +45,16 @@ impl Call {
     pub fn new(num_images: usize, begun_us: u64, deadline_us: u64, first_image: usize) -> Self {
         Self {
             num_images,
-            begun_us,
             deadline_us,
             first_image,
             peer: 0,
             bad_image: None,
-            is_decoded: false,
+            comes_late: false,
+            has_pictures: false,
             asks_for_previous: false,
             process: None,
             device: None,
-            num_asked: num_images,
+            begun_us,
             arrived_us: 0,
             is_admitted: false,
             is_promised: false,
@@ -85,6 +84,8 @@ pub struct Device {
     pub waiting: Vec<usize>,
     pub began_us: Option<u64>,
     pub finished_us: u64,
+    /// Of its batches.
+    pub longest_us: u64,
     pub num_failed: usize, // batches in a row
     pub is_freed: bool,
     /// For the metrics.
@@ -101,6 +102,7 @@ impl Device {
             waiting: Vec::new(),
             began_us: None,
             finished_us: 0,
+            longest_us: 0,
             num_failed: 0,
             is_freed: false,
             num_batches: 0,

@@ -9,7 +9,7 @@ use super::device::place;
 use super::registry::{Call, End};
 use super::scenario::Scenario;
 use super::world::State;
-use crate::batching::Batch;
+use crate::batching::{Batch, Part};
 use crate::job::{Job, Settled};
 use crate::status::Status;
 
@@ -17,43 +17,45 @@ use crate::status::Status;
 const RECENT_US: u64 = 400_000;
 /// So seldom the server looks for what is late, where no call was under way when it looked last.
 const TICK_US: u64 = 100_000;
+/// What calls are told at the end of their process.
+const OVER: [&str; 4] = ["DRAINING", "DRAIN_TIMEOUT", "BACKEND_BROKEN", "BACKEND_HUNG"];
 
 impl State {
-    /// The device of the version that a call got.
-    pub fn check_version(&mut self, version: &str, asked: &str, process: usize) -> usize {
+    /// The version that a call got.
+    pub fn check_version(&mut self, id: usize, version: &str, asked: &str) {
         let device: usize = version.parse().expect("a version is its device's number");
         self.ensure(asked.is_empty() || asked == version, || format!("{asked} was asked for, {version} found"));
-        let (theirs, is_freed) = (self.devices[device].process, self.devices[device].is_freed);
-        self.ensure(theirs == process && !is_freed, || format!("version {version} is no version of process {process}"));
-        device
+        let is_theirs = Some(self.devices[device].process) == self.calls[id].process;
+        self.ensure(is_theirs, || format!("version {version} is of another process than call {id}"));
     }
 
-    /// Notes what a call finds that asks this device.
-    pub fn ask(&mut self, scenario: &Scenario, id: usize, device: usize, num_waiting: usize) {
-        let (now_us, call) = (self.now_us, &self.calls[id]);
-        let known = &self.devices[device];
-        let counted: usize = known.waiting.iter().map(|&id| self.calls[id].num_waiting()).sum();
-        let is_known = counted == num_waiting; // else somebody hears in a moment that it was late
-        let has_room = is_known.then(|| self.has_room(scenario, device, call));
+    /// Notes what a call finds that asks a device, where so many requests and images wait.
+    pub fn ask(&mut self, scenario: &Scenario, id: usize, device: usize, num_images: usize, counted: (usize, usize)) {
+        let (now_us, known) = (self.now_us, &self.devices[device]);
+        let waiting = known.waiting.iter().map(|&id| &self.calls[id]);
+        let is_known = counted == (known.waiting.len(), waiting.clone().map(Call::num_waiting).sum());
+        // Else some hear in this moment that they are late, or of a process that has ended.
+        let changes = known.began_us == Some(now_us) || known.finished_us == now_us || self.is_over(&self.calls[id]);
+        let is_explained = is_known || changes || waiting.clone().any(|call| now_us >= call.deadline_us);
+        let has_room = is_known.then(|| self.has_room(scenario, device, self.calls[id].peer, num_images));
         let was_empty = known.waiting.is_empty() && known.began_us.is_none();
-        let is_recent = now_us - known.finished_us <= RECENT_US;
-        let is_promised = scenario.is_calm && is_known && !was_empty && is_recent;
-        let limit = scenario.limits.max_queue_size;
-        self.ensure(num_waiting <= limit, || format!("{num_waiting} images wait on device {device}"));
+        let is_promised = scenario.is_calm && is_known && !was_empty && now_us - known.finished_us <= RECENT_US;
+        let is_bounded = counted.1 <= scenario.limits.max_queue_size;
+        self.ensure(is_explained && is_bounded, || format!("{counted:?} requests and images wait on device {device}"));
         let call = &mut self.calls[id];
         call.device = Some(device);
         (call.arrived_us, call.has_room, call.was_empty, call.is_promised) = (now_us, has_room, was_empty, is_promised);
     }
 
-    fn has_room(&self, scenario: &Scenario, device: usize, call: &Call) -> bool {
+    fn has_room(&self, scenario: &Scenario, device: usize, peer: u64, num_images: usize) -> bool {
         let limit = scenario.limits.max_queue_size;
         let waiting: Vec<&Call> = self.devices[device].waiting.iter().map(|&id| &self.calls[id]).collect();
-        let after = waiting.iter().map(|other| other.num_waiting()).sum::<usize>() + call.num_images;
+        let after = waiting.iter().map(|other| other.num_waiting()).sum::<usize>() + num_images;
         let mut peers: Vec<u64> = waiting.iter().map(|other| other.peer).collect();
         peers.sort_unstable();
         peers.dedup();
-        let held: usize = waiting.iter().filter(|other| other.peer == call.peer).map(|other| other.num_waiting()).sum();
-        let is_greedy = held > 0 && held + call.num_images > limit / 4 / peers.len().max(1);
+        let held: usize = waiting.iter().filter(|other| other.peer == peer).map(|other| other.num_waiting()).sum();
+        let is_greedy = held > 0 && held + num_images > limit / 4 / peers.len().max(1);
         after <= limit && !(4 * after > 3 * limit && is_greedy)
     }
 
@@ -63,7 +65,7 @@ impl State {
     }
 
     /// It was admitted, or refused, and may even have been answered at once.
-    pub fn submitted(&mut self, id: usize, first: &Poll<Settled>, num_waiting: usize) {
+    pub fn submitted(&mut self, scenario: &Scenario, id: usize, first: &Poll<Settled>) {
         let call = &mut self.calls[id];
         let is_refused = matches!(first, Poll::Ready(Err(_))) && call.num_taken == 0;
         let device = call.device.expect("it has asked one");
@@ -72,49 +74,43 @@ impl State {
             return;
         }
         call.is_admitted = true;
-        let (has_room, deadline_us, begun_us) = (call.has_room, call.deadline_us, call.begun_us);
-        self.note(|| format!("call {id}: admitted, {num_waiting} images wait on device {device}"));
-        self.ensure(has_room != Some(false), || format!("admitted call {id}, and there is no room"));
-        let now_us = self.now_us;
-        self.ensure(begun_us <= self.drains_from_us, || format!("admitted call {id} in a drain"));
-        self.ensure(now_us < deadline_us || first.is_ready(), || format!("admitted call {id} behind its deadline"));
+        let call = *call;
+        self.note(|| format!("call {id}: admitted by device {device}"));
+        let is_in_time = self.now_us < call.deadline_us || first.is_ready();
+        let waiting = self.devices[device].waiting.iter().map(|&id| &self.calls[id]);
+        let waiting = waiting.filter(|call| self.now_us < call.deadline_us && !call.is_dropped);
+        let is_bounded = waiting.map(Call::num_waiting).sum::<usize>() <= scenario.limits.max_queue_size;
+        let holds = call.has_room != Some(false) && is_in_time && call.begun_us <= self.drains_from_us;
+        self.ensure(holds && is_bounded, || {
+            format!("admitted without room or time, or in a drain: call {id}, {call:?}")
+        });
     }
 
     /// A device has been given a batch: it must be the one that DESIGN's rules 1 and 2 say.
     pub fn begin(&mut self, scenario: &Scenario, device: usize, batch: &Batch<Arc<Job>>) {
-        let now_us = self.now_us;
-        let is_busy = self.devices[device].began_us.replace(now_us).is_some();
-        self.ensure(!is_busy, || format!("device {device} has a batch already"));
-        let waiting = std::mem::take(&mut self.devices[device].waiting);
+        let known = &mut self.devices[device];
+        let is_free = known.began_us.replace(self.now_us).is_none() && !known.is_freed;
+        let waiting = std::mem::take(&mut known.waiting);
+        self.ensure(is_free, || format!("device {device} has a batch already, or was freed"));
         let mut others = waiting.iter().copied();
         for (index, part) in batch.parts.iter().enumerate() {
-            let Some(image) = place(&part.payload.images) else { continue }; // a probe
-            let id = self.calls.partition_point(|call| call.first_image <= image) - 1;
+            let Some(id) = self.call_of(part) else { continue }; // a probe
             for passed in others.by_ref().take_while(|&other| other != id) {
                 self.calls[passed].is_dropped = true;
             }
-            let call = &mut self.calls[id];
-            let is_right = call.first_image == image && call.num_images == part.num_images;
-            let goes_on = call.end.is_none() && !call.has_failed && now_us < call.deadline_us;
-            let follows = call.num_taken == part.start && part.start < part.stop && part.stop <= call.num_images;
-            let is_whole = part.start == 0 && part.is_last() || call.num_images > scenario.limits.max_batch_size;
-            let is_device = call.device == Some(device) && waiting.contains(&id);
-            call.num_taken = part.stop;
-            let arrived_us = call.arrived_us;
-            let holds = is_right && goes_on && follows && is_whole && is_device;
-            let call = *call;
-            self.ensure(holds, || {
-                format!("device {device} was given {}..{} of call {id}: {call:?}", part.start, part.stop)
-            });
+            let waits = self.calls[id].device == Some(device) && waiting.contains(&id);
+            self.ensure(waits, || format!("call {id} does not wait for device {device}"));
+            self.check_part(scenario, id, part);
             if index == 0 {
-                self.check_began_soon(scenario, device, arrived_us);
+                self.check_began_soon(scenario, device, self.calls[id].arrived_us);
             }
         }
-        let room = scenario.limits.max_batch_size.checked_sub(batch.num_images);
-        self.ensure(room.is_some(), || format!("a batch of {} images", batch.num_images));
+        let size = scenario.limits.max_batch_size;
+        self.ensure(batch.num_images <= size, || format!("a batch of {} images", batch.num_images));
+        let room = size.saturating_sub(batch.num_images);
         for id in others {
             let call = &mut self.calls[id];
-            if room.is_none_or(|room| call.num_waiting() > room) {
+            if room == 0 || call.num_waiting() > room && call.num_images <= size {
                 break;
             }
             call.is_dropped = true; // it would have had room
@@ -122,6 +118,23 @@ impl State {
         let calls = &self.calls;
         let still = waiting.into_iter().filter(|&id| calls[id].num_waiting() > 0 && !calls[id].is_dropped);
         self.devices[device].waiting = still.collect();
+    }
+
+    /// Whose part it is; None for a probe.
+    pub fn call_of(&self, part: &Part<Arc<Job>>) -> Option<usize> {
+        place(&part.payload.images).map(|image| self.calls.partition_point(|call| call.first_image <= image) - 1)
+    }
+
+    fn check_part(&mut self, scenario: &Scenario, id: usize, part: &Part<Arc<Job>>) {
+        let call = &mut self.calls[id];
+        let is_right = place(&part.payload.images) == Some(call.first_image) && call.num_images == part.num_images;
+        let goes_on = call.end.is_none() && !call.has_failed && self.now_us < call.deadline_us;
+        let follows = call.num_taken == part.start && part.start < part.stop && part.stop <= call.num_images;
+        let is_whole = part.start == 0 && part.is_last() || call.num_images > scenario.limits.max_batch_size;
+        call.num_taken = part.stop;
+        let call = *call;
+        let holds = is_right && goes_on && follows && is_whole;
+        self.ensure(holds, || format!("{}..{} of call {id} are run: {call:?}", part.start, part.stop));
     }
 
     /// A free device waits for nothing.
@@ -147,7 +160,7 @@ impl State {
                 (End::Expired, call.num_taken < call.num_images && (self.now_us >= call.deadline_us || is_hopeless))
             }
             "BAD_IMAGE" | "BACKEND_FAILED" | "NO_MEMORY" => (End::Failed, call.has_failed),
-            _ => (End::GivenUp, self.is_over(&call)),
+            _ => (End::GivenUp, OVER.contains(&word.as_str()) && self.is_over(&call)),
         };
         self.ensure(holds, || format!("call {id} was told {word}: {call:?}"));
         end
@@ -165,7 +178,8 @@ impl State {
             "EXPIRED" => now_us >= call.deadline_us,
             "QUEUE_FULL" => call.has_room != Some(true),
             "DEADLINE_TOO_SHORT" => !call.was_empty && (!scenario.is_calm || self.is_hasty(scenario, call)),
-            _ => self.is_over(call),
+            "NO_PROCESS" => self.process.is_none(),
+            _ => OVER.contains(&word) && self.is_over(call),
         };
         let call = *call;
         self.ensure(holds, || format!("call {id} was refused: {message}, {call:?}"));
@@ -207,6 +221,16 @@ impl State {
         let holds = !breaks_promise && !hears_late && !is_unended;
         let call = self.calls[id];
         self.ensure(holds, || format!("promised, late or passed over: call {id}, {call:?}"));
+    }
+
+    /// A device that nobody asks is tried: each has run a batch since then.
+    pub fn check_probes(&mut self, since_us: u64) {
+        let process = self.process.clone().expect("it is ready");
+        for served in process.life.versions.loaded() {
+            let device: usize = served.model.version.parse().expect("a version is its device's number");
+            let is_tried = self.devices[device].finished_us > since_us;
+            self.ensure(is_tried, || format!("device {device} was never tried"));
+        }
     }
 
     /// A batch has run for so long, and the server must know of one that hangs.

@@ -1,4 +1,5 @@
-//! What happens in one simulated life of a server, all of it drawn from a seed; as in tests/serving/simulation/scenario.py.
+//! What happens in one simulated life of a server, all of it drawn from a seed. Up to `swap` it is what the same seed is in
+//! tests/serving/simulation/scenario.py.
 #![forbid(unsafe_code)]
 
 use crate::batching::Limits;
@@ -67,8 +68,8 @@ pub struct Scenario {
     pub drain_timeout_us: u64,
     /// A request that has an image on which the model fails.
     pub bad_image: OneIn,
-    /// A call that begins long before it asks the engine.
-    pub decoding: OneIn,
+    /// A call whose message comes late, or whose pictures are decoded.
+    pub pause: OneIn,
 }
 
 impl Scenario {
@@ -109,7 +110,7 @@ impl Scenario {
             lame_duck_us: random.one_of(&[0, 2 * batch_us]),
             drain_timeout_us: if is_calm { FOREVER_US } else { random.one_of(&[FOREVER_US, 3 * batch_us, 0]) },
             bad_image: faults(random, &[0, 0, 3, 30]),
-            decoding: random.one_of(&[0, 4]),
+            pause: random.one_of(&[0, 4]),
         }
     }
 

@@ -8,6 +8,7 @@ use super::process::Process;
 use super::registry::{Call, Device, End};
 use super::scenario::{Random, Scenario};
 use crate::shared::{Clock, SCALE, Shared, locked};
+use crate::versions::Served;
 
 /// Of what happened before a rule was broken.
 const TOLD: usize = 40;
@@ -78,6 +79,21 @@ impl World {
         if state.is_healed { 0 } else { state.random.between(0, self.scenario.max_lag_us) }
     }
 
+    /// Notes what a call finds that asks for room for so many images.
+    pub fn ask(&self, id: usize, served: &Served, num_images: usize) {
+        let device: usize = served.model.version.parse().expect("a version is its device's number");
+        let counted = (served.engine.num_waiting_requests(), served.engine.num_waiting());
+        self.state().ask(&self.scenario, id, device, num_images, counted);
+    }
+
+    /// Waits as long as a message or a picture takes, where one is waited for.
+    pub async fn pause(&self, is_waited_for: bool) {
+        if is_waited_for {
+            let took_us = self.draw(|random| random.between(0, self.scenario.short_us));
+            self.clock.sleep_us(took_us).await;
+        }
+    }
+
     pub fn drain(&self) {
         let mut state = self.state();
         state.note(|| "drain".into());
@@ -88,10 +104,13 @@ impl World {
     }
 
     /// What it was, or the rule that was broken.
-    pub fn outcome(&self) -> Result<Lived, String> {
+    pub fn outcome(&self, has_panicked: bool) -> Result<Lived, String> {
         let state = locked(&self.state);
         if let Some(broken) = &state.broken {
             return Err(state.told(broken));
+        }
+        if has_panicked {
+            return Err(state.told("a task panicked, as is told above"));
         }
         Ok(Lived {
             lived_us: state.now_us,
@@ -100,10 +119,6 @@ impl World {
                 as u64,
             trace: state.trace.clone().unwrap_or_default(),
         })
-    }
-
-    pub fn panicked(&self) -> String {
-        locked(&self.state).told("it panicked, as is told above")
     }
 }
 

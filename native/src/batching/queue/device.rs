@@ -51,8 +51,8 @@ impl<P: Clone> Batching<P> {
         batch
     }
 
-    /// Whether a request's deadline passes before a batch of so many images ends. For one for which alone the device would
-    /// run, no estimate says so: only running it tells.
+    /// Whether a request's deadline passes before a batch of so many images ends. The last that waits and still has time
+    /// is never dropped for an estimate: only running it tells.
     fn is_late(&self, request: &Request<P>, num_images: usize, now_us: u64) -> bool {
         let ends_us = now_us + self.pace.batch_us(num_images, now_us) + self.pace.margin_us();
         let has_others = || self.waiting.values().filter(|other| now_us < other.deadline_us).nth(1).is_some();
