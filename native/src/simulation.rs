@@ -124,7 +124,7 @@ async fn recover(world: &Arc<World>, calls: &mut JoinSet<()>) {
         state.is_healed = true;
         state.now_us
     };
-    world.clock.sleep_us(FORGOTTEN_US).await;
+    world.clock.sleep_us(FORGOTTEN_US + world.scenario.max_lag_us).await; // a thread may be about to wake
     let is_ready = async {
         while !world.state().is_ready() {
             let look_us = world.draw(|random| random.between(1, world.scenario.tick_us)); // or it might look with every probe

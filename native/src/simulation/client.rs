@@ -22,9 +22,9 @@ use crate::versions::Served;
 pub fn call(world: &Arc<World>, calls: &mut JoinSet<()>, num_images: usize, left_us: u64) {
     let mut state = world.state();
     let id = state.calls.len();
-    let first = state.calls.last().map_or(0, |last| last.first_image + last.num_images);
-    let deadline_us = state.now_us + left_us;
-    let mut call = Call::new(num_images, state.now_us, deadline_us, first);
+    let first_image = state.calls.last().map_or(0, |last| last.first_image + last.num_images);
+    let (begun_us, deadline_us) = (state.now_us, state.now_us + left_us);
+    let mut call = Call { num_images, begun_us, deadline_us, first_image, ..Call::default() };
     let mut leaves_us = None;
     if state.is_healed {
         call.peer = 1_000 + id as u64; // as many as there are: none is greedy

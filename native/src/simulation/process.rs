@@ -167,7 +167,7 @@ impl Process {
 fn rehearsed(world: &Arc<World>, shared: &Arc<Shared>, process: usize) -> (Served, SimulatedModel) {
     let number = {
         let mut state = world.state();
-        state.devices.push(Device::new(process));
+        state.devices.push(Device { process, ..Device::default() });
         state.devices.len() - 1
     };
     let model = SimulatedModel::new(world.clone(), number);

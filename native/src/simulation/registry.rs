@@ -11,7 +11,7 @@ pub enum End {
     GivenUp,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Call {
     pub num_images: usize,
     pub deadline_us: u64,
@@ -42,40 +42,13 @@ pub struct Call {
 }
 
 impl Call {
-    pub fn new(num_images: usize, begun_us: u64, deadline_us: u64, first_image: usize) -> Self {
-        Self {
-            num_images,
-            deadline_us,
-            first_image,
-            peer: 0,
-            bad_image: None,
-            comes_late: false,
-            has_pictures: false,
-            asks_for_previous: false,
-            process: None,
-            device: None,
-            begun_us,
-            arrived_us: 0,
-            is_admitted: false,
-            is_promised: false,
-            is_dropped: false,
-            num_taken: 0,
-            num_run: 0,
-            run_us: 0,
-            has_failed: false,
-            end: None,
-            has_room: None,
-            was_empty: false,
-        }
-    }
-
     pub fn num_waiting(&self) -> usize {
         self.num_images - self.num_taken
     }
 }
 
 /// The device of one version in one process; its number is the version.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Device {
     pub process: usize,
     /// Until then it has no faults.
@@ -92,22 +65,4 @@ pub struct Device {
     pub num_batches: u64,
     pub num_failed_batches: u64,
     pub num_images: u64,
-}
-
-impl Device {
-    pub fn new(process: usize) -> Self {
-        Self {
-            process,
-            is_rehearsed: false,
-            waiting: Vec::new(),
-            began_us: None,
-            finished_us: 0,
-            longest_us: 0,
-            num_failed: 0,
-            is_freed: false,
-            num_batches: 0,
-            num_failed_batches: 0,
-            num_images: 0,
-        }
-    }
 }
