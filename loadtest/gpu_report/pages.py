@@ -3,11 +3,15 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atelier.tables import aligned, spread
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Document = dict[str, Any]
+DASHES: dict[str, Any] = {"fp32": "-", "tf32": "--", "fp16": "-.", "bf16": ":", "int8": (0, (6, 1, 1, 1, 1, 1))}
 REHEARSAL = "**This is a rehearsal on a CPU, shortened. No figure of it says anything about a GPU.**"
 
 
@@ -51,10 +55,9 @@ def _steps(document: Document) -> str:
     steps = document["steps"]
     missing = [step["name"] for step in steps if step["status"] in ("running", "not run")]
     note = f"Not finished: {len(missing)} of {len(steps)} steps are missing, from `{missing[0]}` on." if missing else ""
-    rows = [
-        (step["name"], step["status"], f"{step['seconds']:.1f}", " ".join(step["reason"].split())) for step in steps
-    ]
-    return _section("Steps", note, ("step", "outcome", "seconds", "reason"), rows)
+    rows = [(step["name"], step["status"], f"{step['seconds']:.1f}") for step in steps]
+    reasons = [f"- {step['name']}: {' '.join(step['reason'].split())}" for step in steps if step["reason"]]
+    return _section("Steps", note, ("step", "outcome", "seconds"), rows, "\n".join(reasons))
 
 
 def _training(document: Document) -> str:
@@ -126,18 +129,33 @@ def _serving(document: Document) -> str:
 
 
 def save_plot(document: Document, path: Path) -> bool:
-    """Draws latency over batch size, a line per backend and precision; false if there is nothing to draw."""
+    """Saves the plot as a PNG; false if there is nothing to draw."""
+    figure = plot_of(document)
+    if figure is not None:
+        figure.savefig(path, dpi=100)
+    return figure is not None
+
+
+def plot_of(document: Document) -> "Figure | None":
+    """Draws latency over batch size, a colour for each backend and dashes for each precision; None without any."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure, colours = Figure(figsize=(9, 5), layout="constrained"), dict[str, str]()
     axes = figure.add_subplot()
     for result in results_of(document, "latency"):
-        medians = [(row["batch_size"], statistics.median(row["latency_us"])) for row in result["rows"]]
-        axes.plot(*zip(*medians, strict=True), marker="o", label=f"{result['backend']} {result['precision']}")
+        backend, precision, rows = result["backend"], result["precision"], result["rows"]
+        colour = colours.setdefault(backend, f"C{len(colours)}")
+        medians = [statistics.median(row["latency_us"]) for row in rows]
+        style = {"color": colour, "linestyle": DASHES[precision], "marker": "o", "label": f"{backend} {precision}"}
+        axes.plot([row["batch_size"] for row in rows], medians, **style)
     if not axes.lines:
-        return False
+        return None
+    sizes = sorted({row["batch_size"] for result in results_of(document, "latency") for row in result["rows"]})
     axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="latency in microseconds")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_title(f"{'REHEARSAL on a CPU, ' if document['rehearsal'] else ''}{document['date']}")
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=100)
-    return True
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure

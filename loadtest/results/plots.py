@@ -34,8 +34,10 @@ NINES = (0.0, 50.0, 90.0, 99.0, 99.9)
 def plots_from(findings: Findings) -> dict[str, str]:
     """Draws what was measured: SVG by title."""
     plots: dict[str, str] = {}
+    has_lines = any(scenario in LINES for _, scenario in findings.runs)
+    has_lines |= any(batch_size == 1 for _, batch_size in findings.references)
     for title, has_data, draw in (
-        ("Latency", bool(findings.runs), _draw_latency),
+        ("Latency", has_lines, _draw_latency),
         ("Rate sweep", bool(findings.sweep), _draw_sweep),
         ("What a batch buys", bool(findings.batch_rates), _draw_batch_rates),
     ):

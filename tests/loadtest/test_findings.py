@@ -13,6 +13,7 @@ from loadtest.load.scenarios import Load, schedule_ns
 from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.results.measurement import Measurement
 from loadtest.results.page import page_from
+from loadtest.results.plots import plots_from
 from loadtest.results.search import MaxSearch, find_max, holds
 from loadtest.results.sections import screen, sections
 
@@ -125,6 +126,11 @@ def test_screen_and_page_show_the_same_tables() -> None:
             assert f"| {cell} " in text
             assert f">{escape(cell)}</t" in page
     assert '<tr class="served"><td>served server</td>' in page
+
+
+def test_latencies_are_drawn_only_of_what_has_a_line() -> None:
+    assert "Latency" in plots_from(findings(measurement(5.0, scenario="server")))
+    assert plots_from(findings(measurement(5.0, scenario="offline"))) == {}
 
 
 def test_sizes_of_batches_add_up_over_processes() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from export.repository import publish
 from loadtest.front_ends import available_front_ends
-from loadtest.gpu_report.pages import markdown_from
+from loadtest.gpu_report.pages import DASHES, markdown_from, plot_of
 from loadtest.gpu_report.programs import (
     Plan,
     StepFailedError,
@@ -404,6 +404,29 @@ def test_page_of_a_gpu_shows_event_times_and_memory() -> None:
     assert "- tensorrt, fp16: 64 probes agree" in page
     assert "| tensorrt | fp16 | 64 | CUDA events | 21.0 (20.0 to 23.0) | 3,000,000 | 25.0 | 300.0 | 5.0 |" in page
     assert "| tutorial | fp32 | 1 | 5 | 100 | 0.8000 | 4,096.0 | 70.0 |" in page
+
+
+def test_long_reasons_do_not_widen_the_table_of_steps() -> None:
+    page = page_of(Step(name="host", status="ok"), Step(name="export int8", status="failed", reason="BAD\n ENGINE"))
+    assert "| host | ok | 0.0 |" in page
+    assert "\n- export int8: BAD ENGINE\n" in page
+    assert "- host" not in page
+
+
+def test_plot_tells_backends_and_precisions_apart() -> None:
+    rows = [{"batch_size": size, "latency_us": [float(size)]} for size in (1, 8)]
+    lines = [(f"backend {number}", precision) for number in range(4) for precision in DASHES]
+    results = [{"backend": backend, "precision": precision, "rows": rows} for backend, precision in lines]
+    steps = [{"name": "latency", "result": result} for result in results]
+    document = {"rehearsal": False, "date": "2026-01-01", "steps": steps}
+    figure = plot_of(document)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert len({(backend, line.get_color()) for (backend, _), line in zip(lines, axes.lines, strict=True)}) == 4
+    assert len({line.get_color() for line in axes.lines}) == 4
+    assert len({str(dashes) for dashes in DASHES.values()}) == 5
+    assert [text.get_text() for text in figure.legends[0].texts] == [" ".join(line) for line in lines]
+    assert plot_of(document | {"steps": []}) is None
 
 
 def test_figures_of_a_gpu_are_never_on_unchecked_data(tmp_path: Path) -> None:
