@@ -166,6 +166,7 @@ class Batcher:
         except Exception:
             logger.exception("a batch of %d requests could not be assembled", len(parts))
             self._metrics.count_failed_batch()
+            self._queue.finish(sum(part.stop - part.start for part in parts), self._clock())
             for part in parts:
                 self._settle(part.request, BATCH_FAILED)
             return
@@ -211,6 +212,8 @@ class Batcher:
         elif batch.parts:
             self._metrics.observe_batch(stop, seconds, self.num_answered - num_answered, len(batch.parts))
             self._queue.observe(stop, seconds)
+        if batch.parts:
+            self._queue.finish(len(batch.images), self._clock())
         # A device that lacks memory works.
         self._watch.end(is_ok=isinstance(outcome, Ran | OverloadedError))
         self._dispatch()

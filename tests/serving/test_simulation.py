@@ -122,7 +122,7 @@ def test_seed_has_the_same_life_again() -> None:
 
 def test_seed_that_breaks_a_rule_is_told_with_what_happened_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MUTANTS[0].owner, MUTANTS[0].method, MUTANTS[0].made())
-    with pytest.raises(AssertionError, match=rf"(?s)process 1.*{MUTANTS[0].found}\nATELIER_SIMULATION_SEED=0$"):
+    with pytest.raises(AssertionError, match=rf"(?s)process 1.*{MUTANTS[0].found}: .*\nATELIER_SIMULATION_SEED=0$"):
         lived(0)
 
 

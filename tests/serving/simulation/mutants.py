@@ -41,8 +41,13 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
-    Mutant(BatchQueue, "add", "> self.max_queue_size:", "> 2 * self.max_queue_size:", "admitted to a full queue"),
-    Mutant(BatchQueue, "add", "self._seconds_per_image", "10 * self._seconds_per_image", "there is plenty of time"),
+    Mutant(BatchQueue, "add", "> self.max_queue_size:", "> 2 * self.max_queue_size:", "another refusal was due"),
+    Mutant(BatchQueue, "add", "and not is_alone", "", "nothing waits or runs"),
+    Mutant(
+        BatchQueue, "_answered_in_s", "self._seconds_per_image", "(10 * self._seconds_per_image)", "there is plenty"
+    ),
+    Mutant(BatchQueue, "finish", "self._taken.remove(num_images)", "pass", "nothing waits or runs"),
+    Mutant(BatchQueue, "finish", "sum(self._taken)", "1000 * sum(self._taken)", "there is plenty of time"),
     Mutant(BatchQueue, "add", "self._requests.append(", "self._requests.appendleft(", "another batch was due"),
     Mutant(BatchQueue, "forget", "self._release(request)", "pass", "images counted, and waiting"),
     Mutant(BatchQueue, "forget", "self._requests.remove(request)", "pass", "requests counted, and waiting"),
