@@ -48,3 +48,6 @@ class Limits:
 
     trial_s: float = 120.0
     """Longest that it may take, with the import of the runtime, on a machine that is busy too."""
+
+    trial_again_s: float = 600.0
+    """A version that took too long or crashed is tried again after so long: a busy machine may have been the reason."""

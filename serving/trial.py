@@ -7,6 +7,7 @@ bound leaves, so there only the files are checked.
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ RUNTIMES = {"auto": "onnxruntime", "onnxruntime": "onnxruntime", "torch": "torch
 GPUS = ("nvidiactl", "nvmap", "dxg")  # in /dev: of NVIDIA's driver, on a Jetson, and in WSL
 MAX_VERDICT_BYTES = 1 << 16
 NICENESS = 10
+PR_SET_PDEATHSIG = 1  # prctl(2)
 # What is wrong with settings or this machine, not with the version: the server finds it too, and says so.
 NOT_ITS_FAULT = (MissingInputError, ResourceUnavailableError, UsageError)
 
@@ -44,7 +46,10 @@ class Trial:
         """Forks, so the caller has one thread. `is_beside` has it give way to what serves."""
         self.version, self._limits = version, config.limits
 
+        server_pid = os.getpid()
+
         def work(link: Connection) -> int:
+            _end_with(server_pid)
             _close_all_but(link.fileno())
             if is_beside:
                 os.nice(NICENESS)
@@ -114,6 +119,14 @@ def _runs_on_cpu(config: ServerConfig) -> bool:
     return config.backend == "litert" or config.device == "cpu" or (config.device == "auto" and not has_gpu)
 
 
+def _end_with(server_pid: int) -> None:
+    """Has the kernel end this process with the server, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server_pid:  # it has just ended
+            sys.exit(os.EX_UNAVAILABLE)
+
+
 def _close_all_but(link: int) -> None:
     """Closes sockets, pipes and files of the server's: what runs here has no use for them."""
     if sys.platform == "linux":
@@ -125,7 +138,7 @@ def _close_all_but(link: int) -> None:
 
 def _verdict(version: ModelVersion, config: ServerConfig) -> dict[str, str]:
     """Returns why the version is refused; nothing if it is not."""
-    signal.alarm(int(config.limits.trial_s) + 1)  # whoever waits may have died
+    signal.alarm(int(config.limits.trial_s) + 1)  # whoever waits may have died, and the kernel may not tell
     load_runtime(config)
     _limit(config.limits)
     try:

@@ -4,7 +4,7 @@ SIGHUP and `--watch-repository` make it look for a version newer than the one se
 and tried in a process of its own; then the serving process is told to load it beside what it serves. Only once the
 process says that it has swapped does a process that replaces it get the new one too: a runtime that crashes while it
 loads a version leads back to the old one. A version that was refused is tried again when one of its files has changed,
-or at the next SIGHUP.
+at the next SIGHUP, and after a while if the machine may have been the reason.
 """
 
 import math
@@ -21,6 +21,7 @@ from serving.models import ModelVersion, read_version
 from serving.trial import Trial
 
 MAX_LOAD_S = 300.0  # then a line says that it hangs
+OF_THE_MACHINE = ("LOAD_TIMEOUT", "LOAD_CRASHED")  # perhaps: it was busy, or its memory short
 
 # A version, and the names, times and sizes of its files.
 Stamp = tuple[int, list[tuple[str, int, int]]]
@@ -35,6 +36,7 @@ class Upgrades:
         self._config = config
         self._is_asked = False
         self._tried: Stamp | None = None
+        self._again_s = math.inf  # when that is to be tried once more
         self._trial: Trial | None = None
         self._loading: ModelVersion | None = None
         self._load_ends_s = math.inf
@@ -103,9 +105,9 @@ class Upgrades:
             if is_asked:
                 say(f"SIGHUP: there is no newer version; {self._goes_on}")
             return []
-        if newest == self._tried and not is_asked:
+        if newest == self._tried and not is_asked and time.monotonic() < self._again_s:
             return []
-        self._tried, number = newest, newest[0]
+        self._tried, self._again_s, number = newest, math.inf, newest[0]
         try:
             version = read_version(self._config, number)
         except ProgramError as error:
@@ -125,6 +127,8 @@ class Upgrades:
         try:
             trial.conclude()
         except ProgramError as error:
+            if error.word in OF_THE_MACHINE:
+                self._again_s = time.monotonic() + self._config.limits.trial_again_s
             return self._refuse(trial.version.manifest.version, error.word, str(error))
         self._loading, self._load_ends_s = trial.version, time.monotonic() + MAX_LOAD_S
         return [{"load": trial.version.manifest.version, "sha256": trial.version.sha256}]

@@ -17,6 +17,7 @@ from atelier.settings import parse_settings
 from loadtest.bench.contenders import contenders_from
 from loadtest.bench.measure import measure_goodput, measure_serving, measure_starts, measure_training
 from loadtest.bench.overload import SIZES, Runs
+from loadtest.bench.page import measure_page, page_rows
 from loadtest.bench.peers.known import PEERS
 from loadtest.bench.peers.start import running_peers
 from loadtest.bench.rows import draw, table
@@ -24,7 +25,7 @@ from loadtest.bench.targets import contenders_table, goodput_rows, serving_rows,
 from serving.manifest import ONNX_NAME, find_version
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy", "protobuf", "torch")
-PARTS = ("peers", "overload", "training")
+PARTS = ("peers", "overload", "page", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class BenchSettings:
 
     measure: str = "overload,training"
     """What to measure beside serving, separated by commas. peers: TorchServe, KServe and LitServe, which are installed
-    in .cache/peers; overload: rates past saturation; training: beside the tutorial's loop; nothing: none."""
+    in .cache/peers; overload: rates past saturation; page: beside the page that looks inside; training: beside the
+    tutorial's loop; nothing: none."""
 
     repeats: int = 7
     """How often each contender of serving runs, in turn; rates past saturation and training half as often."""
@@ -77,6 +79,9 @@ def main(arguments: list[str]) -> int:
             goodput = measure_goodput(contenders, repository, peaks, half, settings.scale)
     figures |= measure_starts(repository, repeats)
     rows = serving_rows(figures, served) + goodput_rows(goodput)
+    if "page" in settings.parts:
+        of_page = measure_page(repository, repeats, settings.scale)
+        figures, rows = figures | of_page, rows + page_rows(of_page)
     if "training" in settings.parts:
         figures |= measure_training(half)
         rows.append(training_row(figures))

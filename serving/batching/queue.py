@@ -63,11 +63,11 @@ class BatchQueue:
         if self.num_images + kept + num_images > self.max_queue_size:
             what = f"{self.num_images} images wait and {num_images} more would exceed {self.max_queue_size}{why}"
             raise OverloadedError("QUEUE_FULL", what, "try again later, or raise --max-queue-size")
-        left_s, expected_s = request.deadline_s - now_s, self._answered_in_s(num_images + kept, now_s)
-        expected_s += MARGIN_S + MARGIN_SHARE * left_s
+        left_s = request.deadline_s - now_s
+        longest_s = self._answered_in_s(num_images + kept, now_s) + MARGIN_S + MARGIN_SHARE * left_s
         is_alone = not self.num_images and not self._taken  # whatever was measured: only running it tells anew
-        if expected_s > left_s and not is_alone:
-            what = f"{left_s * 1e3:.0f} ms are left, the queue alone takes about {expected_s * 1e3:.0f} ms{why}"
+        if longest_s > left_s and not is_alone:
+            what = f"{left_s * 1e3:.0f} ms are left, and its answer may take {longest_s * 1e3:.0f} ms{why}"
             raise OverloadedError("DEADLINE_TOO_SHORT", what, "try again later, or allow more time")
         self.num_images += num_images
         self.num_images_of[request.peer] += num_images

@@ -10,12 +10,15 @@ from urllib.parse import unquote
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
+from atelier.wire import classifier_pb2 as pb
 from loadtest.load.load_clients import BEST, EXPIRED, Answers, LoadClient, open_client
 from tests.fuzz.messages import Method
 
 IN_FLIGHT = 64
 HANG_S = 0.1
+PICTURE_S = 0.004  # more, for each picture that a message holds: preparing a photograph is work
 TIMEOUT_S = 20.0  # of a call: what takes so long is no answer
 NUM_SLOWEST = 20  # of those in a block that took long, so many are sent alone
 NUM_LOOKS = 5  # at most, that a slow mutant is sent alone: the machine may have been busy
@@ -110,17 +113,26 @@ class Offer:
     def _send_alone(self, number: int, found: Found) -> None:
         """Finds out whether a mutant hangs, or others were in its way."""
         mutant, spent_s, cpu_s = self.method.mutant(self.seed, number), 0.0, 0.0
+        hang_s = HANG_S + PICTURE_S * self._num_pictures_in(mutant)
         for _ in range(NUM_LOOKS):
             before_s = self._cpu_s()
             answers = self._asked(mutant)
             spent_s = float(answers.done_ns[0] - answers.sent_ns[0]) / 1e9
             cpu_s = self._cpu_s() - before_s
             share = cpu_s / max(spent_s, 1e-9)
-            allowed_s = HANG_S * (DEARER if share < BUSY_SHARE else 1.0)
-            if spent_s < HANG_S or (cpu_s < allowed_s and spent_s < WAIT_S):
+            allowed_s = hang_s * (DEARER if share < BUSY_SHARE else 1.0)
+            if spent_s < hang_s or (cpu_s < allowed_s and spent_s < WAIT_S):
                 found.slowest_s = max(found.slowest_s, min(spent_s, cpu_s))
                 return
         found.faults.append(f"{self._named(number)}: took {spent_s:.3f} s, of which {cpu_s:.3f} s of the server's CPU")
+
+    def _num_pictures_in(self, mutant: bytes) -> int:
+        if self.method.name != "Classify":
+            return 0
+        try:
+            return len(pb.ClassifyRequest.FromString(mutant).pictures)
+        except DecodeError:
+            return 0
 
     def _asked(self, message: bytes) -> Answers:
         self._client.submit(np.zeros(1, np.int64), [message], TIMEOUT_S)

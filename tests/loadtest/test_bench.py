@@ -12,6 +12,7 @@ from loadtest.bench import run as bench
 from loadtest.bench.contenders import check_count, front_ends, reply_bytes_of, serving, target_of
 from loadtest.bench.h2load import ClosedLoop, H2Load
 from loadtest.bench.paced_server import PACE
+from loadtest.bench.page import CLOSED, DRAWN, drawn_on
 from loadtest.bench.rows import Row, draw, table
 from loadtest.bench.targets import contenders_table
 from loadtest.bench.training_speed import training_rates
@@ -19,6 +20,7 @@ from loadtest.server_process import server_process
 from tests.conftest import Job
 from tests.loadtest.test_cpp_echo import needs_grpc
 from tests.serving.fake_backend import image
+from tests.serving.running import wait_for
 from training.dataset import FashionMNIST
 
 needs_h2load = pytest.mark.skipif(shutil.which("h2load") is None, reason="needs apt-get install nghttp2-client")
@@ -103,7 +105,7 @@ def test_peer_that_is_absent_is_a_line_with_the_reason() -> None:
 @needs_h2load
 @needs_grpc
 def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--repeats", "2", "--scale", "0.02", "--measure", "overload", "--report-dir", str(tmp_path)]
+    options = ["--repeats", "2", "--scale", "0.02", "--measure", "overload,page", "--report-dir", str(tmp_path)]
     assert bench.main(["--repository", str(job.repository), *options]) == 0
     assert "all of them answered" in capsys.readouterr().out
     (report,) = tmp_path.glob("bench-*.json")
@@ -115,12 +117,25 @@ def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest
         assert len(rows[f"{name}: start to first answer"]["ours"]) == 2
         for load in (f"{name}: 10 times the peak, 64 images", f"{name}, {PACE}: 10 times the peak, 1 image"):
             assert len(rows[f"{load} a request, in 20 ms"]["ours"]) == 1
+    for state in (CLOSED, DRAWN):
+        assert rows[f"{state}: 1 image, 128 in flight"]["yardstick_name"] == "no page"
     measured = {
-        row["name"]: row["ours"] for row in document["rows"] if "peak" not in row["name"] and row["unit"] != "%"
+        row["name"]: row["ours"]
+        for row in document["rows"]
+        if not ("peak" in row["name"] or "looks" in row["name"] or row["unit"] == "%")
     }
     # Of the CPU time of so few requests one repeat may see no tick.
     assert {name: ours for name, ours in measured.items() if not max(ours) > 0} == {}
     assert (tmp_path / "peers.svg").exists()
+
+
+def test_page_is_drawn_on_and_a_look_without_an_answer_is_no_look(job: Job) -> None:
+    with serving(job.repository) as server:
+        (page,) = server.ready["playground"]
+        with drawn_on(page) as looked_s:
+            wait_for(lambda: len(looked_s) >= 3)
+        with pytest.raises(ProgramError, match="NO_LOOK: a look was answered 4"), drawn_on(server.metrics_url):
+            pytest.fail("it was answered")
 
 
 @pytest.mark.slow

@@ -425,6 +425,7 @@ def test_plot_tells_backends_and_precisions_apart() -> None:
     assert len({(backend, line.get_color()) for (backend, _), line in zip(lines, axes.lines, strict=True)}) == 4
     assert len({line.get_color() for line in axes.lines}) == 4
     assert len({str(dashes) for dashes in DASHES.values()}) == 5
+    assert {line.get_linestyle() for line in axes.lines} == {"-", "--", "-.", ":"}  # matplotlib's "--" is any other too
     assert [text.get_text() for text in figure.legends[0].texts] == [" ".join(line) for line in lines]
     assert plot_of(document | {"steps": []}) is None
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,37 @@ def test_start_ends_with_the_word_of_what_the_version_does(shelf: Shelf, number:
     assert line.startswith(f"error: {HARM[number][1]}: "), line
 
 
-def test_sigterm_while_a_version_is_tried_ends_the_start(shelf: Shelf) -> None:
-    arguments = ["--harm", "-1", "--trial-s", "50", *settings(shelf.repository)]  # version 1 sleeps
+ends_with_its_parent = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
+)
+
+
+@contextlib.contextmanager
+def endless_start(shelf: Shelf) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """Starts a server that tries a version which sleeps; yields it, and the process that tries."""
+    arguments = ["--harm", "-1", "--trial-s", "50", *settings(shelf.repository)]
     with subprocess.Popen([sys.executable, "-m", TRYING, *arguments], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = (re.search(r"process (\d+) opens version 1", line) for line in process.stdout)
         opened = next(filter(None, lines))
+        yield process, int(opened[1])
+
+
+def test_sigterm_while_a_version_is_tried_ends_the_start(shelf: Shelf) -> None:
+    with endless_start(shelf) as (process, tries):
         process.terminate()
         assert process.wait(10) == 0
-        assert not psutil.pid_exists(int(opened[1]))
+        assert not psutil.pid_exists(tries)
+
+
+@ends_with_its_parent
+def test_trial_ends_with_the_starting_process_that_waits_for_it(shelf: Shelf) -> None:
+    with endless_start(shelf) as (process, tries):
+        starting = psutil.Process(tries).parent()
+        assert starting is not None and starting.pid != process.pid
+        starting.kill()
+        wait_for(lambda: has_ended(tries), 10)
+        process.terminate()
 
 
 # --- Newer versions --------------------------------------------------------------------------------------------------
@@ -105,6 +128,29 @@ def test_newer_versions_that_do_harm_are_refused_and_the_old_one_serves_on(shelf
         wait_for(lambda: client.classify(IMAGES, timeout_s=5).model_version == str(2 + len(HARM)))
         assert not has_ended(process)
         assert server.stop() == 0
+
+
+def test_version_is_tried_again_if_the_machine_may_have_been_the_reason(shelf: Shelf) -> None:
+    options = ["--trial-again-s", "0.5", *settings(shelf.repository, "--watch-repository", "0.1")]
+    with server_process(TRYING, *options) as server:
+        shelf.publish(6)  # its process is killed
+        wait_for(lambda: server.output.count("version 6 is refused: LOAD_CRASHED") >= 3)
+        shelf.publish(9)  # its fault
+        wait_for(lambda: "version 9 is refused: LOAD_FAILED" in server.output)
+        time.sleep(3.0)
+        assert server.output.count("version 9 is refused") == 1
+        assert server.stop() == 0
+
+
+@ends_with_its_parent
+def test_trial_ends_with_the_supervisor_that_waits_for_it(shelf: Shelf) -> None:
+    options = ["--trial-s", "50", *settings(shelf.repository, "--watch-repository", "0.1")]
+    with server_process(TRYING, *options) as server:
+        shelf.publish(4)  # it sleeps
+        wait_for(lambda: "opens version 4" in server.output)
+        tries = int(re.findall(r"process (\d+) opens version 4", server.output)[0])
+        server.process.kill()
+        wait_for(lambda: has_ended(tries), 10)
 
 
 def test_server_ends_while_a_newer_version_is_tried(shelf: Shelf) -> None:

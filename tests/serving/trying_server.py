@@ -1,6 +1,7 @@
 """The server as it is, but versions from 2 on do harm when they are opened, each in its way, as a runtime might.
 
-python -m tests.serving.trying_server --harm FIRST_VERSION [--trial-s S] [--trial-cpu-s S] [the server's settings]
+python -m tests.serving.trying_server --harm FIRST_VERSION [--trial-s S] [--trial-cpu-s S] [--trial-again-s S]
+    [the server's settings]
 """
 
 import argparse
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--harm", type=int, default=2, help="the first version that does")
     parser.add_argument("--trial-s", type=float, default=4.0)
     parser.add_argument("--trial-cpu-s", type=int, default=2)
+    parser.add_argument("--trial-again-s", type=float, default=600.0)
     options, settings = parser.parse_known_args(arguments)
 
     def harmful_open(version: ModelVersion, config: ServerConfig) -> ServedModel:
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
             HARM[number][0]()
         return really_open(version, config)
 
-    limits = Limits(trial_s=options.trial_s, trial_cpu_s=options.trial_cpu_s)
+    limits = Limits(trial_s=options.trial_s, trial_cpu_s=options.trial_cpu_s, trial_again_s=options.trial_again_s)
     config = dataclasses.replace(parse_arguments(settings), limits=limits)
     with patch.object(ModelVersion, "open", harmful_open):
         return serve_version(config, read_version(config))

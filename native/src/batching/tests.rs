@@ -123,7 +123,7 @@ fn a_request_is_admitted_only_if_its_batch_can_end_before_its_deadline() {
     let refusal = batching.submit("hasty", 1, 1000 + 3600, 0, 1000).unwrap_err();
     assert_eq!(
         refusal.message,
-        "DEADLINE_TOO_SHORT: 4 ms are left, the queue alone takes about 4 ms (try again later, or allow more time)"
+        "DEADLINE_TOO_SHORT: 4 ms are left, and its answer may take 4 ms (try again later, or allow more time)"
     );
     batching.submit("patient", 1, 1000 + 3800, 0, 1000).unwrap();
 }

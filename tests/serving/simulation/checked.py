@@ -42,7 +42,7 @@ class CheckedQueue(BatchQueue):
             is_full = error.word == "QUEUE_FULL"
             is_right = most + num_images > self.max_queue_size if is_full else least + num_images <= self.max_queue_size
             ensure(is_right, "another refusal was due:", error)
-            is_alone = not waiting and not self.device.num_on_device
+            is_alone = not self.num_waiting() and not self.device.num_on_device
             ensure(is_full or not is_alone, "nothing waits or runs, and yet there is no time")
             is_hasty = now_s + self._plenty_s(most + num_images) > request.deadline_s
             ensure(is_full or is_hasty or not self.life.scenario.is_calm, "there is plenty of time:", error)

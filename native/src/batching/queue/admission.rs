@@ -78,7 +78,7 @@ impl<P: Clone> Batching<P> {
             return Ok(());
         }
         let (left, expected) = ((deadline_us - now_us) as f64 / 1e3, expected_us as f64 / 1e3);
-        let what = format!("{left:.0} ms are left, the queue alone takes about {expected:.0} ms");
+        let what = format!("{left:.0} ms are left, and its answer may take {expected:.0} ms");
         Err(Status::overloaded("DEADLINE_TOO_SHORT", what, "try again later, or allow more time"))
     }
 
