@@ -23,7 +23,7 @@ from atelier.client import Client
 from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
 from export.repository import publish
 from loadtest.restarts.shelf import Shelf
-from loadtest.server_process import server_process
+from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig
 from serving.limits import Limits
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
@@ -142,25 +142,27 @@ def test_version_is_tried_again_if_the_machine_may_have_been_the_reason(shelf: S
         assert server.stop() == 0
 
 
+@pytest.fixture
+def endless_trial(shelf: Shelf) -> Iterator[tuple[ServerProcess, int]]:
+    """Starts a server that tries a newer version which sleeps; and the process that tries."""
+    options = ["--trial-s", "50", *settings(shelf.repository, "--watch-repository", "0.1")]
+    with server_process(TRYING, *options) as server:
+        shelf.publish(4)
+        wait_for(lambda: "opens version 4" in server.output)
+        yield server, int(re.findall(r"process (\d+) opens version 4", server.output)[0])
+
+
 @ends_with_its_parent
-def test_trial_ends_with_the_supervisor_that_waits_for_it(shelf: Shelf) -> None:
-    options = ["--trial-s", "50", *settings(shelf.repository, "--watch-repository", "0.1")]
-    with server_process(TRYING, *options) as server:
-        shelf.publish(4)  # it sleeps
-        wait_for(lambda: "opens version 4" in server.output)
-        tries = int(re.findall(r"process (\d+) opens version 4", server.output)[0])
-        server.process.kill()
-        wait_for(lambda: has_ended(tries), 10)
+def test_trial_ends_with_the_supervisor_that_waits_for_it(endless_trial: tuple[ServerProcess, int]) -> None:
+    server, tries = endless_trial
+    server.process.kill()
+    wait_for(lambda: has_ended(tries), 10)
 
 
-def test_server_ends_while_a_newer_version_is_tried(shelf: Shelf) -> None:
-    options = ["--trial-s", "50", *settings(shelf.repository, "--watch-repository", "0.1")]
-    with server_process(TRYING, *options) as server:
-        shelf.publish(4)  # it sleeps
-        wait_for(lambda: "opens version 4" in server.output)
-        pid = int(re.findall(r"process (\d+) opens version 4", server.output)[0])
-        assert server.stop() == 0
-        assert not psutil.pid_exists(pid)
+def test_server_ends_while_a_newer_version_is_tried(endless_trial: tuple[ServerProcess, int]) -> None:
+    server, tries = endless_trial
+    assert server.stop() == 0
+    assert not psutil.pid_exists(tries)
 
 
 def test_process_that_replaces_another_opens_what_was_tried(shelf: Shelf) -> None:
