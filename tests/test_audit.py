@@ -60,6 +60,7 @@ def audit(versions: str, url: str, tmp_path: Path) -> "subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @needs_audit
 def test_version_that_an_advisory_fits_is_named_with_the_one_that_mends_it(database: str, tmp_path: Path) -> None:
     done = audit("pillow==12.3.0\nnumpy==2.4.6\n", database, tmp_path)
@@ -85,6 +86,7 @@ def is_allowed(licence: Any, allowed: set[str]) -> bool:
     return any(allowances) if licence.operator.strip() == "OR" else all(allowances)
 
 
+@pytest.mark.slow
 @needs_audit
 @pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is not installed")
 def test_licence_of_every_crate_is_allowed() -> None:

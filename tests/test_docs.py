@@ -53,6 +53,7 @@ def test_server_with_tls_and_tokens_is_set_up_and_asked_as_the_docs_say(
         assert "UNAUTHENTICATED" in refused.stderr or "NO_TOKEN" in refused.stderr
 
 
+@pytest.mark.slow
 def test_server_on_several_addresses_is_asked_as_the_docs_say(
     data: FashionMNIST, small_repository: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_server_on_several_addresses_is_asked_as_the_docs_say(
     assert "of 4 right" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_log_for_collectors_is_written_as_the_docs_say(small_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # nobody collects
     serve, install, traces = commands_of("serving.md", "Logs and traces")
@@ -82,6 +84,7 @@ def test_log_for_collectors_is_written_as_the_docs_say(small_repository: Path, m
         assert command("atelier.classify", "--target", f"localhost:{server.port}", "--health").returncode == 0
 
 
+@pytest.mark.slow
 def test_newer_version_is_served_as_the_docs_say(
     small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +102,7 @@ def test_newer_version_is_served_as_the_docs_say(
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_signed_version_is_served_as_the_docs_say(
     small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

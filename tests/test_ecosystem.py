@@ -60,6 +60,7 @@ def test_program_itself_takes_what_the_page_gives_it(beginning: str) -> None:
         run(command)
 
 
+@pytest.mark.slow
 def test_metrics_are_fetched_as_the_page_says(small_repository: Path) -> None:
     with server_process("serving", "--repository", str(small_repository), "--port", "0", "--device", "cpu") as server:
         address = server.metrics_url.split("/")[2]

@@ -59,6 +59,7 @@ def test_catalogue_has_every_row_once() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.goal("G25", of="rows of the catalogue", ci=109, release=109)
 def test_every_row_has_a_test_that_asserts_its_words_or_a_reason_why_not(size: int, figure: Figure) -> None:
     words = {row: words_of(line) for line in DOCUMENT.splitlines() for row in ROW.findall(line)}

@@ -135,6 +135,7 @@ def read_for(repository: Path, name: str) -> bytes:
     return b"" if name == MANIFEST_NAME else version.read(name)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E4", "E5", "E11")
 @pytest.mark.goal("G17", of="flips and cuts of a file", ci=200, release=10_000)
 @pytest.mark.parametrize("name", FILES)

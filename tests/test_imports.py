@@ -82,6 +82,7 @@ def test_every_module_has_a_docstring() -> None:
             assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
+@pytest.mark.slow
 @pytest.mark.goal("G22", of="calls in all sources", ci=0, release=0)
 def test_no_source_executes_what_it_loads(figure: Figure) -> None:
     """Pickle and its kind run code from a file; nothing that is loaded here may."""

@@ -80,6 +80,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_folder_is_labelled_as_its_pictures_are_one_by_one(
     classify: Classify, served: ServerProcess, folder: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_folder_is_labelled_as_its_pictures_are_one_by_one(
     assert all(0 < rows[path]["probability"] <= 1 for path in good)
 
 
+@pytest.mark.slow
 def test_csv_and_json_lines_say_the_same(
     classify: Classify, served: ServerProcess, folder: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ def test_rows_of_a_parquet_file_keep_their_other_columns(
     assert errors[:5] == [None] * 5 and errors[5].startswith("BAD_PICTURE") and errors[6].startswith("NO_PICTURE")
 
 
+@pytest.mark.slow
 def test_picture_that_no_message_could_carry_is_a_row_with_the_reason(
     classify: Classify, small_repository: Path, tmp_path: Path
 ) -> None:

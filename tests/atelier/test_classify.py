@@ -96,6 +96,7 @@ def run_command(*arguments: "str | bytes", **environment: str) -> "subprocess.Co
     return subprocess.run(command, capture_output=True, timeout=60, env=os.environ | environment)
 
 
+@pytest.mark.slow
 def test_proxy_in_the_environment_does_not_take_the_local_server_away(server: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x02png")
     proxy = f"http://127.0.0.1:{free_port()}"

@@ -180,6 +180,7 @@ def test_what_a_restarting_server_refuses_is_retried(
     assert len(server.requests) == 3
 
 
+@pytest.mark.slow
 def test_retries_use_the_whole_deadline_and_then_give_the_servers_own_reason(server: ScriptedServer, ask: Ask) -> None:
     server.script, server.pushback_ms = [UNAVAILABLE] * 99, 100
     began_s = time.monotonic()
@@ -197,6 +198,7 @@ def test_a_server_that_asks_not_to_be_asked_again_is_not(server: ScriptedServer,
     assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_refusing_is_spared(server: ScriptedServer) -> None:
     """Retries stop while failures outnumber successes by 2,000."""
     server.script, server.pushback_ms = [UNAVAILABLE] * 99999, 0

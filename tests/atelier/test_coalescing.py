@@ -159,6 +159,7 @@ def test_followers_of_a_task_that_is_cancelled_are_answered(server: ScriptedServ
     assert [answer.labels.tolist() for answer in asyncio.run(cancel_the_leader())] == [[1], [3], [4]]
 
 
+@pytest.mark.slow
 def test_follower_of_a_task_that_is_cancelled_has_the_deadline_of_its_call(server: ScriptedServer) -> None:
     async def cancel_the_leader() -> None:
         server.gate.clear()
@@ -175,6 +176,7 @@ def test_follower_of_a_task_that_is_cancelled_has_the_deadline_of_its_call(serve
     assert server.seconds_left[-1] < 1.2
 
 
+@pytest.mark.slow
 def test_deadline_counts_from_the_call_not_from_the_sending(server: ScriptedServer) -> None:
     server.gate.clear()
     with Client(server.target, coalesce_ms=300) as client, ThreadPoolExecutor(1) as threads:

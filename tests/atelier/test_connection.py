@@ -151,6 +151,7 @@ def test_restart_as_long_as_the_deadline_allows_is_waited_for(ask: Ask) -> None:
     assert answer.labels.tolist() == [8]
 
 
+@pytest.mark.slow
 def test_server_that_has_gone_is_called_that_at_the_deadline() -> None:
     server = ScriptedServer()
     with Client(server.target) as client:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -18,6 +19,7 @@ def schema_errors(*paths: Path) -> str:
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_compose_file_is_as_the_schema_has_it_and_a_misspelled_field_is_seen(tmp_path: Path) -> None:
     text, misspelled = (DEPLOY / "compose.yaml").read_text(), tmp_path / "misspelled.yaml"
     misspelled.write_text(text.replace("stop_grace_period", "stop_grace_periode"))

@@ -56,6 +56,7 @@ def strict(documents: list[dict[str, Any]]) -> None:
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_is_what_kubernetes_takes(overlay: str) -> None:
@@ -113,6 +114,7 @@ def test_overlay_gpu_asks_for_one_and_serves_on_it() -> None:
     assert [each["type"] for each in one(documents, "HorizontalPodAutoscaler")["spec"]["metrics"]] == ["Pods"]
 
 
+@pytest.mark.slow
 @needs_kubectl
 def test_server_with_the_pods_arguments_answers_its_probes_and_has_the_autoscalers_metric(
     small_repository: Path,
@@ -159,6 +161,7 @@ def test_inference_service_names_the_runtime_and_a_protocol_that_it_has() -> Non
     assert model["modelFormat"]["name"] in {each["name"] for each in runtime["spec"]["supportedModelFormats"]}
 
 
+@pytest.mark.slow
 def test_server_with_the_runtimes_arguments_is_ready_in_the_protocol_that_kserve_asks_for(
     small_repository: Path,
 ) -> None:

@@ -135,6 +135,7 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
     assert second.files[PROGRAM_NAME] == manifest.files[PROGRAM_NAME]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E13")
 def test_a_failed_gate_publishes_nothing_and_names_runtime_image_and_layer(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -157,6 +158,7 @@ def test_a_failed_gate_publishes_nothing_and_names_runtime_image_and_layer(
     assert not (workplace / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_gate_that_crashes_leaves_nothing(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Any) -> None:
         raise RuntimeError("a runtime's last words")
@@ -216,6 +218,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "parity-failed/parity.md" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_that_broke_off_is_exported_only_on_request_and_without_an_engine_that_is_not_wanted(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +257,7 @@ def test_model_of_unverified_data_is_not_exported_as_if_of_fashion_mnist(
     assert capsys.readouterr().err.startswith("error: UNVERIFIED_CHECKPOINT: ")
 
 
+@pytest.mark.slow
 def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_fp32(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +276,7 @@ def test_a_version_of_another_precision_is_proven_in_it_and_holds_no_program_in_
         open_backend("torch", "cpu", version_dir, manifest, max_batch_size=16, num_threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
 def test_bf16_is_proven_by_emulation_and_served_only_where_it_can_be_run(
     workplace: Path, capsys: pytest.CaptureFixture[str]

@@ -62,6 +62,7 @@ def test_a_failed_report_is_explained_in_words() -> None:
     assert explained.startswith("first diverging layer layers.conv1 (value conv2d, max_abs_diff 0.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "weight"),
     [("classic", "layers.c3.weight"), ("classic", "layers.s4.scale.weight"), ("modern", "layers.conv2.weight")],

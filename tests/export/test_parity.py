@@ -45,6 +45,7 @@ def test_real_runtimes_pass_within_the_tolerance() -> None:
     assert report.pairs[0].max_abs_diff < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E13")
 @pytest.mark.goal("G20", of="exports with a weight that is 0.02 off", ci=20, release=100)
 def test_any_weight_moved_by_a_fiftieth_is_caught(size: int, figure: Figure) -> None:

@@ -22,6 +22,7 @@ def table_of(model: LeNet) -> dict[str, Any]:
     return {layer["name"]: layer for layer in document["layers"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["tutorial", "classic"])
 def test_replicated_border_is_part_of_the_convolution_or_a_layer_of_its_own(architecture: str) -> None:
     recipe = dataclasses.replace(RECIPES[architecture], padding_mode="replicate", pooling="max", activation="gelu")

@@ -82,6 +82,7 @@ def outcome(task: Task, baseline: Session, tmp_path: Path) -> Outcome:
     return of
 
 
+@pytest.mark.slow
 def test_runtime_that_gives_the_models_logits_passes_and_is_timed_beside_onnx_runtime(outcome: Outcome) -> None:
     result = outcome(f"changed = lambda logits: logits\n{OPEN}")
     assert result.why == "" and result.version == "1.0"
@@ -91,6 +92,7 @@ def test_runtime_that_gives_the_models_logits_passes_and_is_timed_beside_onnx_ru
     assert 0.1 < result.ratios(64)[0] < 10
 
 
+@pytest.mark.slow
 def test_answers_that_are_deliberately_wrong_fail(outcome: Outcome) -> None:
     result = outcome(f"changed = lambda logits: -logits\n{OPEN}")
     assert verdict(result).startswith("FAIL: ")
@@ -98,6 +100,7 @@ def test_answers_that_are_deliberately_wrong_fail(outcome: Outcome) -> None:
     assert f"{num_flips(result)} class flips, worst test image " in verdict(result)
 
 
+@pytest.mark.slow
 def test_a_small_error_fails_without_a_flip(outcome: Outcome) -> None:
     result = outcome(f"changed = lambda logits: logits * 1.0005\n{OPEN}")
     assert verdict(result).startswith("FAIL: ")
@@ -137,6 +140,7 @@ def test_runtime_that_hangs_is_given_up_with_all_that_it_started(outcome: Outcom
     wait_for(lambda: has_ended(int(pid_path.read_text())), 10)  # killed a moment ago
 
 
+@pytest.mark.slow
 def test_runtime_that_writes_over_its_model_has_a_copy(task: Task, outcome: Outcome) -> None:
     before = dict(task.models)
     outcome("open(sys.argv[1], 'wb').close()")
@@ -183,6 +187,7 @@ def wheel_in(directory: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_environment_is_made_once_and_anew_for_other_packages(tmp_path: Path) -> None:
     wheel, environment = wheel_in(tmp_path), tmp_path / "environment"
     python = python_with((wheel,), environment)

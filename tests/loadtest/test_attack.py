@@ -127,6 +127,7 @@ def test_control_attacks_nobody() -> None:
     assert outcome.memory.before_mb > 5
 
 
+@pytest.mark.slow
 def test_attack_that_falls_short_is_no_success() -> None:
     weak = Attack(name="weak", work=give_up, unit="requests", size=2, short_size=2)
     assert outcome_of(weak, "none").faults[-1] == "the attack got no further than 1 requests"

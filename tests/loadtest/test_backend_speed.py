@@ -37,6 +37,7 @@ def latency_of(repository: Path, backend: str, *batch_sizes: int, capsys: pytest
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
 def test_on_a_cpu_every_row_is_by_the_wall_clock_and_memory_is_the_processs(
     backend: str, repository: Path, capsys: pytest.CaptureFixture[str]

@@ -53,6 +53,7 @@ def test_run_that_says_nothing_is_invalid_and_meets_no_target() -> None:
     assert ours.verdict == "INVALID: only 5/s were offered"
 
 
+@pytest.mark.slow
 def test_answers_are_counted_by_the_server_and_one_too_few_or_too_many_fails_the_run(small_repository: Path) -> None:
     with serving(small_repository) as server:
         with Client(server.target) as client:
@@ -129,6 +130,7 @@ def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest
     assert (tmp_path / "peers.svg").exists()
 
 
+@pytest.mark.slow
 def test_page_is_drawn_on_and_a_look_without_an_answer_is_no_look(job: Job) -> None:
     with serving(job.repository) as server:
         (page,) = server.ready["playground"]

@@ -116,6 +116,7 @@ def test_failed_run_names_the_requests() -> None:
     assert "server: request 7: wrong" in screen(findings(measurement(wrong=1)))
 
 
+@pytest.mark.slow
 def test_screen_and_page_show_the_same_tables() -> None:
     found = findings(measurement(), sweep=[measurement(qps=2000.0, refused=3)])
     text, page = screen(found), page_from(found, {})

@@ -182,6 +182,7 @@ def test_a_program_that_crashes_is_told(modules: Path, tmp_path: Path) -> None:
         output_of(plan_in(tmp_path), "crashing")
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_is_stopped_with_the_servers_that_it_started(modules: Path, tmp_path: Path) -> None:
     (modules / "hanging.py").write_text(
         "import subprocess, sys, time\n"

@@ -107,6 +107,7 @@ def test_method_that_is_unknown_is_unimplemented(client: str) -> None:
     assert answers.failure(0).startswith("UNIMPLEMENTED: ")
 
 
+@pytest.mark.slow
 def test_calls_of_a_server_that_dies_are_lost_and_the_next_server_is_found(client: str) -> None:
     with server_process(NULL, "--latency-ms", "2000") as process:
         server, port = classify_at(process.target), process.port

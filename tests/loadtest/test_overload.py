@@ -27,6 +27,7 @@ def offered(
         return measured(server, replace(load, client=client))
 
 
+@pytest.mark.slow
 def test_every_answer_in_time_is_goodput_and_its_latency_counts_from_when_it_was_due(client: str) -> None:
     run = offered(client, "--latency-ms", 20)
     assert 50 < run.count("in_time") == run.count("within_bound")  # a busy machine sends not all
@@ -34,24 +35,28 @@ def test_every_answer_in_time_is_goodput_and_its_latency_counts_from_when_it_was
     assert run.percentile_ms(50.0) >= 20
 
 
+@pytest.mark.slow
 def test_answers_after_the_deadline_are_no_goodput(client: str) -> None:
     run = offered(client, "--latency-ms", 400, deadline_s=0.25)
     assert run.count("within_bound") == run.count("refused") == 0
     assert 50 < run.count("in_time") <= run.count("expired") == run.num_requests
 
 
+@pytest.mark.slow
 def test_refusal_is_counted_with_its_time(client: str) -> None:
     run = offered(client, "--latency-ms", 5, "--fault", "refuse", "--fault-at", NUM_WARM_UP + 10)
     assert (run.count("refused"), run.count("within_bound")) == (1, run.count("in_time") - 1)
     assert 4 <= (run_from(run).refusal_p99_ms or 0) < 1_000  # the server's loop counts in whole milliseconds
 
 
+@pytest.mark.slow
 def test_server_that_cancels_a_first_call_is_asked_again(client: str) -> None:
     """As grpcio does for a while after a load of which many calls were given up."""
     run = offered(client, "--fault", "cancel", "--fault-at", 3)
     assert 50 < run.count("in_time") == run.count("correct")
 
 
+@pytest.mark.slow
 def test_requests_of_several_images_are_judged_by_all_of_them(client: str) -> None:
     right = offered(client, size=3)
     assert 50 < right.count("in_time") == right.count("correct")
@@ -60,6 +65,7 @@ def test_requests_of_several_images_are_judged_by_all_of_them(client: str) -> No
     assert (swapped.count("wrong"), swapped.count("correct")) == (1, swapped.count("in_time") - 1)
 
 
+@pytest.mark.slow
 def test_generator_that_cannot_keep_its_schedule_says_so(client: str) -> None:
     run = offered(client, rate=400_000, deadline_s=0.05, duration_s=0.2)
     assert run.num_requests > 40_000

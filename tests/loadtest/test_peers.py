@@ -65,6 +65,7 @@ def test_peer_that_ends_is_absent_with_its_own_last_words(model: Path) -> None:
         assert "NO_PEER: Double did not answer: no such device" in absent["Double"]
 
 
+@pytest.mark.slow
 def test_peer_that_cannot_be_installed_says_why(tmp_path: Path) -> None:
     absent_package = str(tmp_path / "litserve-9-py3-none-any.whl")
     with pytest.raises(ResourceUnavailableError, match=r"NO_PEER: LitServe cannot be installed: .*litserve-9"):

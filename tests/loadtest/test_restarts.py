@@ -99,6 +99,7 @@ def test_native_front_end_promises_everything() -> None:
 # --- The harness can fail --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wrong_answer_is_found_out() -> None:
     wrong = partial(server_process, "tests.loadtest.null_server", "--fault", "swap", "--fault-at", "20")
     cycles = restart(wrong, reference(), number=1, rate=RATE)
@@ -106,6 +107,7 @@ def test_wrong_answer_is_found_out() -> None:
     assert next(entry for entry in cycles.journal if entry.outcome.startswith("WRONG")).number == 19
 
 
+@pytest.mark.slow
 def test_call_that_fails_is_found_out() -> None:
     refusing = partial(server_process, "tests.loadtest.null_server", "--fault", "refuse", "--fault-at", "20")
     cycles = restart(refusing, reference(), number=0, rate=RATE)
@@ -224,6 +226,7 @@ def test_answer_of_another_version_than_it_names_is_wrong() -> None:
     assert fault("2", best).startswith("version 2: image 0: label")
 
 
+@pytest.mark.slow
 def test_swap_that_never_comes_is_found_out(small_repository: Path, known: Reference) -> None:
     cycles = swap(["--model-version", "1"], small_repository, known, number=1, rate=RATE, longest_s=2.0)
     assert cycles.faults(End()) == ["version 2 was not served"]

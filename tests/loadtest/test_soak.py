@@ -128,6 +128,7 @@ def test_attempts_over_a_tenth_more_than_requests_are_found_out() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_attempts_of_our_client_are_counted() -> None:
     cancelling = partial(server_process, "tests.loadtest.null_server", "--fault", "cancel", "--fault-at", "20")
     port = free_port()

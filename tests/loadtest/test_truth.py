@@ -121,6 +121,7 @@ def test_pause_of_200_ms_is_found_in_the_percentiles(client: str) -> None:
     assert 190.0 < run.percentile_ms(100.0) < 260.0 + 2 * delay_ms
 
 
+@pytest.mark.slow
 def test_pause_of_the_generator_counts_as_latency_and_makes_the_run_invalid(client: str) -> None:
     """Requests that a stopped generator could not send were due all the same."""
     arguments = ("tests.loadtest.null_server", "--latency-ms", "2", "--tell-at", "100")
@@ -163,6 +164,7 @@ def test_two_processes_share_the_rate_and_their_histograms_add_up(client: str) -
     assert together([run, run]).num_requests == 2 * run.num_requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "count", "message"),
     [
@@ -182,6 +184,7 @@ def test_one_bad_answer_among_hundreds_is_counted_and_named(fault: str, count: s
     assert message in named
 
 
+@pytest.mark.slow
 def test_one_bad_answer_of_the_open_inference_protocol_is_named_under_load_too(client: str) -> None:
     with null_server("--fault", "swap", "--fault-at", NUM_WARM_UP + 50, protocol="oip") as server:
         run = measured(server, server_load(client, duration_s=1.0))
@@ -190,6 +193,7 @@ def test_one_bad_answer_of_the_open_inference_protocol_is_named_under_load_too(c
     assert re.match(r"request \d+: image \d+: logits .* it is the answer to image", run.faults[0])
 
 
+@pytest.mark.slow
 def test_what_is_too_late_to_be_sent_is_not_and_counts_as_lost(client: str) -> None:
     with null_server() as server:
         run = measured(server, replace(server_load(client, duration_s=0.5), late_s=0.0))
@@ -206,6 +210,7 @@ def test_single_stream_waits_for_each_answer(protocol: str) -> None:
     assert run.count("correct") == run.num_requests
 
 
+@pytest.mark.slow
 def test_oip_answer_of_another_image_is_named() -> None:
     with null_server("--fault", "swap", "--fault-at", SINGLE_WARM_UP + 10, protocol="oip") as server:
         run = measured(server, single_stream())
@@ -214,6 +219,7 @@ def test_oip_answer_of_another_image_is_named() -> None:
     assert "it is the answer to image" in run.faults[0]
 
 
+@pytest.mark.slow
 def test_multi_stream_and_offline_answer_every_image(client: str) -> None:
     with null_server() as server, Generators(2, {"null": server}, NUM_IMAGES) as generators:
         streams = Load(contender="null", scenario="multi_stream", images_per_request=8, duration_s=0.5, expected=1e-4)
@@ -234,6 +240,7 @@ def test_multi_stream_and_offline_answer_every_image(client: str) -> None:
         assert run.count("pending") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["multi_stream", "server", "offline"])
 def test_requests_of_more_images_than_there_are_have_some_of_them_twice(scenario: str, client: str) -> None:
     size = NUM_IMAGES + 56

@@ -125,6 +125,7 @@ def num_executed(folder: Path) -> int:
 # --- TLS -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S44")
 def test_tls_serves_those_who_trust_it_and_nobody_in_plain_text(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
@@ -140,6 +141,7 @@ def test_tls_serves_those_who_trust_it_and_nobody_in_plain_text(serving: Serving
     assert num_executed(tmp_path) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S44")
 def test_mutual_tls_turns_away_clients_without_a_certificate(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
@@ -331,6 +333,7 @@ def end_of_call(target: str, method: str, *metadata: tuple[str, str]) -> str:
             return f"{failure.code().name} {failure.details().partition(':')[0]}"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S45")
 def test_tokens_are_asked_for_by_every_method_but_health(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
@@ -366,6 +369,7 @@ def methods_of(target: str) -> list[str]:
     return [f"/{service}/{method.name}" for service, methods in found for method in methods]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S45")
 @pytest.mark.goal("G21", of="bad credentials of each method", ci=0, release=0)
 def test_every_method_refuses_every_bad_credential(
@@ -511,6 +515,7 @@ def test_file_without_digests_is_named(front_end: str, tmp_path: Path, text: str
     assert refusal_of(front_end, tokens=path).startswith(f"BAD_TOKENS: {path}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("O8")
 @pytest.mark.parametrize("is_key", [False, True])
 def test_secret_that_every_user_may_open_ends_the_start(front_end: str, tmp_path: Path, is_key: bool) -> None:
@@ -555,6 +560,7 @@ def test_client_sends_no_token_in_plain_text_beyond_this_machine() -> None:
 # --- Beyond this machine ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S47")
 def test_address_that_others_reach_wants_tls_and_tokens(front_end: str, serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
@@ -576,6 +582,7 @@ def test_address_that_others_reach_wants_tls_and_tokens(front_end: str, serving:
         assert "warning: 0.0.0.0 may be reached by others, without TLS and tokens" in server.output
 
 
+@pytest.mark.slow
 def test_command_reads_its_token_from_a_file(serving: Serving, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
     tokens, token = tmp_path / "tokens", tmp_path / "token"

@@ -145,6 +145,7 @@ def test_names_that_mean_the_same_address_are_opened_once() -> None:
         assert len(listening.sockets) == 2
 
 
+@pytest.mark.slow
 def test_programs_read_where_it_serves_from_a_file(front_end: str, small_repository: Path, tmp_path: Path) -> None:
     settings = ("--repository", str(small_repository), "--port", "0", "--device", "cpu", "--front-end", front_end)
     with server_process("serving", *settings) as server, Client(server.target) as client:

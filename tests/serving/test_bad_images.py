@@ -16,6 +16,7 @@ from tests.serving.test_swap import SERVERS
 POISON = 99
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S25")
 @pytest.mark.goal("G6", of="positions of an image on which the runtime fails", ci=64, release=64)
 @pytest.mark.parametrize("serving", SERVERS)

@@ -239,6 +239,7 @@ class SteppedBackend(FakeBackend):
         return super().infer(images)
 
 
+@pytest.mark.slow
 def test_rest_of_a_failed_request_takes_no_room_while_the_device_is_busy() -> None:
     async def test() -> None:
         backend = SteppedBackend(max_batch_size=2)
@@ -389,6 +390,7 @@ def test_success_between_failures_starts_the_count_anew() -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_device_that_hung_and_then_fails_is_given_up_once() -> None:
     async def test() -> None:
         failures: list[ProgramError] = []

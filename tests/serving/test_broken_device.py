@@ -51,6 +51,7 @@ def pauses_s(server: ServerProcess) -> list[float]:
     return [float(pause or 0) for pause in found]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S31")
 def test_clients_get_right_answers_across_a_process_whose_device_breaks(front_end: str) -> None:
     with breaking_server(front_end, "--lives", "5") as server, Client(server.target) as client:

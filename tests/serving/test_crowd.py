@@ -108,6 +108,7 @@ def test_health_is_answered_at_once_at_ten_times_what_the_server_can_do(front_en
     pytest.fail(f"{busy_s:.3f} s, and {quiet_s:.3f} s before the load")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S53")
 def test_answer_for_a_client_that_has_gone_is_counted_and_nothing_of_it_is_kept(front_end: str) -> None:
     async def test(server: ServerProcess) -> None:

@@ -99,6 +99,7 @@ def test_picture_that_crashes_its_decoder_is_refused_and_the_next_is_read(
     assert (decoder.read(SMALL, 0, AS_IS).image[0] == garment()).all()
 
 
+@pytest.mark.slow
 def test_decoder_that_hangs_is_replaced(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder.read(SMALL, 0, AS_IS)
     process_of(decoder).send_signal(signal.SIGSTOP)

@@ -93,6 +93,7 @@ def await_all(streams: dict[Connection, list[int]]) -> None:
         assert all(connection.wait_for(stream, until_s) for stream in of_each)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S18", "S22")
 @pytest.mark.goal("G14", of="requests, cancelled or expired in the queue", ci=1_200, release=100_000)
 def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
@@ -119,6 +120,7 @@ def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
     assert counted == asked.sent
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S20")
 @pytest.mark.parametrize(("timeout", "late_s"), [(b"0m", 0.0), (b"1m", 0.1)])
 def test_request_whose_deadline_has_passed_when_it_arrives_is_not_executed(
@@ -140,6 +142,7 @@ def test_request_whose_deadline_has_passed_when_it_arrives_is_not_executed(
     assert executed_by(tmp_path / "executed") == []
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S20")
 @pytest.mark.parametrize("timeout_s", [0.0, 0.001])
 def test_client_that_gives_no_time_gets_no_answer(front_end: str, tmp_path: Path, timeout_s: float) -> None:

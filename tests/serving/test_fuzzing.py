@@ -110,6 +110,7 @@ def offers_to(honest: Honest, seed: int = SEED) -> Iterator[list[Offer]]:
         offer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S1", "S2", "S4", "S7")
 @pytest.mark.goal("G22", of="mutated messages, with an audit hook in the server", ci=4_000, release=1_000_000)
 @pytest.mark.goal("G8", of="mutated messages", ci=4_000, release=1_000_000)

@@ -99,6 +99,7 @@ def test_newer_version_is_served_after_sighup(server: ServerProcess, shelf: Shel
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_watched_repository_needs_no_signal_and_waits_for_the_manifest(shelf: Shelf, front_end: str) -> None:
     with server_process("serving", *settings(shelf, front_end, "--watch-repository", "0.1")) as server:
         shelf.publish(2)
@@ -114,6 +115,7 @@ def test_watched_repository_needs_no_signal_and_waits_for_the_manifest(shelf: Sh
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_refused_version_is_tried_again_once_its_files_change(shelf: Shelf, front_end: str) -> None:
     with server_process("serving", *settings(shelf, front_end, "--watch-repository", "0.1")) as server:
         word = shelf.publish_bad(2, "missing file", Random(0))
@@ -126,6 +128,7 @@ def test_refused_version_is_tried_again_once_its_files_change(shelf: Shelf, fron
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_replaced_process_serves_the_version_that_was_swapped_in(server: ServerProcess, shelf: Shelf) -> None:
     publish(server, shelf, 2)
     shutil.rmtree(shelf.repository)
@@ -138,6 +141,7 @@ def test_replaced_process_serves_the_version_that_was_swapped_in(server: ServerP
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S34")
 def test_process_that_crashes_while_it_loads_leads_back_to_the_old_version(shelf: Shelf, front_end: str) -> None:
     options = settings(shelf, front_end, "--watch-repository", "0.1")
@@ -183,6 +187,7 @@ def test_sighups_in_a_start_end_no_server(shelf: Shelf, tmp_path: Path) -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S35")
 def test_storm_of_sighups_is_as_one_after_the_other_and_fails_no_call(server: ServerProcess, shelf: Shelf) -> None:
     stop, failures = Event(), []
@@ -211,6 +216,7 @@ def test_storm_of_sighups_is_as_one_after_the_other_and_fails_no_call(server: Se
     assert "starting another" not in server.output
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S35", "S37")
 def test_sighup_in_a_drain_changes_nothing(shelf: Shelf, front_end: str) -> None:
     options = ("--port", "0", "--front-end", front_end, "--lame-duck-s", "2")
@@ -221,6 +227,7 @@ def test_sighup_in_a_drain_changes_nothing(shelf: Shelf, front_end: str) -> None
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S37")
 def test_stop_while_a_version_is_loaded_does_not_wait_for_it(shelf: Shelf, front_end: str) -> None:
     with server_process("tests.serving.crashing_server", *settings(shelf, front_end)) as server:

@@ -320,6 +320,7 @@ def test_views_have_bodies_and_head_has_none(ask: Asker) -> None:
 # --- Bounds, deadlines, access ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_full_and_late_and_draining_have_their_statuses() -> None:
     backend = FakeBackend(max_batch_size=1)
     with asking(backend, max_queue_size=1, max_images_per_request=1, lame_duck_s=1.0) as ask:

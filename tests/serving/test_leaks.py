@@ -89,6 +89,7 @@ def leaks_of(text: str) -> list[str]:
     return [leak for leak in found if not any(leak.startswith(name) for name in METHODS)]
 
 
+@pytest.mark.slow
 @pytest.mark.goal("G23", of="refusals, and the log with a line for every call", ci=0, release=0)
 def test_neither_refusals_nor_the_log_tell_what_is_nobodys_business(
     front_end: str, small_repository: Path, tmp_path: Path, figure: Figure

@@ -33,6 +33,7 @@ def ending(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[byt
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("O16")
 @pytest.mark.parametrize(
     ("host", "case", "reached", "missing"),

@@ -149,6 +149,7 @@ def test_openmetrics_is_for_those_who_ask_for_it_and_has_the_same_samples(server
     assert samples == {(sample.name, *sorted(sample.labels.items())) for sample in others}
 
 
+@pytest.mark.slow
 def test_every_call_is_counted_once_under_the_status_that_it_ended_with() -> None:
     metrics = Metrics({"backend": "fake"})
 
@@ -224,6 +225,7 @@ def test_scrapers_that_are_stuck_keep_nobody_waiting(server: ServerProcess) -> N
             connection.close()
 
 
+@pytest.mark.slow
 def test_replaced_process_is_counted_and_counts_anew(small_repository: Path, front_end: str) -> None:
     """Prometheus knows counters that begin again: rate() and increase() count on across it."""
     with serving(small_repository, front_end) as server, Client(server.target) as client:
@@ -235,6 +237,7 @@ def test_replaced_process_is_counted_and_counts_anew(small_repository: Path, fro
         assert page.value("atelier_images_total") == 3
 
 
+@pytest.mark.slow
 def test_stopped_server_leaves_no_process_and_no_port_behind(small_repository: Path, front_end: str) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with serving(small_repository, front_end) as server:
@@ -254,6 +257,7 @@ def is_open(address: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_server_without_metrics_has_no_page(small_repository: Path, front_end: str) -> None:
     with serving(small_repository, front_end, "--metrics-port", "0") as server:
         assert "metrics at" not in server.output

@@ -198,6 +198,7 @@ async def how_it_ended(call: Any) -> str:
     return (caught.value.details() or "").partition(":")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S12")
 def test_of_too_many_calls_without_a_message_the_oldest_end_and_requests_go_on() -> None:
     async def test() -> None:
@@ -343,6 +344,7 @@ def test_client_that_has_room_for_one_byte_of_each_answer_loses_its_connection(p
         assert label_from(server.addresses[0], 2) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S16")
 def test_connections_that_have_pushed_and_are_silent_slow_nobody_down() -> None:
     pings = http2.frame(http2.PING, 0, 0, bytes(8))
@@ -388,6 +390,7 @@ def test_call_that_crosses_the_end_of_a_drain_costs_no_other_call_its_answer() -
             assert (client.received[http2.GOAWAY], len(client.answered) > 5) == (2, True)
 
 
+@pytest.mark.slow
 def test_client_that_reads_slowly_and_all_the_time_keeps_its_connection() -> None:
     message = cases.request(1, top_k=10).SerializeToString()
     with server_of(FakeBackend(), write_timeout_s=0.4) as server, raw_connection(server, NO_WINDOW) as client:
@@ -527,6 +530,7 @@ def test_conversation_may_have_pauses() -> None:
     cases.run(test())
 
 
+@pytest.mark.slow
 def test_file_that_cannot_be_read_again_is_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("0" * 64)

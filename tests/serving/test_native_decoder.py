@@ -58,6 +58,7 @@ def test_decoders_read_or_refuse_every_mutant(size: int, figure: Figure) -> None
     figure(f"{size:,} read or refused, the slowest in {found[2]} us")
 
 
+@pytest.mark.slow
 @needs_test_binary
 @pytest.mark.fault("S1", "S2")
 @pytest.mark.goal("G8", of="messages, read by prost and by Google's library", ci=10_000, release=500_000)

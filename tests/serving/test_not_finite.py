@@ -54,6 +54,7 @@ def test_logits_that_overflow_for_one_image_are_an_error_for_it_alone(overflowin
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_version_with_weights_that_are_no_numbers_is_not_swapped_in(
     small_repository: Path, front_end: str, tmp_path: Path
 ) -> None:

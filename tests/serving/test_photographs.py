@@ -41,6 +41,7 @@ def table(value: int, garment: int, box: Box = (60, 100, 180, 260)) -> NDArray[n
     return pixels
 
 
+@pytest.mark.slow
 @LIGHT_AND_DARK
 def test_garment_is_found_inverted_if_dark_and_cut_to_its_box(data: FashionMNIST, is_light: bool) -> None:
     images, _ = sample(data, 100)

@@ -307,6 +307,7 @@ def test_every_mutant_of_a_version_is_refused(tmp_path: Path, size: int, figure:
     figure(f"{size} of {size} were refused")
 
 
+@pytest.mark.slow
 def test_unspoiled_version_is_served_by_both(tmp_path: Path) -> None:
     published(tmp_path, FILES)
     assert [refusal_of(tmp_path, backend) for backend in ("onnxruntime", "torch", "auto")] == ["", "", ""]
@@ -331,6 +332,7 @@ def test_backend_that_answers_for_another_image_is_refused(seed: int) -> None:
 # --- A server ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("front_end", available_front_ends())
 def test_server_tells_what_it_has_proven(front_end: str, tmp_path: Path) -> None:
     published(tmp_path, FILES)

@@ -77,6 +77,7 @@ def objects(server: ServerProcess) -> list[dict[str, Any]]:
     return [json.loads(line) for line in server.output.splitlines()]
 
 
+@pytest.mark.slow
 def test_with_json_each_line_of_the_log_is_an_object_and_each_call_is_one_of_them(
     small_repository: Path, front_end: str
 ) -> None:
@@ -96,6 +97,7 @@ def test_with_json_each_line_of_the_log_is_an_object_and_each_call_is_one_of_the
     assert all(line["time"].endswith("Z") and line["level"] for line in lines)
 
 
+@pytest.mark.slow
 def test_in_text_a_call_is_a_line_and_without_the_flag_none(small_repository: Path, front_end: str) -> None:
     with serving(small_repository, front_end, "--log-requests") as server:
         call(server, images(1))
@@ -106,6 +108,7 @@ def test_in_text_a_call_is_a_line_and_without_the_flag_none(small_repository: Pa
     assert "Classify OK" not in silent.output
 
 
+@pytest.mark.slow
 def test_a_span_belongs_to_the_clients_trace_and_its_sampled_bit_is_obeyed(
     small_repository: Path, front_end: str, collector: Collector
 ) -> None:
@@ -130,6 +133,7 @@ def test_a_span_belongs_to_the_clients_trace_and_its_sampled_bit_is_obeyed(
     assert collector.resource["atelier.model_version"] == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S56")
 def test_a_collector_that_does_not_answer_costs_spans_and_no_calls(
     small_repository: Path, front_end: str, monkeypatch: pytest.MonkeyPatch
@@ -141,6 +145,7 @@ def test_a_collector_that_does_not_answer_costs_spans_and_no_calls(
     assert len(set(labels)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S50")
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_name_that_a_stranger_chose_makes_no_second_line_and_moves_no_terminal(
@@ -170,6 +175,7 @@ def test_whatever_a_record_holds_it_is_one_line(caplog: pytest.LogCaptureFixture
     assert len(caplog.records) == 5
 
 
+@pytest.mark.slow
 def test_many_calls_are_as_many_lines(small_repository: Path, front_end: str) -> None:
     """No more of them than the pipe holds: a busy machine may read late, and what does not fit is dropped."""
     with serving(small_repository, front_end, "--log-requests", "--log-format", "json") as server:

@@ -50,6 +50,7 @@ def test_server_that_may_open_too_few_files_says_how_many_it_needs(front_end: st
     assert done.stderr.startswith(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S54")
 def test_server_without_files_serves_those_who_are_connected_and_others_once_there_are_some(front_end: str) -> None:
     with limited(front_end, "ulimit -n 256") as server, Client(server.target) as client, ExitStack() as crowd:
@@ -139,6 +140,7 @@ def jump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
+@pytest.mark.slow
 @pytest.mark.fault("O2")
 @pytest.mark.parametrize("jump_s", [3600, -320_000_000])
 def test_clock_that_jumps_loses_no_request(

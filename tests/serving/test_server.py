@@ -219,6 +219,7 @@ def test_pictures_are_decoded_in_order() -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
 
@@ -595,6 +596,7 @@ def test_client_that_has_gone_when_it_is_answered_is_no_failure(
     run(test())
 
 
+@pytest.mark.slow
 def test_watcher_of_health_hears_of_the_drain() -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (server, calls, _):
@@ -702,6 +704,7 @@ def test_health_is_serving_only_once_the_backend_is_warm() -> None:
     run(test())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S36")
 def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
     async def test() -> None:
@@ -730,6 +733,7 @@ def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
     run(test())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S38")
 def test_drain_that_takes_too_long_ends_with_an_error() -> None:
     async def test() -> None:
@@ -748,6 +752,7 @@ def test_drain_that_takes_too_long_ends_with_an_error() -> None:
     run(test())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S27")
 def test_hung_device_ends_the_server_with_an_error() -> None:
     async def test() -> None:
@@ -763,6 +768,7 @@ def test_hung_device_ends_the_server_with_an_error() -> None:
     run(test())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S38")
 def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
     """What was accepted is told to go elsewhere, and nobody may take that for a clean end."""
@@ -783,6 +789,7 @@ def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
     run(test())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S26")
 def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed() -> None:
     async def test() -> None:

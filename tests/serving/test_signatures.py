@@ -198,6 +198,7 @@ def test_library_that_is_missing_is_named_with_its_extra(repository: Path, keys:
 # --- Servers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E5")
 def test_server_serves_and_swaps_in_only_what_is_signed(
     small_repository: Path, keys: Keys, front_end: str, tmp_path: Path

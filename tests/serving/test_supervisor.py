@@ -63,6 +63,7 @@ def test_all_answers_are_counted(server: ServerProcess) -> None:
     assert "answered 50 requests, 100 images" in server.output
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S29")
 def test_killed_process_is_replaced_at_once_and_clients_do_not_notice(server: ServerProcess) -> None:
     with Client(server.target) as client:
@@ -74,6 +75,7 @@ def test_killed_process_is_replaced_at_once_and_clients_do_not_notice(server: Se
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 @needs_native
 def test_call_on_a_new_connection_waits_for_the_process_that_replaces_another() -> None:
     settings = ("--port", "0", "--metrics-port", "0", "--front-end", "native", "--image-s", "0.003")
@@ -84,6 +86,7 @@ def test_call_on_a_new_connection_waits_for_the_process_that_replaces_another() 
             assert classify(pb.ClassifyRequest(images=bytes(784)).SerializeToString(), timeout=20)
 
 
+@pytest.mark.slow
 def test_path_that_is_not_utf8_ends_no_server(server: ServerProcess) -> None:
     with sent_path(server, b"/\xff"):
         time.sleep(0.5)
@@ -107,6 +110,7 @@ def test_process_that_stands_still_is_killed_and_replaced(small_repository: Path
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S39")
 def test_process_does_not_outlive_a_killed_supervisor(server: ServerProcess) -> None:
     process = serving_process_of(server)
@@ -126,6 +130,7 @@ def test_second_signal_ends_everything_at_once(front_end: str, second: signal.Si
         assert psutil.wait_procs([process], timeout=30)[1] == []
 
 
+@pytest.mark.slow
 def test_every_replacement_serves_the_bytes_that_were_verified_at_the_start(
     small_repository: Path, front_end: str, tmp_path: Path
 ) -> None:
@@ -143,6 +148,7 @@ def test_every_replacement_serves_the_bytes_that_were_verified_at_the_start(
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("O4")
 def test_server_waits_for_a_device_that_is_away_for_some_starts(front_end: str) -> None:
     settings = ("--port", "0", "--front-end", front_end, "--failing-starts", "1,2,3,4")
@@ -168,6 +174,7 @@ def test_server_whose_gpu_is_full_ends_with_the_cure(front_end: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S38")
 def test_drain_that_takes_too_long_ends_with_exit_code_70_and_tells_who_waits(front_end: str) -> None:
     settings = ("--port", "0", "--front-end", front_end, "--slow-s", "8", "--drain-timeout-s", "0.3")
@@ -185,6 +192,7 @@ def test_drain_that_takes_too_long_ends_with_exit_code_70_and_tells_who_waits(fr
     assert "error: DRAIN_TIMEOUT: 1 requests were unanswered after 0.3 s" in server.output
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S37")
 @pytest.mark.parametrize("delay_s", [0.0, 0.3])
 def test_stop_in_a_start_ends_with_exit_code_0(small_repository: Path, front_end: str, delay_s: float) -> None:
@@ -246,6 +254,7 @@ def test_server_that_is_process_1_drains_and_reaps_what_it_started(front_end: st
         process.kill()
 
 
+@pytest.mark.slow
 def test_port_is_closed_while_accepted_requests_are_answered(front_end: str) -> None:
     """Else new connections would wait in the backlog, and be reset at the end."""
     settings = ("--port", "0", "--front-end", front_end, "--slow-s", "3")
@@ -281,6 +290,7 @@ def test_call_in_a_drain_is_told_to_retry_elsewhere(front_end: str) -> None:
     assert ("grpc-retry-pushback-ms", "700") in [tuple(pair) for pair in error.trailing_metadata()]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S56")
 def test_server_goes_on_if_nobody_reads_its_log(front_end: str) -> None:
     """A pipe that is full: the supervisor must neither wait for its reader nor stop replacing what dies.

@@ -186,6 +186,7 @@ def test_version_that_cannot_be_warmed_up_changes_nothing(serving: Any) -> None:
     run(test())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serving", SERVERS)
 def test_hung_device_of_the_version_before_is_given_up_too(serving: Any) -> None:
     async def test() -> None:

@@ -63,6 +63,7 @@ def refused_start(module: str, *arguments: str, timeout_s: float = 60) -> str:
     return str(line)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E8")
 @pytest.mark.parametrize("number", [0, 1, 3, 4])
 def test_start_ends_with_the_word_of_what_the_version_does(shelf: Shelf, number: int) -> None:
@@ -130,6 +131,7 @@ def test_newer_versions_that_do_harm_are_refused_and_the_old_one_serves_on(shelf
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_version_is_tried_again_if_the_machine_may_have_been_the_reason(shelf: Shelf) -> None:
     options = ["--trial-again-s", "0.5", *settings(shelf.repository, "--watch-repository", "0.1")]
     with server_process(TRYING, *options) as server:
@@ -165,6 +167,7 @@ def test_server_ends_while_a_newer_version_is_tried(endless_trial: tuple[ServerP
     assert not psutil.pid_exists(tries)
 
 
+@pytest.mark.slow
 def test_process_that_replaces_another_opens_what_was_tried(shelf: Shelf) -> None:
     with server_process(TRYING, *settings(shelf.repository)) as server, Client(server.target) as client:
         kill_serving_process(server)

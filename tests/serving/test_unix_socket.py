@@ -75,6 +75,7 @@ def test_server_answers_on_the_socket_and_takes_it_away_at_the_end(path: Path, s
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["unix:run/a.sock", "unix:{}/run/a.sock", "unix://{}/run/a.sock"])
 def test_socket_may_be_written_as_grpc_writes_targets(path: Path, tmp_path: Path, spelling: str) -> None:
     with server_process(SERVER, "--metrics-port", "0", "--host", spelling.format(tmp_path)) as server:
@@ -87,6 +88,7 @@ def test_name_with_other_characters_is_written_as_in_grpcs_targets(path: Path, s
         assert served_labels(f"unix:{path.with_name('a%20b%25ü.sock')}") == served_labels(server.target) == [7]
 
 
+@pytest.mark.slow
 def test_command_line_client_and_load_of_connections_use_it(path: Path, serving: Serving) -> None:
     with serving(path):
         asked = command("atelier.classify", "--health", "--target", f"unix:{path}")
@@ -95,6 +97,7 @@ def test_command_line_client_and_load_of_connections_use_it(path: Path, serving:
             assert served_labels(f"unix:{path}") == [7]
 
 
+@pytest.mark.slow
 def test_metrics_are_on_the_loopback_address(path: Path) -> None:
     with server_process(SERVER, "--metrics-port", str(free_port()), "--host", f"unix:{path}") as server:
         served_labels(server.target)
@@ -113,6 +116,7 @@ def test_mode_of_the_file_follows_the_umask(path: Path, serving: Serving) -> Non
         os.umask(before)
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced_on_the_same_socket(path: Path, serving: Serving) -> None:
     with serving(path) as server:
         for _ in range(2):
@@ -134,6 +138,7 @@ def test_file_of_a_dead_server_is_replaced(path: Path, serving: Serving) -> None
         assert served_labels(server.target) == [7]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("S39")
 def test_server_whose_supervisor_was_killed_can_be_started_anew(path: Path, serving: Serving) -> None:
     with serving(path) as server:
@@ -145,6 +150,7 @@ def test_server_whose_supervisor_was_killed_can_be_started_anew(path: Path, serv
         assert served_labels(server.target) == [7]
 
 
+@pytest.mark.slow
 def test_socket_on_which_another_listens_is_in_use_and_stays_its(path: Path, serving: Serving) -> None:
     with serving(path) as first:
         done = command(SERVER, "--metrics-port", 0, "--host", f"unix:{path}")

@@ -50,6 +50,7 @@ def record_of(*metrics: tuple[float, float | None], num_epochs: int = 10) -> Run
     )
 
 
+@pytest.mark.slow
 def test_run_that_explodes_is_warned_about_at_once_and_ended_after_three_epochs_for_good(
     train: Train, run_dir: Path, capsys: Capture
 ) -> None:
@@ -68,12 +69,14 @@ def test_run_that_explodes_is_warned_about_at_once_and_ended_after_three_epochs_
         assert "error: DIVERGED: " in printed.err
 
 
+@pytest.mark.slow
 def test_dead_run_that_was_trained_to_its_end_stays_an_error(train: Train, capsys: Capture) -> None:
     for _ in range(2):
         assert train("--epochs", "3", *EXPLODING) == os.EX_DATAERR
         assert "error: DIVERGED: seed 0, the last 3 epochs of 3: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_that_sits_at_chance_is_warned_about_for_longer(train: Train, capsys: Capture) -> None:
     assert train("--epochs", "5", *STUCK) == 0
     warnings = told(capsys)
@@ -84,6 +87,7 @@ def test_run_that_sits_at_chance_is_warned_about_for_longer(train: Train, capsys
     assert "error: DIVERGED: seed 0, the last 6 epochs of 6: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_few_steps_are_too_few_to_judge_by(train: Train, capsys: Capture) -> None:
     assert train("--epochs", "8", "--learning-rate", "1e-5") == 0
     assert told(capsys) == []

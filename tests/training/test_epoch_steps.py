@@ -67,6 +67,7 @@ def with_steps_for_a_graph(steps: Steps) -> Steps:
     return steps
 
 
+@pytest.mark.slow
 @EVERY_KIND
 def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(recipe: Recipe, split: Split) -> None:
     """All of the capturing but CUDA's own part: what a graph would replay is called again."""
@@ -85,6 +86,7 @@ def test_capturing_leaves_no_trace_in_weights_momentum_averages_or_losses(recipe
     assert len(runs) == 2  # 256 images, and the last 88; once for all epochs and step sizes
 
 
+@pytest.mark.slow
 @EVERY_KIND
 def test_step_sizes_in_tensors_give_the_weights_that_numbers_give(recipe: Recipe, split: Split) -> None:
     eager, captured = steps_of(recipe, split), with_steps_for_a_graph(steps_of(recipe, split))

@@ -96,6 +96,7 @@ with StopRequest() as stop:
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "still here\n")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("T2", "T4")
 @pytest.mark.goal(
     "G18", of="system calls of a checkpoint's save at which it is killed, or the disk full", ci=0, release=0
@@ -125,6 +126,7 @@ sys.exit(run_program(main, sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("T18")
 def test_host_without_memory_ends_the_run_with_exit_code_70_and_keeps_the_checkpoint(
     data_dir: Path, trained_dir: Path

@@ -276,6 +276,7 @@ def test_last_batch_of_one_image_is_refused_where_batches_are_normalised(
     assert "BAD_RECIPE: batch_size 11 leaves a last batch of 1 of 496 images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_classic_recipe_trains_on_small_batches_and_learns(
     data_dir: Path, run_dir: Path, train: Callable[..., int]
 ) -> None:

@@ -55,6 +55,7 @@ def paste(command: str, directory: Path = ROOT) -> "subprocess.CompletedProcess[
     return subprocess.run(command, shell=True, cwd=directory, env=environment, capture_output=True, text=True)  # noqa: S602
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "stopped_after"),
     [

@@ -42,6 +42,7 @@ def guarded(tmp_path: Path) -> list[str]:
     return [*map(str, tls), "--tokens", str(tokens)]
 
 
+@pytest.mark.slow
 def test_page_is_answered_behind_mutual_tls_and_tokens(
     small_repository: Path, tmp_path: Path, front_end: str, temporary: Path
 ) -> None:

@@ -81,6 +81,7 @@ def model_after(checkpoint_dir: Path, epoch: int) -> LeNet:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "precision"), [*((name, "fp32") for name in ARCHITECTURES), ("tutorial", "fp16")]
 )
@@ -129,6 +130,7 @@ def test_page_is_told_of_the_epochs_and_their_curves(trained: Trained, tmp_path:
     assert header["answer"] is None and header["refusal"] is None  # nobody serves that
 
 
+@pytest.mark.slow
 def test_versions_without_epochs_say_how_to_get_them(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(PageError, match=r"^NO_EPOCH: this version has no epoch 1 \(train with --keep-epochs\)"):
         Probe(version_in(tmp_path, "tutorial")).changed(1, {})

@@ -215,6 +215,7 @@ def test_who_falls_silent_loses_the_connection(tmp_path: Path, monkeypatch: pyte
         assert data == b""
 
 
+@pytest.mark.slow
 def test_headers_that_come_byte_by_byte_have_no_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "MAX_SILENCE_S", 0.5)
     with page_in(tmp_path) as port, socket.create_connection(("127.0.0.1", port), 20) as connection:
@@ -226,6 +227,7 @@ def test_headers_that_come_byte_by_byte_have_no_more_time(tmp_path: Path, monkey
         assert time.monotonic() - began_s < 10  # all of them would take 20 s
 
 
+@pytest.mark.slow
 def test_who_does_not_read_the_answers_loses_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "MAX_REQUEST_S", 0.5)
     with page_in(tmp_path) as port, socket.socket() as connection:

@@ -127,6 +127,7 @@ def test_what_the_server_refuses_is_told_with_its_word_once() -> None:
     assert (status, told) == (503, {"reason": "QUEUE_FULL", "message": message, "cure": "try again later"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 def test_page_shows_the_version_that_answers_after_a_swap(
     small_repository: Path, tmp_path: Path, front_end: str
@@ -153,6 +154,7 @@ def publish_classic(repository: Path) -> None:
     publish(repository / "lenet5", files, dataclasses.replace(manifest, probes=probes_of(truth_of(seeded("classic")))))
 
 
+@pytest.mark.slow
 def test_changed_and_older_versions_are_refused_and_the_served_one_is_not(
     small_repository: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_changed_and_older_versions_are_refused_and_the_served_one_is_not(
         assert look(server).frame[0]["version"] == 1
 
 
+@pytest.mark.slow
 def test_files_that_are_not_those_that_answer_are_not_shown(small_repository: Path, tmp_path: Path) -> None:
     """A version that was replaced under its number, by hand, after the server had read it."""
     repository = Path(shutil.copytree(small_repository, tmp_path / "models"))

@@ -47,6 +47,7 @@ def values_of(model: LeNet, images: Images, names: list[str]) -> dict[str, NDArr
     return values | {"input": images / 255}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "precision"),
     [*itertools.product(ARCHITECTURES, ["fp32"]), ("tutorial", "fp16"), ("classic", "int8"), ("modern", "tf32")],
@@ -128,6 +129,7 @@ def test_maps_that_do_not_exist_are_refused(maps: dict[str, set[int]], tmp_path:
         Probe(version_in(tmp_path, "tutorial")).changed(None, maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [ONNX_NAME, LAYERS_NAME])
 def test_a_changed_file_is_refused(name: str, tmp_path: Path) -> None:
     version = version_in(tmp_path, "tutorial")
@@ -138,6 +140,7 @@ def test_a_changed_file_is_refused(name: str, tmp_path: Path) -> None:
         Probe(version)
 
 
+@pytest.mark.slow
 def test_version_from_before_and_a_precision_of_gpus_say_what_to_do(tmp_path: Path) -> None:
     old = ModelVersion(directory=tmp_path, manifest=manifest_for({ONNX_NAME: "0" * 64}))
     with pytest.raises(BadDataError, match=r"^OLD_EXPORT: .*exported before the playground \(make export\)"):

@@ -92,6 +92,7 @@ def test_killed_page_is_back_when_it_is_opened_again(server: ServerProcess) -> N
     assert "starting another\n" not in server.output
 
 
+@pytest.mark.slow
 def test_page_ends_when_nobody_looks_and_comes_back(small_repository: Path) -> None:
     with serving(small_repository, "grpcio", "--playground-idle-s", "0.5") as server:
         assert ask(port_of(server), "GET", "/").status == 200
@@ -113,6 +114,7 @@ def test_page_stays_while_the_serving_process_is_replaced(server: ServerProcess)
     assert header["answer"] and page_process_of(server) == page
 
 
+@pytest.mark.slow
 def test_nobody_outlives_a_killed_supervisor(server: ServerProcess) -> None:
     """Neither process holds the other's pipe: each would wait for the other to end."""
     assert ask(port_of(server), "GET", "/").status == 200
@@ -177,6 +179,7 @@ def test_page_that_others_can_reach_must_be_wanted(small_repository: Path) -> No
         assert "warning: the page on --playground-host 0.0.0.0 may be reached by others" in server.output
 
 
+@pytest.mark.slow
 def test_page_that_others_can_reach_speaks_tls_and_wants_a_token(
     small_repository: Path, tmp_path: Path, front_end: str
 ) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+pytestmark = pytest.mark.slow
+
 SLIDE = """async (settings) => {
   const { problemOf, sizesOf, stepOf, numberAt } = await import('/sliding.js');
   const problem = problemOf(settings);

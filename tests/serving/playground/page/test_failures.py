@@ -7,6 +7,8 @@ import pytest
 
 from tests.serving.playground.page.pages import READY, OpenPage, opened, settle
 
+pytestmark = pytest.mark.slow
+
 MOUNTED = "() => document.documentElement.dataset.ready === 'yes'"
 LANGUAGE = "() => [atelier.state.lang, document.documentElement.lang, document.title]"
 # Keeps each stream that the camera gives.

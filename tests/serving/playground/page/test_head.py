@@ -3,7 +3,11 @@
 import json
 from typing import Any
 
+import pytest
+
 from tests.serving.playground.page.pages import OpenPage, choose, opened, settle
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_head_of_fp16_says_why_maps_and_answer_differ(served: Any, open_page: OpenPage) -> None:

@@ -11,6 +11,8 @@ from PIL import Image
 from tests.serving.playground.page.pages import OpenPage, opened, settle
 from tests.serving.playground.page.test_page import draw_by_mouse
 
+pytestmark = pytest.mark.slow
+
 # Gives the page a file as somebody drops or pastes it; returns whether the browser is kept from opening it itself.
 GIVE = """async ([selector, kind, data]) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0)), files = new DataTransfer();

@@ -19,6 +19,8 @@ from tests.serving.playground.page.conftest import PAGE_DIR
 from tests.serving.playground.page.drawings import DRAWINGS, Line, lines_of
 from tests.serving.playground.page.pages import OpenPage, choose, image_of, look, opened, settle
 
+pytestmark = pytest.mark.slow
+
 BOOT = lines_of(DRAWINGS[18][1], 0.62, 0.0, 0.0)
 SEEN = """() => {
   const copy = new OffscreenCanvas(28, 28).getContext('2d', { willReadFrequently: true });
@@ -75,7 +77,6 @@ def check_answer(page: Any, address: str) -> None:
     )
 
 
-@pytest.mark.slow
 def test_a_boot_drawn_by_mouse_is_filled_and_answered(served: Any, open_page: OpenPage) -> None:
     address = served()
     page = opened(open_page, address)
@@ -135,7 +136,6 @@ def test_a_boot_drawn_with_a_finger_is_the_same_boot(served: Any, open_page: Ope
     assert (image_of(page).reshape(28, 28)[20:26, 12:24] >= 190).mean() > 0.7
 
 
-@pytest.mark.slow
 def test_keys_draw_and_erase(served: Any, open_page: OpenPage) -> None:
     address = served()
     page = opened(open_page, address)
@@ -166,7 +166,6 @@ def draw_by_keys(page: Any, *strokes: list[tuple[str, int]]) -> None:
             page.keyboard.press("Space")
 
 
-@pytest.mark.slow
 def test_a_bag_drawn_by_keys_is_taken_for_a_bag(served: Any, open_page: OpenPage) -> None:
     address = served("trained")
     page = opened(open_page, address)
@@ -252,7 +251,6 @@ def test_a_camera_that_is_refused_is_told_with_what_to_do(served: Any, open_page
     page.locator("dialog").wait_for(state="detached")
 
 
-@pytest.mark.slow
 def test_all_that_the_page_loads_comes_over_few_connections(served: Any, open_page: OpenPage) -> None:
     page, statuses, counts = opened(open_page, served("played back"), permissions=["camera"]), [], []
     port = urlsplit(page.url).port
@@ -279,7 +277,6 @@ def test_all_that_the_page_loads_comes_over_few_connections(served: Any, open_pa
     assert 1 <= max(counts) <= 6  # of the 16 that the page's process takes
 
 
-@pytest.mark.slow
 def test_a_link_holds_the_picture(served: Any, open_page: OpenPage) -> None:
     address = served()
     page = opened(open_page, address)
@@ -400,7 +397,6 @@ def test_the_tree_leads_readers_through_shelves_and_maps(served: Any, open_page:
     page.wait_for_function("() => /^pool1.+ = [−0-9.]+$/.test(document.getElementById('live').textContent)")
 
 
-@pytest.mark.slow
 def test_the_answer_is_told_to_readers_once_a_second(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served())
     page.wait_for_timeout(1200)
@@ -422,7 +418,6 @@ def test_the_answer_is_told_to_readers_once_a_second(served: Any, open_page: Ope
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("lang", "theme"), [("en", "dark"), ("zh", "light")])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_axe_finds_nothing(width: int, lang: str, theme: str, served: Any, open_page: OpenPage) -> None:

@@ -11,10 +11,11 @@ from examples import playground_pictures
 from tests.conftest import Job, command
 from tests.serving.playground.page.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 MAX_BYTES = 300_000
 
 
-@pytest.mark.slow
 def test_pictures_are_taken_and_show_the_maps(browser: Any, job: Job, tmp_path: Path) -> None:
     done = command("examples.playground_pictures", tmp_path, "--repository", job.repository)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from tests.serving.playground.page.top1 import BRUSH, accuracy, prepared
 from training.checkpoint import load_checkpoint
 from training.recipes import RECIPES
 
+pytestmark = pytest.mark.slow
+
 MADE = Path("artifacts/checkpoint")
 SQUARE: Line = [(30, 20), (80, 20), (80, 90), (30, 90), (30, 20)]
 
@@ -69,7 +71,6 @@ def test_where_nothing_is_enclosed_at_all_no_place_is_named(modules: Any) -> Non
     assert gaps == [{"x": None, "y": None, "width": None}]
 
 
-@pytest.mark.slow
 def test_drawings_are_taken_for_what_they_are(modules: Any, data: Any, tmp_path: Path) -> None:
     """By the model that `make train` makes; docs/playground.md says how `modern` is asked."""
     checkpoint_dir = made_by_make_train() or tmp_path

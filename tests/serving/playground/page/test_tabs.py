@@ -9,6 +9,8 @@ import pytest
 
 from tests.serving.playground.page.pages import choose, image_of, network_of, opened, settle
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = {"tutorial": "61,706", "classic": "60,850"}
 
 
