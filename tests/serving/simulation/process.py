@@ -38,6 +38,7 @@ class Process:
         self._loads: list[asyncio.Task[None]] = []
         self._loading = asyncio.Lock()
         self._previous = previous
+        self._num_ordered = 0  # swaps, before it was ready
 
     def _model(self, version: int) -> tuple[SimulatedDevice, ServedModel]:
         device = SimulatedDevice(self.life, self, version)
@@ -62,6 +63,7 @@ class Process:
         self.is_ready = self.devices[0].is_loaded = True
         if self._previous:
             self._loads.append(self.life.spawn(self._keep(self._previous)))
+        self._loads += [self.life.spawn(self._swap()) for _ in range(self._num_ordered)]
         await self.is_stopping.wait()
         self.refusal, self.drains_from_s = DRAINING, self.life.loop.now_s
         try:
@@ -81,8 +83,11 @@ class Process:
         self.is_stopping.set()
 
     def swap(self) -> None:
-        """Begins to load the next version."""
-        self._loads.append(self.life.spawn(self._swap()))
+        """Begins to load the next version, once the process is ready: before that the supervisor orders nothing."""
+        if self.is_ready:
+            self._loads.append(self.life.spawn(self._swap()))
+        else:
+            self._num_ordered += 1
 
     async def _swap(self) -> None:
         async with self._loading:
