@@ -45,7 +45,6 @@ class Trial:
     def __init__(self, version: ModelVersion, config: ServerConfig, *, is_beside: bool = False) -> None:
         """Forks, so the caller has one thread. `is_beside` has it give way to what serves."""
         self.version, self._limits = version, config.limits
-
         server_pid = os.getpid()
 
         def work(link: Connection) -> int:

@@ -75,7 +75,7 @@ class BatchQueue:
 
     def _answered_in_s(self, num_more: int, now_s: float) -> float:
         """Estimates when the device is through with what it has, what waits, and so many images more."""
-        busy_s = max(0.0, self._device_free_s - now_s) if self._taken else 0.0
+        busy_s = max(0.0, self._device_free_s - now_s)
         return busy_s + (self.num_images + num_more) * self._seconds_per_image
 
     def _kept_for_others(self, peer: str, now_s: float) -> int:
@@ -134,8 +134,7 @@ class BatchQueue:
         if batch:
             self._last_batch_requests, self._last_batch_s = len(batch), now_s
             num_images = self.max_batch_size - room
-            busy_until_s = max(now_s, self._device_free_s) if self._taken else now_s
-            self._device_free_s = busy_until_s + num_images * self._seconds_per_image
+            self._device_free_s = max(now_s, self._device_free_s) + num_images * self._seconds_per_image
             self._taken.append(num_images)
         return batch, expired
 
