@@ -4,7 +4,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from atelier.client import Client
 from atelier.environments import python_with, size_mb
 from atelier.errors import ResourceUnavailableError
 from loadtest.server_process import program_process
+from tests.serving.playground.page.pages import look
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +71,20 @@ def test_server_only_install_serves_and_classifies_and_is_small(
     assert size_mb(empty) < 200  # after it has served, so with what Python compiled
     installed = {path.name for path in empty.glob("lib/*/site-packages/*")}
     assert {"atelier", "onnxruntime"} <= installed and not installed & {"torch", "onnx", "pyarrow", "matplotlib"}
+
+
+def test_wheel_serves_the_page_with_its_extra(empty: Path, packages: Path, small_repository: Path) -> None:
+    [wheel] = packages.glob("*.whl")
+    pip = (sys.executable, "-m", "pip", "--python", empty / "bin" / "python")
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[serve,playground]", cwd=packages)
+    options = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0", "--front-end", "grpcio")
+    with program_process([str(empty / "bin" / "atelier"), "serve", *options]) as served:
+        [address] = served.ready["playground"]
+        with closing(HTTPConnection(urlsplit(address).netloc, timeout=60)) as connection:
+            connection.request("GET", "/app.js")
+            page_dir = ROOT / "serving" / "playground" / "page"
+            assert connection.getresponse().read() == (page_dir / "app.js").read_bytes()
+        assert look(address, np.zeros(784, np.uint8)).head["answer"]
 
 
 def test_wheel_and_sdist_hold_what_they_need_and_nothing_of_ours_besides(packages: Path) -> None:

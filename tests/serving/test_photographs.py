@@ -1,5 +1,6 @@
 """Photographs become what the data set has: tested on simulated ones of real test images, and on odd pictures."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,23 @@ def test_garment_is_found_inverted_if_dark_and_cut_to_its_box(data: FashionMNIST
     assert np.mean(overlaps) > 0.95
     assert min(overlaps) > 0.75
     assert np.median(likenesses) > 0.9
+
+
+@pytest.mark.slow
+@LIGHT_AND_DARK
+def test_photographs_are_known_as_well_as_asked_by_the_tutorials_network(
+    data: FashionMNIST, tutorial_checkpoint: Path, is_light: bool
+) -> None:
+    import torch  # as what follows, which few of these tests need
+
+    from training.checkpoint import load_model
+
+    images, labels = sample(data)
+    pixels = [prepared_pixels(each.pixels)[0] for each in photographs(images, is_light=is_light)]
+    model, _ = load_model(tutorial_checkpoint)
+    with torch.inference_mode():
+        found = model(torch.tensor(np.array(pixels)[:, None])).argmax(1).numpy()
+    assert np.mean(found == labels) >= 0.80
 
 
 def test_image_of_the_data_set_stays_as_it_is_and_an_inverted_one_becomes_it_again(data: FashionMNIST) -> None:

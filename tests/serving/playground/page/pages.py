@@ -40,6 +40,19 @@ def opened(open_page: OpenPage, address: str, choices: str = "", **options: Any)
     return page
 
 
+def without_webgl(page: Any) -> Any:
+    """The same page in a browser that has no WebGL2."""
+    page.context.add_init_script(
+        "const get = HTMLCanvasElement.prototype.getContext;"
+        "HTMLCanvasElement.prototype.getContext = function (kind, ...more)"
+        " { return kind === 'webgl2' ? null : get.call(this, kind, ...more); };"
+    )
+    page.reload()
+    page.wait_for_function(READY)
+    page.wait_for_function("() => atelier.state.canTurn === false")
+    return page
+
+
 def settle(page: Any) -> None:
     """Waits until the last image has been looked at, and what it gave is on the screen."""
     page.evaluate(PREPARED)

@@ -16,6 +16,7 @@ from tests.serving.playground.page.pages import (
     opened,
     picture_of,
     settle,
+    without_webgl,
 )
 
 pytestmark = pytest.mark.slow
@@ -70,27 +71,27 @@ def check_colors(page: Any, network: Any, values: Any, theme: str) -> None:
         assert cell["picked"] == {key: cell[key] for key in ("layer", "map", "y", "x")}
 
 
-@pytest.mark.parametrize(("theme", "view"), [("dark", "3d"), ("light", "flat")])
+@pytest.mark.parametrize(
+    ("architecture", "theme", "view", "width", "height"),
+    [
+        ("tutorial", "dark", "3d", 1900, 1300),
+        ("tutorial", "light", "flat", 1900, 1300),
+        ("classic", "dark", "flat", 1900, 1300),
+        ("modern", "light", "3d", 2600, 1900),  # its cells are smaller
+    ],
+)
 def test_every_cell_has_the_color_of_its_served_value_and_is_found_under_the_pointer(
-    theme: str, view: str, served: Any, open_page: OpenPage
+    architecture: str, theme: str, view: str, width: int, height: int, served: Any, open_page: OpenPage
 ) -> None:
-    address = served()
-    page = opened(open_page, address, f"theme={theme}&view={view}", width=1900, height=1300)
+    address = served(architecture)
+    page = opened(open_page, address, f"theme={theme}&view={view}", width=width, height=height)
     check_colors(page, network_of(address), look(address, image_of(page)).values, theme)
 
 
 def test_without_webgl_a_plain_canvas_has_the_same_colors(served: Any, open_page: OpenPage) -> None:
     address = served()
     page = opened(open_page, address, "theme=dark", width=1900, height=1300)
-    page.context.add_init_script(
-        "const get = HTMLCanvasElement.prototype.getContext;"
-        "HTMLCanvasElement.prototype.getContext = function (kind, ...more)"
-        " { return kind === 'webgl2' ? null : get.call(this, kind, ...more); };"
-    )
-    page.reload()
-    page.wait_for_function("() => document.documentElement.dataset.ready === 'yes' && atelier.state.values !== null")
-    page.wait_for_timeout(200)
-    assert page.evaluate("() => atelier.state.canTurn") is False
+    settle(without_webgl(page))
     assert page.get_by_role("button", name="Flat").is_disabled()
     check_colors(page, network_of(address), look(address, image_of(page)).values, "dark")
 
@@ -219,6 +220,14 @@ def test_a_click_on_a_maps_frame_switches_it_off_and_on(served: Any, open_page: 
     page.mouse.click(*page.evaluate(ABOVE, [2, 0, 2]))  # of a pooling: it has no switch
     page.wait_for_function("() => atelier.state.cell === null")
     assert page.evaluate("() => atelier.state.off.length") == 1
+
+
+def test_a_click_beside_the_units_of_a_convolution_switches_none_off(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served("classic"), "view=flat&cell=c1:0,3,3")
+    c5 = 5
+    page.mouse.click(*page.evaluate(ABOVE, [c5, 0, 2]))
+    page.wait_for_function("() => atelier.state.cell === null")
+    assert page.evaluate("() => atelier.state.off") == []
 
 
 def test_the_canvas_has_a_summary_for_readers(served: Any, open_page: OpenPage) -> None:

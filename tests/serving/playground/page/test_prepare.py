@@ -6,15 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import command
 from tests.serving.playground.page.drawings import Line
 from tests.serving.playground.page.top1 import BRUSH, accuracy, prepared
-from training.checkpoint import load_checkpoint
-from training.recipes import RECIPES
 
 pytestmark = pytest.mark.slow
 
-MADE = Path("artifacts/checkpoint")
 SQUARE: Line = [(30, 20), (80, 20), (80, 90), (30, 90), (30, 20)]
 
 
@@ -71,20 +67,7 @@ def test_where_nothing_is_enclosed_at_all_no_place_is_named(modules: Any) -> Non
     assert gaps == [{"x": None, "y": None, "width": None}]
 
 
-def test_drawings_are_taken_for_what_they_are(modules: Any, data: Any, tmp_path: Path) -> None:
-    """By the model that `make train` makes; docs/playground.md says how `modern` is asked."""
-    checkpoint_dir = made_by_make_train() or tmp_path
-    if checkpoint_dir is tmp_path:
-        trained = command("training", "--checkpoint-dir", tmp_path)
-        assert trained.returncode == 0, trained.stderr
-    assert accuracy(modules, checkpoint_dir, is_filled=True) >= 0.66
-    assert accuracy(modules, checkpoint_dir, is_filled=False) <= 0.35
-
-
-def made_by_make_train() -> Path | None:
-    """Where it lies, if it has been made: as in the gate."""
-    if not (MADE / "checkpoint.json").exists():
-        return None
-    made = load_checkpoint(MADE)
-    is_whole = made.recipe == RECIPES["tutorial"] and len(made.metrics) == made.recipe.num_epochs
-    return MADE if is_whole else None
+def test_drawings_are_taken_for_what_they_are(modules: Any, tutorial_checkpoint: Path) -> None:
+    """By the model that `make train` makes; docs/playground.md says how another is asked."""
+    assert accuracy(modules, tutorial_checkpoint, is_filled=True) >= 0.66
+    assert accuracy(modules, tutorial_checkpoint, is_filled=False) <= 0.35
