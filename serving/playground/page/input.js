@@ -18,6 +18,7 @@ export function mount(root, app) {
     ...makeGarments(app),
   );
   app.subscribe(['source', 'ink', 'fill'], () => prepareImage(app));
+  app.subscribe(['source', 'ink', 'fill', 'drawing'], () => findGap(app));
   app.follow(['image', 'gap', 'drawing', 'source', 'ink'], () => showImage(app, gets, hint));
   takePhotographs(app);
   return app.state.image ? undefined : prepareImage(app).catch((problem) => app.set({ problem }));
@@ -26,10 +27,18 @@ export function mount(root, app) {
 /** Makes the network's image from what was drawn or chosen. */
 async function prepareImage(app) {
   const { source, ink, fill } = app.state;
-  let found = null;
-  if (source.kind === 'garment') found = { image: await garment(source.index), gap: null };
-  if (source.kind === 'drawing') found = (await import('./prepare.js')).prepare(ink, fill);
-  if (found && app.state.source === source && app.state.ink === ink) app.set(found);
+  let image = null;
+  if (source.kind === 'garment') image = await garment(source.index);
+  if (source.kind === 'drawing') image = (await import('./prepare.js')).prepare(ink, fill);
+  if (image && app.state.source === source && app.state.ink === ink) app.set({ image });
+}
+
+/** Finds where the outline of a drawing is open, once the pen is up: it takes longer than all else that a stroke does. */
+async function findGap(app) {
+  const { source, ink, fill, drawing } = app.state;
+  if (drawing) return;
+  const gap = source.kind === 'drawing' && fill ? (await import('./outline.js')).gapOf(ink) : null;
+  if (app.state.ink === ink && app.state.fill === fill) app.set({ gap });
 }
 
 /** Paints the network's image; says if an outline is open, or what was done to a photograph. */

@@ -9,8 +9,8 @@ const WIDER = [5, 8, 12, 16, 20, 28]; // closings that are tried to find a gap
  * Returns where an outline is open, {x, y, width} in the pad's pixels; null if it is closed or the shape is painted.
  * A gap that is as wide as the garment is not found: x, y and width are null.
  */
-export function gapOf(ink, size) {
-  const lines = linesOf(ink), shut = closing(lines, size);
+export function gapOf(ink) {
+  const size = Math.sqrt(ink.length), lines = linesOf(ink), shut = closing(lines, size);
   const isPainted = square(lines, size, SOLID, true).includes(1);
   if (!lines.includes(1) || isPainted || hasInside(lines, outside(shut, size))) return null;
   for (const radius of WIDER) {

@@ -3,25 +3,17 @@
  * 28 x 28, cloth filled, its box as large as the image and in the middle. Mass is not centred: theirs is not.
  */
 
-import { closing, gapOf, grow, hasInside, linesOf, newBox, outside, square } from './outline.js';
+import { closing, grow, hasInside, linesOf, newBox, outside, square } from './outline.js';
 
 const CLOTH = 200; // brightness of cloth
 const SEAM = 120; // brightness of lines on it: 0.6 of the cloth's
 const PARED = 1; // lines are made thinner by this on both sides: a pen is broader than a seam
 const SIDE = 28;
 
-/**
- * Returns the drawing as an image, Uint8Array(784): filled and centred, or if not `isFilled` the whole pad as it is.
- * `gap`: see gapOf; found when it is read, so read it once the pen is up.
- */
+/** Returns the drawing as an image, Uint8Array(784): filled and centred, or if not `isFilled` the whole pad as it is. */
 export function prepare(ink, isFilled) {
   const size = Math.sqrt(ink.length);
-  return {
-    image: isFilled ? centre(fill(ink, size), size) : average(ink, size, { top: 0, left: 0, height: size, width: size }, SIDE, SIDE),
-    get gap() {
-      return isFilled ? gapOf(ink, size) : null;
-    },
-  };
+  return isFilled ? centre(fill(ink, size), size) : average(ink, size, { top: 0, left: 0, height: size, width: size }, SIDE, SIDE);
 }
 
 function fill(ink, size) {

@@ -97,3 +97,15 @@ def test_the_ring_round_a_gap_stays_until_it_is_closed(served: Any, open_page: O
     draw_by_mouse(page, [[(20, 42), (20, 18)]])
     settle(page)
     assert page.evaluate(COUNT, RING) == 0
+
+
+def test_a_gap_is_looked_for_once_the_pen_is_up(served: Any, open_page: OpenPage) -> None:
+    page = opened(open_page, served())
+    box = page.locator("#pad").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 40, box["y"] + 90, steps=5)
+    page.wait_for_function("() => atelier.state.looked === atelier.state.image")
+    assert page.evaluate("() => atelier.state.gap") is None
+    page.mouse.up()
+    page.wait_for_function("() => atelier.state.gap !== null")

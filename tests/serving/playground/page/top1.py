@@ -18,7 +18,7 @@ from tests.serving.playground.page.drawings import DRAWINGS, PLACES, Line, lines
 from training.checkpoint import load_model
 
 PREPARE = """async ([drawings, width, isPainted, isFilled]) => {
-  const { prepare } = await import('/prepare.js');
+  const { prepare } = await import('/prepare.js'), { gapOf } = await import('/outline.js');
   const canvas = new OffscreenCanvas(112, 112), pen = canvas.getContext('2d', { willReadFrequently: true });
   Object.assign(pen, { lineCap: 'round', lineJoin: 'round', lineWidth: width });
   return drawings.map((lines) => {
@@ -30,8 +30,8 @@ PREPARE = """async ([drawings, width, isPainted, isFilled]) => {
       pen.stroke();
     }
     const pixels = pen.getImageData(0, 0, 112, 112).data;
-    const { image, gap } = prepare(Uint8Array.from({ length: 12544 }, (_, i) => pixels[4 * i + 3]), isFilled);
-    return { image: [...image], gap };
+    const ink = Uint8Array.from({ length: 12544 }, (_, i) => pixels[4 * i + 3]);
+    return { image: [...prepare(ink, isFilled)], gap: isFilled ? gapOf(ink) : null };
   });
 }"""
 BRUSH = 5
