@@ -33,12 +33,12 @@ async function prepareImage(app) {
   if (image && app.state.source === source && app.state.ink === ink) app.set({ image });
 }
 
-/** Finds where the outline of a drawing is open, once the pen is up: it takes longer than all else that a stroke does. */
+/** Finds where an outline is open, once the pen is up: it takes longer than all else. */
 async function findGap(app) {
   const { source, ink, fill, drawing } = app.state;
   if (drawing) return;
   const gap = source.kind === 'drawing' && fill ? (await import('./outline.js')).gapOf(ink) : null;
-  if (app.state.ink === ink && app.state.fill === fill) app.set({ gap });
+  if (app.state.source === source && app.state.ink === ink) app.set({ gap });
 }
 
 /** Paints the network's image; says if an outline is open, or what was done to a photograph. */

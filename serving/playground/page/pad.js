@@ -124,7 +124,7 @@ function ring(context, { x, y, width }) {
 /** Paints bytes as grey pixels; returns the canvas's context. */
 export function paintGrey(canvas, bytes) {
   const context = canvas.getContext('2d'), pixels = context.createImageData(canvas.width, canvas.height);
-  const colors = new Uint32Array(pixels.data.buffer); // of a pixel each; the highest byte is its opacity
+  const colors = new Uint32Array(pixels.data.buffer); // the highest byte is the opacity
   bytes.forEach((value, i) => { colors[i] = 0xff000000 | (value * 0x010101); });
   context.putImageData(pixels, 0, 0);
   return context;

@@ -307,7 +307,7 @@ def test_a_link_holds_the_picture(served: Any, open_page: OpenPage) -> None:
     draw_by_mouse(page, BOOT)
     settle(page)
     choose(page, cell={"layer": "conv2", "map": 5, "y": 4, "x": 5}, view="flat", lang="zh", theme="light", minus=True)
-    page.wait_for_timeout(500)
+    page.wait_for_function("() => location.hash.includes('lang=zh')")  # a moment later, and with all that was chosen
     wanted = image_of(page)
     link = page.evaluate("() => location.href")
     other = opened(open_page, address, link.partition("#")[2])
