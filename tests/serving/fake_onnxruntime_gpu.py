@@ -6,11 +6,9 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from serving.backends import cuda, onnxruntime_backend
-from serving.backends.onnxruntime_graphs import BoundRuns
 from tests.tensorrt.fake_cuda import FakeCuda
 
-RealSession = onnxruntime.InferenceSession
+RealSession, RealTensor = onnxruntime.InferenceSession, onnxruntime.OrtValue
 
 
 class SessionOnCuda:
@@ -34,14 +32,26 @@ class SessionOnCuda:
         self._session.run_with_iobinding(binding, run_options)
 
 
+class TensorOnCuda:
+    """ONNX Runtime's tensors on CUDA, in host memory."""
+
+    @staticmethod
+    def ortvalue_from_numpy(array: Any, kind: str, index: int) -> Any:
+        assert kind == "cuda"
+        return RealTensor.ortvalue_from_numpy(array, "cpu", index)
+
+    @staticmethod
+    def ortvalue_from_shape_and_type(shape: list[int], dtype: Any, kind: str, index: int) -> Any:
+        assert kind == "cuda"
+        return RealTensor.ortvalue_from_shape_and_type(shape, dtype, "cpu", index)
+
+
 def onnxruntime_on_a_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """From here on ONNX Runtime has a CUDA provider, and this machine the GPU that is returned."""
     fake = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", fake)
+    fake.put_in_place(monkeypatch)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", partial(SessionOnCuda, fake))
-    monkeypatch.setattr(
-        onnxruntime_backend, "BoundRuns", lambda session, **rest: BoundRuns(session, **{**rest, "kind": "cpu"})
-    )
+    monkeypatch.setattr(onnxruntime, "OrtValue", TensorOnCuda)
     return fake

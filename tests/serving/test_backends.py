@@ -19,7 +19,6 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from atelier.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from export.repository import publish
-from serving.backends import cuda
 from serving.backends.base import Backend
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.onnxruntime_graphs import BoundRuns
@@ -377,7 +376,7 @@ def test_tensorrt_without_a_gpu_is_told_with_the_cure(device: str, with_engine: 
 @pytest.fixture
 def h200(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda("NVIDIA H200", (9, 0))
-    monkeypatch.setattr(cuda, "runtime", fake)
+    fake.put_in_place(monkeypatch)
     return fake
 
 

@@ -58,7 +58,7 @@ def log() -> list[Call]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", fake)
+    fake.put_in_place(monkeypatch)
     return fake
 
 
@@ -212,8 +212,7 @@ def test_graph_of_another_precision_is_refused_before_it_is_built(
 def test_model_that_tensorrt_cannot_parse_is_an_error_of_ours(
     monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: FakeCuda, tmp_path: Path
 ) -> None:
-    builder = Builder(monkeypatch, log, "fp32")
-    monkeypatch.setattr(builder, "parse", lambda model: False)
+    Builder(monkeypatch, log, "fp32")
     failing = Spec(trt.OnnxParser, log, parse=False, num_errors=0)
     monkeypatch.setattr(tensorrt, "OnnxParser", lambda network, logger: failing)
     options = EngineOptions(precision="fp32", max_batch_size=4, timing_cache=tmp_path / "timing.cache")

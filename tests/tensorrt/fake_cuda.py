@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from cuda.bindings import runtime
 
 SUCCESS = runtime.cudaError_t.cudaSuccess
@@ -16,11 +17,7 @@ Work = Callable[[], None]
 
 
 class FakeCuda:
-    """Stands in for `cuda.bindings.runtime`, with one GPU."""
-
-    cudaError_t = runtime.cudaError_t  # noqa: N815 # the names are CUDA's
-    cudaMemcpyKind = runtime.cudaMemcpyKind  # noqa: N815
-    cudaStreamCaptureMode = runtime.cudaStreamCaptureMode  # noqa: N815
+    """One GPU, behind the functions of `cuda.bindings.runtime`."""
 
     def __init__(self, gpu: str = "NVIDIA H200", compute_capability: tuple[int, int] = (9, 0)) -> None:
         self.gpu, self.compute_capability, self.driver = gpu, compute_capability, 13000
@@ -34,13 +31,20 @@ class FakeCuda:
         self.sessions: list[Any] = []  # of ONNX Runtime, which the tests look at
         self._next = 1
 
-    def __getattr__(self, name: str) -> Any:
-        real, ours = getattr(runtime, name), getattr(type(self), f"_{name}")  # AttributeError where CUDA has none
+    def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From here on NVIDIA's bindings reach this GPU."""
+        for method in vars(type(self)):
+            if method.startswith("_cuda"):
+                name = method.removeprefix("_")
+                monkeypatch.setattr(runtime, name, self._standing_in_for(getattr(runtime, name), getattr(self, method)))
+
+    @staticmethod
+    def _standing_in_for(real: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         signature = inspect.signature(real)
 
         def call(*args: Any) -> tuple[Any, ...]:
             signature.bind(*args)
-            return (SUCCESS, *(ours(self, *args) or ()))
+            return (SUCCESS, *(ours(*args) or ()))
 
         return call
 

@@ -11,7 +11,6 @@ import onnx
 import pytest
 
 from atelier.errors import BadDataError
-from serving.backends import cuda
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
@@ -54,7 +53,7 @@ def log() -> list[Call]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda("NVIDIA GeForce RTX 5090", (12, 0))
-    monkeypatch.setattr(cuda, "runtime", fake)
+    fake.put_in_place(monkeypatch)
     return fake
 
 
@@ -194,8 +193,8 @@ def test_library_is_not_imported_for_an_engine_that_does_not_fit(trt: Any) -> No
     """It maps 200 MB; a server without a GPU, or with one that the engine is not for, never needs it."""
     program = f"""
 import sys
+import pytest
 from atelier.errors import ProgramError
-from serving.backends import cuda
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.backends.proof import prove
 from serving.backends.tensorrt_backend import TensorRTBackend
@@ -203,8 +202,9 @@ from serving.manifest import EngineSpec
 from tests.tensorrt.fake_cuda import FakeCuda
 spec = EngineSpec(flavour="tensorrt-rtx", file="model.rtx.engine", version="1", compute_capabilities={PORTABLE},
     precision="fp32", onnx_sha256="", min_batch_size=1, opt_batch_size=1, max_batch_size=1, layer_types={{}})
-for runtime in (cuda.runtime, FakeCuda("NVIDIA H100", (9, 0))):
-    cuda.runtime = runtime
+for has_gpu in (False, True):
+    if has_gpu:
+        FakeCuda("NVIDIA H100", (9, 0)).put_in_place(pytest.MonkeyPatch())
     try:
         TensorRTBackend(b"", spec, onnx_sha256="", max_batch_size=1)
     except ProgramError as error:
