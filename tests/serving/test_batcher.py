@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -518,18 +518,21 @@ def test_backend_that_cannot_warm_up_fails_the_start() -> None:
 def test_one_thread_owns_the_device() -> None:
     threads: set[int] = set()
 
-    def remember(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
+    class Watched(FakeBackend):
+        def infer(self, images: Images) -> Logits:
             threads.add(threading.get_ident())
-            return function(*arguments)
+            return super().infer(images)
 
-        return wrapped
+        def warm_up(self) -> None:
+            threads.add(threading.get_ident())
+            super().warm_up()
+
+        def close(self) -> None:
+            threads.add(threading.get_ident())
+            super().close()
 
     async def test() -> None:
-        backend = FakeBackend()
-        for name in ("infer", "warm_up", "close"):
-            setattr(backend, name, remember(getattr(backend, name)))
-        async with running(backend) as batcher:
+        async with running(Watched()) as batcher:
             answers: list[Awaitable[Answer]] = [batcher.answer_to(batcher.submit(image(1), FAR_S)) for _ in range(50)]
             await asyncio.gather(*answers)
         assert len(threads) == 1
