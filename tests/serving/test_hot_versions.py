@@ -313,7 +313,7 @@ def test_whatever_lies_in_the_repository_the_supervisor_goes_on(shelf: Shelf) ->
     (shelf.repository / "lenet5" / "2" / "manifest.json").write_text("[" * 100_000)
     decides.ask()
     assert decides.orders() == [{"refused": "BAD_MANIFEST"}]
-    with patch("serving.upgrades.read_version", side_effect=ZeroDivisionError):
+    with patch("os.open", side_effect=OSError(errno.EIO, "Input/output error")):
         decides.ask()
         assert decides.orders() == [{"refused": "UNREADABLE"}]
     shutil.rmtree(shelf.repository)
