@@ -17,6 +17,7 @@ from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED, front_en
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import free_port
+from loadtest.restarts.shelf import Shelf
 from loadtest.restarts.steady_load import OURS, Entry, SteadyLoad, account
 from loadtest.server_process import server_process
 from loadtest.soak.faults import FAULTS
@@ -183,9 +184,14 @@ def test_process_that_ended_by_itself_is_found_out() -> None:
 @pytest.mark.slow
 @needs_native
 def test_fault_that_shows_no_effect_is_found_out(plan: Plan) -> None:
+    class ForgetfulShelf(Shelf):
+        def publish_bad(self, number: int, kind: str, random: Random) -> str:
+            self.publish(number)
+            return "LOST"
+
     def forget(site: Site, random: Random) -> str:
-        with patch.object(type(site.shelf), "publish_bad", lambda shelf, number, *_: shelf.publish(number) or "LOST"):
-            return bad_version(site, random)
+        shelf = ForgetfulShelf(repository=site.shelf.repository, source=site.shelf.source)
+        return bad_version(dataclasses.replace(site, shelf=shelf), random)
 
     bad_version: Callable[[Site, Random], str] = FAULTS["bad version"]
     with patch.dict(FAULTS, {"bad version": forget}, clear=True):
