@@ -27,8 +27,8 @@ from tests.conftest import command
 from tests.serving.conftest import FRONT_ENDS
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.running import Page, kill_serving_process, scrape, wait_for
+from tests.serving.test_server import grpcio_serving as in_process
 from tests.serving.test_server import request, run
-from tests.serving.test_server import serving as in_process
 
 IMAGES = np.zeros((3, 28, 28), np.uint8)
 

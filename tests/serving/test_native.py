@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import struct
-import threading
 import time
 import urllib.request
 from collections import Counter
@@ -33,11 +32,11 @@ from serving.frontends.native.server import NativeServer
 from serving.listening import Listening
 from serving.metrics import Metrics
 from serving.models import ServedModel
-from serving.pictures.reading import Reading, ReadPicture
 from serving.process import labels_of
 from tests.serving import test_server as cases
-from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
+from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend
 from tests.serving.native_server import ListeningServer, end_of, native_serving, started
+from tests.serving.stopped_decoders import decoders_stopped
 from tests.serving.test_server import (  # noqa: F401 - collected here too, over the other front end
     test_answers_come_in_request_order_with_names_and_probabilities,
     test_answers_tell_the_size_of_the_batch_that_they_ran_in,
@@ -70,10 +69,10 @@ from tests.serving.test_server import (  # noqa: F401 - collected here too, over
 )
 
 
-@pytest.fixture(autouse=True)
-def native(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The cases serve by the native front end."""
-    monkeypatch.setattr(cases, "serving", native_serving)
+@pytest.fixture
+def serving() -> cases.Serving:
+    """The front end behind which the cases run."""
+    return native_serving
 
 
 CLASSIFY = f"/{SERVICE}/Classify"
@@ -469,14 +468,7 @@ def test_one_connection_cannot_hold_all_the_room_for_messages() -> None:
         assert len(reply.classifications) == 64
 
 
-def test_one_connection_cannot_hold_all_the_pixels_that_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_over = threading.Event()
-
-    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
-        is_over.wait(10)
-        return ReadPicture(image(4)[0], None, is_light=False)
-
-    monkeypatch.setattr("serving.frontends.native.callbacks.read_in_process", slow)
+def test_one_connection_cannot_hold_all_the_pixels_that_may_wait() -> None:
     largest = pb.ClassifyRequest(pictures=[bombs.blank_png(bombs.ALLOWED_SIDE)])
 
     async def test() -> None:
@@ -492,11 +484,12 @@ def test_one_connection_cannot_hold_all_the_pixels_that_may_wait(monkeypatch: py
             async with grpc.aio.insecure_channel(server.addresses[0], options=options) as another:
                 modest = asyncio.ensure_future(cases.Calls(another).classify(largest))
                 await asyncio.sleep(0.1)
-                is_over.set()
-                assert (await modest).classifications[0].predictions[0].label == 4
+                resume()
+                assert (await modest).classifications[0].predictions[0].label == 0
             await asyncio.gather(*greedy, return_exceptions=True)
 
-    cases.run(test())
+    with decoders_stopped() as resume:
+        cases.run(test())
 
 
 def test_one_connection_cannot_hold_all_the_places_of_watchers() -> None:

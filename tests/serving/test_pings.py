@@ -10,7 +10,7 @@ import pytest
 
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.running import frame
-from tests.serving.test_server import request, run, serving
+from tests.serving.test_server import grpcio_serving, request, run
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
@@ -60,7 +60,7 @@ def send_pings(port: int, *, calls: bytes, interval_s: float, count: int) -> tup
 @pytest.mark.parametrize("calls", [b"", CALL], ids=["without calls", "during a call"])
 def test_client_may_ping_every_second(calls: bytes) -> None:
     async def test() -> None:
-        async with serving(FakeBackend()) as (server, _, _):
+        async with grpcio_serving(FakeBackend()) as (server, _, _):
             pinging = asyncio.to_thread(send_pings, server.port, calls=calls, interval_s=1.0, count=6)
             assert await pinging == (6, b"")
 
@@ -70,7 +70,7 @@ def test_client_may_ping_every_second(calls: bytes) -> None:
 @pytest.mark.fault("S14")
 def test_flood_of_pings_ends_its_connection_and_disturbs_nobody() -> None:
     async def test() -> None:
-        async with serving(FakeBackend()) as (server, calls, _):
+        async with grpcio_serving(FakeBackend()) as (server, calls, _):
             flood = asyncio.to_thread(send_pings, server.port, calls=b"", interval_s=0.005, count=200)
             num_answered, reason = await flood
             assert (num_answered < 50, reason) == (True, b"too_many_pings")

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 
 from atelier.wire import OPEN_INFERENCE, SERVICE
 from tests.serving.fake_backend import FakeBackend
-from tests.serving.test_server import run, serving
+from tests.serving.test_server import grpcio_serving, run
 
 VERSIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 SERVICES = {SERVICE, OPEN_INFERENCE, "grpc.health.v1.Health", *VERSIONS}
@@ -62,7 +62,7 @@ def file_of(answer: ServerReflectionResponse) -> FileDescriptor:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_services_are_listed_and_can_be_described(version: str) -> None:
     async def test() -> None:
-        async with serving(FakeBackend()) as (_, calls, _):
+        async with grpcio_serving(FakeBackend()) as (_, calls, _):
             (listed,) = await answers(calls.channel, version, ServerReflectionRequest(list_services=""))
             names = [service.name for service in listed.list_services_response.service]
             requests = [ServerReflectionRequest(file_containing_symbol=name) for name in names]
@@ -77,7 +77,7 @@ def test_all_services_are_listed_and_can_be_described(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_kind_of_symbol_is_found_in_its_file(version: str) -> None:
     async def test() -> None:
-        async with serving(FakeBackend()) as (_, calls, _):
+        async with grpcio_serving(FakeBackend()) as (_, calls, _):
             requests = [ServerReflectionRequest(host="a", file_containing_symbol=symbol) for symbol in SYMBOLS]
             found = await answers(calls.channel, version, *requests)
         for asked, answer in zip(requests, found, strict=True):
@@ -92,7 +92,7 @@ def test_every_kind_of_symbol_is_found_in_its_file(version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_symbol_that_there_is_not_is_not_found_and_the_stream_goes_on(version: str) -> None:
     async def test() -> None:
-        async with serving(FakeBackend()) as (_, calls, _):
+        async with grpcio_serving(FakeBackend()) as (_, calls, _):
             requests = [ServerReflectionRequest(file_containing_symbol=symbol) for symbol in UNKNOWN]
             *missing, found = await answers(
                 calls.channel, version, *requests, ServerReflectionRequest(file_containing_symbol=SERVICE)
@@ -107,7 +107,7 @@ def test_symbol_that_there_is_not_is_not_found_and_the_stream_goes_on(version: s
 
 def test_file_is_found_by_the_name_that_its_descriptor_has() -> None:
     async def test() -> None:
-        async with serving(FakeBackend()) as (_, calls, _):
+        async with grpcio_serving(FakeBackend()) as (_, calls, _):
             for name in SERVICES:
                 asked = ServerReflectionRequest(file_containing_symbol=name)
                 (by_symbol,) = await answers(calls.channel, VERSIONS[0], asked)
@@ -129,7 +129,7 @@ def test_grpcurl_lists_describes_and_calls() -> None:
         return printed
 
     async def test() -> None:
-        async with serving(FakeBackend()) as (server, _, _):
+        async with grpcio_serving(FakeBackend()) as (server, _, _):
             address = f"127.0.0.1:{server.port}"
             assert set((await grpcurl("-plaintext", address, "list")).split()) == SERVICES
             for symbol in SYMBOLS:

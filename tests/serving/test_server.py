@@ -8,8 +8,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
 
 from atelier.contract import Images, Logits
@@ -27,13 +27,12 @@ from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs, http2
 from serving.config import ServerConfig
 from serving.frontends.grpcio.server import Server
-from serving.metrics import NO_METRICS
+from serving.metrics import NO_METRICS, NoMetrics
 from serving.models import ServedModel
 from serving.pictures.decoders import NUM_DECODERS
-from serving.pictures.reading import Reading, ReadPicture
 from tests.serving.fake_backend import CLASSES, MANIFEST, FakeBackend, image
-from tests.serving.running import running_children_of
 from tests.serving.settings import config_with
+from tests.serving.stopped_decoders import decoder_processes, decoders_stopped
 
 
 class Calls:
@@ -65,7 +64,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[Server, Calls, "asyncio.Task[None]"]]:
+async def grpcio_serving(
+    backend: FakeBackend, **settings: Any
+) -> AsyncIterator[tuple[Server, Calls, "asyncio.Task[None]"]]:
     """A started server, a client of it, and the task that ends when the server has stopped."""
     metrics, manifest = settings.pop("metrics", NO_METRICS), settings.pop("manifest", MANIFEST)
     config = config_with(**settings)
@@ -78,6 +79,15 @@ async def serving(backend: FakeBackend, **settings: Any) -> AsyncIterator[tuple[
         backend.gate.set()
         server.stop()
         await asyncio.wait([stopped])  # a test that expects it to fail looks at it itself
+
+
+Serving = Callable[..., AbstractAsyncContextManager[tuple[Any, Calls, "asyncio.Task[None]"]]]
+
+
+@pytest.fixture
+def serving() -> Serving:
+    """The front end behind which the cases run; in test_native.py it is the other one."""
+    return grpcio_serving
 
 
 def request(*labels: int, **fields: Any) -> pb.ClassifyRequest:
@@ -95,7 +105,7 @@ async def queued(server: Server, num_images: int, *, num_ahead: int = 0) -> None
         await asyncio.sleep(0.005)
 
 
-def test_answers_come_in_request_order_with_names_and_probabilities() -> None:
+def test_answers_come_in_request_order_with_names_and_probabilities(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             reply = await calls.classify(request(9, 0, 5, top_k=2))
@@ -113,7 +123,7 @@ def test_answers_come_in_request_order_with_names_and_probabilities() -> None:
     run(test())
 
 
-def test_time_split_tells_waiting_from_running() -> None:
+def test_time_split_tells_waiting_from_running(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -131,7 +141,7 @@ def test_time_split_tells_waiting_from_running() -> None:
     run(test())
 
 
-def test_answers_tell_the_size_of_the_batch_that_they_ran_in() -> None:
+def test_answers_tell_the_size_of_the_batch_that_they_ran_in(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -181,7 +191,9 @@ BAD_REQUESTS: list[tuple[bytes, str, str]] = [
 
 @pytest.mark.fault("S1", "S2", "S3", "S4", "S5", "S49")
 @pytest.mark.parametrize(("message", "status", "word"), BAD_REQUESTS, ids=lambda value: str(value)[:24])
-def test_bad_request_gets_its_status_and_word_and_never_runs(message: bytes, status: str, word: str) -> None:
+def test_bad_request_gets_its_status_and_word_and_never_runs(
+    serving: Serving, message: bytes, status: str, word: str
+) -> None:
     async def test() -> None:
         backend = FakeBackend()
         async with serving(backend, max_images_per_request=8) as (_, calls, _):
@@ -195,7 +207,7 @@ def test_bad_request_gets_its_status_and_word_and_never_runs(message: bytes, sta
     run(test())
 
 
-def test_served_model_and_version_may_be_named() -> None:
+def test_served_model_and_version_may_be_named(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             reply = await calls.classify(request(4, model_name="lenet5", model_version="3"))
@@ -210,7 +222,7 @@ def png(label: int) -> bytes:
     return data.getvalue()
 
 
-def test_pictures_are_decoded_in_order() -> None:
+def test_pictures_are_decoded_in_order(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             reply = await calls.classify(pb.ClassifyRequest(pictures=[png(label) for label in (3, 1, 8)]))
@@ -219,71 +231,50 @@ def test_pictures_are_decoded_in_order() -> None:
     run(test())
 
 
-@pytest.mark.slow
-def test_decoding_stops_at_the_deadline_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
+def test_decoding_stops_at_the_deadline_and_is_bounded(serving: Serving) -> None:
+    pictures = pb.ClassifyRequest(pictures=[PNG.getvalue()] * 40)
 
-    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
-        time.sleep(0.2)
-        decoded.append(index)
-        return ReadPicture(image(1)[0], None, is_light=False)
-
-    monkeypatch.setattr("serving.pictures.decoder_pool.read_in_process", slow)
+    async def ends_of_two(calls: Calls) -> "Counter[tuple[str, str]]":
+        asked = [status_and_word(calls.classify(pictures, timeout=0.5)) for _ in range(2)]
+        return Counter(await asyncio.gather(*asked))
 
     async def test() -> None:
-        settings = {"max_images_per_request": 40, "max_queue_size": 60}
-        async with serving(FakeBackend(), **settings) as (_, calls, _):
-            pictures = pb.ClassifyRequest(pictures=[PNG.getvalue()] * 40)
-            first = asyncio.ensure_future(calls.classify(pictures, timeout=2.0))
-            while not decoded:
+        expected = {("RESOURCE_EXHAUSTED", "QUEUE_FULL"): 1, ("DEADLINE_EXCEEDED", "Deadline Exceeded"): 1}
+        async with serving(FakeBackend(), max_images_per_request=40, max_queue_size=60) as (_, calls, _):
+            assert await ends_of_two(calls) == expected
+            while await ends_of_two(calls) != expected:  # soon there is room again, though nothing was decoded
                 await asyncio.sleep(0.01)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await calls.classify(pictures)
-            assert (caught.value.code(), (caught.value.details() or "")[:10]) == (
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "QUEUE_FULL",
-            )
-            with pytest.raises(grpc.aio.AioRpcError) as late:
-                await first
-            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert len(decoded) < 20
 
-    run(test())
+    with decoders_stopped():
+        run(test())
 
 
 @pytest.mark.fault("S55")
-def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[int] = []
-
-    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
-        time.sleep(0 if 200 in order else 0.1)  # the other one has two seconds to arrive
-        order.append(len(picture))
-        return ReadPicture(image(1)[0], None, is_light=False)
-
-    monkeypatch.setattr("serving.pictures.decoder_pool.read_in_process", slow)
+def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(serving: Serving) -> None:
+    slow = bombs.blank_png(640).ljust(1000)  # forty of these are as many pixels as a request may have
 
     async def test() -> None:
         settings = {"max_images_per_request": 40, "max_message_bytes": 50_000, "max_encoded_bytes": 50_000}
         async with serving(FakeBackend(), **settings) as (_, calls, _):
-            many = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(1000)] * 40)))
-            while not order:
-                await asyncio.sleep(0.01)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(10_001)]))
-            assert "40000 bytes of pictures wait, and 10001 more would exceed 50000" in (caught.value.details() or "")
-            await calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(200)]))
+            both = [asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[slow] * 40))) for _ in range(2)]
+            (refused,), (many,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            assert "40000 bytes of pictures wait, and 40000 more would exceed 50000" in str(refused.exception())
+            one = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(200)])))
+            await calls.get_model(pb.GetModelRequest())  # behind it on their connection
+            resume()
+            await one
+            assert not many.done()  # it did not wait for all of the others
             await many
-        assert order.index(200) < 20  # it did not wait for all of the others
 
-    run(test())
+    with decoders_stopped() as resume:
+        run(test())
 
 
-def test_processes_that_decode_pictures_give_way_and_are_few() -> None:
+def test_processes_that_decode_pictures_give_way_and_are_few(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             await asyncio.gather(*[calls.classify(pb.ClassifyRequest(pictures=[png(1)] * 4)) for _ in range(8)])
-        children = running_children_of(psutil.Process())
-        pids = [each.pid for each in children if "serving.pictures.worker" in each.cmdline()]
+        pids = [each.pid for each in decoder_processes()]
         assert 1 <= len(pids) <= NUM_DECODERS
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {min(19, usual + 10)}
@@ -295,7 +286,7 @@ BOMB = bombs.blank_webp(4096)
 
 
 @pytest.mark.fault("S8")
-def test_pictures_of_too_many_pixels_are_refused_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_too_many_pixels_are_refused_before_any_is_decoded(serving: Serving) -> None:
     async def refusal_of(calls: "Calls", pictures: Sequence[bytes]) -> str:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await calls.classify(pb.ClassifyRequest(pictures=pictures))
@@ -311,26 +302,17 @@ def test_pictures_of_too_many_pixels_are_refused_before_any_is_decoded(monkeypat
             assert together.startswith("TOO_MANY_PIXELS: the first 5 of 9 pictures have 83,886,080 pixels, weighed by ")
             assert "the limit is 67,108,864 (send fewer pictures in a request" in together
 
-    for module in ("serving.pictures.decoder_pool", "serving.frontends.native.callbacks"):
-        monkeypatch.setattr(f"{module}.read_in_process", None)
-    run(test())
+    with decoders_stopped():
+        run(test())
 
 
-def test_pixels_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = threading.Event()
-
-    def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
-        waits.wait(10)
-        return ReadPicture(image(1)[0], None, is_light=False)
-
-    for module in ("serving.pictures.decoder_pool", "serving.frontends.native.callbacks"):
-        monkeypatch.setattr(f"{module}.read_in_process", slow)
-
+def test_pixels_that_wait_are_bounded(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (server, calls, _):
             # Native keeps three quarters for other connections.
             num_kept = 8 if isinstance(server, Server) else 2
-            largest = pb.ClassifyRequest(pictures=[bombs.blank_png(4096)])
+            # As large as is allowed by its header; it breaks off, so that its turn is soon over.
+            largest = pb.ClassifyRequest(pictures=[bombs.blank_png(bombs.ALLOWED_SIDE)[:1000]])
             asked = [asyncio.ensure_future(calls.classify(largest)) for _ in range(9)]
             while sum(each.done() for each in asked) < 9 - num_kept:
                 await asyncio.sleep(0.005)
@@ -339,38 +321,31 @@ def test_pixels_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert refusal.details().startswith("QUEUE_FULL: ")
             assert "pixels of pictures wait" in refusal.details()
             assert dict(refusal.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
-            waits.set()
+            resume()
             outcomes = await asyncio.gather(*asked, return_exceptions=True)
-            num_answered = sum(isinstance(each, pb.ClassifyResponse) for each in outcomes)
-            assert num_answered == num_kept
+            assert sum("BAD_PICTURE" in str(each) for each in outcomes) == num_kept
 
-    run(test())
+    with decoders_stopped() as resume:
+        run(test())
 
 
-def test_drain_waits_for_pictures_that_are_being_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding = asyncio.Event()
-
+def test_drain_waits_for_pictures_that_are_being_decoded(serving: Serving) -> None:
     async def test() -> None:
-        loop = asyncio.get_running_loop()
-
-        def slow(picture: bytes, index: int, reading: Reading) -> ReadPicture:
-            loop.call_soon_threadsafe(decoding.set)
-            time.sleep(0.4)  # longer than the lame duck of 0.05 s
-            return ReadPicture(image(6)[0], None, is_light=False)
-
-        monkeypatch.setattr("serving.pictures.decoder_pool.read_in_process", slow)
         async with serving(FakeBackend()) as (server, calls, stopped):
             accepted = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[png(6)])))
-            await decoding.wait()
+            await calls.get_model(pb.GetModelRequest())  # behind it on their connection
             server.stop()
+            await asyncio.sleep(0.4)  # longer than the lame duck of 0.05 s
+            resume()
             assert (await accepted).classifications[0].predictions[0].label == 6
             await stopped
 
-    run(test())
+    with decoders_stopped() as resume:
+        run(test())
 
 
 @pytest.mark.fault("S9")
-def test_message_over_the_limit_is_refused() -> None:
+def test_message_over_the_limit_is_refused(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend(), max_images_per_request=8, max_message_bytes=8192) as (_, calls, _):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -382,7 +357,7 @@ def test_message_over_the_limit_is_refused() -> None:
 
 
 @pytest.mark.fault("S23")
-def test_full_queue_refuses_with_a_hint_when_to_retry() -> None:
+def test_full_queue_refuses_with_a_hint_when_to_retry(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -406,7 +381,7 @@ def test_full_queue_refuses_with_a_hint_when_to_retry() -> None:
 
 
 @pytest.mark.fault("S21")
-def test_request_whose_deadline_passes_in_the_queue_is_never_executed() -> None:
+def test_request_whose_deadline_passes_in_the_queue_is_never_executed(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -426,7 +401,7 @@ def test_request_whose_deadline_passes_in_the_queue_is_never_executed() -> None:
 
 
 @pytest.mark.fault("S22")
-def test_request_without_a_deadline_gets_the_servers() -> None:
+def test_request_without_a_deadline_gets_the_servers(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -447,7 +422,7 @@ def test_request_without_a_deadline_gets_the_servers() -> None:
 
 
 @pytest.mark.fault("S18")
-def test_request_cancelled_by_its_client_is_not_executed() -> None:
+def test_request_cancelled_by_its_client_is_not_executed(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -466,7 +441,7 @@ def test_request_cancelled_by_its_client_is_not_executed() -> None:
     run(test())
 
 
-def test_failing_backend_is_internal_and_its_words_stay_inside() -> None:
+def test_failing_backend_is_internal_and_its_words_stay_inside(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.poison[2] = ValueError("/secret/path")
@@ -481,7 +456,7 @@ def test_failing_backend_is_internal_and_its_words_stay_inside() -> None:
 
 
 @pytest.mark.fault("S30")
-def test_device_without_memory_for_a_batch_answers_it_in_parts_and_without_any_sheds_load() -> None:
+def test_device_without_memory_for_a_batch_answers_it_in_parts_and_without_any_sheds_load(serving: Serving) -> None:
     class Small(FakeBackend):
         memory = 64
 
@@ -511,7 +486,7 @@ def test_device_without_memory_for_a_batch_answers_it_in_parts_and_without_any_s
     run(test())
 
 
-def test_bug_in_the_service_is_internal_and_its_words_stay_inside() -> None:
+def test_bug_in_the_service_is_internal_and_its_words_stay_inside(serving: Serving) -> None:
     """As one: a model with more logits than names, which no manifest has."""
 
     async def test() -> None:
@@ -535,7 +510,7 @@ def test_bug_in_the_service_is_internal_and_its_words_stay_inside() -> None:
         "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ],
 )
-def test_malformed_health_check_or_reflection_is_a_bad_request(method: str) -> None:
+def test_malformed_health_check_or_reflection_is_a_bad_request(serving: Serving, method: str) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             call: Any = calls.channel.stream_stream(f"/{method}")()
@@ -548,7 +523,7 @@ def test_malformed_health_check_or_reflection_is_a_bad_request(method: str) -> N
     run(test())
 
 
-def test_health_of_an_unknown_service_is_not_found() -> None:
+def test_health_of_an_unknown_service_is_not_found(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -558,13 +533,22 @@ def test_health_of_an_unknown_service_is_not_found() -> None:
     run(test())
 
 
+class Ends(NoMetrics):
+    """Notes how calls ended."""
+
+    def __init__(self) -> None:
+        self.codes: list[str] = []
+
+    def count_call(self, method: str, code: str) -> None:
+        self.codes.append(code)
+
+
 @pytest.mark.parametrize("service", ["", "nobody"])
 def test_client_that_has_gone_when_it_is_answered_is_no_failure(
-    service: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serving: Serving, service: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The loop is held up until gRPC knows of the end, and Python does not: the answer cannot be sent."""
-    codes: list[str] = []
-    monkeypatch.setattr(type(NO_METRICS), "count_call", lambda _self, _method, code: codes.append(code))
+    ends, check = Ends(), health.aio.HealthServicer.Check
     has_begun, has_gone = threading.Event(), threading.Event()
     request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
 
@@ -577,27 +561,26 @@ def test_client_that_has_gone_when_it_is_answered_is_no_failure(
         time.sleep(0.2)
         has_gone.set()
 
+    async def slow_check(*arguments: Any) -> Any:
+        has_begun.set()
+        assert has_gone.wait(10)
+        return await check(*arguments)
+
+    monkeypatch.setattr(health.aio.HealthServicer, "Check", slow_check)  # grpcio's own
+
     async def test() -> None:
-        async with serving(FakeBackend()) as (server, _, _):
-            check = server._health.Check
-
-            async def slow_check(*arguments: Any) -> Any:
-                has_begun.set()
-                assert has_gone.wait(10)
-                return await check(*arguments)
-
-            monkeypatch.setattr(server._health, "Check", slow_check)
+        async with serving(FakeBackend(), metrics=ends) as (server, _, _):
             await asyncio.to_thread(ask, server.port)
-            while not codes:
+            while not ends.codes:
                 await asyncio.sleep(0.01)
-        assert codes == ["CANCELLED"]
+        assert ends.codes == ["CANCELLED"]
         assert not caplog.records
 
     run(test())
 
 
 @pytest.mark.slow
-def test_watcher_of_health_hears_of_the_drain() -> None:
+def test_watcher_of_health_hears_of_the_drain(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (server, calls, _):
             stub: Any = health_pb2_grpc.HealthStub(calls.channel)
@@ -609,7 +592,7 @@ def test_watcher_of_health_hears_of_the_drain() -> None:
     run(test())
 
 
-def test_refused_request_leaves_nothing_of_its_message_behind() -> None:
+def test_refused_request_leaves_nothing_of_its_message_behind(serving: Serving) -> None:
     """With the garbage collector off: what is left is what a flood of bad requests would pile up."""
 
     async def test() -> None:
@@ -632,7 +615,7 @@ def test_refused_request_leaves_nothing_of_its_message_behind() -> None:
         gc.enable()
 
 
-def test_call_without_a_message_is_a_bad_request() -> None:
+def test_call_without_a_message_is_a_bad_request(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             call = calls.classify_stream()
@@ -647,7 +630,7 @@ def test_call_without_a_message_is_a_bad_request() -> None:
     run(test())
 
 
-def test_unknown_method_is_unimplemented() -> None:
+def test_unknown_method_is_unimplemented(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend()) as (_, calls, _):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -658,7 +641,7 @@ def test_unknown_method_is_unimplemented() -> None:
     run(test())
 
 
-def test_get_model_describes_what_is_served() -> None:
+def test_get_model_describes_what_is_served(serving: Serving) -> None:
     async def test() -> None:
         async with serving(FakeBackend(), max_images_per_request=100) as (_, calls, _):
             model = await calls.get_model(pb.GetModelRequest())
@@ -706,7 +689,7 @@ def test_health_is_serving_only_once_the_backend_is_warm() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("S36")
-def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
+def test_drain_answers_what_was_accepted_and_tells_others_to_retry(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend(max_batch_size=1)
         backend.gate.clear()
@@ -735,7 +718,7 @@ def test_drain_answers_what_was_accepted_and_tells_others_to_retry() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("S38")
-def test_drain_that_takes_too_long_ends_with_an_error() -> None:
+def test_drain_that_takes_too_long_ends_with_an_error(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -754,7 +737,7 @@ def test_drain_that_takes_too_long_ends_with_an_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("S27")
-def test_hung_device_ends_the_server_with_an_error() -> None:
+def test_hung_device_ends_the_server_with_an_error(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend()
         backend.gate.clear()
@@ -770,7 +753,7 @@ def test_hung_device_ends_the_server_with_an_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("S38")
-def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
+def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure(serving: Serving) -> None:
     """What was accepted is told to go elsewhere, and nobody may take that for a clean end."""
 
     async def test() -> None:
@@ -791,7 +774,7 @@ def test_device_that_hangs_in_a_drain_makes_the_drain_a_failure() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault("S26")
-def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed() -> None:
+def test_broken_device_ends_the_server_with_an_error_and_loses_only_what_failed(serving: Serving) -> None:
     async def test() -> None:
         backend = FakeBackend(max_batch_size=1)
         backend.poison[2] = RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -12,7 +12,7 @@ from atelier.wire import open_inference_pb2 as oip
 from serving.models import ServedModel
 from tests.serving.conftest import needs_native
 from tests.serving.fake_backend import MANIFEST, FakeBackend, image
-from tests.serving.test_server import Calls, device_started, queued, request, run, serving
+from tests.serving.test_server import Calls, device_started, grpcio_serving, queued, request, run
 
 
 def native_serving(backend: FakeBackend, **settings: Any) -> Any:
@@ -21,7 +21,7 @@ def native_serving(backend: FakeBackend, **settings: Any) -> Any:
     return native_serving(backend, **settings)
 
 
-SERVERS = [pytest.param(serving, id="grpcio"), pytest.param(native_serving, marks=needs_native, id="native")]
+SERVERS = [pytest.param(grpcio_serving, id="grpcio"), pytest.param(native_serving, marks=needs_native, id="native")]
 
 
 def version(number: int, backend: FakeBackend) -> ServedModel:
