@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,7 +19,6 @@ from atelier.program import run_program
 from atelier.tolerances import TOLERANCES
 from export.config import ExportConfig, parse_arguments
 from export.export import check_provenance, main
-from export.onnx_model import onnx_from_program
 from export.precision import PRECISIONS
 from export.repository import triton_config
 from serving.backends.select import open_backend
@@ -140,17 +141,21 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
 def test_a_failed_gate_publishes_nothing_and_names_runtime_image_and_layer(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slightly_wrong(*arguments: Any, **properties: Any) -> bytes:
-        return perturbed(onnx_from_program(*arguments, **properties), "layers.conv2.bias", 0)
+    really_export: Any = torch.onnx.export
 
-    monkeypatch.setattr("export.export.onnx_from_program", slightly_wrong)
+    def export_slightly_wrong(*arguments: Any, **options: Any) -> Any:
+        model = really_export(*arguments, **options).model_proto
+        moved = perturbed(model.SerializeToString(), "layers.conv2.bias", 0)
+        return SimpleNamespace(model_proto=onnx.load_from_string(moved))
+
+    monkeypatch.setattr(torch.onnx, "export", export_slightly_wrong)
     assert export_in(workplace) == os.EX_DATAERR
     error = capsys.readouterr().err
     report = json.loads((workplace / "parity-failed" / "parity.json").read_bytes())
-    torch, onnxruntime = report["runtimes"]
-    assert (report["passed"], torch["passed"], onnxruntime["passed"]) == (False, True, False)
+    on_torch, on_onnxruntime = report["runtimes"]
+    assert (report["passed"], on_torch["passed"], on_onnxruntime["passed"]) == (False, True, False)
     assert error.startswith("error: PARITY: onnxruntime on cpu: max_abs_diff 0.0")
-    assert f"worst image index {onnxruntime['worst_image']} (" in error
+    assert f"worst image index {on_onnxruntime['worst_image']} (" in error
     assert "first diverging layer layers.conv2 (value conv2d_1, max_abs_diff 0.01)" in error
     assert error.count("\n") == 1
     assert report["first_divergence"] in error
