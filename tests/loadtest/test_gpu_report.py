@@ -69,8 +69,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     write_idx_files(tmp_path / "data", num_train=5200, num_test=100)  # modern puts 5,000 aside
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("PATH", "")  # without nvidia-smi there is no GPU
-    front_end = available_front_ends()[0]  # grpcio serves below
-    monkeypatch.setattr("loadtest.gpu_report.run.available_front_ends", lambda: (front_end,))
+    served = {front_end: f"serve {front_end}" for front_end in available_front_ends()}
     assert main(["--report-dir", str(tmp_path / "reports")]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
     (report,) = (tmp_path / "reports").glob("gpu-rehearsal-*.json")
@@ -81,7 +80,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         "train fp32",
         "train modern",
         "export fp32",
-        f"serve {front_end}",
+        *served.values(),
     ):
         assert outcomes[name] == "ok", document
     for measured in ("torch fp32", "onnxruntime fp32"):
@@ -94,13 +93,14 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
     results = {step["name"]: step["result"] for step in document["steps"]}
-    serving = results[f"serve {front_end}"]
-    assert serving["front_end"] == front_end
-    (served,) = (row for row in serving["report"]["scenarios"] if row["contender"] == "served")
-    assert served["all"]["requests"]["wrong"] == 0 < served["all"]["requests"]["correct"]
+    for front_end, step in served.items():
+        serving = results[step]
+        assert serving["front_end"] == serving["report"]["settings"]["front_end"] == front_end
+        (row,) = (row for row in serving["report"]["scenarios"] if row["contender"] == "served")
+        assert row["all"]["requests"]["wrong"] == 0 < row["all"]["requests"]["correct"]
+        # Of all its processes, not the supervisor's alone.
+        assert serving["report"]["memory"]["resident_bytes"] > 60 << 20
     assert [row["batch_size"] for row in results["latency torch fp32"]["rows"]] == [1, 8, 64]
-    # Of all its processes, not the supervisor's alone.
-    assert serving["report"]["memory"]["resident_bytes"] > 60 << 20
     assert {row["clock"] for row in results["latency torch fp32"]["rows"]} == {"wall clock"}
     assert results["latency onnxruntime fp32"]["memory"]["resident_bytes"] > 10 << 20
     for name, recipe in (("train fp32", "tutorial"), ("train modern", "modern")):
