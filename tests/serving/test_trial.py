@@ -3,24 +3,26 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 
 from atelier.client import Client
-from atelier.errors import BadDataError, MissingInputError, ResourceUnavailableError, UsageError
+from atelier.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from export.repository import publish
 from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import ServerProcess, server_process
@@ -223,52 +225,79 @@ def refusal_of(version: ModelVersion, config: ServerConfig) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def runtime_that(does: Callable[[], object]) -> Iterator[None]:
+    """ONNX Runtime and torch do it when they open a model."""
+
+    def opened(*_: Any, **__: Any) -> Any:
+        return does()
+
+    with patch("onnxruntime.InferenceSession", opened), patch("torch.export.load", opened):
+        yield
+
+
 @pytest.mark.fault("E7")
 @pytest.mark.parametrize(("backend", "word"), [("onnxruntime", "BAD_MODEL"), ("torch", "BAD_PROGRAM")])
 def test_with_a_gpu_files_are_checked_and_nothing_is_opened(tmp_path: Path, backend: str, word: str) -> None:
     good = exported_files()
     bad = {ONNX_NAME: attacked(an_endless_loop), PROGRAM_NAME: good[PROGRAM_NAME][:-100]}
-    with patch("serving.trial.GPUS", ("null",)), patch.object(ModelVersion, "open", side_effect=ZeroDivisionError):
-        assert refusal_of(*version_of(good, tmp_path / "good", backend)) == ""
-        assert refusal_of(*version_of(bad, tmp_path / "bad", backend)) == word
-    with patch.object(ModelVersion, "open", side_effect=ZeroDivisionError):
-        assert refusal_of(*version_of(good, tmp_path / "opened", backend)) == "LOAD_FAILED"
+    with runtime_that(lambda: os._exit(3)):
+        with patch("serving.trial.GPUS", ("null",)):
+            assert refusal_of(*version_of(good, tmp_path / "good", backend)) == ""
+            assert refusal_of(*version_of(bad, tmp_path / "bad", backend)) == word
+        assert refusal_of(*version_of(good, tmp_path / "opened", backend)) == "LOAD_CRASHED"
 
 
 @pytest.mark.fault("E8")
 def test_trial_that_stands_still_ends_when_its_time_is_up(tmp_path: Path) -> None:
     version, config = version_of(exported_files(), tmp_path, "onnxruntime")
     config = dataclasses.replace(config, limits=Limits(trial_s=0.5))
-    with patch("serving.trial._verdict", side_effect=lambda *_: os.kill(os.getpid(), signal.SIGSTOP)):
+    with runtime_that(lambda: os.kill(os.getpid(), signal.SIGSTOP)):
         assert refusal_of(version, config) == "LOAD_TIMEOUT"
 
 
 def test_process_holds_no_socket_or_file_of_the_servers(tmp_path: Path) -> None:
-    def look_around(_version: ModelVersion, _config: ServerConfig) -> None:
+    def look_around() -> None:
         held = {}
         for each in list(Path("/proc/self/fd").iterdir()):
             with contextlib.suppress(OSError):  # that of the listing itself
                 held[int(each.name)] = str(each.readlink()).partition(":")[0]
-        assert sorted(held)[:3] == [0, 1, 2]
-        assert [held[number] for number in sorted(held)[3:]] == ["socket"]  # its end of the pipe
-        raise BadDataError("SEEN", "no other is there")
+        (tmp_path / "seen.json").write_text(json.dumps([held[number] for number in sorted(held) if number > 2]))
 
     version, config = version_of(exported_files(), tmp_path, "onnxruntime")
-    with (tmp_path / "secret").open("w"), patch("serving.trial._try_out", look_around):
-        assert refusal_of(version, config) == "SEEN"
+    with (tmp_path / "secret").open("w"), runtime_that(look_around):
+        refusal_of(version, config)
+    assert json.loads((tmp_path / "seen.json").read_text()) == ["socket"]  # its end of the pipe
 
 
-def test_what_the_settings_or_the_machine_lack_is_for_the_server_to_say(tmp_path: Path) -> None:
+def no_kernel() -> None:
+    raise onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented("Could not find an implementation for Conv")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "does", "error"),
+    [
+        ({"max_batch_size": 4096}, None, UsageError),
+        ({"backend": "litert"}, None, MissingInputError),
+        ({}, no_kernel, ResourceUnavailableError),
+    ],
+)
+def test_what_the_settings_or_the_machine_lack_is_for_the_server_to_say(
+    tmp_path: Path, lacking: dict[str, Any], does: Callable[[], object] | None, error: type[ProgramError]
+) -> None:
     version, config = version_of(exported_files(), tmp_path, "onnxruntime")
-    for error in (ResourceUnavailableError, UsageError, MissingInputError):
-        with patch("serving.trial._try_out", side_effect=error("WORD", "it lacks")):
-            assert refusal_of(version, config) == ""
+    config = dataclasses.replace(config, device="cpu", **lacking)
+    with runtime_that(does) if does else contextlib.nullcontext():
+        assert refusal_of(version, config) == ""
+        with pytest.raises(error):
+            version.open(config)
 
 
 @pytest.mark.parametrize("said", [b"", b"\xff", b"[1]", b"7", b'{"word": "HALF"}', b"[" * 60_000, b"\0" * 100_000])
 def test_whatever_the_process_says_the_server_goes_on(tmp_path: Path, said: bytes) -> None:
+    send = Connection.send_bytes
     version, config = version_of(exported_files(), tmp_path, "onnxruntime")
-    with patch("serving.trial._verdict"), patch("serving.trial.json.dumps", return_value=said.decode("latin-1")):
+    with patch.object(Connection, "send_bytes", lambda link, _data: send(link, said)):
         assert refusal_of(version, config) == "LOAD_CRASHED"
 
 
@@ -278,5 +307,5 @@ def test_half_a_message_is_not_waited_for(tmp_path: Path) -> None:
         time.sleep(1000)
 
     version, config = version_of(exported_files(), tmp_path, "onnxruntime")
-    with patch("serving.trial._verdict", return_value={}), patch.object(Connection, "send_bytes", say_half):
+    with patch.object(Connection, "send_bytes", say_half):
         assert refusal_of(version, config) == "LOAD_CRASHED"
