@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -125,15 +126,30 @@ def test_process_may_hold_so_much_memory_and_no_more(decoder: Decoder) -> None:
     assert (decoder.read(SMALL, 0, AS_IS).image[0] == garment()).all()
 
 
-def test_process_ends_with_the_server_whatever_ends_that(decoder: Decoder) -> None:
+def test_process_goes_on_when_a_terminal_signals_to_all(decoder: Decoder) -> None:
     decoder.read(SMALL, 0, AS_IS)
     process = process_of(decoder)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a terminal sends to all
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process.send_signal(number)
     decoder.read(SMALL, 0, AS_IS)
     assert decoder.pid == process.pid
-    assert decoder._link is not None
-    decoder._link.close()  # as the system does for a process that has died
+
+
+def test_process_ends_with_the_server_whatever_ends_that() -> None:
+    program = """
+import time
+from serving.pictures.decoders import Decoder
+from tests.serving.test_decoders import AS_IS, SMALL
+decoder = Decoder()
+decoder.read(SMALL, 0, AS_IS)
+print(decoder.pid, flush=True)
+time.sleep(1000)
+"""
+    command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        process = psutil.Process(int(server.stdout.readline()))
+        server.kill()
     wait_for(lambda: has_ended(process), 10)
 
 
