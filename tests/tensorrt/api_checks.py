@@ -410,7 +410,7 @@ def test_engine_that_tensorrt_refuses_is_bad_data(
 
 
 def test_engine_with_other_tensors_is_bad_data(engine: Engine) -> None:
-    engine.spec._answers["get_tensor_dtype"] = lambda name: trt.DataType.FLOAT
+    engine.spec.answers["get_tensor_dtype"] = lambda name: trt.DataType.FLOAT
     with pytest.raises(BadDataError, match=r"BAD_ENGINE: the engine has .* the contract says"):
         open_it()
 
@@ -424,10 +424,10 @@ def test_refusal_by_tensorrt_is_an_error_and_no_wrong_answer(
 
     def refusing(strategy: Any) -> Spec:
         context = make_context(strategy)
-        context._answers[method] = False
+        context.answers[method] = False
         return context
 
-    engine.spec._answers["create_execution_context"] = refusing
+    engine.spec.answers["create_execution_context"] = refusing
     with pytest.raises(cuda.CudaError, match="TensorRT did not"):
         backend.infer(noise_images(1))
 

@@ -20,7 +20,7 @@ class Spec:
     def __init__(self, cls: type, log: list[Call], **answers: Any) -> None:
         missing = [name for name in answers if not hasattr(cls, name)]
         assert not missing, f"{cls.__name__} of {_release(cls)} has no {missing}"
-        self.__dict__.update(_cls=cls, _log=log, _answers=answers)
+        self.__dict__.update(_cls=cls, _log=log, answers=answers)
 
     def __getattr__(self, name: str) -> Any:
         cls = self._cls
@@ -28,22 +28,22 @@ class Spec:
         if found is None:
             raise AttributeError(f"{cls.__name__} of {_release(cls)} has no {name!r}")
         if isinstance(found, property):
-            if name not in self._answers:
+            if name not in self.answers:
                 raise AssertionError(f"the test did not say what {cls.__name__}.{name} is")
-            return self._answers[name]
+            return self.answers[name]
         return lambda *args, **kwargs: self._call(name, args, kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         found = inspect.getattr_static(self._cls, name)  # AttributeError where there is none
         assert isinstance(found, property) and found.fset, f"{self._cls.__name__}.{name} cannot be set"
         self._log.append((self._cls.__name__, name, (value,), {}))
-        self._answers[name] = value
+        self.answers[name] = value
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         returned = fitting_overload(self._cls, name, args, kwargs)
         self._log.append((self._cls.__name__, name, args, kwargs))
-        if name in self._answers:
-            answer = self._answers[name]
+        if name in self.answers:
+            answer = self.answers[name]
             return answer(*args, **kwargs) if callable(answer) and not isinstance(answer, Spec) else answer
         return self._default(returned)
 

@@ -62,7 +62,7 @@ def engine(trt: Any, monkeypatch: pytest.MonkeyPatch, log: list[Call], gpu: Fake
     """Its kernels are compiled anew unless the cache that was loaded has them."""
     engine = Engine(trt, trt, monkeypatch, log, gpu)
     cache = Spec(trt.IRuntimeCache, log, serialize=lambda: memoryview(b"compiled kernels"))
-    engine.spec._answers["create_runtime_config"] = Spec(trt.IRuntimeConfig, log, create_runtime_cache=cache)
+    engine.spec.answers["create_runtime_config"] = Spec(trt.IRuntimeConfig, log, create_runtime_cache=cache)
     return engine
 
 
@@ -101,10 +101,10 @@ def test_engine_that_cannot_be_captured_runs_without_a_graph(
 
     def not_capturable(config: Any) -> Spec:
         context = make_context(config)
-        context._answers["is_stream_capturable"] = False
+        context.answers["is_stream_capturable"] = False
         return context
 
-    engine.spec._answers["create_execution_context"] = not_capturable
+    engine.spec.answers["create_execution_context"] = not_capturable
     backend = open_it(spec)
     for seed in range(3):
         images = noise_images(7, seed=seed)
