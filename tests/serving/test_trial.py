@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -205,6 +206,12 @@ def test_torch_program_that_asks_for_8_gb_is_refused(tmp_path: Path) -> None:
 
 
 # --- One trial -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def without_garbage() -> None:
+    """Frees other tests' calls and channels: a fork that did would break off in gRPC, whose threads it lacks."""
+    gc.collect()
 
 
 def version_of(files: dict[str, bytes], repository: Path, backend: str) -> tuple[ModelVersion, ServerConfig]:
