@@ -114,7 +114,7 @@ def job(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="session")
 def tutorial_checkpoint(data: FashionMNIST, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make train` makes of the 60,000 images: its own where it was called; not to be changed."""
+    """What `make train` makes of the 60,000 images: what lies in artifacts/, if it was called; not to be changed."""
     from training.checkpoint import load_checkpoint  # imports torch
     from training.recipes import RECIPES
 

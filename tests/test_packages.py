@@ -45,21 +45,21 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def empty(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with what `pip install 'atelier[serve]'` brings, and nothing else."""
-    environment = tmp_path_factory.mktemp("empty") / "environment"
+def installed(packages: Path, extras: str, directory: Path) -> Path:
+    """An environment with what `pip install 'atelier[<extras>]'` brings, and nothing else."""
+    environment = directory / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     [wheel] = packages.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python")
-    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[serve]", cwd=packages)
+    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[{extras}]", cwd=packages)
     return environment
 
 
 def test_server_only_install_serves_and_classifies_and_is_small(
-    empty: Path, small_repository: Path, tmp_path: Path
+    packages: Path, small_repository: Path, tmp_path: Path
 ) -> None:
     """The commands `atelier serve` and `atelier classify` of that environment, away from this checkout."""
+    empty = installed(packages, "serve", tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     atelier = empty / "bin" / "atelier"
@@ -69,16 +69,14 @@ def test_server_only_install_serves_and_classifies_and_is_small(
         with Client(served.target) as client:
             assert client.classify(pixels).classifications[0][0].name in printed.splitlines()[1]
     assert size_mb(empty) < 200  # after it has served, so with what Python compiled
-    installed = {path.name for path in empty.glob("lib/*/site-packages/*")}
-    assert {"atelier", "onnxruntime"} <= installed and not installed & {"torch", "onnx", "pyarrow", "matplotlib"}
+    brought = {path.name for path in empty.glob("lib/*/site-packages/*")}
+    assert {"atelier", "onnxruntime"} <= brought and not brought & {"torch", "onnx", "pyarrow", "matplotlib"}
 
 
-def test_wheel_serves_the_page_with_its_extra(empty: Path, packages: Path, small_repository: Path) -> None:
-    [wheel] = packages.glob("*.whl")
-    pip = (sys.executable, "-m", "pip", "--python", empty / "bin" / "python")
-    run(*pip, "install", "--quiet", "--no-compile", f"{wheel}[serve,playground]", cwd=packages)
+def test_wheel_serves_the_page_with_its_extra(packages: Path, small_repository: Path, tmp_path: Path) -> None:
+    environment = installed(packages, "serve,playground", tmp_path)
     options = ("--repository", str(small_repository), "--port", "0", "--metrics-port", "0", "--front-end", "grpcio")
-    with program_process([str(empty / "bin" / "atelier"), "serve", *options]) as served:
+    with program_process([str(environment / "bin" / "atelier"), "serve", *options]) as served:
         [address] = served.ready["playground"]
         with closing(HTTPConnection(urlsplit(address).netloc, timeout=60)) as connection:
             connection.request("GET", "/app.js")

@@ -56,7 +56,7 @@ def measure_page(repository: Path, repeats: int, scale: float) -> Figures:
 
 
 def reply_bytes(found: bytes) -> int:
-    """Returns how long an answer of HTTP is, of which the beginning is there."""
+    """Returns how many bytes the whole reply has; more than are there while that is not known."""
     head, end, _ = found.partition(b"\r\n\r\n")
     length = CONTENT_LENGTH.search(head)
     return len(head) + len(end) + int(length[1]) if end and length else len(found) + 1
@@ -66,22 +66,24 @@ def reply_bytes(found: bytes) -> int:
 def drawn_on(page: str) -> Iterator[list[float]]:
     """Asks for the maps of an image with the server's answer 30 times a second, from the first look on.
 
-    By a bare socket, for a hand has a machine of its own: what an HTTP client costs here is not the page's price.
+    Uses a bare socket: who draws has a machine of their own, so what an HTTP client costs here is not the page's price.
     Yields when it had each. Raises at the end what a look failed by.
     """
-    looked_s, has_ended, netloc = list[float](), threading.Event(), urlsplit(page).netloc
-    head = f"POST /api/look HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: application/octet-stream\r\n"
+    looked_s, has_ended, address = list[float](), threading.Event(), urlsplit(page)
+    head = f"POST /api/look HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/octet-stream\r\n"
     request = f"{head}Content-Length: {IMAGE_BYTES}\r\n\r\n".encode() + random_images(1).tobytes()
-    name, _, port = netloc.rpartition(":")
-    connection = socket.create_connection((name.strip("[]"), int(port)), timeout=60)
+    connection = socket.create_connection((address.hostname, address.port), timeout=60)
 
     def look() -> None:
         connection.sendall(request)
         found = b""
         while len(found) < reply_bytes(found) and (received := connection.recv(1 << 20)):
             found += received
-        if not found.startswith(b"HTTP/1.1 200") or b'"answer": {' not in found:
-            raise ProgramError("NO_LOOK", f"a look was answered {found[:400].decode(errors='replace')!r}")
+        answered, _, body = found.partition(b"\r\n\r\n")
+        is_whole, status = len(found) == reply_bytes(found), answered.partition(b"\r\n")[0]
+        if not (is_whole and status.startswith(b"HTTP/1.1 200") and b'"answer": {' in body):
+            said = f"{status.decode(errors='replace')!r} with {body[:300].decode(errors='replace')!r}"
+            raise ProgramError("NO_LOOK", f"a look was answered {said}")
         looked_s.append(time.monotonic())
 
     def draw() -> None:

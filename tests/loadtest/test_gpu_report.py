@@ -69,7 +69,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     write_idx_files(tmp_path / "data", num_train=5200, num_test=100)  # modern puts 5,000 aside
     monkeypatch.setenv("FASHION_MNIST_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("PATH", "")  # without nvidia-smi there is no GPU
-    served = {front_end: f"serve {front_end}" for front_end in available_front_ends()}
+    steps = {front_end: f"serve {front_end}" for front_end in available_front_ends()}
     assert main(["--report-dir", str(tmp_path / "reports")]) == 70
     assert capsys.readouterr().out.startswith("REHEARSAL")
     (report,) = (tmp_path / "reports").glob("gpu-rehearsal-*.json")
@@ -80,7 +80,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
         "train fp32",
         "train modern",
         "export fp32",
-        *served.values(),
+        *steps.values(),
     ):
         assert outcomes[name] == "ok", document
     for measured in ("torch fp32", "onnxruntime fp32"):
@@ -93,7 +93,7 @@ def test_rehearsal_measures_all_that_a_cpu_can_and_says_what_it_cannot(
     reasons = {step["name"]: step["reason"] for step in document["steps"]}
     assert reasons["export int8"].startswith("PARITY: ")
     results = {step["name"]: step["result"] for step in document["steps"]}
-    for front_end, step in served.items():
+    for front_end, step in steps.items():
         serving = results[step]
         assert serving["front_end"] == serving["report"]["settings"]["front_end"] == front_end
         (row,) = (row for row in serving["report"]["scenarios"] if row["contender"] == "served")

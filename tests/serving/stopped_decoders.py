@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -22,22 +22,26 @@ def decoder_processes() -> list[psutil.Process]:
 @contextmanager
 def decoders_stopped() -> Iterator[Callable[[], None]]:
     """No picture is decoded until the end, or until what is yielded is called."""
-    while len(decoder_processes()) < NUM_DECODERS:  # those that are asked at once
-        with ThreadPoolExecutor() as threads:
+    for _ in range(20):
+        if len(decoder_processes()) == NUM_DECODERS:
+            break
+        with ThreadPoolExecutor(NUM_DECODERS) as threads:  # one that is asked while all others are busy starts
             list(threads.map(_read, range(NUM_DECODERS)))
     stopped = decoder_processes()
+    assert len(stopped) == NUM_DECODERS
 
     def resume() -> None:
         for process in stopped:
-            process.send_signal(signal.SIGCONT)
+            with suppress(psutil.NoSuchProcess):  # it was given up
+                process.send_signal(signal.SIGCONT)
 
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
     try:
+        for process in stopped:
+            process.send_signal(signal.SIGSTOP)
         yield resume
     finally:
         resume()
 
 
 def _read(index: int) -> None:
-    read_in_process(blank_png(28), index, Reading(invert=False, prepare=False))
+    read_in_process(blank_png(2048), index, Reading(invert=False, prepare=False))

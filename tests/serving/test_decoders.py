@@ -1,5 +1,6 @@
 """The processes that decode pictures: what breaks one costs one picture."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -147,10 +148,16 @@ time.sleep(1000)
 """
     command, environment = [sys.executable, "-c", program], os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        process = psutil.Process(int(server.stdout.readline()))
-        server.kill()
-    wait_for(lambda: has_ended(process), 10)
+        try:
+            assert server.stdout is not None
+            process = psutil.Process(int(server.stdout.readline()))
+        finally:
+            server.kill()
+    try:
+        wait_for(lambda: has_ended(process), 10)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def test_decoder_that_cannot_start_is_no_fault_of_the_picture(

@@ -15,7 +15,7 @@ from tests.serving.running import serving_process_of
 MAX_GROWTH_MB = 8
 
 # grpcio's pools and the allocator's arenas fill up over about 10,000 requests (7 MB); a leak grows after them too.
-WARM_UP_REQUESTS = 10_000
+WARM_UP_REQUESTS = 15_000
 
 
 @pytest.mark.slow

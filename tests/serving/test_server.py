@@ -231,7 +231,7 @@ def test_pictures_are_decoded_in_order(serving: Serving) -> None:
     run(test())
 
 
-def test_decoding_stops_at_the_deadline_and_is_bounded(serving: Serving) -> None:
+def test_waiting_for_decoders_ends_at_the_deadline_and_is_bounded(serving: Serving) -> None:
     pictures = pb.ClassifyRequest(pictures=[PNG.getvalue()] * 40)
 
     async def ends_of_two(calls: Calls) -> "Counter[tuple[str, str]]":
@@ -259,11 +259,13 @@ def test_encoded_pictures_are_bounded_in_bytes_and_take_turns(serving: Serving) 
             both = [asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[slow] * 40))) for _ in range(2)]
             (refused,), (many,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             assert "40000 bytes of pictures wait, and 40000 more would exceed 50000" in str(refused.exception())
-            one = asyncio.ensure_future(calls.classify(pb.ClassifyRequest(pictures=[png(1).ljust(200)])))
+            small = pb.ClassifyRequest(pictures=[png(1).ljust(200)])
+            one = asyncio.ensure_future(calls.classify(small))
             await calls.get_model(pb.GetModelRequest())  # behind it on their connection
             resume()
             await one
-            assert not many.done()  # it did not wait for all of the others
+            await calls.classify(small)
+            assert not many.done()  # neither waited for all of the others
             await many
 
     with decoders_stopped() as resume:

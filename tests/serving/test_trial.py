@@ -42,6 +42,12 @@ IMAGES = np.full((2, 28, 28), 200, np.uint8)
 TRYING = "tests.serving.trying_server"
 
 
+@pytest.fixture(autouse=True)
+def without_garbage() -> None:
+    """Frees other tests' calls and channels: a fork that did would break off in gRPC, whose threads it lacks."""
+    gc.collect()
+
+
 @pytest.fixture
 def shelf(small_repository: Path, tmp_path: Path) -> Shelf:
     """A repository that has version 1."""
@@ -206,12 +212,6 @@ def test_torch_program_that_asks_for_8_gb_is_refused(tmp_path: Path) -> None:
 
 
 # --- One trial -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def without_garbage() -> None:
-    """Frees other tests' calls and channels: a fork that did would break off in gRPC, whose threads it lacks."""
-    gc.collect()
 
 
 def version_of(files: dict[str, bytes], repository: Path, backend: str) -> tuple[ModelVersion, ServerConfig]:

@@ -6,6 +6,7 @@ Every call is held to the signature of the real function in NVIDIA's bindings, a
 import ctypes
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,11 +33,12 @@ class FakeCuda:
         self._next = 1
 
     def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """From here on NVIDIA's bindings reach this GPU."""
-        for method in vars(type(self)):
-            if method.startswith("_cuda"):
-                name = method.removeprefix("_")
-                monkeypatch.setattr(runtime, name, self._standing_in_for(getattr(runtime, name), getattr(self, method)))
+        """From here on NVIDIA's bindings reach this GPU, and no other: what it lacks fails the test."""
+        for name, real in list(vars(runtime).items()):
+            if name.startswith("cuda") and callable(real) and not isinstance(real, type):
+                ours = getattr(self, f"_{name}", None)
+                stand_in = self._standing_in_for(real, ours) if ours else partial(pytest.fail, f"{name} was called")
+                monkeypatch.setattr(runtime, name, stand_in)
 
     @staticmethod
     def _standing_in_for(real: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:

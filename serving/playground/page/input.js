@@ -38,7 +38,7 @@ async function findGap(app) {
   const { source, ink, fill, drawing } = app.state;
   if (drawing) return;
   const gap = source.kind === 'drawing' && fill ? (await import('./outline.js')).gapOf(ink) : null;
-  if (app.state.source === source && app.state.ink === ink) app.set({ gap });
+  if (app.state.source === source && app.state.ink === ink && app.state.fill === fill) app.set({ gap });
 }
 
 /** Paints the network's image; says if an outline is open, or what was done to a photograph. */

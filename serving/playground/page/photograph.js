@@ -7,7 +7,7 @@ export async function photograph(app, blob) {
   try {
     const [{ head, values: image }] = await Promise.all([app.api.photograph(blob), app.loadMore()]), bitmap = await createImageBitmap(blob);
     const paint = (context) => paintPhotograph(context, bitmap, head.box);
-    app.set({ image, gap: null, source: { kind: 'photograph', ...head, paint }, ink: new Uint8Array(SIZE * SIZE), problem: null });
+    app.set({ image, source: { kind: 'photograph', ...head, paint }, ink: new Uint8Array(SIZE * SIZE), problem: null });
   } catch (problem) {
     app.set({ problem });
   }

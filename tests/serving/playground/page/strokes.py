@@ -13,9 +13,9 @@ import numpy as np
 from atelier.program import run_program
 from examples.browser import chromium
 from loadtest.server_process import server_process
-from tests.serving.playground.page.pages import READY
+from tests.serving.playground.page.pages import PREPARED, READY
 
-PAUSE_MS = 100  # between strokes: longer than what lies between two looks
+PAUSE_MS = 50  # behind a look: the next may begin after 33
 # For each movement of the pen: ms from the event until all that it changed is painted, the graphics' work included.
 KEEP_TIMES = """() => {
   const { stage } = document.getElementById('stage'), paint = stage.paintNow.bind(stage), { state } = atelier;
@@ -46,19 +46,25 @@ def stroke_ms(page: Any, count: int) -> list[float]:
             box["x"] + box["width"] * (0.1 + 0.8 * place), box["y"] + box["height"] * (0.2 + 0.6 * (number % 2))
         )
         page.mouse.down()
-        page.wait_for_timeout(PAUSE_MS)
+        rest(page)
         page.mouse.move(box["x"] + box["width"] * (0.14 + 0.8 * place), box["y"] + box["height"] * 0.5)
-        page.wait_for_timeout(PAUSE_MS)
+        rest(page)
         page.mouse.up()
-        page.wait_for_timeout(PAUSE_MS)
     return [float(each) for each in page.evaluate("() => strokesMs")]
+
+
+def rest(page: Any) -> None:
+    """Waits until what has been drawn is seen, and the next look may begin at once."""
+    page.evaluate(PREPARED)
+    page.wait_for_function("() => atelier.state.looked === atelier.state.image")
+    page.wait_for_timeout(PAUSE_MS)
 
 
 def main(arguments: list[str]) -> int:
     """Serves the newest version, draws on its page, deep and flat, and prints medians."""
     parser = argparse.ArgumentParser(prog="python -m tests.serving.playground.page.strokes", description=__doc__)
     parser.add_argument("--repository", type=Path, default=Path("artifacts/models"), help="(%(default)s)")
-    parser.add_argument("--strokes", type=int, default=60, help="how many lines are drawn in each view (%(default)s)")
+    parser.add_argument("--strokes", type=int, default=40, help="how many lines are drawn in each view (%(default)s)")
     options = parser.parse_args(arguments)
     settings = ("--repository", str(options.repository), "--port", "0", "--metrics-port", "0")
     with server_process("serving", *settings) as server, chromium() as browser:

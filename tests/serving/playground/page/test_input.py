@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.playground.page.pages import OpenPage, opened, settle
+from tests.serving.playground.page.pages import PREPARED, OpenPage, opened, settle
 from tests.serving.playground.page.test_page import draw_by_mouse
 
 pytestmark = pytest.mark.slow
@@ -105,6 +105,7 @@ def test_a_gap_is_looked_for_once_the_pen_is_up(served: Any, open_page: OpenPage
     page.mouse.move(box["x"] + 40, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] + 40, box["y"] + 90, steps=5)
+    page.evaluate(PREPARED)
     page.wait_for_function("() => atelier.state.looked === atelier.state.image")
     assert page.evaluate("() => atelier.state.gap") is None
     page.mouse.up()

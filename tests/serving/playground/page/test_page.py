@@ -189,7 +189,7 @@ BOOT_BY_KEYS = [
 ]
 
 
-@pytest.mark.parametrize(("strokes", "name"), [(BAG_BY_KEYS, "Bag"), (BOOT_BY_KEYS, "Ankle boot")], ids=str)
+@pytest.mark.parametrize(("strokes", "name"), [(BAG_BY_KEYS, "Bag"), (BOOT_BY_KEYS, "Ankle boot")], ids=["bag", "boot"])
 def test_what_is_drawn_by_keys_is_taken_for_what_it_is(
     strokes: Any, name: str, served: Any, open_page: OpenPage
 ) -> None:
