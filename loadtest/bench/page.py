@@ -22,7 +22,6 @@ from loadtest.bench.rows import Row
 
 NO_PAGE, CLOSED, DRAWN = "no page", "the page closed", "the page drawn on"
 LOOKS, LOOKS_PER_S = f"{DRAWN}, looks/s", 30  # as a hand that draws
-IMAGE_BYTES = 28 * 28
 CONTENT_LENGTH = re.compile(rb"\ncontent-length: *(\d+)", re.IGNORECASE)
 LEAST = {CLOSED: 0.99, DRAWN: 0.95}  # of the rate without the page
 
@@ -69,9 +68,9 @@ def drawn_on(page: str) -> Iterator[list[float]]:
     Uses a bare socket: who draws has a machine of their own, so what an HTTP client costs here is not the page's price.
     Yields when it had each. Raises at the end what a look failed by.
     """
-    looked_s, has_ended, address = list[float](), threading.Event(), urlsplit(page)
+    looked_s, has_ended, address, image = list[float](), threading.Event(), urlsplit(page), random_images(1).tobytes()
     head = f"POST /api/look HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/octet-stream\r\n"
-    request = f"{head}Content-Length: {IMAGE_BYTES}\r\n\r\n".encode() + random_images(1).tobytes()
+    request = f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image
     connection = socket.create_connection((address.hostname, address.port), timeout=60)
 
     def look() -> None:

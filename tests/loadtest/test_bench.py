@@ -20,7 +20,7 @@ from loadtest.server_process import server_process
 from tests.conftest import Job
 from tests.loadtest.test_cpp_echo import needs_grpc
 from tests.serving.fake_backend import image
-from tests.serving.running import wait_for
+from tests.serving.running import serving_process_of, wait_for
 from training.dataset import FashionMNIST
 
 needs_h2load = pytest.mark.skipif(shutil.which("h2load") is None, reason="needs apt-get install nghttp2-client")
@@ -131,13 +131,20 @@ def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_page_is_drawn_on_and_a_look_without_an_answer_is_no_look(job: Job) -> None:
-    with serving(job.repository) as server:
+def test_page_is_drawn_on_and_a_look_without_an_answer_is_no_look(small_repository: Path) -> None:
+    with serving(small_repository) as server:
         (page,) = server.ready["playground"]
         with drawn_on(page) as looked_s:
             wait_for(lambda: len(looked_s) >= 3)
         with pytest.raises(ProgramError, match=r"answered 'HTTP/1\.. 4"), drawn_on(server.metrics_url):
             pytest.fail("it was answered")
+        process = serving_process_of(server)
+        process.suspend()  # who looks gets the maps, and is told why there is no answer
+        try:
+            with pytest.raises(ProgramError, match=r"answered 'HTTP/1\.1 200 OK' with .*refusal"), drawn_on(page):
+                pytest.fail("it was answered")
+        finally:
+            process.resume()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.serving.playground.page.pages import PREPARED, READY
 PAUSE_MS = 50  # behind a look: the next may begin after 33
 # For each movement of the pen: ms from the event until all that it changed is painted, the graphics' work included.
 KEEP_TIMES = """() => {
-  const { stage } = document.getElementById('stage'), paint = stage.paintNow.bind(stage), { state } = atelier;
+  const { stage } = document.getElementById('stage'), paint = stage.paintNow.bind(stage);
   let moved = null;
   globalThis.strokesMs = [];
   document.getElementById('pad').addEventListener('pointermove', ({ buttons, timeStamp }) => {
