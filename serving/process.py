@@ -45,6 +45,7 @@ class Process:
     sockets: list[socket.socket]  # that listen there, or keep the ports
     metrics_sockets: list[socket.socket]
     entrance: Entrance  # of the page's process
+    page_address: str  # empty if there is no page
     num_restarts: int  # of the processes before this one
     link: Connection
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what is said

@@ -96,6 +96,7 @@ class Supervisor:
                 sockets=self._listening.sockets,
                 metrics_sockets=metrics_sockets,
                 entrance=self._playground.entrance,
+                page_address=next(iter(self._playground.addresses), ""),
                 num_restarts=self._num_restarts,
                 link=link,
             )

@@ -20,6 +20,8 @@ pub struct Settings {
     pub tokens: Option<String>,
     /// One more digest, in hexadecimal, beside those of the file; empty for none.
     pub page_token_sha256: String,
+    /// Of the page that looks inside the network; empty if there is none.
+    pub page_address: String,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
     pub max_inline_us: u64,
     pub max_queue_size: usize,

@@ -5,6 +5,7 @@ mod classify;
 mod grpc_web;
 mod infer;
 mod json;
+mod playground;
 mod reply;
 mod request_body;
 mod route;
@@ -54,7 +55,7 @@ async fn page(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<
     let path = head.uri.path();
     let route = Route::from_path(path).ok_or_else(|| route::unknown(path))?;
     route.check_method(&head.method)?;
-    if let Some(tokens) = call.server.tokens.as_ref().filter(|_| !route.is_health()) {
+    if let Some(tokens) = call.server.tokens.as_ref().filter(|_| !route.is_open()) {
         tokens.check(&head.headers)?;
     }
     match route {
@@ -65,6 +66,10 @@ async fn page(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<
             views::repository_index(&call.server, &body)
         }
         Route::OpenApi => Ok(Page::json_text(OPENAPI)),
+        Route::Playground => {
+            let page = playground::address_for(&call.server.settings.page_address, head);
+            page.map(|address| Page::elsewhere(&address)).ok_or_else(|| route::unknown(path))
+        }
         _ => views::view(&call.server, route),
     }
 }

@@ -6,7 +6,9 @@ use std::io::Write;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
-use http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
@@ -35,6 +37,13 @@ impl Page {
 
     pub fn json_text(text: &'static str) -> Self {
         Self::of(StatusCode::OK, "application/json", Bytes::from_static(text.as_bytes()))
+    }
+
+    /// A redirection.
+    pub fn elsewhere(address: &str) -> Self {
+        let mut page = Self { status: StatusCode::FOUND, ..Self::json(&serde_json::json!({"page": address})) };
+        page.headers.extend(HeaderValue::from_str(address).ok().map(|address| (LOCATION, address)));
+        page
     }
 
     pub fn of(status: StatusCode, kind: &'static str, body: Bytes) -> Self {

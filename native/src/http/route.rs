@@ -20,6 +20,7 @@ pub enum Route<'a> {
     Infer { name: &'a str, version: &'a str },
     Classify,
     OpenApi,
+    Playground,
 }
 
 impl<'a> Route<'a> {
@@ -28,6 +29,7 @@ impl<'a> Route<'a> {
         let parts: Vec<&str> = path.strip_suffix('/').unwrap_or(path).splitn(8, '/').collect();
         match parts[..] {
             ["v1", "classify"] => Some(Self::Classify),
+            [""] => Some(Self::Playground),
             ["openapi.json"] => Some(Self::OpenApi),
             ["v2"] => Some(Self::Server),
             ["v2", "health", "live"] => Some(Self::Live),
@@ -51,9 +53,9 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// A probe has no token.
-    pub fn is_health(self) -> bool {
-        matches!(self, Self::Live | Self::Ready | Self::ModelReady { .. })
+    /// A probe has no token, and neither has a browser on its way to the page.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Live | Self::Ready | Self::ModelReady { .. } | Self::Playground)
     }
 
     pub fn check_method(self, method: &Method) -> Result<(), Status> {
@@ -91,6 +93,7 @@ mod tests {
             ("/v2/models/stats", Some(Route::Statistics { name: "", version })),
             ("/v2/models/lenet5/versions", None),
             ("/v2/models/lenet5/versions/3/infer/more", None),
+            ("/", Some(Route::Playground)),
             ("//v2", None),
             ("", None),
             ("*", None),

@@ -39,6 +39,7 @@ def serve(process: Process) -> None:
         sockets=sockets,
         metrics_sockets=process.metrics_sockets,
         num_restarts=process.num_restarts,
+        page_address=process.page_address,
         page_token_sha256=process.entrance.token_sha256,
     )
     log = RequestLog(process.config, labels_of(model))
@@ -85,10 +86,12 @@ class NativeServer:
         sockets: Sequence[socket.socket],
         metrics_sockets: Sequence[socket.socket] = (),
         num_restarts: int = 0,
+        page_address: str = "",
         page_token_sha256: str = "",
     ) -> None:
         """The sockets listen, and stay the caller's; the digest is of one more token, beside those of the settings.
 
+        `page_address` is where `/` leads a browser to, if there is a page.
         Raises ConfigurationError (BAD_TLS, BAD_TOKENS) for files that are not what they must be.
         """
         self.model = model
@@ -97,7 +100,8 @@ class NativeServer:
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
         self._is_replacing = num_restarts > 0
         settings = settings_for(config, model)
-        settings |= {"num_restarts": num_restarts, "page_token_sha256": page_token_sha256}
+        settings |= {"num_restarts": num_restarts}
+        settings |= {"page_address": page_address, "page_token_sha256": page_token_sha256}
         try:
             self._server = atelier_native.Server(
                 settings, version_for(model, config), decode, picture_cost, check_images

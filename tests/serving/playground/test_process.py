@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import http.client
 import signal
 import socket
 import ssl
@@ -22,6 +23,7 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig
 from serving.playground import process
 from serving.server import main
+from tests.serving.conftest import needs_native
 from tests.serving.playground.http import ask, parsed, request
 from tests.serving.running import kill_serving_process, running_children_of, wait_for
 from tests.serving.test_access import make_certificate
@@ -177,6 +179,23 @@ def test_page_that_others_can_reach_must_be_wanted(small_repository: Path) -> No
         main(arguments)
     with serving(small_repository, "grpcio", "--playground-host", "0.0.0.0", "--insecure") as server:
         assert "warning: the page on --playground-host 0.0.0.0 may be reached by others" in server.output
+
+
+@needs_native
+def test_servers_own_port_leads_a_browser_to_the_page(small_repository: Path) -> None:
+    with serving(small_repository, "native") as server:
+        assert redirection_of(server, "localhost") == (302, server.ready["playground"][0])
+        assert redirection_of(server, "gpu-box") == (404, None)  # the page is for this machine only
+    with serving(small_repository, "native", "--playground-port", "0") as server:
+        assert redirection_of(server, "localhost") == (404, None)
+
+
+def redirection_of(server: ServerProcess, host: str) -> tuple[int, str | None]:
+    connection = http.client.HTTPConnection(server.target, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"Host": host})
+        reply = connection.getresponse()
+        return reply.status, reply.getheader("Location")
 
 
 @pytest.mark.slow
