@@ -1,4 +1,4 @@
-"""Decides who may call: TLS and bearer tokens for the grpcio front end; the native one does the same in Rust.
+"""Reads who may call, from the files of TLS and of bearer tokens.
 
 Files are read again when they change, within a second; one that is broken then is not taken, and the old one stays.
 """
@@ -13,8 +13,6 @@ from _ssl import _test_decode_cert  # type: ignore[attr-defined]  # `ssl` reads 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
-
-import grpc
 
 from atelier.errors import ConfigurationError
 from serving.config import ServerConfig
@@ -79,6 +77,10 @@ class Tokens:
         more = [bytes.fromhex(of_page)] if of_page else []
         self._digests = WatchedFiles([path], lambda: [*_digests_from(path), *more])
 
+    def digests(self) -> list[bytes]:
+        """Returns the digests of today, 32 bytes each."""
+        return self._digests.current()
+
     def check(self, authorization: Sequence[str]) -> None:
         """Raises UnauthenticatedError unless the one header carries a known token; takes as long for any other."""
         cure = "send authorization: Bearer <token>"
@@ -89,7 +91,7 @@ class Tokens:
         scheme, _, token = authorization[0].partition(" ")
         found = hashlib.sha256(token.encode()).digest()
         known = False
-        for digest in self._digests.current():
+        for digest in self.digests():
             known |= hmac.compare_digest(digest, found)
         if not known or scheme.lower() != "bearer":
             raise UnauthenticatedError("BAD_TOKEN", "the call's bearer token is not known here", cure)
@@ -123,20 +125,37 @@ class Identity(NamedTuple):
     ends_s: int  # in Unix time
 
 
+Use: TypeAlias = Callable[[Identity], None]
+
+
 class Tls:
     """Holds certificate and key, always those of today, and warns before the certificate ends."""
 
-    def __init__(self, certificate: Path, key: Path, authority: Path | None) -> None:
-        """Raises ConfigurationError BAD_TLS for files that cannot be read or used, or not now."""
-        paths = [path for path in (certificate, key, authority) if path]
-        self._asks_clients = authority is not None
-        self._files = WatchedFiles(paths, lambda: _identity(certificate, key, authority))
+    def __init__(self, certificate: Path, key: Path, authority: Path | None, use: Use) -> None:
+        """`use` is given each identity before it counts, and may refuse it by a ValueError.
+
+        Raises ConfigurationError BAD_TLS for files that cannot be read or used, or not now.
+        """
+
+        def load() -> Identity:
+            identity = _identity(certificate, key, authority)
+            try:
+                use(identity)
+            except ValueError as error:
+                raise ConfigurationError("BAD_TLS", f"{certificate}: {error}", PEM_CURE) from None
+            return identity
+
+        self._files = WatchedFiles([path for path in (certificate, key, authority) if path], load)
         self._num_warnings = 0
+
+    def current(self) -> Identity:
+        """Returns what the files hold, read again if they have changed."""
+        return self._files.current()
 
     @property
     def ends_s(self) -> int:
         """Returns when the certificate ends, in Unix time."""
-        return self._files.current().ends_s
+        return self.current().ends_s
 
     def look(self) -> None:
         """Reads the files again if they have changed, and warns of a certificate that ends soon."""
@@ -147,20 +166,12 @@ class Tls:
             logger.warning("the TLS certificate is valid until %s (%s)", _utc(ends_s), cure)
         self._num_warnings = num_warnings
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Returns what grpcio listens with."""
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), self._configuration, self._asks_clients)
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        now = self._files.current()
-        return grpc.ssl_server_certificate_configuration([(now.private_key, now.chain)], now.authority)
-
-
-def tls_of(config: ServerConfig) -> Tls | None:
-    """Returns what a server with these settings shows its clients; None for plain text. Raises as Tls does."""
+def tls_of(config: ServerConfig, use: Use = lambda _identity: None) -> Tls | None:
+    """Returns what a server with these settings shows its clients; None for plain text. Takes and raises as Tls."""
     if config.tls_certificate is None or config.tls_key is None:
         return None
-    return Tls(config.tls_certificate, config.tls_key, config.tls_client_authority)
+    return Tls(config.tls_certificate, config.tls_key, config.tls_client_authority, use)
 
 
 def _identity(certificate: Path, key: Path, authority: Path | None) -> Identity:

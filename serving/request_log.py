@@ -10,15 +10,18 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import NamedTuple
 
-import grpc
-
 from serving.config import ServerConfig
 from serving.logs import FIELDS
 
 logger = logging.getLogger("atelier.requests")
 
 MAX_PATH = 200  # of a method that there is not, strangers choose the name
-STATUSES = {status.value[0]: status.name for status in grpc.StatusCode}
+# By number, https://grpc.io/docs/guides/status-codes/. grpcio has them too, but the native front end does without it.
+STATUSES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
 # https://www.w3.org/TR/trace-context/#traceparent-header, of version 00 and of later ones, which may be longer
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 

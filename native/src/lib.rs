@@ -54,7 +54,6 @@ mod tokens;
 mod turns;
 mod versions;
 mod waiting;
-mod watched;
 
 mod proto {
     #![forbid(unsafe_code)]

@@ -6,27 +6,23 @@ use pyo3::types::PyDict;
 
 use crate::status::Status;
 
-pub fn warning(text: &str) {
-    let _ = Python::try_attach(|py| write(py, "warning", text, None)); // there is nobody else to tell
-}
-
 /// Of what nobody else is told.
 pub fn failure(status: &Status) {
     let _ = Python::try_attach(|py| error(py, &status.message)); // a simulation has no Python
 }
 
 pub fn error(py: Python<'_>, text: &str) {
-    let _ = write(py, "error", text, None);
+    let _ = write(py, text, None);
 }
 
 /// With the traceback of what Python raised.
 pub fn exception(py: Python<'_>, text: &str, raised: &PyErr) {
-    let _ = write(py, "error", text, Some(raised));
+    let _ = write(py, text, Some(raised));
 }
 
-fn write(py: Python<'_>, level: &str, text: &str, raised: Option<&PyErr>) -> PyResult<()> {
+fn write(py: Python<'_>, text: &str, raised: Option<&PyErr>) -> PyResult<()> {
     let logger = py.import("logging")?.call_method1("getLogger", ("serving.frontends.native",))?;
     let options = PyDict::new(py);
     options.set_item("exc_info", raised.map(|raised| raised.value(py)))?;
-    logger.call_method(level, ("%s", text), Some(&options)).map(drop)
+    logger.call_method("error", ("%s", text), Some(&options)).map(drop)
 }

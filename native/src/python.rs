@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::batching::Limits;
@@ -19,7 +19,9 @@ use crate::response::ResponseWriter;
 use crate::server::Server;
 use crate::serving;
 use crate::settings::Settings;
-use crate::shared::Shared;
+use crate::shared::{Shared, locked};
+use crate::tls::Identity;
+use crate::tokens::Tokens;
 use crate::versions::{self, Served};
 
 /// A version of the model, as Python hands it over.
@@ -73,11 +75,23 @@ impl PyServer {
         decode: Py<PyAny>,
         picture_cost: Py<PyAny>,
         check_images: Py<PyAny>,
-    ) -> PyResult<Self> {
+    ) -> Self {
         let shared = Arc::new(Shared::new());
         let first = version.served(&settings, shared.clone());
-        let server = Server::new(settings, shared, first, decode, picture_cost, check_images)?;
-        Ok(Self { server: Arc::new(server) })
+        let server = Server::new(settings, shared, first, decode, picture_cost, check_images);
+        Self { server: Arc::new(server) }
+    }
+
+    /// Speaks TLS with these from now on, in PEM; ValueError for what cannot be used, and nothing changes.
+    fn set_identity(&self, chain: &[u8], key: &[u8], authority: Option<&[u8]>, expires_s: u64) -> PyResult<()> {
+        let identity = Identity::new(chain, key, authority, expires_s).map_err(PyValueError::new_err)?;
+        *locked(&self.server.identity) = Some(Arc::new(identity));
+        Ok(())
+    }
+
+    /// Wants a token with one of these SHA-256 digests from now on.
+    fn set_tokens(&self, digests: Vec<[u8; 32]>) {
+        *locked(&self.server.tokens) = Some(Arc::new(Tokens(digests)));
     }
 
     /// Begins to accept, on sockets that listen: their descriptors are handed over, those of the metrics behind.

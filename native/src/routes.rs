@@ -73,8 +73,8 @@ async fn answered(call: &mut Call, request: Request<Incoming>) -> Result<Respons
     let (head, incoming) = request.into_parts();
     let about = About::from_path(head.uri.path());
     let is_health = head.uri.path().starts_with("/grpc.health.v1.Health/") || about.is_some_and(About::is_health);
-    if let Some(tokens) = call.server.tokens.as_ref().filter(|_| !is_health) {
-        tokens.check(&head.headers)?;
+    if !is_health {
+        call.server.check_token(&head.headers)?;
     }
     let mut messages = Messages::new(call, incoming, &head.headers)?;
     if let Some(about) = about {

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use pyo3::prelude::*;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -19,7 +20,7 @@ use crate::records::Records;
 use crate::settings::Settings;
 use crate::shared::{Clock, Shared, locked};
 use crate::status::Status;
-use crate::tls::Tls;
+use crate::tls::Identity;
 use crate::tokens::Tokens;
 use crate::versions::{Served, Versions};
 use crate::waiting::Waiting;
@@ -32,8 +33,9 @@ pub struct Server {
     pub decoders: Arc<Semaphore>,
     pub picture_cost: Py<PyAny>,
     pub check_images: Py<PyAny>,
-    tls: Option<Tls>,
-    pub tokens: Option<Tokens>,
+    /// None speaks plain text; None lets everybody call.
+    pub identity: Mutex<Option<Arc<Identity>>>,
+    pub tokens: Mutex<Option<Arc<Tokens>>>,
     pub waiting: Waiting,
     pub budgets: Budgets,
     pub crowd: Arc<Crowd>,
@@ -44,7 +46,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Err where TLS's files or the tokens cannot be read.
     pub fn new(
         settings: Settings,
         shared: Arc<Shared>,
@@ -52,13 +53,13 @@ impl Server {
         decode: Py<PyAny>,
         picture_cost: Py<PyAny>,
         check_images: Py<PyAny>,
-    ) -> std::io::Result<Self> {
+    ) -> Self {
         let [lame_duck_us, drain_timeout_us] =
             [settings.lame_duck_s, settings.drain_timeout_s].map(|s| (s * 1e6).round() as u64);
         let life = Life::new(Versions::new(first), shared, lame_duck_us, drain_timeout_us);
-        Ok(Self {
-            tls: settings.open_tls()?,
-            tokens: settings.open_tokens()?,
+        Self {
+            identity: Mutex::default(),
+            tokens: Mutex::default(),
             peers: Peers::new(settings.max_connections),
             waiting: Waiting::new(settings.max_waiting_for_messages()),
             budgets: Budgets::new(&settings),
@@ -72,7 +73,7 @@ impl Server {
             crowd: Arc::default(),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
-        })
+        }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -132,8 +133,8 @@ impl Server {
     /// From the first connection to the last answer.
     pub async fn live(self: Arc<Self>) -> Result<(), String> {
         tokio::spawn(self.crowd.turns.clone().usher_forever());
-        let (server, mut looked) = (self.clone(), Instant::now());
-        let outcome = self.life.clone().live(move || server.look_after(&mut looked)).await;
+        let server = self.clone();
+        let outcome = self.life.clone().live(move || server.cut_overdue()).await;
         let last_word = Instant::now() + Duration::from_secs(1); // for the last answers to be sent
         while !self.peers.is_empty() && Instant::now() < last_word {
             sleep(Duration::from_millis(2)).await;
@@ -141,14 +142,15 @@ impl Server {
         outcome
     }
 
-    /// Ends connections that take too long, and looks once a second whether files have changed.
-    fn look_after(&self, looked: &mut Instant) {
-        if looked.elapsed() > Duration::from_secs(1) {
-            *looked = Instant::now();
-            self.tls.iter().for_each(Tls::look);
-            self.tokens.iter().for_each(Tokens::look);
-        }
+    /// Ends connections that take too long.
+    fn cut_overdue(&self) {
         self.peers.cut_overdue(self.now_us(), (self.settings.write_timeout_s * 1e6) as u64);
+    }
+
+    /// Err if the call must carry a token, and carries none that is known.
+    pub fn check_token(&self, headers: &HeaderMap) -> Result<(), Status> {
+        let tokens = locked(&self.tokens).clone();
+        tokens.map_or(Ok(()), |tokens| tokens.check(headers))
     }
 
     /// Tells who waits.
@@ -159,16 +161,17 @@ impl Server {
 
     /// In seconds since 1970; None without TLS.
     pub fn certificate_expires_s(&self) -> Option<u64> {
-        self.tls.as_ref().map(Tls::expires_s)
+        locked(&self.identity).as_ref().map(|identity| identity.expires_s)
     }
 
     /// Serves a connection, unless there are as many as may be and none that is idle could make room.
     pub async fn serve(self: Arc<Self>, io: Box<dyn Io>, is_unix: bool) {
         let Some(peer) = self.peers.admit(self.now_us()) else { return };
         let number = peer.number;
-        let io = match &self.tls {
-            Some(tls) if !is_unix => tls.accept(io).await,
-            _ => Some(io),
+        let identity = locked(&self.identity).clone().filter(|_| !is_unix);
+        let io = match identity {
+            Some(identity) => identity.accept(io).await,
+            None => Some(io),
         };
         if let Some(io) = io {
             connection::serve(self.clone(), io, is_unix, peer).await;

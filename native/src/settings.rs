@@ -1,25 +1,13 @@
 //! The settings, under the names that they have in serving/config.py and limits.py.
 #![forbid(unsafe_code)]
 
-use std::io::Result;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::tls::Tls;
-use crate::tokens::Tokens;
-
 #[derive(Clone, Debug, FromPyObject)]
 #[pyo3(from_item_all)]
 pub struct Settings {
-    /// PEM files: the server's certificate and key, and the authority of its clients' certificates.
-    pub tls_certificate: Option<String>,
-    pub tls_key: Option<String>,
-    pub tls_client_authority: Option<String>,
-    /// A file of digests; None lets everybody call.
-    pub tokens: Option<String>,
-    /// One more digest, in hexadecimal, beside those of the file; empty for none.
-    pub page_token_sha256: String,
     /// Of the page that looks inside the network; empty if there is none.
     pub page_address: String,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
@@ -54,15 +42,6 @@ pub struct Settings {
 impl Settings {
     pub fn message_timeout(&self) -> Duration {
         Duration::from_secs_f64(self.message_timeout_s)
-    }
-
-    pub fn open_tls(&self) -> Result<Option<Tls>> {
-        let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) else { return Ok(None) };
-        Tls::new(certificate, key, self.tls_client_authority.as_deref()).map(Some)
-    }
-
-    pub fn open_tokens(&self) -> Result<Option<Tokens>> {
-        self.tokens.as_deref().map(|path| Tokens::new(path, &self.page_token_sha256)).transpose()
     }
 
     /// Calls of which the headers have come and the message has not.

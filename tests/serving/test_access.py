@@ -36,6 +36,7 @@ from loadtest.server_process import ServerProcess, server_process
 from serving.access import Tokens, tls_of
 from tests.conftest import command, import_s
 from tests.reliability.plugin import Figure
+from tests.serving.conftest import needs_native
 from tests.serving.fake_backend import FakeBackend, image
 from tests.serving.recording_server import executed_by
 from tests.serving.running import wait_for
@@ -83,10 +84,12 @@ def serving(front_end: str) -> Serving:
     return start
 
 
-def make_certificate(folder: Path, name: str, authority: tuple[Path, Path] | None = None) -> tuple[Path, Path]:
+def make_certificate(
+    folder: Path, name: str, authority: tuple[Path, Path] | None = None, *, curve: str = "prime256v1"
+) -> tuple[Path, Path]:
     """A certificate for localhost and its key, signed by itself or an authority."""
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:{curve} -nodes -days 2 -subj /CN=localhost"
     alternatives = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     if authority is not None:
@@ -275,6 +278,13 @@ def test_files_that_are_no_certificate_are_named(
     path = certificate if broken == "certificate" else key
     path.write_text(content) if content else path.unlink()
     assert refusal_of(front_end, tls_certificate=certificate, tls_key=key).startswith(f"BAD_TLS: {path}: ")
+
+
+@needs_native
+@pytest.mark.fault("S43")
+def test_key_that_only_openssl_can_use_is_named(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "server", curve="secp521r1")
+    assert refusal_of("native", tls_certificate=certificate, tls_key=key).startswith(f"BAD_TLS: {certificate}: ")
 
 
 @pytest.mark.fault("S43")

@@ -70,7 +70,7 @@ def test_server_without_files_serves_those_who_are_connected_and_others_once_the
 
 # What may look at the wall's clock: it stamps lines of the log, and looks at certificates.
 WALL_CLOCK = {"serving/access.py", "serving/logs.py", "serving/request_log.py"}
-RUSTS_WALL_CLOCK = {"native/src/records.rs", "native/src/tls.rs", "native/src/watched.rs"}
+RUSTS_WALL_CLOCK = {"native/src/records.rs"}
 WALLS = {"time.time", "time.time_ns", "time.localtime", "datetime.now", "datetime.utcnow", "datetime.datetime.now"}
 
 

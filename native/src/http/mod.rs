@@ -55,8 +55,8 @@ async fn page(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<
     let path = head.uri.path();
     let route = Route::from_path(path).ok_or_else(|| route::unknown(path))?;
     route.check_method(&head.method)?;
-    if let Some(tokens) = call.server.tokens.as_ref().filter(|_| !route.is_open()) {
-        tokens.check(&head.headers)?;
+    if !route.is_open() {
+        call.server.check_token(&head.headers)?;
     }
     match route {
         Route::Classify => classify::answer(call, head, incoming).await,

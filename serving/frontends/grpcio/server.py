@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2
 
 from atelier.errors import DeviceError, ProgramError, ResourceUnavailableError
 from atelier.wire import OPEN_INFERENCE, SERVICE
-from serving.access import tls_of
+from serving.access import Tls, tls_of
 from serving.config import ServerConfig
 from serving.container_memory import Pressure
 from serving.errors import NotServingError
@@ -186,7 +186,7 @@ class Server:
         self._grpc_server.add_generic_rpc_handlers((self._handler,))
         if self._entrance.address:
             self._grpc_server.add_insecure_port(self._entrance.address)
-        credentials = self._tls.credentials() if self._tls else None
+        credentials = _credentials_of(self._tls) if self._tls else None
         for address in self._addresses:
             try:
                 self.port = (
@@ -212,3 +212,13 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE, OPEN_INFERENCE):
             await self._health.set(service, status)
+
+
+def _credentials_of(tls: Tls) -> grpc.ServerCredentials:
+    """Returns what each connection is met with: the files of today."""
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        now = tls.current()
+        return grpc.ssl_server_certificate_configuration([(now.private_key, now.chain)], now.authority)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, tls.current().authority is not None)

@@ -2,15 +2,15 @@
 
 import logging
 import os
-import re
 import socket
 import sys
 from collections.abc import Sequence
 
 import atelier_native
 
-from atelier.errors import ConfigurationError, DeviceError, ProgramError
+from atelier.errors import DeviceError, ProgramError
 from atelier.program import say
+from serving.access import Tokens, tls_of
 from serving.config import ServerConfig
 from serving.container_memory import ContainerMemory, Pressure
 from serving.frontends.native.callbacks import check_images, decode, measured_sizes, picture_cost, version_for
@@ -67,6 +67,7 @@ def _wait(server: "NativeServer", process: Process, loader: Loader, log: Request
         process.tell_alive()
         log.write(server.take_records())
         heap.look()
+        server.look()
         server.set_pressure(memory.pressure())
         while not is_stopping and (order := process.next_order()):
             loader.carry_out(order)
@@ -100,14 +101,18 @@ class NativeServer:
         self._sockets, self._metrics_sockets = sockets, metrics_sockets
         self._is_replacing = num_restarts > 0
         settings = settings_for(config, model)
-        settings |= {"num_restarts": num_restarts}
-        settings |= {"page_address": page_address, "page_token_sha256": page_token_sha256}
-        try:
-            self._server = atelier_native.Server(
-                settings, version_for(model, config), decode, picture_cost, check_images
-            )
-        except OSError as error:
-            raise _configuration_error(error) from None
+        settings |= {"num_restarts": num_restarts, "page_address": page_address}
+        self._server = atelier_native.Server(settings, version_for(model, config), decode, picture_cost, check_images)
+        self._tls = tls_of(config, lambda identity: self._server.set_identity(*identity))
+        self._tokens = Tokens(config.tokens, page_token_sha256) if config.tokens else None
+        self.look()
+
+    def look(self) -> None:
+        """Lets in whom the files of TLS and tokens name today."""
+        if self._tls:
+            self._tls.look()
+        if self._tokens:
+            self._server.set_tokens(self._tokens.digests())
 
     def start(self) -> None:
         """Accepts, warms up; then health says SERVING.
@@ -185,12 +190,6 @@ class NativeServer:
     def num_waiting(self) -> int:
         """Images that wait for a batch."""
         return self._server.counts()[2]
-
-
-def _configuration_error(error: OSError) -> Exception:
-    """Converts `WORD: what (cure)` in Rust's words to our error; returns any other as it is."""
-    match = re.fullmatch(r"(BAD_[A-Z]+): (.*) \((.*)\)", str(error), re.DOTALL)
-    return ConfigurationError(match[1], match[2], match[3]) if match else error
 
 
 def _failure_from(outcome: str) -> ProgramError:

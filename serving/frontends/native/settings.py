@@ -2,7 +2,6 @@
 
 import resource
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from serving.config import ServerConfig
@@ -41,10 +40,6 @@ def settings_for(config: ServerConfig, model: ServedModel) -> dict[str, Any]:
             "picture_beginning_bytes": BEGINNING_BYTES,
             "max_picture_cost": MAX_COST,
             "max_waiting_picture_cost": MAX_WAITING_COST,
-            "tls_certificate": _path(config.tls_certificate),
-            "tls_key": _path(config.tls_key),
-            "tls_client_authority": _path(config.tls_client_authority),
-            "tokens": _path(config.tokens),
         }
     )
 
@@ -57,7 +52,3 @@ def max_connections() -> int:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return max(1, min(MAX_CONNECTIONS, soft - SPARE_FILES))
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
