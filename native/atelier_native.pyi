@@ -9,8 +9,8 @@ class Server:
         settings: Mapping[str, Any],
         version: Mapping[str, Any],
         decode: Callable[[bytes, int, bool, bool], tuple[object, ...]],
-        picture_cost: Callable[[bytes, int, int, int], int | tuple[str, str, str]],
-        check_images: Callable[[bytes, int], tuple[str, str, str] | None],
+        picture_cost: Callable[[bytes, int, int, int], int],
+        check_images: Callable[[bytes, int], None],
     ) -> None: ...
     def set_identity(self, chain: bytes, key: bytes, authority: bytes | None, expires_s: int) -> None: ...
     def set_tokens(self, digests: Sequence[bytes]) -> None: ...

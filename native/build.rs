@@ -4,6 +4,21 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
+/// What HTTP answers as gRPC does, field by field.
+const SAID_IN_JSON: [&str; 11] = [
+    ".atelier.v1.ClassifyResponse",
+    ".atelier.v1.Classification",
+    ".atelier.v1.Prediction",
+    ".atelier.v1.Prepared",
+    ".inference.ServerMetadataResponse",
+    ".inference.ModelMetadataResponse",
+    ".inference.ModelStatisticsResponse",
+    ".inference.ModelStatistics",
+    ".inference.InferStatistics",
+    ".inference.StatisticDuration",
+    ".inference.RepositoryIndexResponse.ModelIndex",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let protos = out.join("atelier/wire"); // the names that Python's descriptors have
@@ -31,6 +46,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     let descriptors = protox::compile(names, [&out])?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    let mut config = prost_build::Config::new();
+    config.bytes(["."]);
+    for message in SAID_IN_JSON {
+        config.type_attribute(message, "#[derive(serde::Serialize)]");
+    }
+    let of_response = ".atelier.v1.ClassifyResponse";
+    config.field_attribute(format!("{of_response}.time"), "#[serde(skip)]");
+    for notes in ["prepared", "light_pictures"] {
+        config.field_attribute(format!("{of_response}.{notes}"), "#[serde(skip_serializing_if = \"Vec::is_empty\")]");
+    }
+    config.field_attribute(".atelier.v1.Prepared.box", "#[serde(serialize_with = \"crate::http::corners\")]");
+    config.compile_fds(descriptors)?;
     Ok(())
 }

@@ -37,7 +37,7 @@ def sources_of_tests() -> dict[str, str]:
     for path in (ROOT / "tests").rglob("*.py"):
         for row in set(marked_in_python(path)):
             found[row] += path.read_text()
-    for path in (ROOT / "native" / "src").rglob("*.rs"):
+    for path in (path for folder in ("src", "tests") for path in (ROOT / "native" / folder).rglob("*.rs")):
         for row in {row for marks in RUST_MARK.findall(path.read_text()) for row in marks.split(", ")}:
             found[row] += path.read_text()
     return dict(found)

@@ -1,6 +1,7 @@
 """Imports flow one way, as the architecture says; held on the syntax trees, so that no import is missed."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_leaf_modules_of_serving_import_only_one_another() -> None:
 def test_torch_is_imported_by_one_module_of_serving() -> None:
     importers = [path.name for path in sources("serving") if any(m.split(".")[0] == "torch" for m in imports_of(path))]
     assert set(importers) <= {"torch_backend.py", "select.py"}
+
+
+def test_rust_takes_one_line_on_trust() -> None:
+    found = [(path.name, line) for path in (ROOT / "native").rglob("src/**/*.rs") for line in lines_with_unsafe(path)]
+    assert found == [("python.rs", "unsafe { OwnedFd::from_raw_fd(number) }")]
+    assert "#![deny(unsafe_code)]" in (ROOT / "native/src/lib.rs").read_text()
+
+
+def lines_with_unsafe(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if re.search(r"\bunsafe\b", line)]
 
 
 def test_every_module_has_a_docstring() -> None:

@@ -1,5 +1,4 @@
 //! Work that takes long, on threads of its own.
-#![forbid(unsafe_code)]
 
 use std::sync::LazyLock;
 

@@ -1,5 +1,4 @@
 //! The authority of a request that came over a Unix socket.
-#![forbid(unsafe_code)]
 
 /// gRPC's C library names a unix socket by its path, `tmp%2Fsocket`, which hyper takes for no authority at all. Nobody
 /// here needs it, and it is written as a literal with its name: so its percent signs become dashes.

@@ -1,5 +1,4 @@
 //! The bodies of our answers: one message and its trailers, a stream of messages, or a page.
-#![forbid(unsafe_code)]
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -28,17 +27,15 @@ pub type Messages = mpsc::Receiver<Result<Bytes, Status>>;
 pub enum Body {
     /// The headers have said it all.
     Empty,
-    /// Plain HTTP.
-    Page(Option<Bytes>),
-    /// Plain HTTP, for who may not take it.
-    Held(Option<Bytes>, Option<Unsent>),
+    /// Plain HTTP; some who ask may not take it.
+    Page(Option<Bytes>, Option<Unsent>),
     Message(Option<Bytes>, Option<Unsent>),
     Stream(Option<Messages>),
 }
 
 impl Body {
     pub fn map_page(&mut self, map: impl FnOnce(Bytes) -> Bytes) {
-        if let Self::Page(page) | Self::Held(page, _) = self {
+        if let Self::Page(page, _) = self {
             *page = page.take().map(map);
         }
     }
@@ -58,8 +55,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Page(page) => Poll::Ready(page.take().map(|page| Ok(Frame::data(page)))),
-            Self::Held(page, unsent) => {
+            Self::Page(page, unsent) => {
                 if let Some(piece) = next_piece(page) {
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
@@ -91,15 +87,14 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Page(page) => page.is_none(),
-            Self::Held(_, unsent) | Self::Message(_, unsent) => unsent.is_none(),
+            Self::Page(rest, unsent) | Self::Message(rest, unsent) => rest.is_none() && unsent.is_none(),
             Self::Stream(stream) => stream.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Page(Some(page)) | Self::Held(Some(page), _) => SizeHint::with_exact(page.len() as u64),
+            Self::Page(Some(page), _) => SizeHint::with_exact(page.len() as u64),
             Self::Empty => SizeHint::with_exact(0),
             _ => SizeHint::default(),
         }

@@ -1,5 +1,4 @@
 //! What all calls may hold of something together, and one connection of that. Whoever holds little finds room.
-#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -37,6 +36,18 @@ struct Held {
 }
 
 impl Budget {
+    fn new(
+        limit: usize,
+        share: usize,
+        little: usize,
+        word: &'static str,
+        noun: &'static str,
+        cure: &'static str,
+    ) -> Arc<Self> {
+        let (is_tight, held) = Default::default();
+        Arc::new(Self { limit, share, little, word, noun, cure, is_tight, held })
+    }
+
     /// So much of it, until the hold is dropped.
     pub fn take(self: &Arc<Self>, peer: u64, amount: usize) -> Result<Hold, Status> {
         let mut hold = Hold { budget: self.clone(), peer, amount: 0 };
@@ -128,22 +139,10 @@ impl Budgets {
         let (bytes, pictures) = (settings.max_encoded_bytes, settings.max_queue_size);
         let (calls, later) = (settings.max_concurrent_requests, "try again later");
         let bytes_share = settings.max_message_bytes.max(bytes / 2);
-        let budget = |limit, share, little, word, noun, cure| {
-            Arc::new(Budget {
-                limit,
-                share,
-                little,
-                word,
-                noun,
-                cure,
-                is_tight: AtomicBool::new(false),
-                held: Mutex::default(),
-            })
-        };
         Self {
             is_closed: AtomicBool::new(false),
-            calls: budget(calls, calls, 2, "TOO_MANY_CALLS", "calls are under way", later),
-            unread_bytes: budget(
+            calls: Budget::new(calls, calls, 2, "TOO_MANY_CALLS", "calls are under way", later),
+            unread_bytes: Budget::new(
                 bytes,
                 bytes_share,
                 LITTLE_BYTES,
@@ -151,7 +150,7 @@ impl Budgets {
                 "bytes of unread messages wait",
                 later,
             ),
-            pictures: budget(
+            pictures: Budget::new(
                 pictures,
                 settings.max_images_per_request.max(pictures / 2),
                 16,
@@ -159,8 +158,8 @@ impl Budgets {
                 "pictures wait to be decoded",
                 "try again later, or raise --max-queue-size",
             ),
-            picture_bytes: budget(bytes, bytes_share, LITTLE_BYTES, "QUEUE_FULL", "bytes of pictures wait", later),
-            picture_costs: budget(
+            picture_bytes: Budget::new(bytes, bytes_share, LITTLE_BYTES, "QUEUE_FULL", "bytes of pictures wait", later),
+            picture_costs: Budget::new(
                 settings.max_waiting_picture_cost,
                 settings.max_waiting_picture_cost / 4,
                 settings.max_picture_cost / LITTLE_COST,
@@ -168,7 +167,7 @@ impl Budgets {
                 "pixels of pictures wait to be decoded",
                 later,
             ),
-            streams: budget(
+            streams: Budget::new(
                 MAX_STREAMS,
                 MAX_STREAMS / 4,
                 4,
@@ -209,17 +208,7 @@ mod tests {
     use super::*;
 
     fn budget() -> Arc<Budget> {
-        let (word, noun, cure) = ("FULL", "things are there", "wait");
-        Arc::new(Budget {
-            limit: 100,
-            share: 50,
-            little: 5,
-            word,
-            noun,
-            cure,
-            is_tight: AtomicBool::new(false),
-            held: Mutex::default(),
-        })
+        Budget::new(100, 50, 5, "FULL", "things are there", "wait")
     }
 
     // fault: S55

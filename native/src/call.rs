@@ -1,5 +1,4 @@
 //! One call: its place among those under way, its deadline, and what it is counted as in the end.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,5 +1,4 @@
 //! What Classify and GetModel do: the checks of a request, in the words of serving/frontends/grpcio/classifier.py.
-#![forbid(unsafe_code)]
 
 use std::fmt::Display;
 

@@ -1,5 +1,4 @@
 //! One client's connection: HTTP/2 or HTTP/1, watched for answers that it does not take.
-#![forbid(unsafe_code)]
 
 use std::convert::Infallible;
 use std::pin::pin;

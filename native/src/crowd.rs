@@ -1,5 +1,4 @@
 //! Connections that push: they send many frames that are no calls, or make many calls in vain.
-#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;

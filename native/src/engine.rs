@@ -8,7 +8,6 @@
 //! What travels is a whole batch: the device's thread is woken once for what came in together, and wakes the calls' thread
 //! once for what it has answered. A lone request does not travel at all: where nothing else is under way and the model
 //! is known to be quick, the thread that read it runs it.
-#![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,13 +16,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::batching::{Batch, Batching, Limits};
-use crate::bell::Bell;
 use crate::job::{Job, Settled, Wanted, Work};
 use crate::log;
 use crate::model::{IMAGE_BYTES, Model, Ran};
 use crate::probe::Probe;
 use crate::response::{NUM_CLASSES, ResponseWriter, TimeSplit};
-use crate::shared::{Shared, locked};
+use crate::shared::{Bell, Shared, locked};
 use crate::status::{Code, Status};
 
 /// What the device's thread is to do.

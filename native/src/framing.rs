@@ -1,5 +1,4 @@
 //! gRPC's messages in HTTP's bodies: a byte that says whether it is compressed, four of length, and the message.
-#![forbid(unsafe_code)]
 
 use std::io::Read;
 

@@ -2,7 +2,6 @@
 //!
 //! Connections that push frames which are no calls, or make calls in vain, are read slowly: together they get a bounded
 //! share of the thread. Those that have no answer yet are read by turns: see turns.rs.
-#![forbid(unsafe_code)]
 
 use std::io;
 use std::pin::Pin;

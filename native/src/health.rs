@@ -1,5 +1,4 @@
 //! grpc.health.v1: of the whole server ("") and of its services.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

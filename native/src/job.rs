@@ -1,5 +1,4 @@
 //! A request on its way through the batches, and its answer.
-#![forbid(unsafe_code)]
 
 use std::sync::Mutex;
 

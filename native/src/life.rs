@@ -1,6 +1,5 @@
 //! The server's life behind its doors: warm up, serve, drain. No connection, no protocol and no Python is in it, so
 //! simulations live it too.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

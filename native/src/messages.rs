@@ -1,5 +1,4 @@
 //! The messages of a call, as they come: in time, within their bounds, inflated.
-#![forbid(unsafe_code)]
 
 use std::future::poll_fn;
 use std::pin::Pin;

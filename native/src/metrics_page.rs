@@ -1,5 +1,4 @@
 //! The metrics as text for Prometheus, with the names, labels and buckets of serving/metrics.py and triton_metrics.py.
-#![forbid(unsafe_code)]
 
 use std::fmt::{Arguments, Write};
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,5 +1,4 @@
 //! What runs batches. The one that serves is in Python: one call a batch, between two buffers of NumPy's.
-#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,9 +1,10 @@
 //! Encoded pictures, which Python has decoded in processes of their own, within bounds.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use pyo3::call::PyCallArgs;
+use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -75,54 +76,51 @@ async fn held(call: &Call, pictures: Vec<Bytes>) -> Result<([Hold; 3], Vec<Bytes
     Ok(([places, bytes, budgets.picture_costs.take(peer, cost?)?], pictures))
 }
 
-/// Python's `picture_cost(beginning, index, num_pictures, before)` of each, or the message for the client.
+/// Python's `cost_so_far(beginning, index, num_pictures, before)` of each.
 fn cost_of(server: &Server, pictures: &[Bytes]) -> Result<usize, Status> {
     let most = server.settings.picture_beginning_bytes;
     Python::attach(|py| {
         pictures.iter().enumerate().try_fold(0_usize, |before, (index, picture)| {
             let beginning = PyBytes::new(py, &picture[..picture.len().min(most)]);
-            let answer =
-                server.picture_cost.call1(py, (beginning, index, pictures.len(), before)).map_err(|error| {
-                    log::exception(py, "a picture's header could not be read", &error);
-                    failed()
-                })?;
-            answer.extract::<usize>(py).map_err(|_| refusal(py, &answer))
+            asked(py, &server.picture_cost, (beginning, index, pictures.len(), before))
         })
     })
 }
 
-/// What Python says is wrong with what a client has sent: word, what and cure.
-fn refusal(py: Python<'_>, answer: &Py<PyAny>) -> Status {
-    let words = answer.extract::<(String, String, String)>(py);
-    words.map_or_else(|_| failed(), |(word, what, cure)| Status::invalid(&word, what, &cure))
-}
-
-/// Python's `decode(picture, index, invert, prepare)`, or the message for the client.
+/// Python's `decode(picture, index, invert, prepare)`.
 fn decode(decode: &Py<PyAny>, picture: &[u8], index: usize, reading: Reading) -> Result<Read, Status> {
-    Python::attach(|py| {
-        let arguments = (PyBytes::new(py, picture), index, reading.invert, reading.prepare);
-        let answer = decode.call1(py, arguments).map_err(|error| {
-            log::exception(py, "a picture could not be decoded", &error);
-            failed()
-        })?;
-        if let Ok(read) = answer.extract::<Read>(py) {
-            return if read.0.len() == IMAGE_BYTES { Ok(read) } else { Err(failed()) };
-        }
-        Err(refusal(py, &answer))
-    })
+    let read: Read =
+        Python::attach(|py| asked(py, decode, (PyBytes::new(py, picture), index, reading.invert, reading.prepare)))?;
+    if read.0.len() == IMAGE_BYTES { Ok(read) } else { Err(failed()) }
 }
 
-/// Python's `check_images(beginning, num_bytes)`: the message for who sends something else than raw images.
+/// Python's `check_raw_images(beginning, num_bytes)`, which refuses what is something else.
 pub fn check_raw(server: &Server, images: &[u8]) -> Result<(), Status> {
     let beginning = &images[..images.len().min(BEGINNING_BYTES)];
-    let found = Python::attach(|py| {
-        let answer = server.check_images.call1(py, (PyBytes::new(py, beginning), images.len()));
-        answer.and_then(|answer| answer.extract::<Option<(String, String, String)>>(py)).map_err(|error| {
-            log::exception(py, "raw images could not be checked", &error);
+    let answer = Python::attach(|py| asked(py, &server.check_images, (PyBytes::new(py, beginning), images.len())));
+    answer.map(|_: Option<bool>| ()) // None
+}
+
+/// What Python returns; or, if it raises a RequestError (serving/errors.py), the message for the client.
+fn asked<'py, T: for<'any> FromPyObjectOwned<'any>>(
+    py: Python<'py>,
+    function: &Py<PyAny>,
+    arguments: impl PyCallArgs<'py>,
+) -> Result<T, Status> {
+    let answer = function.call1(py, arguments).and_then(|answer| answer.extract::<T>(py).map_err(Into::into));
+    answer.map_err(|raised| {
+        refusal(py, &raised).unwrap_or_else(|| {
+            log::exception(py, "what a client sent could not be read", &raised);
             failed()
         })
-    })?;
-    found.map_or(Ok(()), |(word, what, cure)| Err(Status::invalid(&word, what, &cure)))
+    })
+}
+
+fn refusal(py: Python<'_>, raised: &PyErr) -> Option<Status> {
+    let error = raised.value(py);
+    let text = |name| error.getattr(name).ok()?.extract::<String>().ok();
+    text("status")?; // other errors of ours have none: they are not the client's
+    Some(Status::invalid(&text("word")?, text("what")?, &text("cure")?))
 }
 
 fn failed() -> Status {

@@ -1,6 +1,5 @@
 //! The probe of a device that nobody has asked for a while: one image whose logits are known. So SERVING rests on a batch
 //! that has really run, also where no client's has.
-#![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};

@@ -153,8 +153,8 @@ impl PyServer {
 
     /// Requests and images that were answered, and images that wait.
     fn counts(&self) -> (u64, u64, usize) {
-        let images = self.server.metrics().images.load(Relaxed);
-        (self.server.num_answered(), images, self.server.num_waiting())
+        let metrics = self.server.metrics();
+        (metrics.num_answered(), metrics.images.load(Relaxed), self.server.num_waiting())
     }
 }
 

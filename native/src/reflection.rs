@@ -1,5 +1,4 @@
 //! grpc.reflection, v1 and v1alpha, whose messages are the same on the wire.
-#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

@@ -1,5 +1,4 @@
 //! From logits to the bytes of a ClassifyResponse: softmax in float64, shifted by the maximum, as serving/frontends/grpcio/ranking.py.
-#![forbid(unsafe_code)]
 
 use std::cmp::Ordering;
 

@@ -1,5 +1,4 @@
 //! From a request to what answers it: gRPC by its paths, also from browsers; what is neither is HTTP's.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

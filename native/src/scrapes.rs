@@ -1,5 +1,4 @@
 //! The metrics' own port: HTTP/1 on few connections, which have little time.
-#![forbid(unsafe_code)]
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::body::Body;
 use crate::io::Io;
-use crate::listeners::Listener;
+use crate::io::Listener;
 use crate::metrics_page::{self, Format};
 use crate::server::Server;
 
@@ -54,13 +53,13 @@ async fn scrape(server: Arc<Server>, io: Box<dyn Io>) {
 
 fn page(server: &Server, request: &Request<Incoming>) -> Response<Body> {
     if !matches!(request.uri().path(), "/metrics" | "/") {
-        let mut response = Response::new(Body::Page(Some(Bytes::from_static(b"the metrics are at /metrics\n"))));
+        let mut response = Response::new(Body::Page(Some(Bytes::from_static(b"the metrics are at /metrics\n")), None));
         *response.status_mut() = StatusCode::NOT_FOUND;
         return response;
     }
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept.unwrap_or_default());
-    let mut response = Response::new(Body::Page(Some(metrics_page::text(server, format).into())));
+    let mut response = Response::new(Body::Page(Some(metrics_page::text(server, format).into()), None));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }

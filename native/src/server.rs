@@ -1,5 +1,4 @@
 //! What connections share, and how they end with the server's life.
-#![forbid(unsafe_code)]
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -124,10 +123,6 @@ impl Server {
                 .map(|(outcome, _)| outcome)
                 .unwrap_or_else(|poisoned| poisoned.into_inner().0);
         }
-    }
-
-    pub fn num_answered(&self) -> u64 {
-        self.metrics().num_answered()
     }
 
     /// From the first connection to the last answer.

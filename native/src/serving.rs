@@ -1,5 +1,4 @@
 //! The thread that all connections live in, and the loops that accept them.
-#![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,8 +6,8 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
+use crate::io::Listener;
 use crate::life::Phase;
-use crate::listeners::Listener;
 use crate::scrapes;
 use crate::server::Server;
 

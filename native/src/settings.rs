@@ -1,5 +1,4 @@
 //! The settings, under the names that they have in serving/config.py and limits.py.
-#![forbid(unsafe_code)]
 
 use std::time::Duration;
 

@@ -1,9 +1,8 @@
 //! What the engines of all versions share with their server: the clock, the counts, the way back to the calls, and how
 //! the device fails.
-#![forbid(unsafe_code)]
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -91,6 +90,29 @@ impl Shared {
         let is_first = failure.is_none();
         failure.get_or_insert_with(|| reason.clone());
         is_first
+    }
+}
+
+/// Wakes a device's thread; in a simulation, which has none, a task.
+#[derive(Debug, Default)]
+pub struct Bell {
+    condition: Condvar,
+    #[cfg(test)]
+    pub rung: tokio::sync::Notify,
+}
+
+impl Bell {
+    pub fn ring(&self) {
+        self.condition.notify_one();
+        #[cfg(test)]
+        self.rung.notify_waiters(); // as a condition it is not remembered
+    }
+
+    /// Gives up the lock until it rings; true if it did not ring in that time.
+    pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, patience: Duration) -> (MutexGuard<'a, T>, bool) {
+        let waited = self.condition.wait_timeout(guard, patience);
+        let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);
+        (guard, result.timed_out())
     }
 }
 

@@ -1,7 +1,6 @@
 //! What a call ends with: a gRPC status, and the words of the message, which are those of serving/errors.py.
 //!
 //! `WORD: what happened, with value and limit (the cure)`; the first word is stable.
-#![forbid(unsafe_code)]
 
 use std::fmt::Display;
 

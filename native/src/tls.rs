@@ -1,5 +1,4 @@
 //! TLS by rustls, and mutual TLS: clients then need a certificate of a given authority.
-#![forbid(unsafe_code)]
 
 use std::fmt::Display;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! Bearer tokens, known by their SHA-256 digests.
-#![forbid(unsafe_code)]
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;

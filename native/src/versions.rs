@@ -1,5 +1,4 @@
 //! The versions of the model that are loaded, and which of them a call gets.
-#![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 

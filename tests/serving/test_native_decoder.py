@@ -1,6 +1,6 @@
 """What the native front end reads messages with, in process: over mutants, and beside Google's library.
 
-`cargo test fuzzing` has mutants of its own, and says how one of them is replayed: native/src/fuzzing.rs.
+`cargo test fuzzing` has mutants of its own, and says how one of them is replayed: native/tests/fuzzing/mod.rs.
 """
 
 import os
@@ -22,7 +22,7 @@ from tests.reliability.plugin import Figure
 ROOT = Path(__file__).parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / ".cache" / "native"))
 SEED = int(os.environ.get("ATELIER_FUZZ_SEED", "1"))
-DECODED = [METHODS[0], METHODS[1], METHODS[2]]  # in the order of fuzzing.rs
+DECODED = [METHODS[0], METHODS[1], METHODS[2]]  # in the order of fuzzing/mod.rs
 
 LONG = re.compile(rb"[\x80-\xff]{5}")  # a varint of six bytes: prost reads even a field's number so
 

@@ -2,13 +2,12 @@
 //!
 //! Pure: nothing here waits, locks, reads a clock or knows Python; every method that depends on time is given
 //! `now_us`, microseconds on a monotonic clock. So tests, and simulators, drive it by hand.
-#![forbid(unsafe_code)]
 
 mod pace;
-mod packing;
 mod queue;
 
 #[cfg(test)]
+#[path = "../../tests/batching.rs"]
 mod tests;
 
 #[cfg(test)]

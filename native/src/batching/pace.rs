@@ -1,5 +1,4 @@
 //! How long a batch takes: a line, `base + each * images`, fitted to the batches of the last moments.
-#![forbid(unsafe_code)]
 
 /// What one batch weighs against all before it.
 const WEIGHT: f64 = 0.05;

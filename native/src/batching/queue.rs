@@ -1,5 +1,4 @@
 //! The queue of one model, and the batch that its device runs.
-#![forbid(unsafe_code)]
 
 mod admission;
 mod device;
@@ -8,8 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::pace::Pace;
-use super::packing::Packing;
 use crate::status::Status;
+use admission::Packing;
 
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -1,5 +1,4 @@
 //! POST /v1/classify: a picture or JSON in, labels and probabilities out; for people with curl.
-#![forbid(unsafe_code)]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,14 +7,14 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use hyper::body::Incoming;
 use prost::Message;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::json::{self, Few, Flat};
 use super::reply::Page;
 use super::request_body;
 use crate::call::Call;
 use crate::classify::{answered, quoted};
-use crate::proto::atelier::v1::{ClassifyRequest, ClassifyResponse};
+use crate::proto::atelier::v1::{Box, ClassifyRequest, ClassifyResponse};
 use crate::status::Status;
 
 const PARAMETERS: &str = "there are top_k=1 to 10, prepare=true, invert=true, model_name and model_version";
@@ -56,7 +55,7 @@ pub async fn answer(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> R
     let message = answered(call, request).await?;
     let internal = |_| Status::internal("INTERNAL", "the server failed on this request", "see the server's log");
     let response = ClassifyResponse::decode(message.slice(5..)).map_err(internal)?;
-    Ok(Page::json(&AnswerDocument::from(&response)))
+    Ok(Page::json(&response))
 }
 
 /// curl --data-binary says that it sends a form, and means a picture as well as JSON.
@@ -127,57 +126,8 @@ fn request_from(document: Document) -> Result<ClassifyRequest, Status> {
     })
 }
 
-/// A ClassifyResponse, as JSON has it.
-#[derive(Serialize)]
-struct AnswerDocument<'a> {
-    classifications: Vec<Classification<'a>>,
-    model_name: &'a str,
-    model_version: &'a str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    prepared: Vec<Prepared>,
-    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
-    light_pictures: &'a [u32],
-}
-
-/// The box as y0, x0, y1 and x1.
-#[derive(Serialize)]
-struct Prepared {
-    inverted: bool,
-    r#box: [u32; 4],
-}
-
-#[derive(Serialize)]
-struct Classification<'a> {
-    predictions: Vec<Prediction<'a>>,
-}
-
-#[derive(Serialize)]
-struct Prediction<'a> {
-    label: u32,
-    name: &'a str,
-    probability: f32,
-}
-
-impl<'a> From<&'a ClassifyResponse> for AnswerDocument<'a> {
-    fn from(response: &'a ClassifyResponse) -> Self {
-        let classifications = response.classifications.iter().map(|of_image| {
-            let predictions = of_image.predictions.iter().map(|one| Prediction {
-                label: one.label,
-                name: &one.name,
-                probability: one.probability,
-            });
-            Classification { predictions: predictions.collect() }
-        });
-        let prepared = response.prepared.iter().map(|of_picture| {
-            let kept = of_picture.r#box.unwrap_or_default();
-            Prepared { inverted: of_picture.inverted, r#box: [kept.y0, kept.x0, kept.y1, kept.x1] }
-        });
-        Self {
-            classifications: classifications.collect(),
-            model_name: &response.model_name,
-            model_version: &response.model_version,
-            prepared: prepared.collect(),
-            light_pictures: &response.light_pictures,
-        }
-    }
+/// A box in JSON: y0, x0, y1 and x1.
+pub fn corners<S: Serializer>(kept: &Option<Box>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Box { y0, x0, y1, x1 } = kept.unwrap_or_default();
+    [y0, x0, y1, x1].serialize(serializer)
 }

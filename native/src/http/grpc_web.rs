@@ -1,5 +1,4 @@
 //! gRPC-Web, which browsers speak: gRPC's messages, with the trailers as one more at the end of the body.
-#![forbid(unsafe_code)]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -40,14 +39,13 @@ impl Form {
             Ok(body) => body,
             Err(status) => {
                 add_trailers(&mut frames, &trailers(Some(&status)));
-                Body::Page(Some(frames.split().freeze()))
+                Body::Page(Some(frames.split().freeze()), None)
             }
         };
         if let Body::Message(message, unsent) = &mut body {
             frames.extend_from_slice(&message.take().unwrap_or_default());
             add_trailers(&mut frames, &trailers(None));
-            let frames = Some(frames.freeze());
-            body = unsent.take().map_or(Body::Page(frames.clone()), |unsent| Body::Held(frames, Some(unsent)));
+            body = Body::Page(Some(frames.freeze()), unsent.take());
         }
         if self == Self::Text {
             body.map_page(|page| STANDARD.encode(page).into());

@@ -1,5 +1,4 @@
 //! POST /v2/models/lenet5/infer: tensors in JSON, or behind it (Triton's binary extension).
-#![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 

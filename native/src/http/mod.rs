@@ -1,5 +1,4 @@
 //! HTTP/1.1 and HTTP/2 without gRPC, on the same port: the Open Inference Protocol in JSON, /v1/classify, gRPC-Web.
-#![forbid(unsafe_code)]
 
 mod classify;
 mod grpc_web;
@@ -15,6 +14,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 
+pub use classify::corners;
 pub use grpc_web::{Decoding, Form as GrpcWeb};
 #[cfg(test)]
 pub use infer::json_request;

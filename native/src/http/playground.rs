@@ -1,5 +1,4 @@
 //! The way from this port to the page that looks inside the network, which has a port of its own.
-#![forbid(unsafe_code)]
 
 use std::net::IpAddr;
 

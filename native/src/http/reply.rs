@@ -1,5 +1,4 @@
 //! Answers of HTTP: their statuses, headers, and compression.
-#![forbid(unsafe_code)]
 
 use std::io::Write;
 
@@ -92,7 +91,7 @@ impl Page {
             }
         }
         let unsent = Unsent::new(call.peer.clone(), call.server.clock());
-        let body = if is_head { Body::Empty } else { Body::Held(Some(self.body), Some(unsent)) };
+        let body = if is_head { Body::Empty } else { Body::Page(Some(self.body), Some(unsent)) };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;

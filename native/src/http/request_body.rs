@@ -1,5 +1,4 @@
 //! The whole body of a request, within the bounds that messages have.
-#![forbid(unsafe_code)]
 
 use std::future::poll_fn;
 use std::pin::Pin;

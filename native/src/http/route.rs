@@ -1,5 +1,4 @@
 //! From paths to what is there.
-#![forbid(unsafe_code)]
 
 use http::Method;
 

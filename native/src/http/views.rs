@@ -1,5 +1,4 @@
 //! What the server says of itself and of its model, in JSON: the fields of gRPC's messages.
-#![forbid(unsafe_code)]
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -7,8 +6,7 @@ use serde_json::{Value, json};
 use super::reply::Page;
 use super::route::Route;
 use crate::open_inference::about;
-use crate::proto::inference::model_metadata_response::TensorMetadata;
-use crate::proto::inference::{DataType, ModelStatistics, RepositoryIndexRequest, StatisticDuration};
+use crate::proto::inference::{DataType, RepositoryIndexRequest};
 use crate::server::Server;
 use crate::status::Status;
 use crate::versions::Model;
@@ -24,32 +22,14 @@ pub fn view(server: &Server, route: Route<'_>) -> Result<Page, Status> {
             Ok(Page::json(&json!({"name": served.model.name, "ready": true})))
         }
         Route::Model { name, version } => {
-            Ok(Page::json(&metadata(server, &server.life.versions.find(name, version)?.model)))
+            Ok(Page::json(&about::model_metadata(server, &server.life.versions.find(name, version)?.model)))
         }
         Route::Config { name, version } => Ok(Page::json(&config(&server.life.versions.find(name, version)?.model))),
         Route::Statistics { name, version } => {
-            let served = server.life.versions.find(name, version)?;
-            let of_models = about::statistics(server, &served.model).model_stats.into_iter().map(statistics);
-            Ok(Page::json(&json!({"model_stats": of_models.collect::<Vec<Value>>()})))
+            Ok(Page::json(&about::statistics(server, &server.life.versions.find(name, version)?.model)))
         }
-        _ => {
-            let about = about::server_metadata(server);
-            let (name, version, extensions) = (about.name, about.version, about.extensions);
-            Ok(Page::json(&json!({"name": name, "version": version, "extensions": extensions})))
-        }
+        _ => Ok(Page::json(&about::server_metadata(server))),
     }
-}
-
-fn metadata(server: &Server, model: &Model) -> Value {
-    let about = about::model_metadata(server, model);
-    let tensor = |one: &TensorMetadata| json!({"name": one.name, "datatype": one.datatype, "shape": one.shape});
-    json!({
-        "name": about.name,
-        "versions": about.versions,
-        "platform": about.platform,
-        "inputs": about.inputs.iter().map(tensor).collect::<Vec<Value>>(),
-        "outputs": about.outputs.iter().map(tensor).collect::<Vec<Value>>(),
-    })
 }
 
 fn config(model: &Model) -> Value {
@@ -81,28 +61,6 @@ fn config(model: &Model) -> Value {
     })
 }
 
-fn statistics(of_model: ModelStatistics) -> Value {
-    let duration = |one: Option<StatisticDuration>| {
-        let one = one.unwrap_or_default();
-        json!({"count": one.count, "ns": one.ns})
-    };
-    let of_requests = of_model.inference_stats.unwrap_or_default();
-    json!({
-        "name": of_model.name,
-        "version": of_model.version,
-        "inference_count": of_model.inference_count,
-        "execution_count": of_model.execution_count,
-        "inference_stats": {
-            "success": duration(of_requests.success),
-            "fail": duration(of_requests.fail),
-            "queue": duration(of_requests.queue),
-            "compute_input": duration(of_requests.compute_input),
-            "compute_infer": duration(of_requests.compute_infer),
-            "compute_output": duration(of_requests.compute_output),
-        },
-    })
-}
-
 #[derive(Default, Deserialize)]
 struct IndexQuestion {
     #[serde(default)]
@@ -112,10 +70,5 @@ struct IndexQuestion {
 pub fn repository_index(server: &Server, body: &[u8]) -> Result<Page, Status> {
     let asked: IndexQuestion = if body.is_empty() { IndexQuestion::default() } else { super::json::read_small(body)? };
     let question = RepositoryIndexRequest { ready: asked.ready, ..RepositoryIndexRequest::default() };
-    let index = about::repository_index(server, &question)?;
-    let models = index
-        .models
-        .into_iter()
-        .map(|one| json!({"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}));
-    Ok(Page::json(&models.collect::<Vec<Value>>()))
+    Ok(Page::json(&about::repository_index(server, &question)?.models))
 }

@@ -2,7 +2,6 @@
 //! became of them; nothing is repeated, and nothing is held back but by the server's own bound on streams.
 //!
 //! From the outside in: python -> LoadClient -> call; replies reads in bulk what was answered.
-#![deny(unsafe_code)]
 
 mod call;
 mod python;

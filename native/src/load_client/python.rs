@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -12,6 +12,7 @@ use pyo3::types::PyBytes;
 
 use super::replies::{self, Columns};
 use super::{Call, LoadClient};
+use crate::framing::framed;
 
 type Bytes6<'py> = [Bound<'py, PyBytes>; 6];
 
@@ -93,14 +94,6 @@ impl PyLoadClient {
         }
         true
     }
-}
-
-fn framed(message: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(5 + message.len());
-    framed.put_u8(0);
-    framed.put_u32(message.len() as u32);
-    framed.put_slice(message);
-    framed.freeze()
 }
 
 /// See replies.rs: (is_read, labels, probabilities, times).

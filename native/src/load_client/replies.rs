@@ -1,6 +1,5 @@
 //! Reads many replies at once into columns, which Python compares in bulk. What is not as it should be is left out: Python
 //! looks at each of those by itself, and says what is wrong.
-#![forbid(unsafe_code)]
 
 use std::iter::once;
 
@@ -8,8 +7,7 @@ use prost::Message;
 
 use crate::proto::atelier::v1::ClassifyResponse;
 use crate::proto::inference::ModelInferResponse;
-
-const NUM_CLASSES: usize = 10;
+use crate::response::NUM_CLASSES;
 
 /// Of each reply whether it could be read, what it says of the images, and for Classify its TimeSplit.
 #[derive(Default)]

@@ -1,5 +1,4 @@
 //! What the server says of itself and of its model, over gRPC and, in the same words, over HTTP.
-#![forbid(unsafe_code)]
 
 use std::sync::atomic::Ordering::Relaxed;
 

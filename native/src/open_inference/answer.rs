@@ -1,10 +1,9 @@
 //! From the rows of logits to the tensors that were asked for.
-#![forbid(unsafe_code)]
 
 use bytes::{BufMut, Bytes};
 
-use super::request::{Asked, Request};
 use super::tensors::{LOGITS, PROBABILITIES};
+use super::{Asked, Request};
 use crate::response::{NUM_CLASSES, probabilities, ranking, write_logits};
 use crate::versions::Model;
 

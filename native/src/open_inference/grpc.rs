@@ -1,5 +1,4 @@
 //! The request and the answer as gRPC's messages.
-#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 
@@ -7,7 +6,7 @@ use bytes::Bytes;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::answer::{Answer, Values, floats};
-use super::request::{Asked, Data, Input, Request};
+use super::{Asked, Data, Input, Request};
 use crate::classify::quoted;
 use crate::model::IMAGE_BYTES;
 use crate::pictures::Reading;

@@ -1,12 +1,10 @@
 //! inference.GRPCInferenceService, the Open Inference Protocol (KServe's and Triton's), over the batches of Classify.
 //!
-//! A request is first what both gRPC and JSON say (request.rs); what it may ask for is decided there, for both.
-#![forbid(unsafe_code)]
+//! A request is first what both gRPC and JSON say; what it may ask for is decided for both.
 
 pub mod about;
 mod answer;
 mod grpc;
-mod request;
 mod tensors;
 
 use bytes::Bytes;
@@ -16,14 +14,58 @@ use crate::call::Call;
 use crate::classify::run;
 use crate::framing::framed;
 use crate::job::{Outcome, Wanted};
-use crate::pictures;
+use crate::pictures::{self, Reading};
 use crate::proto::inference::ModelInferRequest;
 use crate::status::Status;
 
 pub use answer::{Answer, Output, Values, floats};
-pub use request::{Asked, Data, Input, Request};
 
 pub const SERVICE: &str = "inference.GRPCInferenceService";
+
+/// An inference request, in whichever protocol it came.
+#[derive(Debug, Default)]
+pub struct Request {
+    pub model_name: String,
+    /// Empty leaves it to the server.
+    pub model_version: String,
+    /// Is in the answer again.
+    pub id: String,
+    pub timeout_us: Option<u64>,
+    /// Of pictures.
+    pub reading: Reading,
+    pub inputs: Vec<Input>,
+    /// None stands for all.
+    pub outputs: Vec<Asked>,
+    /// Of outputs that are not named.
+    pub is_binary: bool,
+}
+
+#[derive(Debug)]
+pub struct Input {
+    pub name: String,
+    pub datatype: String,
+    pub shape: Vec<i64>,
+    pub data: Data,
+}
+
+#[derive(Debug)]
+pub enum Data {
+    /// As it lies in memory; elements of BYTES each behind their length.
+    Raw(Bytes),
+    Bytes(Vec<u8>),
+    Elements(Vec<Bytes>),
+    Missing,
+}
+
+/// An output that is asked for.
+#[derive(Debug)]
+pub struct Asked {
+    pub name: String,
+    /// The best classes instead of the values; 0 for the values.
+    pub class_count: usize,
+    /// Over HTTP: behind the JSON, not in it.
+    pub is_binary: bool,
+}
 
 /// ModelInfer over gRPC.
 pub async fn model_infer(call: &mut Call, message: Bytes) -> Outcome {

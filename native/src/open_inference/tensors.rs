@@ -1,9 +1,8 @@
 //! What a request may ask for: the one place where names, types and shapes are checked.
-#![forbid(unsafe_code)]
 
 use bytes::{Buf, Bytes};
 
-use super::request::{Data, Input, Request};
+use super::{Data, Input, Request};
 use crate::classify::{check_count, quoted, raw_images};
 use crate::model::IMAGE_BYTES;
 use crate::server::Server;

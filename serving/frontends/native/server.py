@@ -13,11 +13,19 @@ from atelier.program import say
 from serving.access import Tokens, tls_of
 from serving.config import ServerConfig
 from serving.container_memory import ContainerMemory, Pressure
-from serving.frontends.native.callbacks import check_images, decode, measured_sizes, picture_cost, version_for
+from serving.frontends.native.handover import (
+    MAX_CONNECTIONS,
+    decode,
+    max_connections,
+    measured_sizes,
+    settings_for,
+    version_for,
+)
 from serving.frontends.native.heap import Heap
-from serving.frontends.native.settings import MAX_CONNECTIONS, max_connections, settings_for
 from serving.loading import Loader
 from serving.models import ServedModel
+from serving.pictures.costs import cost_so_far
+from serving.pictures.raw_images import check_raw_images
 from serving.process import Process, labels_of
 from serving.request_log import CallRecord, RequestLog
 
@@ -102,7 +110,9 @@ class NativeServer:
         self._is_replacing = num_restarts > 0
         settings = settings_for(config, model)
         settings |= {"num_restarts": num_restarts, "page_address": page_address}
-        self._server = atelier_native.Server(settings, version_for(model, config), decode, picture_cost, check_images)
+        self._server = atelier_native.Server(
+            settings, version_for(model, config), decode, cost_so_far, check_raw_images
+        )
         self._tls = tls_of(config, lambda identity: self._server.set_identity(*identity))
         self._tokens = Tokens(config.tokens, page_token_sha256) if config.tokens else None
         self.look()

@@ -1,6 +1,6 @@
 """What happens in one simulated life of a server, all of it drawn from a seed.
 
-The first half is the native core's, draw by draw (native/src/simulation/scenario.rs): a seed is the same
+The first half is the native core's, draw by draw (native/tests/simulation/scenario.rs): a seed is the same
 scenario in both. The second half is what only this server has.
 """
 

@@ -1,10 +1,8 @@
 //! Who is admitted: there must be room, and time.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use super::{Batch, Batching, Request};
-use crate::batching::packing::Packing;
 use crate::status::Status;
 
 /// For the answer's way back to the client, and for what the pace does not see: this, and a part of the time that is left,
@@ -109,5 +107,28 @@ impl<P: Clone> Batching<P> {
             self.waiting.values().for_each(|request| packing.add(request.num_waiting(), request.num_images, size));
             packing
         })
+    }
+}
+
+/// How many batches the waiting requests will be: they are not split, so these are more than their images would fill.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Packing {
+    pub num_batches: usize,
+    /// Images for which the last batch has room.
+    pub room: usize,
+}
+
+impl Packing {
+    /// Adds a request of `num_images`, of which some wait, as `take` does: whole, unless it is larger than any batch.
+    pub fn add(&mut self, num_waiting: usize, num_images: usize, max_batch_size: usize) {
+        let is_split = num_images > max_batch_size;
+        let here = if num_waiting <= self.room || is_split { num_waiting.min(self.room) } else { 0 };
+        self.room -= here;
+        let rest = num_waiting - here;
+        if rest > 0 {
+            let num_more = rest.div_ceil(max_batch_size);
+            self.num_batches += num_more;
+            self.room = num_more * max_batch_size - rest;
+        }
     }
 }

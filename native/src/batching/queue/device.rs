@@ -1,5 +1,4 @@
 //! What the device gets, how it went, and when the device is given up.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

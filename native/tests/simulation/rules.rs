@@ -1,5 +1,4 @@
 //! What must hold of calls and devices, seen from outside.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::task::Poll;

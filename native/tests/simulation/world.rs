@@ -1,5 +1,4 @@
 //! What a life's clients, devices and processes share: its scenario, its clock, and what was seen of it so far.
-#![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;

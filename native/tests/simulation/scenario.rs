@@ -1,6 +1,5 @@
 //! What happens in one simulated life of a server, all of it drawn from a seed. Up to `swap` it is what the same seed is in
 //! tests/serving/simulation/scenario.py.
-#![forbid(unsafe_code)]
 
 use crate::batching::Limits;
 

@@ -1,5 +1,4 @@
 //! Chance from a seed, what is mutated, and how.
-#![forbid(unsafe_code)]
 
 use bytes::Bytes;
 use prost::Message;

@@ -1,5 +1,4 @@
 //! A server's process: its versions come and go, and at its end nobody is left without an answer.
-#![forbid(unsafe_code)]
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};

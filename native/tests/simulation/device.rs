@@ -1,5 +1,4 @@
 //! The device of one version, with its faults, and the thread that owns it: here a task.
-#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::pin::pin;

@@ -2,7 +2,6 @@
 //!
 //! `ATELIER_FUZZ_NUMBER=7 cargo test fuzzing` replays one, `ATELIER_FUZZ_EXECUTIONS=10000000 cargo test --release fuzzing
 //! -- --nocapture` reads many, and `ATELIER_FUZZ_SEED=2` others.
-#![forbid(unsafe_code)]
 
 mod mutants;
 

@@ -1,5 +1,4 @@
 //! A client's call: what a front end does for it, and what must come of it.
-#![forbid(unsafe_code)]
 
 use std::future::{pending, poll_fn};
 use std::pin::pin;
