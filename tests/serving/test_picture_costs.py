@@ -142,7 +142,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.fault("S8")
 @pytest.mark.parametrize("kind", BOMBS)
-def test_megabyte_of_bombs_is_judged_in_little_time_and_memory(kind: str) -> None:
+def test_megabyte_of_bombs_is_judged_in_little_time_and_memory(kind: str, usual_s: float) -> None:
     bomb = BOMBS[kind]()
     pictures = [bomb] * min(1024, max(1, (1 << 20) // len(bomb)))
 
@@ -153,7 +153,7 @@ def test_megabyte_of_bombs_is_judged_in_little_time_and_memory(kind: str) -> Non
             return error.word
 
     assert judged() in ("BAD_PICTURE", "TOO_MANY_PIXELS") or len(bomb) < 1500
-    assert cpu_seconds(judged) < 0.05
+    assert cpu_seconds(judged) < usual_s * MAX_COST / 2  # of what decoding may take; 0.2 of it were seen
     tracemalloc.start()
     judged()
     _, most_bytes = tracemalloc.get_traced_memory()
