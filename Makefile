@@ -17,10 +17,8 @@ RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo se
 EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,playground,audit,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 INSTALL = $(RUN) -m pip install --disable-pip-version-check
-# hdrhistogram alone has no wheel for arm64, and is compiled there.
-WHEELS := --only-binary :all:$(if $(filter aarch64,$(shell uname -m)), --no-binary hdrhistogram)
 # Of these extras what requirements/ pins, and nothing whose hash is not there. Ours is built with what build.txt pins.
-PINNED = $(INSTALL) --require-hashes $(WHEELS) $(patsubst %,--requirement requirements/%.txt,$(1))
+PINNED = $(RUN) requirements/install.py $(1)
 BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(INSTALL) --no-deps --no-build-isolation
 # The native front end: built by cargo, and without it left out.
 NATIVE := $(VENV)/.native
@@ -50,7 +48,8 @@ $(SETUP): pyproject.toml $(wildcard requirements/*.txt) hatch_build.py $(wildcar
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: NO_VENV: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 69; }
 	@$(RUN) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null; rm -f $(VENV)/.set-up-*
-	$(call PINNED,build $(filter-out tensorrt,$(subst $(comma), ,$(EXTRAS))))
+	$(INSTALL) --quiet --require-hashes --only-binary :all: --requirement requirements/build.txt
+	$(call PINNED,$(filter-out tensorrt,$(subst $(comma), ,$(EXTRAS))))
 	$(BUILD) --editable .
 	$(if $(findstring tensorrt,$(EXTRAS)),$(INSTALL) --constraint constraints.txt tensorrt)
 	$(call PINNED,rtx) || echo "note: without TensorRT for RTX, for the reason above: make export leaves its engine out (make --always-make setup tries again)"

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 PROJECT, NATIVE = ROOT / "pyproject.toml", ROOT / "native" / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
-RESOLVER = "uv==0.13.9"
+RESOLVER = "uv==0.13.9"  # installs too: install.py
 # Its packages on the index are programs that fetch NVIDIA's binaries: a hash of them would pin nothing.
 WITHOUT_HASHES = {"tensorrt"}
 EDITABLE = "editables"  # hatchling asks for it when it installs a project as editable
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
         extra: project["project"]["dependencies"] + requirements
         for extra, requirements in project["project"]["optional-dependencies"].items()
     }
-    needed["build"] = [*project["build-system"]["requires"], *_build_requirements(NATIVE), EDITABLE]
+    needed["build"] = [*project["build-system"]["requires"], *_build_requirements(NATIVE), EDITABLE, RESOLVER]
     python = python_with((RESOLVER,), ROOT / ".cache" / "pins")
     everything = [requirement for requirements in needed.values() for requirement in requirements]
     _compile(python, everything, CONSTRAINTS, *arguments)

@@ -1,8 +1,15 @@
 """What is installed is pinned by hashes: requirements/, the lock file of the crates, the base images."""
 
+import hashlib
+import os
 import re
+import shutil
 import subprocess
+import sys
+import sysconfig
 import tomllib
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,7 +44,7 @@ CONSTRAINTS = pins_of(ROOT / "constraints.txt")
 def needed_by(name: str) -> list[str]:
     """What the file of an extra is made for."""
     if name == "build":
-        return [*PROJECT["build-system"]["requires"], *NATIVE["build-system"]["requires"]]
+        return [*PROJECT["build-system"]["requires"], *NATIVE["build-system"]["requires"], "uv"]
     needed: list[str] = PROJECT["project"]["dependencies"] + EXTRAS[name]
     return needed
 
@@ -92,9 +99,65 @@ def test_setup_installs_nothing_without_a_hash_but_ours_and_tensorrt(runtime: st
         ["make", "--dry-run", "--always-make", "setup", f"RUNTIME={runtime}"], cwd=ROOT, capture_output=True, text=True
     )
     commands = installs_in(done.stdout)
-    assert len(commands) >= 3 and all(map(is_pinned, commands)), commands
-    assert any(f"requirements/{runtime}.txt" in command for command in commands)
+    assert len(commands) >= 2 and all(map(is_pinned, commands)), commands
+    [extras, rtx] = re.findall(r"python requirements/install.py (.*)", done.stdout)
+    assert {runtime, "train", "dev"} < set(extras.split()) and rtx.split()[0] == "rtx"
     assert any(command.endswith("tensorrt") for command in commands) == (runtime == "gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """A package in a folder, a file that pins it, and an environment to install it into."""
+
+    root: Path
+    python: Path
+
+    def install(self, name: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.root / "wheels")}
+        command = [self.python, self.root / "requirements" / "install.py", name]
+        return subprocess.run(command, env={**os.environ, **settings, **variables}, capture_output=True, text=True)
+
+    def is_installed(self) -> bool:
+        return subprocess.run([self.python, "-c", "import tiny"], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    pytest.importorskip("uv", reason="make setup installs it")
+    wheel, requirements = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl", tmp_path / "requirements"
+    wheel.parent.mkdir()
+    about = "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr("tiny.py", "")
+        files.writestr("tiny-1.0.dist-info/METADATA", about)
+        files.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        files.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
+    requirements.mkdir()
+    shutil.copy(ROOT / "requirements" / "install.py", requirements)
+    for name, digest in (("tiny", hashlib.sha256(wheel.read_bytes()).hexdigest()), ("forged", "0" * 64)):
+        (requirements / f"{name}.txt").write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    [packages] = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (packages / "ours.pth").write_text(sysconfig.get_path("purelib"))  # for uv and pip
+    return Tiny(root=tmp_path, python=tmp_path / "env" / "bin" / "python")
+
+
+def test_setup_installs_by_uv_from_where_pips_settings_say(tiny: Tiny) -> None:
+    done = tiny.install("tiny")
+    assert done.returncode == 0 and "note: uv" not in done.stdout, done.stderr
+    assert tiny.is_installed()
+
+
+def test_where_uv_cannot_pip_installs(tiny: Tiny) -> None:
+    done = tiny.install("tiny", UV_CONFIG_FILE=str(tiny.root / "missing"))
+    assert done.returncode == 0 and "note: uv could not, for the reason above: pip tries" in done.stdout, done.stderr
+    assert tiny.is_installed()
+
+
+def test_package_of_another_hash_is_installed_by_neither(tiny: Tiny) -> None:
+    done = tiny.install("forged")
+    assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr
+    assert not tiny.is_installed()
 
 
 def test_images_install_nothing_without_a_hash_but_ours_and_tensorrt_on_bases_of_known_digest() -> None:
