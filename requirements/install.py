@@ -1,6 +1,6 @@
 """Installs what requirements/ pins, for `make setup`: `python requirements/install.py serve train`.
 
-uv does so in a fifth of pip's time, from where pip's settings say. If it cannot (a keyring, a proxy that only pip knows),
+uv does so in a fifth of the time, from where the settings of pip say. If it cannot (a keyring, a proxy that pip knows),
 pip does. Neither takes a package whose hash is not there, nor one that it would have to build.
 """
 

@@ -114,7 +114,7 @@ class Tiny:
 
     def install(self, name: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.root / "wheels")}
-        command = [self.python, self.root / "requirements" / "install.py", name]
+        command = [str(self.python), str(self.root / "requirements" / "install.py"), name]
         return subprocess.run(command, env={**os.environ, **settings, **variables}, capture_output=True, text=True)
 
     def is_installed(self) -> bool:
