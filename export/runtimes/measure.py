@@ -1,10 +1,11 @@
 """One runtime against the truth and beside ONNX Runtime: what it answers, and how fast, on one thread of one core."""
 
+import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,29 +60,35 @@ class Result:
 def measured(runtime: Runtime, task: Task, baseline: Session) -> Result:
     """Installs, asks and times one runtime. Whatever goes wrong is the row's reason."""
     try:
-        environment = task.environments / (runtime.environment or runtime.opener or runtime.script.partition(".")[0])
-        command = command_for(runtime, environment)
-        megabytes = size_mb(environment) if runtime.packages else None
-        with tempfile.TemporaryDirectory(prefix="atelier-runtime-") as scratch:
-            return _result(runtime, command, Path(scratch), task, baseline, megabytes)
+        with opened(runtime, task) as (running, result):
+            rates, beside = in_turn(running, baseline, task.repeats)
+            return dataclasses.replace(result, rates=rates, beside=beside)
     except ProgramError as error:
         return Result(runtime=runtime, why=f"{error.what}: {error.why}" if error.why else error.what)
 
 
-def _result(
-    runtime: Runtime, command: list[str], scratch: Path, task: Task, baseline: Session, megabytes: float | None
-) -> Result:
-    with opened(runtime, command, scratch, task) as running:
-        parity = judged(runtime, logits_in(scratch / "logits.npy", len(task.truth)), task)
-        rates, beside = in_turn(running, baseline, task.repeats)
-        return Result(
-            runtime=runtime,
-            version=running.version,
-            parity=parity,
-            rates=rates,
-            beside=beside,
-            megabytes=megabytes,
-        )
+@contextmanager
+def opened(runtime: Runtime, task: Task) -> Iterator[tuple[Session, Result]]:
+    """Starts a runtime, installed if need be, and holds its logits to the gate's rule; it runs until the block ends.
+
+    Raises ProgramError if the version lacks its model, it cannot be installed, or it does not answer.
+    """
+    if runtime.model not in task.models:
+        raise ProgramError("RUNTIME", f"the version has no {runtime.model}")
+    environment = task.environments / (runtime.environment or runtime.opener or runtime.script.partition(".")[0])
+    command = command_for(runtime, environment)
+    megabytes = size_mb(environment) if runtime.packages else None  # before it runs, which adds bytecode
+    with tempfile.TemporaryDirectory(prefix="atelier-runtime-") as directory:
+        scratch = Path(directory)
+        model, images, logits = (scratch / name for name in (runtime.model, "images.npy", "logits.npy"))
+        model.write_bytes(task.models[runtime.model])  # copies, which some converters write over
+        np.save(images, task.inputs.images)
+        command += [str(path) for path in (model, images, logits, scratch)]
+        with session(runtime.title, command, scratch, task.limit_s) as running:
+            found = logits_in(logits, len(task.truth))  # (2, N, 10)
+            precision = "fp32" if runtime.model.endswith(".pt2") else task.precision
+            parity = compare(task.truth, found, task.inputs, precision, runtime=runtime.title, device="cpu")
+            yield running, Result(runtime=runtime, version=running.version, parity=parity, megabytes=megabytes)
 
 
 def command_for(runtime: Runtime, environment: Path) -> list[str]:
@@ -92,22 +99,6 @@ def command_for(runtime: Runtime, environment: Path) -> list[str]:
     if not runtime.packages:
         return [sys.executable, *script]
     return [str(python_with(runtime.packages, environment, sees_ours=runtime.sees_ours)), *script]
-
-
-def opened(runtime: Runtime, command: list[str], scratch: Path, task: Task) -> AbstractContextManager[Session]:
-    """Starts the script on copies of model and images, which some converters write over."""
-    if runtime.model not in task.models:
-        raise ProgramError("RUNTIME", f"the version has no {runtime.model}")
-    (scratch / runtime.model).write_bytes(task.models[runtime.model])
-    np.save(scratch / "images.npy", task.inputs.images)
-    files = [str(scratch / name) for name in (runtime.model, "images.npy", "logits.npy")]
-    return session(runtime.title, [*command, *files, str(scratch)], scratch, task.limit_s)
-
-
-def judged(runtime: Runtime, logits: NDArray[np.float32], task: Task) -> RuntimeParity:
-    """Holds (2, N, 10) logits to the gate's rule."""
-    precision = "fp32" if runtime.model.endswith(".pt2") else task.precision
-    return compare(task.truth, logits, task.inputs, precision, runtime=runtime.title, device="cpu")
 
 
 def in_turn(running: Session, baseline: Session, repeats: int) -> tuple[Rates, Rates]:

@@ -1,9 +1,7 @@
 """`python -m export.runtimes` (make runtimes): the served model in every framework and runtime that takes it."""
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +14,9 @@ from export.config import REPOSITORY_DIR, Trained
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs
 from export.runtimes.known import OURS, RUNTIMES
-from export.runtimes.measure import BATCH_SIZES, Result, Task, command_for, judged, measured, opened
+from export.runtimes.measure import BATCH_SIZES, Result, Task, measured, opened
 from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
-from export.runtimes.script_process import Session, logits_in
+from export.runtimes.script_process import Session
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, find_version, read_verified
 from training.checkpoint import load_model
 from training.dataset import load_dataset
@@ -59,7 +57,7 @@ def main(arguments: list[str]) -> int:
     )
     names = _chosen(options.only)
     task = _task(options)
-    with _baseline(task) as (baseline, ours):
+    with opened(OURS, task) as (baseline, ours):  # until the last has been timed beside it
         results = list(_measure(names, task, baseline))
     rates = {size: [rate for result in results for rate in result.beside.get(size, [])] for size in BATCH_SIZES}
     results.insert(0, dataclasses.replace(ours, rates=rates, beside=rates))
@@ -98,16 +96,6 @@ def _task(options: RuntimesSettings) -> Task:
         repeats=options.repeats,
         limit_s=LIMIT_S,
     )
-
-
-@contextmanager
-def _baseline(task: Task) -> Iterator[tuple[Session, Result]]:
-    """ONNX Runtime in our own environment; there until the last runtime has been measured beside it."""
-    with tempfile.TemporaryDirectory(prefix="atelier-runtime-") as directory:
-        scratch = Path(directory)
-        with opened(OURS, command_for(OURS, scratch), scratch, task) as running:
-            parity = judged(OURS, logits_in(scratch / "logits.npy", len(task.truth)), task)
-            yield running, Result(runtime=OURS, version=running.version, parity=parity)
 
 
 def _measure(names: Sequence[str], task: Task, baseline: Session) -> Iterator[Result]:

@@ -22,10 +22,10 @@ from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.program import run_program
 from export.runtimes import measure
 from export.runtimes.known import ABSENT, OURS, RUNTIMES, Runtime
-from export.runtimes.measure import Result, Task, command_for, measured, opened
+from export.runtimes.measure import Result, Task, measured, opened
 from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
 from export.runtimes.run import main
-from export.runtimes.script_process import Session
+from export.runtimes.script_process import Session, session
 from loadtest.restarts.cycles import free_port
 from serving.manifest import ONNX_NAME
 from tests.conftest import Job, import_s
@@ -59,10 +59,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 
 @pytest.fixture(scope="module")
-def baseline(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def baseline(task: Task) -> Iterator[Session]:
     """Ours, beside which all of them are timed."""
-    scratch = tmp_path_factory.mktemp("baseline")
-    with opened(OURS, command_for(OURS, scratch), scratch, task) as running:
+    with opened(OURS, task) as (running, _):
         yield running
 
 
@@ -161,11 +160,12 @@ def test_without_npm_the_row_says_so(task: Task, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
-def test_script_that_fails_in_node_is_a_row_with_the_error(task: Task, tmp_path: Path) -> None:
-    command = ["node", str(measure.SCRIPTS / "onnxruntime_web.mjs"), str(tmp_path)]
+def test_script_that_fails_in_node_is_a_row_with_the_error(tmp_path: Path) -> None:
+    script = str(measure.SCRIPTS / "onnxruntime_web.mjs")
+    command = ["node", script, str(tmp_path), "model", "images", "logits", str(tmp_path)]
     with (
         pytest.raises(ProgramError, match=r"ended with exit code 1: Error: Cannot find module 'onnxruntime-web'"),
-        opened(RUNTIMES["onnxruntime-web"], command, tmp_path, task),
+        session("ONNX Runtime Web", command, tmp_path, 60),
     ):
         pass
 
