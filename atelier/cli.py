@@ -35,7 +35,3 @@ def main() -> int:
 def _usage() -> str:
     lines = [f"  atelier {name:<9} {meaning}" for name, (_, meaning) in PROGRAMS.items()]
     return "\n".join(["usage: atelier PROGRAM [OPTIONS]", "", *lines, "", "atelier PROGRAM --help explains each."])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
