@@ -5,20 +5,24 @@ to what reaches it too late; neither has run. Such calls are repeated until thei
 server asks for. A server that was never reached is given up within a second: nobody has started one there.
 """
 
+import os
 import random
 import re
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from atelier.answers import ClassifyError
-from atelier.channel import Access, proxy_hint
+from atelier.answers import Answer, ClassifyError, answer_from_response
+from atelier.channel import access_from, channel_options, grpc_target, proxy_hint
+from atelier.coalescing import Coalescer
 from atelier.requests import checked_timeout_s
+from atelier.steps import Steps
 from atelier.wire import HEALTH, SERVICE
 from atelier.wire import classifier_pb2 as pb
 
+DEFAULT_TARGET = "localhost:50051"
 RETRYABLE = ("UNAVAILABLE", "CANCELLED")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 PATIENCE_S = 0.6  # with a server that was never reached
@@ -27,16 +31,37 @@ PATIENCE_S = 0.6  # with a server that was never reached
 MAX_TOKENS, MIN_TOKENS = 4000, 2000
 
 
-class Methods:
-    """Holds the server's methods on a channel, grpc's or grpc.aio's: what the two clients have in common."""
+class Connection:
+    """The common part of both clients: the server's methods on a channel, and the one loop of attempts."""
 
-    def __init__(self, target: str, channel: Any, access: Access) -> None:
+    _steps: ClassVar[Steps]
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: "bool | str | os.PathLike[str]" = False,
+        certificate: "tuple[str | os.PathLike[str], str | os.PathLike[str]] | None" = None,
+        token: str = "",
+        coalesce_ms: float = 0.0,
+    ) -> None:
+        """Reads the files that are named; raises ValueError and OSError.
+
+        `target`: gRPC's, such as "localhost:50051" or "unix:/run/atelier"; "a:50051,b:50051" and "dns:///name:50051"
+        are asked in turn, without those that are dead or do not serve. `tls`: True trusts the system's authorities, a
+        path those in that PEM file. `certificate`: the client's own and its key, for mutual TLS. `token`: sent with
+        every call, over TLS or to this machine only. `coalesce_ms`: while a call is under way, single images are
+        collected for so long and sent together; 0 sends each by itself.
+        """
+        if not coalesce_ms >= 0:
+            raise ValueError(f"coalesce_ms is {coalesce_ms}: pass milliseconds, or 0 to send each image by itself")
+        options, access = channel_options(target), access_from(target, tls, certificate, token)
         self.target = target
         self.metadata = access.metadata
         self.tokens = MAX_TOKENS
         self.was_reached = False  # by any call
         self.is_closed = False
-        self._channel = channel
+        self._channel = channel = self._steps.channel(grpc_target(target), access.credentials, options)
         self._classify = channel.unary_unary(
             f"/{SERVICE}/Classify",
             request_serializer=pb.ClassifyRequest.SerializeToString,
@@ -53,12 +78,27 @@ class Methods:
         }
         self._check = channel.unary_unary(f"/{HEALTH}/Check", **health)
         self._watch = channel.unary_stream(f"/{HEALTH}/Watch", **health)
+        self._coalescer = Coalescer(self._steps, coalesce_ms / 1e3, self._answer) if coalesce_ms else None
+
+    async def _answer(self, request: pb.ClassifyRequest, timeout_s: float | None) -> Answer:
+        return answer_from_response(await self._call(self._classify, request, timeout_s))
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None, *, may_retry: bool = True) -> Any:
+        attempts = Attempts(self, timeout_s, may_retry=may_retry)
+        while True:
+            try:
+                response = await self._steps.ask(method, request, attempts.left_s, self.metadata)
+            except grpc.RpcError as error:
+                await self._steps.sleep(attempts.pause_s(error))
+            else:
+                attempts.succeeded()
+                return response
 
 
 class Attempts:
     """Counts the attempts of one call: how much time they have left, and how long to wait before the next."""
 
-    def __init__(self, client: Methods, timeout_s: float | None, *, may_retry: bool = True) -> None:
+    def __init__(self, client: Connection, timeout_s: float | None, *, may_retry: bool = True) -> None:
         """Raises ValueError if the client is closed or the time-out is no number of seconds."""
         if client.is_closed:
             raise ValueError("this client is closed: make a new one")

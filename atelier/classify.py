@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from atelier.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Answer, Client, program_errors
+from atelier.calls import DEFAULT_TARGET
+from atelier.client import DEFAULT_TIMEOUT_S, Answer, Client, program_errors
 from atelier.errors import MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from atelier.program import can_print, report, run_program
 from atelier.trusted_files import check_secret

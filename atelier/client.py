@@ -3,14 +3,13 @@
     with Client("localhost:50051") as client:
         print(client.classify(images).labels)
 
-Every call has a deadline. What a restarting server refuses is repeated until then; see calls.py. The methods are
+Every call has a deadline. How a server is reached, and what is repeated until then, is in calls.py. The methods are
 written once, as coroutines, and `Client` runs them in the caller's thread; see steps.py.
 """
 
-import os
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -22,15 +21,12 @@ from atelier.answers import (
     ModelDescription,
     Prediction,
     Prepared,
-    answer_from_response,
     model_from_response,
     program_errors,
 )
-from atelier.calls import FIRST_PAUSE_S, Attempts, Methods
-from atelier.channel import access_from, channel_options, grpc_target
-from atelier.coalescing import Coalescer
+from atelier.calls import FIRST_PAUSE_S, Attempts, Connection
 from atelier.requests import Picture, checked_timeout_s, is_single, request_from_images, request_from_pictures
-from atelier.steps import InLoop, InThread, Steps, blocking
+from atelier.steps import InLoop, InThread, blocking
 from atelier.wire import classifier_pb2 as pb
 
 __all__ = [
@@ -44,55 +40,10 @@ __all__ = [
     "program_errors",
 ]
 
-DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 5.0
 
 
-class _Connection(Methods):
-    """The common part of both clients: a channel, the ways to wait, and the one loop of attempts."""
-
-    _steps: ClassVar[Steps]
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        tls: "bool | str | os.PathLike[str]" = False,
-        certificate: "tuple[str | os.PathLike[str], str | os.PathLike[str]] | None" = None,
-        token: str = "",
-        coalesce_ms: float = 0.0,
-    ) -> None:
-        """Reads the files that are named; raises ValueError and OSError.
-
-        `target`: gRPC's, such as "localhost:50051" or "unix:/run/atelier"; "a:50051,b:50051" and "dns:///name:50051"
-        are asked in turn, without those that are dead or do not serve. `tls`: True trusts the system's authorities, a
-        path those in that PEM file. `certificate`: the client's own and its key, for mutual TLS. `token`: sent with
-        every call, over TLS or to this machine only. `coalesce_ms`: while a call is under way, single images are
-        collected for so long and sent together; 0 sends each by itself.
-        """
-        if not coalesce_ms >= 0:
-            raise ValueError(f"coalesce_ms is {coalesce_ms}: pass milliseconds, or 0 to send each image by itself")
-        options, access = channel_options(target), access_from(target, tls, certificate, token)
-        channel = self._steps.channel(grpc_target(target), access.credentials, options)
-        super().__init__(target, channel, access)
-        self._coalescer = Coalescer(self._steps, coalesce_ms / 1e3, self._answer) if coalesce_ms else None
-
-    async def _answer(self, request: pb.ClassifyRequest, timeout_s: float | None) -> Answer:
-        return answer_from_response(await self._call(self._classify, request, timeout_s))
-
-    async def _call(self, method: Any, request: Any, timeout_s: float | None, *, may_retry: bool = True) -> Any:
-        attempts = Attempts(self, timeout_s, may_retry=may_retry)
-        while True:
-            try:
-                response = await self._steps.ask(method, request, attempts.left_s, self.metadata)
-            except grpc.RpcError as error:
-                await self._steps.sleep(attempts.pause_s(error))
-            else:
-                attempts.succeeded()
-                return response
-
-
-class AsyncClient(_Connection):
+class AsyncClient(Connection):
     """`Client` for asyncio: made and used in one event loop."""
 
     _steps = InLoop()
@@ -170,7 +121,7 @@ class AsyncClient(_Connection):
         await self.close()
 
 
-class Client(_Connection):
+class Client(Connection):
     """A connection that threads may share. Calls raise ClassifyError if they fail, after the retries.
 
     Nothing is connected before the first call. `timeout_s` may be None or infinite: then a call ends only with its
