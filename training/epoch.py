@@ -87,16 +87,11 @@ def train_epoch(
 @torch.inference_mode()
 def accuracy(model: nn.Module, split: Split, batch_size: int) -> float:
     """Returns the fraction of all the split's images whose largest logit is the label's."""
-    model.eval()
     if split.images.is_cuda:
-        batch_size = max(
-            batch_size, 10_000
-        )  # a GPU is done with all of them before the host has launched forty batches
-    num_correct = torch.zeros((), device=split.labels.device, dtype=torch.int64)
-    batches = zip(torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True)
-    for images, labels in batches:  # (B, 1, 28, 28), (B,)
-        num_correct += (model(images).argmax(dim=1) == labels).sum()  # (B, 10) -> (B,) -> ()
-    return int(num_correct) / len(split.labels)
+        # A GPU is done with all of them before the host has launched forty batches.
+        batch_size = max(batch_size, 10_000)
+    found = all_logits(model, split.images, batch_size).argmax(dim=1)  # (N, 10) -> (N,)
+    return int((found == split.labels).sum()) / len(split.labels)
 
 
 @torch.inference_mode()

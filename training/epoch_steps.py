@@ -22,11 +22,11 @@ from torch.nn.functional import cross_entropy
 
 from atelier.errors import ConfigurationError
 from training import distributed
-from training.augmentation import Changes, augment, draw_changes
+from training.augmentation import augment, draw_changes
 from training.cuda_graph import captured, cuda_graph_of
 from training.models import LeNet
 from training.models.in_blocks import fastest_form
-from training.optimisation import average_decay, learning_rate, optimizer_for
+from training.optimisation import average_decay, learning_rate_share, optimizer_for
 from training.recipes import Recipe
 
 CHOICE_SEED = 2026  # of the images put aside: the same ones for every recipe and seed
@@ -86,7 +86,7 @@ class Steps:
         distributed.share_statistics(model)
         # (S, B): which images each step is on; a row for each, for one look-up instead of three operators.
         self._order = torch.zeros(len(self.sizes), max(self.sizes), dtype=torch.int64, device=device)
-        self._changes = Changes.none(num_images, device)
+        self._changes = torch.zeros(3, num_images, dtype=torch.int64, device=device)  # see draw_changes
         self._places = torch.arange(max(self.sizes), device=device)  # (B,)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)  # (1,): number of the epoch's next step
         self._numbers = torch.arange(len(self.sizes), device=device)  # (S,)
@@ -134,7 +134,8 @@ class Steps:
 
     def _set_pace(self) -> None:
         """Sets the next step's size, and how far the average goes; in tensors, if a graph is to read them."""
-        rate = learning_rate(self.recipe, self._num_done, self.recipe.num_epochs * len(self.sizes))
+        num_steps = self.recipe.num_epochs * len(self.sizes)
+        rate = self.recipe.learning_rate * learning_rate_share(self.recipe, self._num_done, num_steps)
         if rate != self._rate:
             self._rate = rate
             for group in self.optimizer.param_groups:
@@ -172,7 +173,7 @@ class Steps:
         if not self.recipe.changes_images:
             return images, labels
         places = self._step * self.recipe.batch_size + self._places[:size]  # (size,) in the epoch's order
-        return augment(images, self.recipe, self._changes.at(places[share])), labels
+        return augment(images, self.recipe, self._changes[:, places[share]]), labels
 
     def _loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
         smoothing = self.recipe.label_smoothing

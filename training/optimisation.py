@@ -34,11 +34,6 @@ def optimizer_for(model: nn.Module, recipe: Recipe, *, is_captured: bool) -> tor
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
 
 
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Returns the step size of step number `step` (from 0) of the whole run's `num_steps`."""
-    return recipe.learning_rate * learning_rate_share(recipe, step, num_steps)
-
-
 def learning_rate_share(recipe: Recipe, step: int, num_steps: int) -> float:
     """Returns the share of the recipe's step size, for step number `step` (from 0) of the whole run's `num_steps`."""
     done = step / num_steps

@@ -42,7 +42,7 @@ def model_of(recipe: Recipe) -> LeNet:
 def augmented(images: torch.Tensor, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """The images as an epoch would show them, and (N,) which are mirrored."""
     changes = draw_changes(recipe, 0, 1, [len(images)])
-    return augment(images, recipe, changes), changes.is_flipped
+    return augment(images, recipe, changes), changes[0].bool()
 
 
 @pytest.fixture
