@@ -14,18 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atelier.errors import ConfigurationError, ResourceUnavailableError
-from atelier.files import write_atomically
+from atelier.files import sync_directory, write_atomically
 from atelier.program import how_to_install
 from atelier.trusted_files import check_secret
-from serving.manifest import (
-    MANIFEST_NAME,
-    ONNX_NAME,
-    SIGNATURE_NAME,
-    TENSORRT,
-    Manifest,
-    list_versions,
-    save_manifest,
-)
+from serving.manifest import ONNX_NAME, TENSORRT, Manifest, list_versions, save_manifest
 
 CONFIG_NAME, LABELS_NAME = "config.pbtxt", "labels.txt"
 Sign = Callable[[bytes], bytes]  # for a server with `--require-signature` to tell who exported a version
@@ -48,7 +40,7 @@ def publish(model_dir: Path, files: Mapping[str, bytes], manifest: Manifest, sig
             version = max(list_versions(model_dir), default=0) + 1
             _build(building, files, dataclasses.replace(manifest, version=version), sign)
             version_dir = building.rename(model_dir / str(version))
-            _flush(model_dir)
+            sync_directory(model_dir)  # the rename itself
         finally:
             _remove(building)
         write_atomically(model_dir / LABELS_NAME, "".join(f"{name}\n" for name in manifest.classes).encode())
@@ -79,18 +71,6 @@ def _build(building: Path, files: Mapping[str, bytes], manifest: Manifest, sign:
     for name, data in files.items():
         write_atomically(building / name, data)
     save_manifest(manifest, building, sign)
-    for name in (MANIFEST_NAME, SIGNATURE_NAME) if sign else (MANIFEST_NAME,):
-        _flush(building / name)
-    _flush(building)
-
-
-def _flush(path: Path) -> None:
-    """Waits until the disk has a file's bytes, or a directory's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def triton_config(manifest: Manifest) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from atelier.contract import IMAGE_SHAPE, NUM_CLASSES, Images, TensorSpec
 from atelier.errors import BadDataError, MissingInputError
+from atelier.files import write_atomically
 from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
 from atelier.tolerances import TOLERANCES
 from atelier.trusted_files import read_trusted
@@ -126,11 +127,11 @@ class Manifest:
 
 
 def save_manifest(manifest: Manifest, version_dir: Path, sign: Callable[[bytes], bytes] | None = None) -> None:
-    """Writes `manifest.json`, and perhaps its signature, into a directory that nobody reads yet."""
+    """Writes `manifest.json`, and perhaps its signature, to the disk, in a directory that nobody reads yet."""
     data = sealed({"format": FORMAT, **vars(manifest)})
     if sign is not None:
-        (version_dir / SIGNATURE_NAME).write_bytes(sign(data))
-    (version_dir / MANIFEST_NAME).write_bytes(data)
+        write_atomically(version_dir / SIGNATURE_NAME, sign(data))
+    write_atomically(version_dir / MANIFEST_NAME, data)
 
 
 def load_manifest(version_dir: Path, check: Check | None = None) -> Manifest:
