@@ -10,7 +10,6 @@ from atelier.errors import BadDataError
 TIMING_CACHE = Path("artifacts/tensorrt-timing.cache")
 Wanted = Literal["auto", "yes", "no"]
 HardwareLevel = Literal["none", "same_compute_capability", "ampere_plus"]
-IMAGE = (1, 28, 28)
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 _CURE = "make export writes a new version; if that fails too, it is a bug: report it"
 

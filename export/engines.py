@@ -44,18 +44,11 @@ def engines_from_onnx(onnx_model: bytes, options: EngineOptions, wanted: Wanted)
     except ResourceUnavailableError as error:
         about.append(f"TensorRT for RTX engine left out: {error}")
         lacking.append(error)
-    if wanted == "yes" and not _has_one_for_this_machine(specs):
-        raise lacking[0] if _has_gpu() else lacking[-1]
+    if wanted == "yes":
+        capability = _capability()
+        if not any(not capability or capability in spec.compute_capabilities for spec in specs):
+            raise lacking[0] if capability else lacking[-1]
     return Engines(files=files, specs=tuple(specs), about=(*(_about(spec, files) for spec in specs), *about))
-
-
-def _has_one_for_this_machine(specs: list[EngineSpec]) -> bool:
-    capability = _capability()
-    return any(not capability or capability in spec.compute_capabilities for spec in specs)
-
-
-def _has_gpu() -> bool:
-    return bool(_capability())
 
 
 def _capability() -> str:

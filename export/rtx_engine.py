@@ -11,8 +11,9 @@ from typing import Any
 
 import onnx
 
+from atelier.contract import IMAGE_SHAPE
 from atelier.errors import BadDataError, ResourceUnavailableError
-from export.engine_options import IMAGE, EngineOptions, check_network, layer_types
+from export.engine_options import EngineOptions, check_network, layer_types
 from export.onnx_model import check_onnx, opset_of
 from serving.backends.tensorrt_log import log_of
 from serving.manifest import RTX_ENGINE_NAME, RTX_TURING_ENGINE_NAME, TENSORRT_RTX, EngineSpec
@@ -100,7 +101,7 @@ def _config(trt: Any, builder: Any, options: EngineOptions, capabilities: tuple[
     change_flag = config.set_flag if options.precision == "tf32" else config.clear_flag
     change_flag(trt.BuilderFlag.TF32)  # which is on by default
     profile = builder.create_optimization_profile()
-    profile.set_shape("images", *((size, *IMAGE) for size in options.batch_sizes))
+    profile.set_shape("images", *((size, *IMAGE_SHAPE) for size in options.batch_sizes))
     config.add_optimization_profile(profile)
     return config
 

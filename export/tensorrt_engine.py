@@ -10,14 +10,15 @@ import contextlib
 import io
 import json
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from atelier.contract import IMAGE_SHAPE
 from atelier.errors import BadDataError, ResourceUnavailableError
-from export.engine_options import IMAGE, EngineOptions, check_network
+from atelier.machine import gpu_facts
+from export.engine_options import EngineOptions, check_network
 from serving.manifest import ENGINE_NAME, TENSORRT, EngineSpec
 
 # What layers compute in, as the inspector of one version or another spells it, and our name.
@@ -47,7 +48,7 @@ def engine_from_onnx(onnx_model: bytes, options: EngineOptions) -> bytes:
     trt, polygraphy = _libraries()
     _check_gpu()
     options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    smallest, best, largest = ((batch_size, *IMAGE) for batch_size in options.batch_sizes)
+    smallest, best, largest = ((batch_size, *IMAGE_SHAPE) for batch_size in options.batch_sizes)
     config = polygraphy.CreateConfig(
         profiles=[polygraphy.Profile().add("images", min=smallest, opt=best, max=largest)],
         tf32=options.precision == "tf32",
@@ -79,7 +80,7 @@ def inspected_types(engine: bytes, options: EngineOptions) -> dict[str, int]:
         deserialised = polygraphy.engine_from_bytes(engine)
     inspector = deserialised.create_engine_inspector()
     context = deserialised.create_execution_context()
-    context.set_input_shape("images", (options.batch_sizes[1], *IMAGE))
+    context.set_input_shape("images", (options.batch_sizes[1], *IMAGE_SHAPE))
     inspector.execution_context = context  # without the shape of a batch it reports no types
     document = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return check_types(document["Layers"], options.precision)
@@ -113,7 +114,7 @@ def _tensors_between(layers: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if any(tensor["Name"] == "images" for tensor in layer.get("Inputs", [])):
             continue
         for tensor in layer.get("Outputs", []):
-            is_shape = len(tensor.get("Dimensions", IMAGE)) < 2  # whose integers some versions describe as INT8
+            is_shape = len(tensor.get("Dimensions", IMAGE_SHAPE)) < 2  # whose integers some versions describe as INT8
             if tensor["Name"] not in ("images", "logits") and not is_shape:
                 yield layer["Name"], tensor
 
@@ -177,7 +178,7 @@ def spec_of(engine: bytes, onnx_sha256: str, options: EngineOptions) -> EngineSp
         version=trt.__version__,
         compute_capabilities=(gpu.compute_capability,),
         precision=options.precision,
-        driver=_driver_version(),
+        driver=gpu_facts().get("driver_version", "unknown"),
         gpu=gpu.name,
         onnx_sha256=onnx_sha256,
         min_batch_size=smallest,
@@ -187,11 +188,3 @@ def spec_of(engine: bytes, onnx_sha256: str, options: EngineOptions) -> EngineSp
         hardware_compatible=options.hardware_compatible,
         layer_types=inspected_types(engine, options),
     )
-
-
-def _driver_version() -> str:
-    command = ["nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
