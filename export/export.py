@@ -133,7 +133,7 @@ def manifest_of(
     return Manifest(
         model_name=MODEL_NAME,
         version=0,
-        architecture=checkpoint.architecture,
+        architecture=checkpoint.recipe.architecture,
         precision=config.precision,
         classes=CLASSES,
         input=TensorSpec(name="images", dtype="uint8", shape=(-1, 1, 28, 28)),
@@ -164,7 +164,8 @@ def main(arguments: list[str]) -> int:
     probes = probes_of(inputs, truth)
     inferring = inference_model(model)
     program = program_from_model(inferring, config.max_batch_size)
-    source = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
+    architecture = checkpoint.recipe.architecture
+    source = {"checkpoint_sha256": checkpoint.sha256, "architecture": architecture, "precision": "fp32"}
     fp32_onnx = onnx_from_program(program, classes=CLASSES, **source)
     files = {PROGRAM_NAME: program_bytes(program), ONNX_NAME: onnx_in(config.precision, fp32_onnx, data.train_images)}
     files |= layer_files(model, inferring, files[ONNX_NAME])

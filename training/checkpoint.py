@@ -17,17 +17,16 @@ from torch import Tensor
 from atelier.errors import BadDataError
 from atelier.files import TEMPORARY_FILES, write_atomically
 from training.models import LeNet, model_for
-from training.recovery import kept_for
+from training.recovery import files_of, kept_for
 from training.run_record import (
     RECORD_NAME,
     RunRecord,
+    Saved,
     bad_checkpoint,
-    epoch_name,
     json_from,
     load_record,
     read_weights,
-    state_name,
-    weights_name,
+    tensors_name,
 )
 
 
@@ -52,24 +51,25 @@ def save_checkpoint(
     checkpoint is then still there, whole.
     """
     check_finite(state_dict, "the weights to save")
-    data = bytes_from(state_dict)
-    digest = hashlib.sha256(data).hexdigest()
-    files = {weights_name(digest): data}
-    state_digest = ""
-    if training_state:
-        state_data = bytes_from(training_state)
-        state_digest = hashlib.sha256(state_data).hexdigest()
-        files[state_name(state_digest)] = state_data
-    for name, content in files.items():
-        write_atomically(directory / name, content)
+    sha256 = _write(directory, "weights", state_dict)
+    state_sha256 = _write(directory, "state", training_state) if training_state else ""
     previous = kept_for(record, directory)
-    write_atomically(directory / RECORD_NAME, json_from(record, digest, state_digest))
+    write_atomically(directory / RECORD_NAME, json_from(record, sha256, state_sha256))
     # From here on the new checkpoint counts; what is left of older saves, finished or not, goes.
-    kept = {*files, *previous, *(epoch_name(number, sha256) for number, sha256 in record.kept_epochs.items())}
+    epochs = (tensors_name(f"epoch-{number}", digest) for number, digest in record.kept_epochs.items())
+    kept = {*files_of(Saved(record, sha256, state_sha256)), *previous, *epochs}
     for pattern in ("weights-*.safetensors", "state-*.safetensors", "epoch-*.safetensors", TEMPORARY_FILES):
         for leftover in directory.glob(pattern):
             if leftover.name not in kept:
                 leftover.unlink(missing_ok=True)
+
+
+def _write(directory: Path, kind: str, tensors: dict[str, Tensor]) -> str:
+    """Writes a safetensors file, which its kind and its digest name; returns the digest."""
+    data = bytes_from(tensors)
+    sha256 = hashlib.sha256(data).hexdigest()
+    write_atomically(directory / tensors_name(kind, sha256), data)
+    return sha256
 
 
 def bytes_from(tensors: dict[str, Tensor]) -> bytes:
@@ -91,7 +91,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     truncated, changed or not of this format, and NON_FINITE where a weight is no number.
     """
     record, sha256, _ = load_record(directory)
-    state_dict = load_tensors(directory / weights_name(sha256), sha256)
+    state_dict = load_tensors(directory / tensors_name("weights", sha256), sha256)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return Checkpoint(state_dict=state_dict, sha256=sha256, **fields)
 
@@ -111,7 +111,7 @@ def load_training_state(directory: Path) -> dict[str, Tensor]:
     sha256 = load_record(directory).state_sha256
     if not sha256:
         raise bad_checkpoint(directory / RECORD_NAME, "names no training state to resume from")
-    return load_tensors(directory / state_name(sha256), sha256)
+    return load_tensors(directory / tensors_name("state", sha256), sha256)
 
 
 def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:
@@ -124,7 +124,7 @@ def load_model(directory: Path) -> tuple[LeNet, Checkpoint]:
     model = model_for(checkpoint.recipe)
     differences = _differences(checkpoint.state_dict, model.state_dict())
     if differences:
-        raise bad_checkpoint(directory, f"does not fit {checkpoint.architecture!r}: {'; '.join(differences)}")
+        raise bad_checkpoint(directory, f"does not fit {checkpoint.recipe.architecture!r}: {'; '.join(differences)}")
     model.load_state_dict(checkpoint.state_dict)
     return model.eval(), checkpoint
 
@@ -144,13 +144,14 @@ def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[st
 
 def keep_epoch(directory: Path, record: RunRecord, state_dict: dict[str, Tensor]) -> RunRecord:
     """Writes the weights after the record's last epoch, 0 at the beginning; returns the record with their digest."""
-    data, number = bytes_from(state_dict), str(record.completed_epochs)
-    digest = hashlib.sha256(data).hexdigest()
-    write_atomically(directory / epoch_name(number, digest), data)
-    return dataclasses.replace(record, kept_epochs={**record.kept_epochs, number: digest})
+    number = str(record.completed_epochs)
+    sha256 = _write(directory, f"epoch-{number}", state_dict)
+    return dataclasses.replace(record, kept_epochs={**record.kept_epochs, number: sha256})
 
 
 def load_epochs(directory: Path, record: RunRecord) -> dict[int, dict[str, Tensor]]:
     """Reads the weights of each epoch that was kept. Raises BadDataError BAD_CHECKPOINT and NON_FINITE."""
-    kept = record.kept_epochs.items()
-    return {int(number): load_tensors(directory / epoch_name(number, digest), digest) for number, digest in kept}
+    return {
+        int(number): load_tensors(directory / tensors_name(f"epoch-{number}", sha256), sha256)
+        for number, sha256 in record.kept_epochs.items()
+    }

@@ -16,8 +16,7 @@ from training.run_record import (
     find_record,
     load_record,
     read_weights,
-    state_name,
-    weights_name,
+    tensors_name,
 )
 
 
@@ -59,7 +58,7 @@ def kept_for(record: RunRecord, directory: Path) -> set[str]:
         (directory / PREVIOUS_NAME).unlink(missing_ok=True)
         return set()
     write_atomically(directory / PREVIOUS_NAME, (directory / RECORD_NAME).read_bytes())
-    return {*_files_of(last)}
+    return {*files_of(last)}
 
 
 def _is_before(last: RunRecord, record: RunRecord) -> bool:
@@ -76,12 +75,12 @@ def _previous(directory: Path, damage: BadDataError) -> RunRecord:
 
 def _whole(directory: Path, name: str) -> RunRecord:
     saved = load_record(directory, name)
-    for file, sha256 in _files_of(saved).items():
+    for file, sha256 in files_of(saved).items():
         read_weights(directory / file, sha256)
     return saved.record
 
 
-def _files_of(saved: Saved) -> dict[str, str]:
+def files_of(saved: Saved) -> dict[str, str]:
     """Returns the names of a checkpoint's files, with their digests."""
-    files = {weights_name(saved.sha256): saved.sha256}
-    return files | ({state_name(saved.state_sha256): saved.state_sha256} if saved.state_sha256 else {})
+    digests = {"weights": saved.sha256, "state": saved.state_sha256}
+    return {tensors_name(kind, sha256): sha256 for kind, sha256 in digests.items() if sha256}

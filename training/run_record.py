@@ -68,34 +68,23 @@ class RunRecord:
             raise ValueError(f"completed_epochs is {self.completed_epochs}, but it has {len(self.metrics)} metrics")
 
     @property
-    def architecture(self) -> str:
-        """A key of `training.models.MODELS`."""
-        return self.recipe.architecture
-
-    @property
     def is_complete(self) -> bool:
         """Whether it has all epochs of its recipe."""
         return self.completed_epochs >= self.recipe.num_epochs
 
 
-def weights_name(sha256: str) -> str:
-    """Puts the digest into the name, so that new weights never overwrite old ones."""
-    return f"weights-{sha256[:12]}.safetensors"
+def tensors_name(kind: str, sha256: str) -> str:
+    """Names the file of the `weights`, of `epoch-3` (the weights after it), or of the `state` that a run goes on with.
 
-
-def state_name(sha256: str) -> str:
-    """Names what an unfinished run needs beside its weights."""
-    return f"state-{sha256[:12]}.safetensors"
-
-
-def epoch_name(number: str, sha256: str) -> str:
-    """Names the weights after an epoch that are kept."""
-    return f"epoch-{number}-{sha256[:12]}.safetensors"
+    As the digest is part of it, new weights never overwrite old ones.
+    """
+    return f"{kind}-{sha256[:12]}.safetensors"
 
 
 def json_from(record: RunRecord, sha256: str, state_sha256: str = "") -> bytes:
     """Returns `checkpoint.json`, for weights, and perhaps a training state, of these digests."""
-    document = {"format": FORMAT, "weights": weights_name(sha256), "sha256": sha256, **dataclasses.asdict(record)}
+    weights = tensors_name("weights", sha256)
+    document = {"format": FORMAT, "weights": weights, "sha256": sha256, **dataclasses.asdict(record)}
     if state_sha256:
         document[STATE_KEY] = state_sha256
     return sealed(document)
@@ -119,7 +108,7 @@ def load_record(directory: Path, name: str = RECORD_NAME) -> Saved:
         document = _document_from(path.read_bytes())
         weights, sha256, state_sha256 = document.pop("weights"), document.pop("sha256"), document.pop(STATE_KEY, "")
         # A name that could lead elsewhere (`../`) is never joined to a path.
-        if not re.fullmatch(DIGEST, sha256) or weights != weights_name(sha256):
+        if not re.fullmatch(DIGEST, sha256) or weights != tensors_name("weights", sha256):
             raise ValueError(f"weights {weights!r} and sha256 {sha256!r} do not belong together")
         if state_sha256 and not re.fullmatch(DIGEST, state_sha256):
             raise ValueError(f"{STATE_KEY} is {state_sha256!r}")

@@ -13,7 +13,7 @@ from training.run_record import (
     differences,
     load_record,
     read_weights,
-    weights_name,
+    tensors_name,
     why_length_is_fixed,
 )
 
@@ -49,7 +49,7 @@ def start_of(config: TrainConfig, seed: int, directory: Path, digests: dict[str,
         if config.keep_epochs and not record.kept_epochs:
             cure = "--again beside it trains anew"
             raise ConfigurationError("EPOCHS_NOT_KEPT", f"{directory} was trained without --keep-epochs", cure)
-        read_weights(directory / weights_name(sha256), sha256)
+        read_weights(directory / tensors_name("weights", sha256), sha256)
         return Start(record=record, note=f"seed {seed} is trained already, in {directory} (--again trains it anew)")
     found = _contradictions(record, config.recipe.num_epochs, found)
     # What a further seed's directory holds of another run nobody has asked to resume.

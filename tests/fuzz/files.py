@@ -33,7 +33,7 @@ from training.checkpoint import bytes_from, load_model
 from training.dataset import load_dataset
 from training.idx_files import FILES
 from training.recipes import RECIPES
-from training.run_record import RECORD_NAME, EpochMetrics, RunRecord, json_from, load_record, weights_name
+from training.run_record import RECORD_NAME, EpochMetrics, RunRecord, json_from, load_record, tensors_name
 
 READINGS = [Reading(False, False), Reading(True, False), Reading(False, True)]
 GRAPH = "archive/models/model.json"
@@ -130,7 +130,7 @@ def weights(directory: Path) -> Kind:
 
     def read(data: bytes) -> None:
         sha256 = hashlib.sha256(data).hexdigest()
-        path = directory / weights_name(sha256)
+        path = directory / tensors_name("weights", sha256)
         path.write_bytes(data)
         (directory / RECORD_NAME).write_bytes(json_from(run_record(), sha256))
         try:

@@ -23,7 +23,7 @@ from tests.sealed_files import edit_sealed
 from training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from training.config import TrainConfig
 from training.models import LeNet5, initialise
-from training.run_record import RECORD_NAME, RunRecord, load_record, weights_name
+from training.run_record import RECORD_NAME, RunRecord, load_record, tensors_name
 from training.session import start_of
 
 State = dict[str, Tensor]
@@ -46,8 +46,8 @@ def edit_record(directory: Path, edit: Callable[[dict[str, Any]], object]) -> No
 def put_weights(directory: Path, data: bytes) -> None:
     """Makes `data` the weights, digest and all."""
     sha256 = hashlib.sha256(data).hexdigest()
-    (directory / weights_name(sha256)).write_bytes(data)
-    edit_record(directory, lambda document: document.update(weights=weights_name(sha256), sha256=sha256))
+    (directory / tensors_name("weights", sha256)).write_bytes(data)
+    edit_record(directory, lambda document: document.update(weights=tensors_name("weights", sha256), sha256=sha256))
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def test_saved_weights_and_record_come_back_exactly(tmp_path: Path, record: RunR
     assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in weights.items())
     assert load_record(tmp_path) == (record, checkpoint.sha256, "")
     assert checkpoint.metrics == record.metrics
-    assert checkpoint.architecture == "tutorial"
+    assert checkpoint.recipe.architecture == "tutorial"
 
 
 def test_loaded_model_is_ready_to_answer(finished_run: Path) -> None:
@@ -88,7 +88,7 @@ def test_new_checkpoint_replaces_the_old_one_and_what_killed_writers_left(tmp_pa
     save_checkpoint(tmp_path, weights_of(0), record)
     (tmp_path / ".weights-0.safetensors.12345678.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path, weights_of(1), record)
-    assert sorted(files_in(tmp_path)) == [RECORD_NAME, weights_name(load_checkpoint(tmp_path).sha256)]
+    assert sorted(files_in(tmp_path)) == [RECORD_NAME, tensors_name("weights", load_checkpoint(tmp_path).sha256)]
 
 
 def test_same_weights_make_the_same_bytes(tmp_path: Path, record: RunRecord) -> None:
@@ -146,7 +146,7 @@ def test_no_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.fault("E1")
 def test_every_flipped_bit_of_the_weights_is_refused(trained_dir: Path) -> None:
     sha256 = load_record(trained_dir).sha256
-    path = trained_dir / weights_name(sha256)
+    path = trained_dir / tensors_name("weights", sha256)
     good = path.read_bytes()
     for position in random.Random(0).sample(range(8 * len(good)), 100):
         data = bytearray(good)
@@ -166,8 +166,9 @@ def test_truncated_weights_are_refused_even_with_their_own_digest(trained_dir: P
 
 def test_missing_weights_are_named(trained_dir: Path) -> None:
     record, sha256, _ = load_record(trained_dir)
-    (trained_dir / weights_name(sha256)).unlink()
-    with pytest.raises(BadDataError, match=rf"{weights_name(sha256)} does not exist, but checkpoint\.json names it"):
+    path = trained_dir / tensors_name("weights", sha256)
+    path.unlink()
+    with pytest.raises(BadDataError, match=rf"{path.name} does not exist, but checkpoint\.json names it"):
         load_checkpoint(trained_dir)
     with pytest.raises(BadDataError, match="BAD_CHECKPOINT"):  # and is not taken for a finished run either
         config = TrainConfig(recipe=record.recipe, seed=record.seed, checkpoint_dir=trained_dir)

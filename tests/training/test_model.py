@@ -141,7 +141,7 @@ def test_architecture_and_options_survive_a_checkpoint_and_a_resumed_run(
     assert call_trainer(data_dir, run_dir, *options) == 0
     model, checkpoint = load_model(run_dir)
     assert [type(layer) for layer in model.modules()].count(nn.ReLU) == 6
-    assert (checkpoint.architecture, checkpoint.recipe.pooling) == ("classic", "max")
+    assert (checkpoint.recipe.architecture, checkpoint.recipe.pooling) == ("classic", "max")
     changed = ["--epochs", "3", *options, "--set", "pooling=avg", "--resume"]
     assert call_trainer(data_dir, run_dir, *changed) == os.EX_CONFIG
     error = capsys.readouterr().err.splitlines()[-1]

@@ -282,6 +282,6 @@ def test_classic_recipe_trains_on_small_batches_and_learns(
 ) -> None:
     assert train("--recipe", "classic", "--epochs", "20") == 0
     model, checkpoint = load_model(run_dir)
-    assert checkpoint.architecture == "classic"
+    assert checkpoint.recipe.architecture == "classic"
     data = load_dataset(data_dir, verify=False)
     assert accuracy(model, split_on(CPU, data.test_images, data.test_labels), 100) > 0.9

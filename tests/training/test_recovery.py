@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.conftest import WhenPrinted, call_trainer
 from training.recovery import restore_previous
-from training.run_record import PREVIOUS_NAME, RECORD_NAME, load_record, weights_name
+from training.run_record import PREVIOUS_NAME, RECORD_NAME, load_record, tensors_name
 
 Capture = pytest.CaptureFixture[str]
 MOMENTUM = ("--set", "momentum=0.5")
@@ -56,7 +56,7 @@ def file_of(directory: Path, what: str) -> Path:
         return directory / RECORD_NAME
     saved = load_record(directory)
     return directory / (
-        weights_name(saved.sha256) if what == "weights" else f"state-{saved.state_sha256[:12]}.safetensors"
+        tensors_name("weights", saved.sha256) if what == "weights" else f"state-{saved.state_sha256[:12]}.safetensors"
     )
 
 

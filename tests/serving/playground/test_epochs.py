@@ -59,7 +59,8 @@ def files_from(checkpoint_dir: Path, precision: str) -> dict[str, bytes]:
     """What an export makes of it, without the gate."""
     model, checkpoint = load_model(checkpoint_dir)
     inferring = inference_model(model)
-    about = {"checkpoint_sha256": checkpoint.sha256, "architecture": checkpoint.architecture, "precision": "fp32"}
+    architecture = checkpoint.recipe.architecture
+    about = {"checkpoint_sha256": checkpoint.sha256, "architecture": architecture, "precision": "fp32"}
     fp32_onnx = onnx_from_program(program_from_model(inferring, 64), classes=CLASSES, **about)
     files = {ONNX_NAME: onnx_in(precision, fp32_onnx, noise_images(256))}
     files |= layer_files(model, inferring, files[ONNX_NAME])
@@ -70,7 +71,7 @@ def version_from(checkpoint_dir: Path, directory: Path, precision: str) -> Model
     files = files_from(checkpoint_dir, precision)
     for name, data in files.items():
         (directory / name).write_bytes(data)
-    architecture = load_record(checkpoint_dir).record.architecture
+    architecture = load_record(checkpoint_dir).record.recipe.architecture
     return ModelVersion(directory=directory, manifest=manifest_of(files, architecture, precision))
 
 
