@@ -6,14 +6,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from atelier.errors import ResourceUnavailableError
 
 INSTALL_TIMEOUT_S = 1800  # TensorFlow on a busy machine
-_MARKER = ".installed"
 _COMES_WITH_PYTHON = re.compile(r"(pip|setuptools|pkg_resources|_distutils_hack|distutils-precedence|__pycache__)\b")
 
 
@@ -24,14 +22,11 @@ def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool =
     Raises ResourceUnavailableError NO_ENVIRONMENT if pip cannot make it.
     """
     python = environment / "bin" / "python"
-    with _only_installer(environment):
-        if not _holds(environment, packages):
-            shutil.rmtree(environment, ignore_errors=True)
-            # Our own pip installs there: one of the environment's own takes longer than most of what is installed.
-            _run(sys.executable, "-m", "venv", "--without-pip", str(environment))
-            pip = (sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check")
-            _run(*pip, "install", "--no-compile", *packages)  # most of it is never imported
-            (environment / _MARKER).write_text("\n".join(packages))
+    venv = (sys.executable, "-m", "venv", "--without-pip", str(environment))
+    # Our own pip installs there: one of the environment's own takes longer than most of what is installed.
+    pip = (sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check")
+    install = (*pip, "install", "--no-compile", *packages)  # most of it is never imported
+    _install_once(environment, packages, venv, install)
     if sees_ours:  # written after the installation: pip does not see it
         own = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         (own / "zz-atelier.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -40,13 +35,8 @@ def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool =
 
 def node_modules_with(packages: Sequence[str], environment: Path) -> Path:
     """Returns a `node_modules` that holds these packages. Raises ResourceUnavailableError NO_ENVIRONMENT as above."""
-    with _only_installer(environment):
-        if not _holds(environment, packages):
-            shutil.rmtree(environment, ignore_errors=True)
-            environment.mkdir(parents=True)
-            options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefix", str(environment))
-            _run("npm", "install", *options, *packages)
-            (environment / _MARKER).write_text("\n".join(packages))
+    options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefix", str(environment))
+    _install_once(environment, packages, ("npm", "install", *options, *packages))
     return (environment / "node_modules").absolute()
 
 
@@ -61,18 +51,22 @@ def size_mb(environment: Path) -> float:
     return sum(file.lstat().st_size for file in files if not file.is_dir()) / 1e6
 
 
-@contextmanager
-def _only_installer(environment: Path) -> Iterator[None]:
-    """Waits until no other process installs there: tests run several at a time."""
+def _install_once(environment: Path, packages: Sequence[str], *commands: tuple[str, ...]) -> None:
+    """Makes the environment anew by these commands, unless it holds these packages.
+
+    Waits until no other process installs there: tests run several at a time.
+    """
     environment.parent.mkdir(parents=True, exist_ok=True)
+    marker = environment / ".installed"
     with (environment.parent / f".{environment.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _holds(environment: Path, packages: Sequence[str]) -> bool:
-    marker = environment / _MARKER
-    return marker.exists() and marker.read_text().split() == list(packages)
+        if marker.exists() and marker.read_text().split() == list(packages):
+            return
+        shutil.rmtree(environment, ignore_errors=True)
+        environment.mkdir(parents=True)
+        for command in commands:
+            _run(*command)
+        marker.write_text("\n".join(packages))
 
 
 def _run(*command: str) -> None:
