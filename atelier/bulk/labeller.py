@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from atelier.answers import ClassifyError, program_errors
-from atelier.bulk.columns import Row, with_rows
 from atelier.bulk.sources import Source
+from atelier.bulk.writers import Row, with_rows
 from atelier.client import Client
 
 PICTURES_AT_ONCE = 64

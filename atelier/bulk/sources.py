@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atelier.bulk.columns import NEW_COLUMNS
+from atelier.bulk.writers import NEW_COLUMNS
 from atelier.errors import BadDataError, MissingInputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

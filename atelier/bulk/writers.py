@@ -1,8 +1,9 @@
-"""Writes the labelled tables to one file, in the format that its suffix names; it appears when it is whole."""
+"""Writes tables with labels to one file, in the format that its suffix names; it appears when it is whole."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,34 @@ import pyarrow.parquet as pq
 
 from atelier.errors import MissingInputError, UsageError
 
+# What stands beside every picture: what the model said, or why it could not.
+FIELDS = (
+    pa.field("predicted_label", pa.int8()),
+    pa.field("predicted_name", pa.string()),
+    pa.field("probability", pa.float32()),
+    pa.field("model_version", pa.string()),
+    pa.field("error", pa.string()),  # null if there is a label
+)
+NEW_COLUMNS = tuple(field.name for field in FIELDS)
 ROWS_OF_A_GROUP = 65_536  # small tables make slow Parquet files
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture's new columns."""
+
+    predicted_label: int | None = None
+    predicted_name: str | None = None
+    probability: float | None = None
+    model_version: str | None = None
+    error: str | None = None
+
+
+def with_rows(table: pa.Table, rows: Sequence[Row]) -> pa.Table:
+    """Returns the table with the new columns behind its own."""
+    for field in FIELDS:
+        table = table.append_column(field, pa.array([getattr(row, field.name) for row in rows], field.type))
+    return table
 
 
 class _JsonLines:
