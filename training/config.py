@@ -17,6 +17,8 @@ from training.trainer_process import train_command
 PRECISIONS = ("fp32", "tf32", "bf16")
 # Fields of the recipe with a flag of their own: `--epochs 3` is `--set num_epochs=3`.
 SHORTCUTS = ("learning_rate", "num_epochs")
+# Fields of TrainConfig that a command to go on with a run must say again.
+SAID_TO_RESUME = ("seeds", "device", "threads", "data_dir", "unverified_data", "no_figures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +92,16 @@ def resume_command(config: TrainConfig) -> str:
 
     It says the rest: where the run lies, where it happens, on which data, and a length that is not saved yet.
     """
-    saved = find_record(config.checkpoint_dir)
-    num_epochs = config.recipe.num_epochs
+    saved, num_epochs = find_record(config.checkpoint_dir), config.recipe.num_epochs
     options: list[object] = ["--resume", *options_for(config.checkpoint_dir)]
-    for option, value, usual in (
-        ("--epochs", num_epochs, saved.recipe.num_epochs if saved else num_epochs),
-        ("--seeds", config.seeds, 1),
-        ("--device", config.device, "auto"),
-        ("--threads", config.threads, 0),
-        ("--data-dir", config.data_dir, None),
-    ):
-        options += [] if value == usual else [option, value]
-    flags = [flag for flag, is_set in _flags(config) if is_set]
-    return train_command(*options, *flags)
-
-
-def _flags(config: TrainConfig) -> tuple[tuple[str, bool], ...]:
-    return ("--unverified-data", config.unverified_data), ("--no-figures", config.no_figures)
+    if saved and saved.recipe.num_epochs != num_epochs:
+        options += ["--epochs", num_epochs]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in SAID_TO_RESUME and value != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            options += [flag] if value is True else [flag, value]
+    return train_command(*options)
 
 
 EPILOG = """

@@ -11,10 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-WARM_UP_STEPS = (
-    3  # before a capture, as PyTorch's notes on CUDA graphs ask for: libraries allocate in their first calls
-)
-
+# Before a capture, as PyTorch's notes on CUDA graphs ask for: libraries allocate in their first calls.
+WARM_UP_STEPS = 3
 
 Work = Callable[[], None]
 

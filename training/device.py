@@ -53,9 +53,8 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 def make_deterministic(num_threads: int) -> None:
     """Makes the same recipe, seed and machine (and threads, on a CPU) give the same weights, bit for bit."""
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read when CUDA starts; cuBLAS is deterministic with it
+    # Read when CUDA starts; cuBLAS is deterministic with it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # A launch for each new tensor, to make a fault repeatable that we do not have.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

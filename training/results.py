@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from atelier.tables import aligned
 from training.run_record import EpochMetrics, RunRecord
@@ -49,38 +49,33 @@ T_95 = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spread:
+class Spread(NamedTuple):
     """One result of the last epoch over two seeds or more."""
 
     mean: float
     sd: float  # sample standard deviation: how far one run is from another
-    half_width: float  # of the 95 % interval of the mean: where many more seeds would bring it
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Ends of the 95 % interval."""
-        return self.mean - self.half_width, self.mean + self.half_width
+    interval: tuple[float, float]  # of 95 %, around the mean: where many more seeds would bring it
 
 
-def spread(records: Sequence[RunRecord]) -> dict[str, Spread]:
+def spreads_of(records: Sequence[RunRecord]) -> dict[str, Spread]:
     """Returns mean, standard deviation and 95 % interval of each result that the tutorial names."""
     return {name: _spread([getattr(record.metrics[-1], name) for record in records]) for name in TUTORIAL}
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    sd = statistics.stdev(values)
+    mean, sd = statistics.mean(values), statistics.stdev(values)
     freedom = len(values) - 1
     # Beyond the table its last value is used: too wide by at most 4 %.
     t = T_95[min(freedom, len(T_95)) - 1]
-    return Spread(mean=statistics.mean(values), sd=sd, half_width=t * sd / math.sqrt(len(values)))
+    half_width = t * sd / math.sqrt(len(values))
+    return Spread(mean=mean, sd=sd, interval=(mean - half_width, mean + half_width))
 
 
 def seeds_table(records: Sequence[RunRecord]) -> str:
     """Renders one line per seed, then their spread, then the tutorial's figures."""
     rows = [["seed", *(name.replace("_", " ") for name in TUTORIAL)]]
     rows += [[str(each.seed), *(f"{getattr(each.metrics[-1], name):.4f}" for name in TUTORIAL)] for each in records]
-    spreads = spread(records).values()
+    spreads = spreads_of(records).values()
     rows.append(["mean ± sd", *(f"{each.mean:.4f} ± {each.sd:.4f}" for each in spreads)])
     rows.append(["95 %", *("{:.4f} to {:.4f}".format(*each.interval) for each in spreads)])
     if records[0].recipe.name == "tutorial":
@@ -90,7 +85,7 @@ def seeds_table(records: Sequence[RunRecord]) -> str:
 
 def seeds_json(records: Sequence[RunRecord]) -> bytes:
     """Returns the same as JSON, with what is needed to judge it."""
-    first, spreads = records[0], spread(records)
+    first, spreads = records[0], spreads_of(records)
     document = {
         "seeds": [{"seed": record.seed, **dataclasses.asdict(record.metrics[-1])} for record in records],
         "mean": {name: spread.mean for name, spread in spreads.items()},
