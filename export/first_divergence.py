@@ -18,8 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-from atelier.contract import Images
-from atelier.tolerances import TOLERANCES, Tolerance
+from atelier.contract import TOLERANCES, Images, Tolerance
 from export.parity import ParityReport
 from export.parity_inputs import ParityInputs
 from export.precision import HALF_TYPES, emulated_onnx

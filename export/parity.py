@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from atelier.contract import Images
+from atelier.contract import TOLERANCES, Images, Tolerance, margins
 from atelier.errors import BadDataError
-from atelier.tolerances import TOLERANCES, Tolerance, margins
 from export.parity_inputs import ParityInputs, Truth
 from serving.backends.base import Backend
 

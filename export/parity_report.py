@@ -5,8 +5,8 @@ import json
 import math
 from typing import Any
 
+from atelier.contract import TOLERANCES, Tolerance
 from atelier.tables import aligned
-from atelier.tolerances import TOLERANCES, Tolerance
 from export.parity import ParityReport, RuntimeParity
 
 HEADER = ("runtime", "max_abs_diff", "top-1 agreement", "accuracy", "batch invariance", "pass")

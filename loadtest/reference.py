@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from atelier.contract import Images, Logits
+from atelier.contract import TOLERANCES, Images, Logits
 from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailableError
-from atelier.tolerances import TOLERANCES
 from loadtest.backend_speed import Speed, measure
 from loadtest.config import LoadTestConfig
 from loadtest.load.generator import histogram_from

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atelier.contract import IMAGE_SHAPE, NUM_CLASSES, Images, TensorSpec
+from atelier.contract import IMAGE_SHAPE, NUM_CLASSES, TOLERANCES, Images, TensorSpec
 from atelier.errors import BadDataError, MissingInputError
 from atelier.files import write_atomically
 from atelier.sealed import is_sealed, parsed, record_from, sealed, unsealed
-from atelier.tolerances import TOLERANCES
 from atelier.trusted_files import read_trusted
 
 MODEL_NAME = "lenet5"

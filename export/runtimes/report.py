@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from atelier.contract import TOLERANCES
 from atelier.tables import aligned, spread
-from atelier.tolerances import TOLERANCES
 from export.runtimes.known import ABSENT
 from export.runtimes.measure import BATCH_SIZES, REPEAT_S, Result, Task
 

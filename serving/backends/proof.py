@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atelier.contract import Images
+from atelier.contract import TOLERANCES, Images, margins
 from atelier.errors import BadDataError
 from atelier.memory import is_out_of_memory
-from atelier.tolerances import TOLERANCES, margins
 from serving.backends.base import Backend
 from serving.manifest import Manifest
 

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 import torch
 
+from atelier.contract import TOLERANCES
 from atelier.errors import MissingInputError, ResourceUnavailableError, UsageError
 from atelier.program import run_program
-from atelier.tolerances import TOLERANCES
 from export.config import ExportConfig, parse_arguments
 from export.export import check_provenance, main
 from export.precision import PRECISIONS

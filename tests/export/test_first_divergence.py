@@ -3,7 +3,7 @@ import copy
 import onnx
 import pytest
 
-from atelier.tolerances import TOLERANCES
+from atelier.contract import TOLERANCES
 from export.first_divergence import Divergence, divergence_of_onnx, divergence_of_program, explain_failure
 from export.parity import run_gate
 from export.torch_program import inference_model

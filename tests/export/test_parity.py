@@ -3,9 +3,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from atelier.contract import Images, Logits
+from atelier.contract import TIE_MARGIN, Images, Logits
 from atelier.errors import BadDataError
-from atelier.tolerances import TIE_MARGIN
 from export.parity import ParityReport, RuntimeParity, compare, run_gate
 from export.parity_inputs import ParityInputs
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend

@@ -3,7 +3,7 @@ import functools
 import numpy as np
 import pytest
 
-from atelier.tolerances import margins
+from atelier.contract import margins
 from export.parity_inputs import ParityInputs, parity_inputs
 from tests.export.small_model import noise_images, truth
 

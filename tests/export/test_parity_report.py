@@ -2,7 +2,7 @@ import dataclasses
 import functools
 import json
 
-from atelier.tolerances import TOLERANCES
+from atelier.contract import TOLERANCES
 from export.parity import ParityReport, run_gate
 from export.parity_report import reports_from, table_from
 from serving.backends.base import Backend

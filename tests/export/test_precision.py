@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from atelier.contract import TOLERANCES
 from atelier.errors import BadDataError, ResourceUnavailableError
-from atelier.tolerances import TOLERANCES
 from export.ladder import climb
 from export.onnx_model import BF16_OPSET, OPSET
 from export.parity import BATCH_SIZES, ParityReport, compare, run_gate

@@ -5,7 +5,7 @@ import { explain, weightsOfValues } from './explain.js';
 import { cellOf, shape3, size } from './layout.js';
 import { row, table } from './tables.js';
 
-/** [rtol, atol] of the export gate (atelier/tolerances.py): |difference| <= atol + rtol * |value|. */
+/** [rtol, atol] of the export gate (atelier/contract.py): |difference| <= atol + rtol * |value|. */
 export const TOLERANCES = { fp32: [1e-5, 1e-5], tf32: [2e-3, 1.5e-2], fp16: [2e-3, 1.5e-2], bf16: [2e-2, 2e-1], int8: [5e-2, 4e-1] };
 
 /**

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from atelier.client import AsyncClient
-from atelier.tolerances import TOLERANCES
+from atelier.contract import TOLERANCES
 from export.onnx_model import onnx_from_program
 from export.playground import epoch_files, layer_files, weights_in
 from export.precision import onnx_in

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atelier.contract import Images
+from atelier.contract import TOLERANCES, Images
 from atelier.errors import BadDataError, ResourceUnavailableError
-from atelier.tolerances import TOLERANCES
 from export.torch_program import inference_model
 from serving.manifest import LAYERS_NAME, ONNX_NAME
 from serving.models import ModelVersion

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from atelier.tolerances import TOLERANCES
+from atelier.contract import TOLERANCES
 from tests.serving.playground.page.conftest import PAGE_DIR
 from tests.serving.playground.page.drawings import DRAWINGS, Line, lines_of
 from tests.serving.playground.page.pages import OpenPage, choose, image_of, look, opened, settle, without_webgl
