@@ -45,29 +45,21 @@ def explain_failure(report: ParityReport, model: nn.Module, files: Mapping[str, 
     failed = next(runtime for runtime in report.runtimes if not runtime)
     image = inputs.images[failed.worst_image : failed.worst_image + 1]  # (1, 1, 28, 28)
     if failed.runtime == "torch":
-        divergence = divergence_of_program(model, files[PROGRAM_NAME], image, TOLERANCES[failed.precision])
+        found = program_values(torch.export.load(io.BytesIO(files[PROGRAM_NAME])), image)
     else:
         readable = emulated_onnx(files[ONNX_NAME]) if report.precision in HALF_TYPES else files[ONNX_NAME]
-        divergence = divergence_of_onnx(model, readable, image, report.tolerance)
+        found = onnx_values(readable, image)
+    divergence = first_divergence(model, found, image, TOLERANCES[failed.precision])
     if divergence is not None:
         return str(divergence)
     # Values that are looked at are not fused away, and this ran on the CPU.
     return "no layer diverges by itself on the CPU: look at graph optimisation, the batch size, or the device"
 
 
-def divergence_of_program(model: nn.Module, program: bytes, images: Images, tolerance: Tolerance) -> Divergence | None:
-    """Finds where the exported program leaves `model`; None if every value is within the tolerance."""
-    return _first_divergence(model, _program_values(torch.export.load(io.BytesIO(program)), images), images, tolerance)
-
-
-def divergence_of_onnx(model: nn.Module, onnx_bytes: bytes, images: Images, tolerance: Tolerance) -> Divergence | None:
-    """Finds where the ONNX model leaves `model`; None if every value is within the tolerance."""
-    return _first_divergence(model, _onnx_values(onnx_bytes, images), images, tolerance)
-
-
-def _first_divergence(model: nn.Module, found: Values, images: Images, tolerance: Tolerance) -> Divergence | None:
+def first_divergence(model: nn.Module, found: Values, images: Images, tolerance: Tolerance) -> Divergence | None:
+    """Finds where what was `found` for these images leaves `model`; None if every value is within the tolerance."""
     truth = program_from_model(copy.deepcopy(model).double(), len(images))
-    true_values = _program_values(truth, images)
+    true_values = program_values(truth, images)
     layers = {node.name: _layer_of(node) for node in truth.graph.nodes}
     last = list(true_values)[-1]  # which ONNX calls by the output's name
     found = {last if name == "logits" else name: value for name, value in found.items()}
@@ -101,15 +93,16 @@ class _Recorder(Interpreter):
         return result
 
 
-def _program_values(program: ExportedProgram, images: Images) -> Values:
+def program_values(program: ExportedProgram, images: Images) -> Values:
+    """Runs the exported program and returns what its operators put out."""
     recorder = _Recorder(program)
     with torch.inference_mode():
         recorder.run(torch.tensor(images))
     return recorder.values
 
 
-def _onnx_values(onnx_bytes: bytes, images: Images) -> Values:
-    """Runs the graph with every value made an output."""
+def onnx_values(onnx_bytes: bytes, images: Images) -> Values:
+    """Runs the graph with every value made an output, and returns them."""
     model = onnx.load_from_string(onnx_bytes)
     names = [name for node in model.graph.node for name in node.output]
     del model.graph.output[:]
