@@ -17,8 +17,10 @@ RUNTIME ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo se
 EXTRAS ?= $(RUNTIME),$(if $(filter gpu,$(RUNTIME)),tensorrt$(comma))train,export,load,bulk,playground,audit,dev
 SETUP := $(VENV)/.set-up-$(RUNTIME)
 INSTALL = $(RUN) -m pip install --disable-pip-version-check
+# hdrhistogram alone has no wheel for arm64, and is compiled there.
+WHEELS := --only-binary :all:$(if $(filter aarch64,$(shell uname -m)), --no-binary hdrhistogram)
 # Of these extras what requirements/ pins, and nothing whose hash is not there. Ours is built with what build.txt pins.
-PINNED = $(RUN) requirements/install.py $(1)
+PINNED = $(RUN) -m atelier.installing $(RUN) --require-hashes $(WHEELS) $(patsubst %,--requirement requirements/%.txt,$(1))
 BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(INSTALL) --no-deps --no-build-isolation
 # The native front end: built by cargo, and without it left out.
 NATIVE := $(VENV)/.native

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from atelier.errors import ResourceUnavailableError
 
+INSTALL = (sys.executable, "-m", "atelier.installing")
 INSTALL_TIMEOUT_S = 1800  # TensorFlow on a busy machine
 _COMES_WITH_PYTHON = re.compile(r"(pip|setuptools|pkg_resources|_distutils_hack|distutils-precedence|__pycache__)\b")
 
@@ -19,14 +20,11 @@ def python_with(packages: Sequence[str], environment: Path, *, sees_ours: bool =
     """Returns the Python of a virtual environment that holds these packages, pinned.
 
     Behind its own packages it sees ours if `sees_ours`, so that PyTorch is not fetched again.
-    Raises ResourceUnavailableError NO_ENVIRONMENT if pip cannot make it.
+    Raises ResourceUnavailableError NO_ENVIRONMENT if neither uv nor pip can fill it.
     """
     python = environment / "bin" / "python"
     venv = (sys.executable, "-m", "venv", "--without-pip", str(environment))
-    # Our own pip installs there: one of the environment's own takes longer than most of what is installed.
-    pip = (sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check")
-    install = (*pip, "install", "--no-compile", *packages)  # most of it is never imported
-    _install_once(environment, packages, venv, install)
+    _install_once(environment, packages, venv, (*INSTALL, str(python), "--quiet", *packages))
     if sees_ours:  # written after the installation: pip does not see it
         own = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         (own / "zz-atelier.pth").write_text(f"{sysconfig.get_path('purelib')}\n")

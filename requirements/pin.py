@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 PROJECT, NATIVE = ROOT / "pyproject.toml", ROOT / "native" / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
-RESOLVER = "uv==0.13.9"  # installs too: install.py
+RESOLVER = "uv==0.13.9"  # atelier/installing.py installs with it
 # Its packages on the index are programs that fetch NVIDIA's binaries: a hash of them would pin nothing.
 WITHOUT_HASHES = {"tensorrt"}
 EDITABLE = "editables"  # hatchling asks for it when it installs a project as editable

@@ -3,10 +3,8 @@
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -82,9 +80,9 @@ def test_every_crate_has_a_checksum() -> None:
 
 
 def installs_in(text: str) -> list[str]:
-    """The commands of pip that install or build."""
+    """The commands that install or build."""
     lines = re.split(r"\n|&&|\|\|", text.replace("\\\n", " "))
-    return [line for line in lines if re.search(r"\bpip (--python \S+ )?(install|wheel) ", line)]
+    return [line for line in lines if re.search(r"\bpip (--python \S+ )?(install|wheel) |-m atelier.installing ", line)]
 
 
 def is_pinned(command: str) -> bool:
@@ -99,9 +97,8 @@ def test_setup_installs_nothing_without_a_hash_but_ours_and_tensorrt(runtime: st
         ["make", "--dry-run", "--always-make", "setup", f"RUNTIME={runtime}"], cwd=ROOT, capture_output=True, text=True
     )
     commands = installs_in(done.stdout)
-    assert len(commands) >= 2 and all(map(is_pinned, commands)), commands
-    [extras, rtx] = re.findall(r"python requirements/install.py (.*)", done.stdout)
-    assert {runtime, "train", "dev"} < set(extras.split()) and rtx.split()[0] == "rtx"
+    assert len(commands) >= 4 and all(map(is_pinned, commands)), commands
+    assert any(f"requirements/{runtime}.txt" in command for command in commands)
     assert any(command.endswith("tensorrt") for command in commands) == (runtime == "gpu")
 
 
@@ -114,8 +111,10 @@ class Tiny:
 
     def install(self, name: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.root / "wheels")}
-        command = [str(self.python), str(self.root / "requirements" / "install.py"), name]
-        return subprocess.run(command, env={**os.environ, **settings, **variables}, capture_output=True, text=True)
+        environment = {**os.environ, **settings, **variables}
+        command = [sys.executable, "-m", "atelier.installing"]
+        files = [str(self.python), "--require-hashes", "--requirement", str(self.root / f"{name}.txt")]
+        return subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
 
     def is_installed(self) -> bool:
         return subprocess.run([self.python, "-c", "import tiny"], capture_output=True).returncode == 0
@@ -124,7 +123,7 @@ class Tiny:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Tiny:
     pytest.importorskip("uv", reason="make setup installs it")
-    wheel, requirements = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl", tmp_path / "requirements"
+    wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
     about = "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
     with zipfile.ZipFile(wheel, "w") as files:
@@ -132,13 +131,9 @@ def tiny(tmp_path: Path) -> Tiny:
         files.writestr("tiny-1.0.dist-info/METADATA", about)
         files.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         files.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
-    requirements.mkdir()
-    shutil.copy(ROOT / "requirements" / "install.py", requirements)
     for name, digest in (("tiny", hashlib.sha256(wheel.read_bytes()).hexdigest()), ("forged", "0" * 64)):
-        (requirements / f"{name}.txt").write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+        (tmp_path / f"{name}.txt").write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
-    [packages] = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (packages / "ours.pth").write_text(sysconfig.get_path("purelib"))  # for uv and pip
     return Tiny(root=tmp_path, python=tmp_path / "env" / "bin" / "python")
 
 
