@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
 from atelier.errors import ProgramError
+from loadtest.server_process import comes_true
 
 EVERY_S = 0.25
 MEBIBYTE = 1 << 20
@@ -91,9 +91,7 @@ class Watch:
         self._sampler.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._sampler.join()
 
@@ -108,6 +106,23 @@ def is_running(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def serving_process(pid: int, limit_s: float = 60.0) -> psutil.Process:
+    """Returns the process that serves, or is about to: the first child of a server's first process.
+
+    An open page and a version that is tried are older only than a process that has replaced another. Raises
+    ProgramError NOTHING_SERVES if there is no child for so long.
+    """
+    found: list[psutil.Process] = []
+
+    def is_found() -> bool:
+        found[:] = filter(is_running, psutil.Process(pid).children())
+        return bool(found)
+
+    if not comes_true(is_found, limit_s):
+        raise ProgramError("NOTHING_SERVES", f"process {pid} has no child, for {limit_s:g} s")
+    return found[0]
 
 
 # --- A function in a process of its own, with a pipe to it ------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,14 +14,16 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 POLL_S = 0.005  # how late a server may be found ready: starts are measured
+FIRST_DYNAMIC_PORT = 32768
 
 
 @dataclass
@@ -52,13 +56,8 @@ class ServerProcess:
 
     @property
     def metrics_address(self) -> tuple[str, int]:
-        """Where its metrics page listens."""
-        return "127.0.0.1", self.metrics_port
-
-    @property
-    def metrics_port(self) -> int:
-        """Where its metrics page listens; 0 if it has none."""
-        return int(self.metrics_url.rpartition(":")[2].partition("/")[0] or 0)
+        """Where its metrics page listens; port 0 if it has none."""
+        return "127.0.0.1", urlsplit(self.metrics_url).port or 0
 
     @property
     def output(self) -> str:
@@ -142,6 +141,17 @@ def comes_true(condition: Callable[[], bool], longest_s: float, every_s: float =
             return False
         time.sleep(every_s)
     return True
+
+
+def free_port() -> int:
+    """Returns a port that nobody uses, below those from which the system takes a client's.
+
+    While no server listens, a client's own end of a connection to a port above might get that very port.
+    """
+    while True:
+        port = random.randrange(20_000, FIRST_DYNAMIC_PORT)  # noqa: S311
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _num_unread(pipe: int) -> int:

@@ -10,7 +10,6 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -167,9 +166,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _arrivals(self, wait_s: float) -> Iterator[bytes]:

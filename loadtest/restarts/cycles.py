@@ -4,7 +4,6 @@ import bisect
 import contextlib
 import math
 import random
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -13,15 +12,13 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from atelier.errors import ProgramError
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, opening
 from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference, ServerProtocol
-from loadtest.processes import processes_of
+from loadtest.processes import serving_process
 from loadtest.restarts.steady_load import OURS, PLAIN, Account, Entry, SteadyLoad, account
-from loadtest.server_process import ServerProcess
+from loadtest.server_process import ServerProcess, comes_true, free_port
 
-FIRST_DYNAMIC_PORT = 32768
 BETWEEN_S = (0.4, 0.8)
 STOP_S = 60.0
 LONGEST_BACK_S = 60.0  # then a kill is given up
@@ -129,7 +126,7 @@ def kill(start: Starter, reference: Reference, *, number: int, rate: float) -> C
     with start("--port", str(port)) as server, SteadyLoad(protocol, client=OURS, rate=rate) as load:
         for _ in range(number):
             time.sleep(pause.uniform(*BETWEEN_S))
-            victim = serving_process(server.process.pid, port)
+            victim = serving_process(server.process.pid)
             victim.kill()
             with contextlib.suppress(psutil.Error):
                 victim.wait(5)  # until then it might answer
@@ -140,46 +137,11 @@ def kill(start: Starter, reference: Reference, *, number: int, rate: float) -> C
     return Cycles(name=KILL, journal=journal, took_s=took_s, exit_codes=[exit_code], answered=None)
 
 
-def serving_process(pid: int, port: int) -> psutil.Process:
-    """Returns the busiest child of this process on the port. Raises ProgramError if none listens there."""
-    until_s = time.monotonic() + LONGEST_BACK_S
-    while time.monotonic() < until_s:
-        children = processes_of(pid)[1:]
-        busiest = max(children, key=lambda child: _sockets_on(child, port), default=None)
-        if busiest is not None and _sockets_on(busiest, port):
-            return busiest
-        time.sleep(0.01)
-    raise ProgramError("NOTHING_SERVES", f"no child of process {pid} listens on port {port}")
-
-
-def _sockets_on(process: psutil.Process, port: int) -> int:
-    """Counts the sockets that it has on the port; 0 if it does not listen there."""
-    try:
-        states = [each.status for each in process.net_connections("tcp") if each.laddr and each.laddr.port == port]
-    except psutil.Error:  # it has just ended
-        return 0
-    return len(states) if psutil.CONN_LISTEN in states else 0
-
-
-def free_port() -> int:
-    """Returns a port that nobody uses, below those from which the system takes a client's.
-
-    While no server listens, a client's own end of a connection to a port above might get that very port.
-    """
-    while True:
-        port = random.randrange(20_000, FIRST_DYNAMIC_PORT)  # noqa: S311
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
 def seconds_until_answered(address: tuple[str, int], protocol: ServerProtocol, limit_s: float) -> float:
-    """Returns how long it took until an answer came, right or not; `limit_s` if none did."""
+    """Returns how long it took until an answer came, right or not; `limit_s` or more if none did."""
     began_s = time.monotonic()
-    while (elapsed_s := time.monotonic() - began_s) < limit_s:
-        if _is_answered(address, protocol):
-            return time.monotonic() - began_s
-        time.sleep(PAUSE_S)
-    return elapsed_s
+    comes_true(lambda: _is_answered(address, protocol), limit_s, PAUSE_S)
+    return time.monotonic() - began_s
 
 
 def _is_answered(address: tuple[str, int], protocol: ServerProtocol) -> bool:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from loadtest.load.protocols import Reference
 from loadtest.restarts.bad_versions import BAD_KINDS
-from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Cycles, free_port
+from loadtest.restarts.cycles import BETWEEN_S, STOP_S, Cycles
 from loadtest.restarts.shelf import NamedVersion, Shelf, shifted
 from loadtest.restarts.steady_load import PLAIN, SteadyLoad
-from loadtest.server_process import ServerProcess, comes_true, server_process
+from loadtest.server_process import ServerProcess, comes_true, free_port, server_process
 
 SWAP, BAD_VERSION = "swap", "bad version"
 LONGEST_S = 60.0  # for one version

@@ -12,7 +12,7 @@ import psutil
 
 from atelier.client import ClassifyError, Client
 from atelier.errors import ProgramError
-from loadtest.processes import is_running
+from loadtest.processes import is_running, serving_process
 from loadtest.restarts.bad_versions import BAD_KINDS
 from loadtest.soak import hostile
 from loadtest.soak.site import HOST, LIMIT_S, Site, put, wait_until
@@ -33,7 +33,7 @@ def kill(site: Site, _random: Random) -> str:
     that runs keeps what it has read. This combination is left out.
     """
     with site.of_process, site.of_certificate, site.of_tokens:
-        victim = _serving_process(site)
+        victim = serving_process(site.server.process.pid, LIMIT_S)
         decoders = victim.children()
         began_s = time.monotonic()
         victim.kill()
@@ -48,7 +48,7 @@ def kill(site: Site, _random: Random) -> str:
 def kill_decoders(site: Site, random: Random) -> str:
     """Kills the processes that decode pictures, once there are any: the next picture has another."""
     hostile.bad_pictures(site, random)
-    decoders = _serving_process(site).children()
+    decoders = serving_process(site.server.process.pid, LIMIT_S).children()
     if not decoders:
         raise ChildProcessError("no process decodes pictures")  # or the one that serves was killed: once more
     for decoder in decoders:
@@ -60,25 +60,12 @@ def kill_decoders(site: Site, random: Random) -> str:
 
 def stop_for_a_while(site: Site, _random: Random) -> str:
     """Stops the process that serves for half a second, as a machine that is out of breath does."""
-    victim = _serving_process(site)
+    victim = serving_process(site.server.process.pid, LIMIT_S)
     with contextlib.suppress(psutil.NoSuchProcess):  # it was killed meanwhile
         victim.suspend()
         time.sleep(STOPPED_S)
         victim.resume()
     return f"process {victim.pid}"
-
-
-def _serving_process(site: Site) -> psutil.Process:
-    """Returns the supervisor's one child, which serves or is about to."""
-    found: list[psutil.Process] = []
-
-    def is_found() -> bool:
-        children = psutil.Process(site.server.process.pid).children()
-        found[:] = filter(is_running, children)
-        return bool(found)
-
-    wait_until(is_found, "no process serves")
-    return found[0]
 
 
 def new_version(site: Site, _random: Random) -> str:

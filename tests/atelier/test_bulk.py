@@ -22,8 +22,7 @@ from PIL import Image
 from atelier.classify import main
 from atelier.client import Client
 from atelier.program import run_program
-from loadtest.restarts.cycles import free_port
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess, free_port, server_process
 from tests.atelier.scripted_server import ScriptedServer
 from tests.test_docs import commands_of
 

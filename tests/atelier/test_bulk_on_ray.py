@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atelier.environments import python_with
-from loadtest.restarts.cycles import free_port
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess, free_port, server_process
 from tests.atelier.test_bulk import picture
 
 pytestmark = pytest.mark.skipif(

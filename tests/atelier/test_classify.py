@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from atelier.classify import main
 from atelier.program import run_program
-from loadtest.restarts.cycles import free_port
+from loadtest.server_process import free_port
 from tests.atelier.scripted_server import ScriptedServer
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from atelier.channel import check_target, is_local
 from atelier.client import AsyncClient, ClassifyError, Client
-from loadtest.restarts.cycles import free_port
+from loadtest.server_process import free_port
 from tests.atelier.conftest import Ask, ask_with_client
 from tests.atelier.scripted_server import ScriptedServer
 

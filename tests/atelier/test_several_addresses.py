@@ -15,8 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from atelier.channel import check_target, grpc_target, is_local
 from atelier.client import AsyncClient, ClassifyError, Client
-from loadtest.restarts.cycles import free_port
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess, free_port, server_process
 from tests.atelier.conftest import Ask
 from tests.atelier.scripted_server import ScriptedServer
 

@@ -17,9 +17,8 @@ import yaml
 
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
-from loadtest.restarts.cycles import free_port
 from loadtest.restarts.steady_load import PLAIN, SteadyLoad, account
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess, free_port, server_process
 from tests.serving.conftest import needs_native
 from tests.serving.running import wait_for
 from training.dataset import FashionMNIST

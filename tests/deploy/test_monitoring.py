@@ -21,8 +21,7 @@ import yaml
 
 from atelier.client import Client
 from atelier.wire import classifier_pb2 as pb
-from loadtest.restarts.cycles import free_port
-from loadtest.server_process import server_process
+from loadtest.server_process import free_port, server_process
 from tests.serving.running import wait_for
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"

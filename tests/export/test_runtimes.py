@@ -26,7 +26,7 @@ from export.runtimes.measure import Result, Task, measured, opened
 from export.runtimes.report import json_from, markdown_from, num_flips, table_from, verdict
 from export.runtimes.run import main
 from export.runtimes.script_process import Session, session
-from loadtest.restarts.cycles import free_port
+from loadtest.server_process import free_port
 from serving.manifest import ONNX_NAME
 from tests.conftest import Job, import_s
 from tests.export.small_model import noise_inputs, program_and_onnx, seeded_model, truth

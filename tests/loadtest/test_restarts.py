@@ -16,12 +16,12 @@ from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, fr
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import known_answers
 from loadtest.restarts.bad_versions import BAD_KINDS
-from loadtest.restarts.cycles import Cycles, Starter, free_port, kill, restart, seconds_until_answered
+from loadtest.restarts.cycles import Cycles, Starter, kill, restart, seconds_until_answered
 from loadtest.restarts.run import main
 from loadtest.restarts.shelf import NamedVersion, shifted
 from loadtest.restarts.steady_load import OURS, PLAIN, Entry, account, write_journal
 from loadtest.restarts.swaps import refuse, swap
-from loadtest.server_process import server_process
+from loadtest.server_process import free_port, server_process
 from tests.conftest import import_s
 from tests.loadtest.null_server import reference
 from tests.reliability.goals import is_release

@@ -16,10 +16,9 @@ import pytest
 from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED, front_end_flags
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
-from loadtest.restarts.cycles import free_port
 from loadtest.restarts.shelf import Shelf
 from loadtest.restarts.steady_load import OURS, Entry, SteadyLoad, account
-from loadtest.server_process import server_process
+from loadtest.server_process import free_port, server_process
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Done, Held, Outcome, Plan
 from loadtest.soak.run import summary

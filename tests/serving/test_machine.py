@@ -13,7 +13,7 @@ import pytest
 
 from atelier.client import Client
 from atelier.errors import ConfigurationError
-from loadtest.restarts.cycles import free_port
+from loadtest.server_process import free_port
 from serving.listening import Listening
 from tests.conftest import command
 from tests.namespaces import read_only, unshared

@@ -14,8 +14,7 @@ import pytest
 
 from atelier.client import Client
 from atelier.errors import ProgramError, ResourceUnavailableError
-from loadtest.restarts.cycles import free_port
-from loadtest.server_process import ServerProcess, server_process
+from loadtest.server_process import ServerProcess, free_port, server_process
 from serving.config import parse_arguments
 from serving.listening import Listening
 from tests.conftest import command

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from atelier.program import run_program
-from loadtest.restarts.cycles import free_port
+from loadtest.server_process import free_port
 from tests.idx_files import write_idx_files
 from training.train import main
 
