@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from loadtest.attack.field import Counts, Field, paused
+from loadtest.attack.field import Counts, Field, in_threads, paused
 from loadtest.attack.http2 import (
     INITIAL_WINDOW,
     ONE_IMAGE,
@@ -22,9 +22,6 @@ STREAMS = 100  # of a connection
 ASKED = 128  # of a connection that never reads
 ROUND_S = 0.1
 ASK_FOR_METRICS = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-# What a held connection does once a round: with its open streams, and the bytes sent on each.
-Tend = Callable[[Connection, dict[int, int]], None]
 
 
 def window_zero(field: Field) -> Counts:
@@ -86,35 +83,25 @@ def half_open_connections(field: Field) -> Counts:
 
 def slow_scrapers(field: Field) -> Counts:
     """Asks for the metrics page: half a byte at a time, half for many pages of which they read bytes."""
-    counts: Counts = Counter()
-    sockets: dict[int, socket.socket] = {}
-    sent: Counter[int] = Counter()
 
-    def turn(rank: int) -> None:
-        if rank not in sockets:
-            sockets[rank] = socket.create_connection(field.metrics_address, 1.0)
-            sockets[rank].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    def work(rank: int, counts: Counts) -> None:
+        with socket.create_connection(field.metrics_address, 1.0) as opened:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             counts["connections"] += 1
-            sent[rank] = 0
-            sockets[rank].sendall(ASK_FOR_METRICS * 100 if rank % 2 else b"")
-        elif rank % 2:
-            sockets[rank].recv(1, socket.MSG_DONTWAIT)
-        elif sent[rank] < len(ASK_FOR_METRICS) - 1:
-            sockets[rank].sendall(ASK_FOR_METRICS[sent[rank] : sent[rank] + 1])
-            sent[rank] += 1
+            sent = 0
+            if rank % 2:
+                opened.sendall(ASK_FOR_METRICS * 100)
+            paused(ROUND_S, field)
+            while field.goes_on(field.size * counts["connections"]):
+                if rank % 2:
+                    with contextlib.suppress(BlockingIOError):
+                        opened.recv(1, socket.MSG_DONTWAIT)
+                elif sent < len(ASK_FOR_METRICS) - 1:
+                    opened.sendall(ASK_FOR_METRICS[sent : sent + 1])
+                    sent += 1
+                paused(ROUND_S, field)
 
-    while field.goes_on(counts["connections"]):
-        for rank in range(field.size):
-            try:
-                turn(rank)
-            except BlockingIOError:
-                pass
-            except OSError:
-                counts["refused"] += 1
-                if rank in sockets:
-                    sockets.pop(rank).close()
-        paused(ROUND_S, field)
-    return counts
+    return in_threads(field.size, field, work, "connections")
 
 
 def _hold(field: Field, counts: Counts, open_one: Callable[[], socket.socket | Connection]) -> Counts:
@@ -134,46 +121,28 @@ def _hold(field: Field, counts: Counts, open_one: Callable[[], socket.socket | C
     return counts
 
 
-def _hold_streams(field: Field, tend: Tend) -> Counts:
-    """Keeps `size` streams open, on as many connections as they need; what the server ends is opened anew."""
-    counts: Counts = Counter()
-    held = [_Held(field, counts) for _ in range(-(-field.size // STREAMS))]
-    while field.goes_on(counts["streams"]):
-        for each in held:
-            each.turn(tend)
-        paused(ROUND_S, field)
-    return counts
+def _hold_streams(field: Field, tend: Callable[[Connection, dict[int, int]], None]) -> Counts:
+    """Keeps `size` streams open, on as many connections as they need; what the server ends is opened anew.
 
+    `tend` is called once a round, with a connection's open streams and the bytes sent on each.
+    """
+    num_connections = -(-field.size // STREAMS)
 
-class _Held:
-    """A connection that is full of streams, and is replaced if it ends."""
+    def work(_rank: int, counts: Counts) -> None:
+        streams: dict[int, int] = {}
+        with Connection(field.address) as connection:
+            counts["connections"] += 1
+            while connection.read():
+                for ended in connection.ended & streams.keys():
+                    del streams[ended]
+                missing = min(STREAMS, field.size, connection.max_streams) - len(streams)
+                opened = [connection.next_stream() for _ in range(missing)]
+                if opened and connection.send(b"".join(map(opening, opened))):
+                    streams.update(dict.fromkeys(opened, 0))
+                    counts["streams"] += len(opened)
+                tend(connection, streams)
+                paused(ROUND_S, field)  # before it may end: until the others are done too it is made anew
+                if not field.goes_on(num_connections * counts["streams"]):
+                    return
 
-    def __init__(self, field: Field, counts: Counts) -> None:
-        self._field, self._counts = field, counts
-        self._connection: Connection | None = None
-        self._streams: dict[int, int] = {}
-
-    def turn(self, tend: Tend) -> None:
-        """Opens what is missing, and tends the streams."""
-        with contextlib.suppress(OSError):
-            if self._connection is None or not self._connection.read():
-                self._open()
-        if self._connection is not None and self._connection.is_open:
-            self._fill(self._connection)
-            tend(self._connection, self._streams)
-
-    def _open(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = Connection(self._field.address)
-        self._streams = {}
-        self._counts["connections"] += 1
-
-    def _fill(self, connection: Connection) -> None:
-        for ended in connection.ended & self._streams.keys():
-            del self._streams[ended]
-        missing = min(STREAMS, self._field.size, connection.max_streams) - len(self._streams)
-        streams = [connection.next_stream() for _ in range(missing)]
-        if streams and connection.send(b"".join(map(opening, streams))):
-            self._streams.update(dict.fromkeys(streams, 0))
-            self._counts["streams"] += len(streams)
+    return in_threads(num_connections, field, work, "streams")
