@@ -14,6 +14,8 @@ import typing
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
+from atelier.errors import UsageError
+
 Settings = TypeVar("Settings")
 
 
@@ -33,6 +35,17 @@ def parse_settings(
     settings = vars(parser.parse_args(arguments))
     settings.pop("debug")
     return kind(**settings)
+
+
+def names_in(text: str, known: Collection[str], flag: str) -> list[str]:
+    """Splits the names in a flag's value at the commas; returns all that are known if there are none.
+
+    Raises UsageError for a name that is not known.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()] or list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError("BAD_OPTIONS", f"{flag} has {', '.join(unknown)}", f"of {', '.join(known)}")
+    return names
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type, *, without: Collection[str] = ()) -> None:

@@ -4,8 +4,9 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from atelier.errors import ConfigurationError, UsageError
+from atelier.errors import UsageError
 from atelier.files import save_json
 from atelier.machine import machine_facts
 from serving.server import NATIVE as NATIVE_MODULE
@@ -77,22 +78,6 @@ def available_front_ends() -> tuple[str, ...]:
     return FRONT_ENDS if importlib.util.find_spec(NATIVE_MODULE) is not None else (GRPCIO,)
 
 
-def chosen_front_end(name: str) -> str:
-    """Returns the front end that `auto` stands for. Raises ConfigurationError for one that cannot be started here."""
-    available = available_front_ends()
-    name = available[0] if name == "auto" else name
-    if name not in available:
-        raise ConfigurationError(
-            "NO_FRONT_END", f"--front-end is {name!r}", f"here it may be auto or {' or '.join(available)}"
-        )
-    return name
-
-
-def front_end_flags(name: str) -> list[str]:
-    """Returns what `python -m serving` is told, so that it starts this front end."""
-    return ["--front-end", name]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
     """Settings that `make attack`, `make restarts` and `make soak` have in common."""
@@ -100,8 +85,8 @@ class TrialSettings:
     repository: Path = Path("artifacts/models")
     """The model repository to serve."""
 
-    front_end: str = "auto"
-    """Front end of the server that is started: auto, native or grpcio."""
+    front_end: Literal["auto", "native", "grpcio"] = "auto"
+    """Front end of the server that is started."""
 
     scale: float = 1.0
     """Share of the full size, in number and time: 0.1 for a short trial, 10 for a long one."""

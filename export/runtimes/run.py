@@ -9,7 +9,7 @@ from pathlib import Path
 from atelier.errors import ConfigurationError, UsageError
 from atelier.files import write_atomically
 from atelier.machine import machine_facts
-from atelier.settings import parse_settings
+from atelier.settings import names_in, parse_settings
 from export.config import REPOSITORY_DIR, Trained
 from export.parity import truth_of
 from export.parity_inputs import ParityInputs
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         description="Run the served model in every framework and runtime that takes it, on all test images.",
         epilog=f"Each is installed once, under .cache/runtimes: 7 GB for all of them.\n\n{', '.join(RUNTIMES)}",
     )
-    names = _chosen(options.only)
+    names = names_in(options.only, RUNTIMES, "--only")
     task = _task(options)
     with opened(OURS, task) as (baseline, ours):  # until the last has been timed beside it
         results = list(_measure(names, task, baseline))
@@ -70,13 +70,6 @@ def main(arguments: list[str]) -> int:
             write_atomically(directory / f"runtimes-{date}.{ending}", data_from(results, task, facts, date))
         print(f"\nThe report is {directory / f'runtimes-{date}.md'}")
     return 0
-
-
-def _chosen(only: str) -> list[str]:
-    names = [name.strip() for name in only.split(",")] if only else list(RUNTIMES)
-    if unknown := [name for name in names if name not in RUNTIMES]:
-        raise UsageError("BAD_OPTIONS", f"--only names {', '.join(unknown)}", f"it knows {', '.join(RUNTIMES)}")
-    return names
 
 
 def _task(options: RuntimesSettings) -> Task:

@@ -1,4 +1,4 @@
-"""Attacks by small things that become large: gzip and pictures."""
+"""Attacks by large messages, and by small ones that become large: gzip and pictures."""
 
 import struct
 import time
@@ -10,7 +10,6 @@ from loadtest.attack.field import Counts, Field, in_threads
 from loadtest.attack.http2 import (
     DATA,
     END_STREAM,
-    ONE_IMAGE,
     Connection,
     frame,
     literal,
@@ -30,28 +29,28 @@ ALLOWED_WEBP_SIDE = 2896
 GZIP = literal(b"grpc-encoding", b"gzip")
 
 
+def malformed_megabytes(field: Field) -> Counts:
+    """Sends messages of 15 MB that are no protobuf."""
+    return ask(field, [message(b"\xff" * (15 * MEBIBYTE))])
+
+
 def gzip_bombs(field: Field) -> Counts:
     """Sends messages of a gigabyte of zeros that compress to one megabyte."""
-    return _ask(field, [message(zeros_gzipped(1024), 1)], GZIP)
+    return ask(field, [message(zeros_gzipped(1024), 1)], GZIP)
 
 
 def picture_bombs(field: Field) -> Counts:
     """Sends pictures of 268 megapixels in a few bytes, alone and a thousand in a request, 100 requests at a time."""
     webp, png = blank_webp(LARGEST_SIDE), blank_png(LARGEST_SIDE)
     requests = [*map(picture_request, ([webp], [png], [webp] * 1000, [png] * 100))]
-    return _ask(field, requests, connections=CROWD)
+    return ask(field, requests, connections=CROWD)
 
 
 def picture_heaps(field: Field) -> Counts:
     """Sends pictures as large as is allowed, in a few bytes: one and hundreds in a request, 100 requests at a time."""
     webp, png = blank_webp(ALLOWED_WEBP_SIDE), blank_png(ALLOWED_SIDE)
     requests = [*map(picture_request, ([webp], [png], [webp] * 1000, [png] * 400))]
-    return _ask(field, requests, connections=CROWD)
-
-
-def ordinary_crowd(field: Field) -> Counts:
-    """Asks for one image, as anybody may, 100 requests at a time: what as many bombs are compared with."""
-    return _ask(field, [ONE_IMAGE], connections=CROWD)
+    return ask(field, requests, connections=CROWD)
 
 
 def reset_pictures(field: Field) -> Counts:
@@ -112,7 +111,7 @@ def picture_request(pictures: Sequence[bytes]) -> bytes:
     return message(pb.ClassifyRequest(pictures=pictures).SerializeToString())
 
 
-def _ask(field: Field, messages: Sequence[bytes], extra: bytes = b"", *, connections: int = THREADS) -> Counts:
+def ask(field: Field, messages: Sequence[bytes], extra: bytes = b"", *, connections: int = THREADS) -> Counts:
     """Sends the messages in turn, each on a connection of its own, and waits for the answer."""
     block = request_headers(extra=extra)
 
@@ -120,7 +119,8 @@ def _ask(field: Field, messages: Sequence[bytes], extra: bytes = b"", *, connect
         with Connection(field.address) as connection:
             stream = connection.next_stream()
             connection.send(opening(stream, block))
-            connection.send_data(stream, messages[(rank + counts["messages"]) % len(messages)], field.most_s)
+            body = messages[(rank + counts["messages"]) % len(messages)]
+            counts["megabytes"] += len(body) // MEBIBYTE if connection.send_data(stream, body, field.most_s) else 0
             connection.wait_for(stream, min(field.most_s, time.monotonic() + 10))
             counts["messages"] += 1
 

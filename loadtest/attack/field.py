@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from loadtest.processes import Child
 
@@ -31,6 +32,21 @@ class Field:
         """Returns whether there is more to do."""
         now_s = time.monotonic()
         return now_s < self.most_s and (done < self.size or now_s < self.least_s)
+
+
+class Attack(NamedTuple):
+    """One way to attack: `work` runs in a process of its own, until it has counted `size` of `unit`."""
+
+    name: str
+    work: Callable[[Field], Counts]
+    unit: str
+    size: int
+    short_size: int  # in the gate
+
+    @property
+    def what(self) -> str:
+        """One sentence."""
+        return (self.work.__doc__ or "").partition("\n")[0]
 
 
 def in_threads(number: int, field: Field, work: Callable[[int, Counts], None], unit: str) -> Counts:

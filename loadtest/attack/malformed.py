@@ -120,21 +120,6 @@ def hpack_bombs(field: Field) -> Counts:
     return _header_blocks(field, [request_headers(extra=remembered + named * 12_000)])
 
 
-def malformed_megabytes(field: Field) -> Counts:
-    """Sends messages of 15 MB that are no protobuf."""
-    body = message(b"\xff" * (15 * MEBIBYTE))
-
-    def work(_rank: int, counts: Counts) -> None:
-        with Connection(field.address) as connection:
-            stream = connection.next_stream()
-            connection.send(opening(stream))
-            counts["megabytes"] += 15 if connection.send_data(stream, body, field.most_s) else 0
-            connection.wait_for(stream, min(field.most_s, time.monotonic() + 10))
-            counts["messages"] += 1
-
-    return in_threads(THREADS, field, work, "messages")
-
-
 def _on_new_connections(field: Field, openings: Sequence[bytes]) -> Counts:
     """Sends one of them after the other, each on a connection of its own, and waits a little for what comes."""
     turns = itertools.cycle(openings)

@@ -13,18 +13,50 @@ from pathlib import Path
 
 from atelier.channel import is_local
 from atelier.errors import UsageError
-from atelier.settings import parse_settings
+from atelier.settings import names_in, parse_settings
 from atelier.tables import aligned
-from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
+from loadtest.attack import bombs, floods, held, malformed
+from loadtest.attack.field import Attack
 from loadtest.attack.honest import HonestClient
 from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
-from loadtest.front_ends import NOT_PROMISED, TrialSettings, chosen_front_end, front_end_flags
+from loadtest.front_ends import NOT_PROMISED, TrialSettings
 from loadtest.server_process import ServerProcess, server_process
+from serving.server import choose_front_end
 
 METRICS_PORT = 8002  # of a server at --target
 QUIET_S = 0.5  # at the least
 FAILED, INVALID = "FAILED", "INVALID"
 HEADER = ("attack", "what was sent", "honest calls", "p99, quiet and attacked", "memory before, most, after", "verdict")
+
+# Nothing is sent to the server: what this costs the honest client is the machine's.
+CONTROL = Attack("control", floods.control, "pings", 2_000_000, 20_000)
+ATTACKS = (
+    Attack("window-zero-80", held.window_zero, "connections", 80, 10),
+    Attack("window-zero-500", held.window_zero, "connections", 500, 40),
+    Attack("ping-flood", floods.pings, "pings", 2_000_000, 20_000),
+    Attack("settings-flood", floods.settings, "settings", 2_000_000, 20_000),
+    Attack("frame-flood", floods.frames, "frames", 2_000_000, 20_000),
+    Attack("continuation-flood", floods.continuations, "frames", 1_000_000, 10_000),
+    Attack("rapid-resets", floods.rapid_resets, "streams", 1_000_000, 20_000),
+    Attack("resets-after-data", floods.resets_after_data, "streams", 100_000, 2_000),
+    Attack("unknown-paths", floods.unknown_paths, "streams", 100_000, 2_000),
+    Attack("churn", floods.churn, "connections", 20_000, 500),
+    Attack("headers-only", held.headers_only, "streams", 10_000, 500),
+    Attack("slow-bodies", held.slow_bodies, "streams", 2_000, 200),
+    Attack("silent-connections", held.silent_connections, "connections", 2_000, 200),
+    Attack("half-open-connections", held.half_open_connections, "connections", 2_000, 200),
+    Attack("slow-scrapers", held.slow_scrapers, "connections", 40, 40),
+    Attack("not-utf8", malformed.not_utf8, "connections", 2_000, 44),
+    Attack("bad-prefaces", malformed.bad_prefaces, "connections", 2_000, 52),
+    Attack("wrong-framing", malformed.wrong_framing, "connections", 2_000, 48),
+    Attack("large-headers", malformed.large_headers, "calls", 1_000, 20),
+    Attack("hpack-bombs", malformed.hpack_bombs, "calls", 2_000, 40),
+    Attack("malformed-megabytes", bombs.malformed_megabytes, "messages", 60, 4),
+    Attack("gzip-bombs", bombs.gzip_bombs, "messages", 60, 4),
+    Attack("picture-bombs", bombs.picture_bombs, "messages", 2_000, 100),
+    Attack("picture-heaps", bombs.picture_heaps, "messages", 2_000, 100),
+    Attack("reset-pictures", bombs.reset_pictures, "streams", 10_000, 1_000),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +82,9 @@ def main(arguments: list[str]) -> int:
         description=(__doc__ or ""),
         epilog="attacks:\n" + "\n".join(f"  {attack.name:<22} {attack.what}" for attack in ATTACKS),
     )
-    front_end = "" if settings.target else chosen_front_end(settings.front_end)
-    attacks = chosen_attacks(settings.only)
+    by_name = {attack.name: attack for attack in ATTACKS}
+    attacks = [by_name[name] for name in names_in(settings.only, by_name, "--only")]
+    front_end = "" if settings.target else choose_front_end(settings.front_end)[0]
     share = min(1.0, settings.scale)
     timing = Timing(quiet_s=max(QUIET_S, share * Timing.quiet_s), least_s=max(QUIET_S, share * Timing.least_s))
     outcomes: list[Outcome] = []
@@ -67,16 +100,6 @@ def main(arguments: list[str]) -> int:
     if any(word.startswith(FAILED) for word in words):
         return 1
     return os.EX_TEMPFAIL if any(word.startswith(INVALID) for word in words) else 0
-
-
-def chosen_attacks(only: str) -> list[Attack]:
-    """Returns the attacks that are named, or all. Raises UsageError for a name that there is not."""
-    by_name = {attack.name: attack for attack in ATTACKS}
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(by_name)
-    for name in names:
-        if name not in by_name:
-            raise UsageError("NO_ATTACK", f"there is no attack {name!r}", f"one of {', '.join(by_name)}")
-    return [by_name[name] for name in names]
 
 
 def local_address(target: str) -> tuple[str, int]:
@@ -103,7 +126,7 @@ def _site(settings: AttackSettings, front_end: str) -> Iterator[Site]:
 
 def started_server(repository: Path, front_end: str) -> contextlib.AbstractContextManager[ServerProcess]:
     """Starts a server of this front end on a port that the system chooses."""
-    return server_process("serving", "--repository", str(repository), "--port", "0", *front_end_flags(front_end))
+    return server_process("serving", "--repository", str(repository), "--port", "0", "--front-end", front_end)
 
 
 @contextlib.contextmanager

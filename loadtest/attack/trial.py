@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from atelier.errors import ResourceUnavailableError
-from loadtest.attack.attacks import Attack
-from loadtest.attack.field import Field, run_attack
+from loadtest.attack.field import Attack, Field, run_attack
 from loadtest.attack.honest import Call, HonestClient, p99_ms
 from loadtest.processes import Watch
 

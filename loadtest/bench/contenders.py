@@ -22,7 +22,7 @@ from loadtest.backend_speed import random_images
 from loadtest.bench import paced_server
 from loadtest.bench.h2load import CLASSIFY, Target, classify_body, infer_body
 from loadtest.bench.paced_server import PACE
-from loadtest.front_ends import available_front_ends, front_end_flags
+from loadtest.front_ends import available_front_ends
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import FP32_ATOL, logits_of
 from loadtest.server_process import ServerProcess, comes_true, program_process, server_process
@@ -42,7 +42,7 @@ LIBRARIES = ("-lgrpc++", "-lgrpc", "-lgpr")
 
 def front_ends() -> dict[str, tuple[str, ...]]:
     """Returns the flags of those that can run here; the native one if its extension is installed."""
-    return {name: tuple(front_end_flags(name)) for name in reversed(available_front_ends())}
+    return {name: ("--front-end", name) for name in reversed(available_front_ends())}
 
 
 @dataclass(frozen=True)

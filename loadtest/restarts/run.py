@@ -11,15 +11,15 @@ import statistics
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from atelier.errors import UsageError
-from atelier.settings import parse_settings
+from atelier.settings import names_in, parse_settings
 from atelier.tables import aligned
-from loadtest.front_ends import ENDS, End, TrialSettings, chosen_front_end, front_end_flags
+from loadtest.front_ends import ENDS, End, TrialSettings
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import Cycles, kill, restart
 from loadtest.restarts.steady_load import write_journal
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.server_process import server_process
+from serving.server import choose_front_end
 
 RATE = 500.0  # requests a second
 HEADER = ("end", "times", "requests", "right", "wrong", "lost", "failed", "repeated", "back after, median and most", "")
@@ -39,23 +39,13 @@ class RestartSettings(TrialSettings):
     newer version is served, 300) and bad-version (a newer version must be refused, 100), separated by commas; none does
     all."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := self.names - {*ENDED, *CHANGED}:
-            cure = f"of {', '.join([*ENDED, *CHANGED])}"
-            raise UsageError("BAD_OPTIONS", f"--only has {', '.join(unknown)}", cure)
-
-    @property
-    def names(self) -> set[str]:
-        """What to do."""
-        return {name.strip() for name in self.only.split(",") if name.strip()} or {*ENDED, *CHANGED}
-
 
 def main(arguments: list[str]) -> int:
     """Returns 1 if anything was lost, wrong or late."""
     settings = parse_settings(RestartSettings, arguments, prog="python -m loadtest.restarts", description=__doc__ or "")
-    front_end, source, names = chosen_front_end(settings.front_end), settings.repository, settings.names
-    flags, reference = front_end_flags(front_end), known_answers(source)
+    names = names_in(settings.only, [*ENDED, *CHANGED], "--only")
+    (front_end, _), source = choose_front_end(settings.front_end), settings.repository
+    flags, reference = ["--front-end", front_end], known_answers(source)
     start = partial(server_process, "serving", "--repository", str(source), "--metrics-port", "0", *flags)
     ends = [ENDED[name] for name in ENDED if name in names]
     cycles = [end(start, reference, number=settings.number(whole), rate=RATE) for end, whole in ends]

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 
 from atelier.settings import parse_settings
 from atelier.tables import aligned
-from loadtest.front_ends import NOT_SOAKED, TrialSettings, chosen_front_end, front_end_flags
+from loadtest.front_ends import NOT_SOAKED, TrialSettings
 from loadtest.reference import known_answers
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import Outcome, Plan
 from loadtest.soak.soak import soak
+from serving.server import choose_front_end
 
 FAULTS_AT_ALL = 600  # one a second
 
@@ -35,9 +36,9 @@ class SoakSettings(TrialSettings):
 def main(arguments: list[str]) -> int:
     """Returns 1 if anything was not as the front end promises."""
     settings = parse_settings(SoakSettings, arguments, prog="python -m loadtest.soak", description=__doc__ or "")
-    front_end = chosen_front_end(settings.front_end)
+    front_end, _ = choose_front_end(settings.front_end)
     plan = Plan(
-        front_end_flags=front_end_flags(front_end),
+        front_end_flags=["--front-end", front_end],
         source=settings.repository,
         reference=known_answers(settings.repository),
         seed=secrets.randbelow(1 << 31) if settings.seed is None else settings.seed,

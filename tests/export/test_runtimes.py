@@ -214,7 +214,7 @@ def test_report_has_a_row_for_each_framework_of_the_tutorials_table(task: Task) 
 
 def test_unknown_runtime_and_no_repeats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(main, ["--only", "openvino,none"]) == 2
-    assert "BAD_OPTIONS: --only names none (it knows pytorch, " in capsys.readouterr().err
+    assert "BAD_OPTIONS: --only has none (of pytorch, " in capsys.readouterr().err
     assert run_program(main, ["--repeats", "0"]) == 2
     assert "BAD_OPTIONS: --repeats is 0 (it must be 1 or more)" in capsys.readouterr().err
 

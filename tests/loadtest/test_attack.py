@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atelier.errors import ConfigurationError, ResourceUnavailableError, UsageError
+from atelier.errors import ResourceUnavailableError, UsageError
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack import bombs, run
-from loadtest.attack.attacks import ATTACKS, CONTROL, Attack
-from loadtest.attack.field import Counts, Field
+from loadtest.attack.field import Attack, Counts, Field
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, literal, message, opening
+from loadtest.attack.run import ATTACKS, CONTROL
 from loadtest.attack.trial import Limits, Memory, Outcome, Site, Timing, measure
-from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED, chosen_front_end
+from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED
 from loadtest.server_process import server_process
 from tests.conftest import command
 from tests.loadtest.spoiled_server import TRIGGER
@@ -203,11 +203,12 @@ def test_this_machine_may_be_attacked(target: str) -> None:
     assert run.local_address(target)[1] == 1
 
 
-def test_names_that_there_are_not_are_refused() -> None:
-    with pytest.raises(UsageError, match="NO_ATTACK: there is no attack 'siege'"):
-        run.chosen_attacks("churn,siege")
-    with pytest.raises(ConfigurationError, match="NO_FRONT_END: --front-end is 'apache'"):
-        chosen_front_end("apache")
+def test_names_that_there_are_not_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"BAD_OPTIONS: --only has siege \(of window-zero-80, "):
+        run.main(["--only", "churn,siege"])
+    with pytest.raises(SystemExit):
+        run.main(["--front-end", "apache"])
+    assert "invalid choice: 'apache' (choose from" in capsys.readouterr().err
 
 
 @pytest.mark.slow

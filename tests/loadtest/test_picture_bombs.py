@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from loadtest.attack import run
-from loadtest.attack.attacks import ATTACKS, CROWD
-from loadtest.attack.bombs import blank_png, blank_webp
+from loadtest.attack.bombs import CROWD, ask, blank_png, blank_webp
+from loadtest.attack.field import Attack, Counts, Field
+from loadtest.attack.http2 import ONE_IMAGE
 from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
 from loadtest.server_process import ServerProcess
 from tests.loadtest.picture_costs import picture_cost
@@ -25,6 +26,14 @@ pytestmark = [needs_native, pytest.mark.timing]
 MEBIBYTE = 1 << 20
 FLOOR_MS = 20.0  # of the gate's fewer calls, on a busy machine
 SMALL = encoded(Image.fromarray(garment()))
+
+
+def ordinary_crowd(field: Field) -> Counts:
+    """Asks for one image, as anybody may, 100 requests at a time: what as many bombs are compared with."""
+    return ask(field, [ONE_IMAGE], connections=CROWD)
+
+
+ORDINARY = Attack("crowd", ordinary_crowd, "messages", 2_000, 100)
 
 
 def behind_header(chunks: bytes) -> bytes:
@@ -128,7 +137,7 @@ def test_hundred_requests_of_the_dearest_pictures_cost_others_what_as_many_calle
 
 def beside(name: str, site: Site, size: int, figure: Figure) -> Outcome:
     """An honest client's outcome beside an attack."""
-    [attack] = [each for each in (*ATTACKS, CROWD) if each.name == name]
+    [attack] = [each for each in (*run.ATTACKS, ORDINARY) if each.name == name]
     timing = Timing() if is_release() else Timing(quiet_s=0.5, least_s=0.5, most_s=10.0)
     outcome = measure(attack, size, site, timing, Limits() if is_release() else Limits(floor_ms=FLOOR_MS))
     calls = f"{outcome.num_failed} of {outcome.num_calls} failed"
@@ -138,4 +147,4 @@ def beside(name: str, site: Site, size: int, figure: Figure) -> Outcome:
 
 def crowd_p99_ms(site: Site, size: int, figure: Figure) -> float:
     """The p99 beside as many ordinary callers."""
-    return beside(CROWD.name, site, size, figure).p99_ms
+    return beside(ORDINARY.name, site, size, figure).p99_ms

@@ -12,7 +12,7 @@ import pytest
 
 from atelier.errors import ProgramError, UsageError
 from atelier.wire import classifier_pb2 as pb
-from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End, front_end_flags
+from loadtest.front_ends import ENDS, FRONT_ENDS, KILL, NATIVE, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import known_answers
 from loadtest.restarts.bad_versions import BAD_KINDS
@@ -41,7 +41,7 @@ def known(data: FashionMNIST, small_repository: Path) -> Reference:
 
 @pytest.fixture
 def serving(front_end: str, small_repository: Path) -> Starter:
-    options = ["--repository", str(small_repository), "--metrics-port", "0", *front_end_flags(front_end)]
+    options = ["--repository", str(small_repository), "--metrics-port", "0", "--front-end", front_end]
     return partial(server_process, "serving", *options)
 
 
@@ -184,7 +184,7 @@ def test_journal_is_written_a_line_for_every_request(tmp_path: Path) -> None:
 def test_swaps_under_load_fail_no_call_and_mix_no_versions(
     front_end: str, small_repository: Path, known: Reference, size: int, figure: Figure
 ) -> None:
-    cycles = swap(front_end_flags(front_end), small_repository, known, number=size, rate=RATE)
+    cycles = swap(["--front-end", front_end], small_repository, known, number=size, rate=RATE)
     found, inside_ms, outside_ms = cycles.account, cycles.p99_ms(inside=True), cycles.p99_ms(inside=False)
     figure(f"of {found.sent:,} requests {found.wrong} wrong, {found.failed or 0} failed, {found.retried} repeated")
     figure(f"p99 {inside_ms:.1f} ms while a version was loaded, {outside_ms:.1f} ms in between")
@@ -201,7 +201,7 @@ def test_swaps_under_load_fail_no_call_and_mix_no_versions(
 def test_bad_versions_under_load_are_all_refused(
     front_end: str, small_repository: Path, known: Reference, size: int, figure: Figure
 ) -> None:
-    cycles = refuse(front_end_flags(front_end), small_repository, known, number=size, rate=RATE)
+    cycles = refuse(["--front-end", front_end], small_repository, known, number=size, rate=RATE)
     found = cycles.account
     figure(f"{len(cycles.took_s)} refused; of {found.sent:,} requests {found.wrong} wrong, {found.failed or 0} failed")
     assert cycles.faults(End()) == []

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
-from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED, front_end_flags
+from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_SOAKED
 from loadtest.load.protocols import Classify
 from loadtest.reference import known_answers
 from loadtest.restarts.shelf import Shelf
@@ -37,7 +37,7 @@ HELD = Held(rss_bytes=60 << 20, num_files=12, num_threads=1)
 @pytest.fixture
 def plan(data: FashionMNIST, small_repository: Path) -> Plan:
     reference = known_answers(small_repository)
-    flags = front_end_flags(NATIVE)
+    flags = ["--front-end", NATIVE]
     return Plan(front_end_flags=flags, source=small_repository, reference=reference, seed=1, num_faults=len(FAULTS))
 
 

@@ -13,10 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.errors import UsageError
 from atelier.machine import machine_facts
 from atelier.program import run_program
-from atelier.settings import parse_settings
+from atelier.settings import names_in, parse_settings
 from atelier.tables import aligned
 from tests.reliability.goals import GOALS, RELEASE, RESULTS, Result, revision
 
@@ -42,16 +41,6 @@ class ReliabilitySettings:
     report_dir: Path | None = None
     """Where reliability-<date>.md is written; without it, in reports/ if all goals are measured."""
 
-    def __post_init__(self) -> None:
-        for name in self.goals:
-            if name not in GOALS:
-                raise UsageError("NO_GOAL", f"there is no goal {name!r}", f"one of {', '.join(GOALS)}")
-
-    @property
-    def goals(self) -> list[str]:
-        """Which ones."""
-        return [name.strip() for name in self.only.split(",") if name.strip()] or list(GOALS)
-
 
 def main(arguments: list[str]) -> int:
     """Returns 1 if a goal was missed, or has no figure."""
@@ -62,17 +51,18 @@ def main(arguments: list[str]) -> int:
         description=__doc__ or "",
         epilog="goals:\n" + "\n".join(f"  {name:<4} {promise}" for name, promise in GOALS.items()),
     )
+    goals = names_in(settings.only, GOALS, "--only")
     now, gate = revision(), RESULTS_DIR / "gate"
     directory = RESULTS_DIR / "release" if settings.full else gate
     if settings.again:
         for path in directory.glob("G*.json"):
             path.unlink()
     kept = [result for result in results_in(directory) if is_done(result, now)]
-    _measure(settings, directory.resolve(), kept)
+    _measure(goals, directory.resolve(), kept, full=settings.full)
     # What was not yet measured at a release's size is shown at the gate's.
     by_test = {(each.goal, each.test): each for path in (gate, directory) for each in results_in(path)}
-    found = sorted((each for each in by_test.values() if each.goal in settings.goals), key=_place)
-    text = report_of(settings.goals, found, now)
+    found = sorted((each for each in by_test.values() if each.goal in goals), key=_place)
+    text = report_of(goals, found, now)
     print("\n" + text)
     directory = settings.report_dir or (RESULTS_DIR if settings.only else Path("reports"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -81,7 +71,7 @@ def main(arguments: list[str]) -> int:
     print(f"report: {path}")
     # A test that is skipped says what a front end does not promise; some test of each goal must have passed.
     has_figure = {each.goal for each in found if each.outcome == "passed"}
-    return int(any(each.outcome == "failed" for each in found) or not has_figure.issuperset(settings.goals))
+    return int(any(each.outcome == "failed" for each in found) or not has_figure.issuperset(goals))
 
 
 def is_done(result: Result, now: str) -> bool:
@@ -98,10 +88,10 @@ def _place(result: Result) -> tuple[int, str]:
     return int(result.goal[1:]), result.test
 
 
-def _measure(settings: ReliabilitySettings, directory: Path, kept: list[Result]) -> None:
+def _measure(goals: list[str], directory: Path, kept: list[Result], *, full: bool) -> None:
     """Runs pytest on the goals' tests, one at a time: many of them measure time."""
-    environment = os.environ | {RESULTS: str(directory)} | ({RELEASE: "1"} if settings.full else {})
-    command = [sys.executable, "-m", "pytest", "-m", "goal", "--goals", ",".join(settings.goals), "-o", "timeout=0"]
+    environment = os.environ | {RESULTS: str(directory)} | ({RELEASE: "1"} if full else {})
+    command = [sys.executable, "-m", "pytest", "-m", "goal", "--goals", ",".join(goals), "-o", "timeout=0"]
     command += [f"--deselect={result.test}" for result in kept]
     with contextlib.suppress(KeyboardInterrupt):  # what was measured is printed
         subprocess.run([*command, "-q", "-rfs", "--no-header"], env=environment, check=False)

@@ -14,7 +14,6 @@ import pytest
 from atelier.client import Client
 from atelier.wire import SERVICE
 from atelier.wire.classifier_pb2 import ClassifyRequest
-from loadtest.front_ends import front_end_flags
 from loadtest.server_process import ServerProcess, program_process
 from serving.container_memory import ContainerMemory, Pressure
 from tests.serving.fake_backend import image
@@ -140,7 +139,7 @@ def test_server_whose_memory_runs_short_refuses_large_requests_then_all_and_reco
     front_end: str, small_repository: Path
 ) -> None:
     limit = 600 * MB
-    options = ["--repository", str(small_repository), "--port", "0", *front_end_flags(front_end)]
+    options = ["--repository", str(small_repository), "--port", "0", "--front-end", front_end]
     with limited_group(limit) as group:
         command = within(group, sys.executable, "-m", "serving", *options)
         with program_process(command) as server, Client(server.target) as client:

@@ -15,7 +15,7 @@ import pytest
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
 from loadtest.attack.http2 import Connection, literal, message, opening, request_headers, reset
-from loadtest.front_ends import ENDS, KILL, SIGTERM, End, front_end_flags
+from loadtest.front_ends import ENDS, KILL, SIGTERM, End
 from loadtest.load.protocols import Reference
 from loadtest.restarts.cycles import Starter, kill, restart
 from loadtest.restarts.steady_load import ONCE, RIGHT
@@ -101,7 +101,7 @@ def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
 ) -> None:
     hold, executed = tmp_path / "hold", tmp_path / "executed"
     # Batches are larger than all that waits: nothing is handed to the device before the one that it holds has ended.
-    settings = ["--port", "0", *front_end_flags(front_end), "--max-batch-size", "1024"]
+    settings = ["--port", "0", "--front-end", front_end, "--max-batch-size", "1024"]
     with server_process(SERVER, *settings, "--executed", str(executed), "--hold", str(hold)) as server:
         asked = Asked(server, executed, hold, numbered(1 << 16))
         counted: Counter[str] = Counter()
@@ -126,7 +126,7 @@ def test_what_is_cancelled_or_expires_in_the_queue_is_not_executed(
 def test_request_whose_deadline_has_passed_when_it_arrives_is_not_executed(
     front_end: str, tmp_path: Path, timeout: bytes, late_s: float
 ) -> None:
-    settings = ["--port", "0", *front_end_flags(front_end), "--executed", str(tmp_path / "executed")]
+    settings = ["--port", "0", "--front-end", front_end, "--executed", str(tmp_path / "executed")]
     with server_process(SERVER, *settings) as server:
         with Connection(server.address) as connection:
             body = message(pb.ClassifyRequest(images=numbered(8).images[7].tobytes()).SerializeToString())
@@ -150,7 +150,7 @@ def test_client_that_gives_no_time_gets_no_answer(front_end: str, tmp_path: Path
 
     On the wire no time is a millisecond here, and what arrives within it an idle device is given: no more is promised.
     """
-    settings = ["--port", "0", *front_end_flags(front_end), "--executed", str(tmp_path / "executed")]
+    settings = ["--port", "0", "--front-end", front_end, "--executed", str(tmp_path / "executed")]
     asked, ends = pb.ClassifyRequest(images=numbered(8).images[7].tobytes()).SerializeToString(), Counter[str]()
     with server_process(SERVER, *settings, "--image-s", "0.02") as server:
         with grpc.insecure_channel(server.target) as channel:
@@ -178,7 +178,7 @@ LONGEST_S = 5  # that an end and its pause take, on a busy machine
 @pytest.fixture
 def recording(front_end: str, tmp_path: Path) -> Starter:
     options = ["--metrics-port", "0", "--executed", str(tmp_path / "executed"), "--image-s", "0.002"]
-    return partial(server_process, SERVER, *options, *front_end_flags(front_end))
+    return partial(server_process, SERVER, *options, "--front-end", front_end)
 
 
 def images_for(num_ends: int) -> Reference:

@@ -16,7 +16,6 @@ from PIL import Image
 from atelier.wire import OPEN_INFERENCE, SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.front_ends import front_end_flags
 from loadtest.server_process import server_process
 from tests.reliability.plugin import Figure
 from tests.serving.pictures import encoded
@@ -98,7 +97,7 @@ def test_neither_refusals_nor_the_log_tell_what_is_nobodys_business(
     tokens.write_text(hashlib.sha256(TOKEN.encode()).hexdigest())
     tokens.chmod(0o600)
     options = ["--repository", str(small_repository), "--port", "0", "--tokens", str(tokens), "--log-requests"]
-    with server_process("serving", *options, *front_end_flags(front_end)) as server:
+    with server_process("serving", *options, "--front-end", front_end) as server:
         started = server.output
         said = list(refusals(server.target))
         if front_end == "native":

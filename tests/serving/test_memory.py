@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from loadtest.bench.h2load import CLASSIFY, SINGLE, H2Load, Target, classify_body
-from loadtest.front_ends import front_end_flags
 from loadtest.server_process import server_process
 from tests.reliability.plugin import Figure
 from tests.serving.running import serving_process_of
@@ -24,7 +23,7 @@ WARM_UP_REQUESTS = 15_000
 def test_requests_leave_no_memory_file_or_thread_behind(
     front_end: str, small_repository: Path, size: int, figure: Figure
 ) -> None:
-    options = ["--repository", str(small_repository), "--port", "0", *front_end_flags(front_end)]
+    options = ["--repository", str(small_repository), "--port", "0", "--front-end", front_end]
     with server_process("serving", *options) as server:
         process = serving_process_of(server)
         url = f"http://{server.target}{CLASSIFY}"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from atelier.client import Client
-from loadtest.front_ends import front_end_flags
 from loadtest.server_process import program_process
 from tests.reliability.plugin import Figure
 
@@ -32,7 +31,7 @@ def test_server_writes_no_file_and_connects_to_nobody(
 ) -> None:
     powerless = POWERLESS if os.geteuid() == 0 else []
     traced = [*STRACE, f"--trace=connect,{','.join(OPENS + CHANGES)}", f"--output={tmp_path}/calls"]
-    options = ["--repository", str(small_repository), "--port", "0", "--metrics-port", "0", *front_end_flags(front_end)]
+    options = ["--repository", str(small_repository), "--port", "0", "--metrics-port", "0", "--front-end", front_end]
     with program_process([*powerless, *traced, sys.executable, "-B", "-m", "serving", *options]) as server:
         with Client(server.target) as client:
             client.classify(np.zeros((3, 1, 28, 28), np.uint8))
