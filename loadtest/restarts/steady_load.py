@@ -82,8 +82,8 @@ def account(journal: Sequence[Entry]) -> Account:
     )
 
 
-def write_journal(path: Path, journal: Sequence[Entry]) -> None:
-    """Writes one JSON document a line."""
+def write_journal(path: Path, journal: Sequence[Any]) -> None:
+    """Writes one JSON document a line, of each dataclass."""
     path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in journal))
 
 

@@ -176,7 +176,7 @@ def _presented(site: Site) -> bytes:
     try:
         with (
             socket.create_connection(site.server.address, TRIED_S) as opened,
-            site.context.wrap_socket(opened, server_hostname=HOST) as encrypted,
+            site.credentials.context.wrap_socket(opened, server_hostname=HOST) as encrypted,
         ):
             return encrypted.getpeercert(binary_form=True) or b""
     except OSError:  # ssl's errors among them

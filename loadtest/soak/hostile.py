@@ -133,7 +133,7 @@ def garbage(site: Site, random: Random) -> str:
             with socket.create_connection(address, ANSWERED_S) as opened:
                 opened.sendall(random.randbytes(random.randrange(1, 5000)))
         noise = random.randbytes(random.randrange(1, 5000))
-        Connection(site.server.address, greeting=noise, tls=site.context).close()
+        Connection(site.server.address, greeting=noise, tls=site.credentials.context).close()
     return "30 connections"
 
 
@@ -149,7 +149,7 @@ def stalled_scrapers(site: Site, random: Random) -> str:
 
 
 def _connected(site: Site, settings: bytes = b"") -> Connection:
-    return Connection(site.server.address, settings, tls=site.context)
+    return Connection(site.server.address, settings, tls=site.credentials.context)
 
 
 def _headers(site: Site, path: bytes, extra: bytes = b"") -> bytes:

@@ -1,8 +1,9 @@
 """The plan of a soak, a fault every so often, and its outcome: the account of every request and every fault."""
 
-import json
+import re
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -11,11 +12,13 @@ import psutil
 from loadtest.load.protocols import Reference
 from loadtest.restarts.steady_load import RIGHT, Account, Entry
 from loadtest.soak.faults import FAULTS
+from loadtest.soak.site import Site, wait_until
 
 DEADLINE_S = 5.0
 MOST_ATTEMPTS, MOST_ATTEMPTS_A_REQUEST = 3, 1.10  # of one request; of all, on average
 MOST_GROWTH_MIB = 16
 NUM_NAMED = 5  # requests, of those that failed
+KILLED = str(128 + signal.SIGKILL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +132,6 @@ class Outcome:
             faults.append(f"the server ended with exit code {self.exit_code}")
         return [f"seed {self.seed}: {fault}" for fault in faults]
 
-    def write_faults(self, path: Path) -> None:
-        """Writes one JSON document a line."""
-        path.write_text("".join(json.dumps(asdict(fault)) + "\n" for fault in self.done))
-
 
 def _what_is_wrong(entry: Entry) -> str:
     """Returns why a request is not as promised; empty if it is."""
@@ -146,3 +145,61 @@ def _what_is_wrong(entry: Entry) -> str:
 
 def _name(fault: Done) -> str:
     return f"fault {fault.number}, {fault.kind}"
+
+
+class Counts:
+    """Holds the server's counts against the journals, to the unit.
+
+    A process that is killed takes its counts with it; those of the last one are known but for the requests that were
+    under way when the one before it was killed, which either may have answered.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._fewest = self._most = 0  # answers of the last process
+        self._num_kills = 0
+        self._answered = 0  # by its own count, all methods
+
+    def faults(self, journal: Sequence[Entry]) -> list[str]:
+        """Adds a round, after which nothing is under way; returns what is not as it must be."""
+        right = [(entry.due_s, entry.ended_s or 0.0) for entry in journal if entry.outcome == RIGHT]
+        kills = self._site.kills[self._num_kills :]
+        if kills:
+            killed_s, dead_s = max(kills)
+            self._fewest, self._most = 0, 0
+            right = [(due_s, ended_s) for due_s, ended_s in right if ended_s > killed_s]
+            self._fewest -= sum(due_s <= dead_s for due_s, _ in right)
+            self._num_kills += len(kills)
+        self._fewest, self._most = self._fewest + len(right), self._most + len(right)
+        wait_until(self._is_read, "the metrics page cannot be read")
+        faults = []
+        if not self._fewest <= self._classified <= self._most:
+            expected = f"{self._fewest} to {self._most}"
+            faults.append(f"the last process has answered {self._classified} by its count, by the journal {expected}")
+        return faults + [f"{number} calls ended as {code}" for code, number in self._bad.items() if number]
+
+    def _is_read(self) -> bool:
+        """Reads the page; false if there is none now, or scrapers that stall have all its places."""
+
+        def calls(**labels: str) -> int:
+            return int(self._site.server.metric("atelier_requests_total", **labels))
+
+        try:
+            self._classified = calls(method="Classify", code="OK")
+            self._answered = self._classified + calls(method="ModelInfer", code="OK")
+            self._bad = {code: calls(code=code) for code in ("UNKNOWN", "INTERNAL")}
+        except OSError:
+            return False
+        return True
+
+    def faults_at_the_end(self) -> list[str]:
+        """Holds the server's last words against them, and how its processes ended against the kills."""
+        server, faults = self._site.server, []
+        if server.num_answered != self._answered:
+            faults.append(f"the server says {server.num_answered} answered requests, its page {self._answered}")
+        codes = re.findall(r"the serving process ended with exit code (-?\d+)", server.output)
+        if (killed := codes.count(KILLED)) != self._num_kills:
+            faults.append(f"{killed} processes were killed, not {self._num_kills}")
+        if others := {*codes} - {KILLED}:
+            faults.append(f"processes ended with exit codes {', '.join(sorted(others))}")
+        return faults

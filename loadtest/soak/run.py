@@ -9,20 +9,38 @@ make soak                                             ten minutes
 python -m loadtest.soak --scale 48 --seed 7           eight hours
 """
 
+import contextlib
 import secrets
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
 
+import psutil
+
+from atelier.client import ClassifyError
+from atelier.errors import ProgramError
 from atelier.settings import parse_settings
 from atelier.tables import aligned
 from loadtest.front_ends import NOT_SOAKED, TrialSettings
 from loadtest.reference import known_answers
+from loadtest.restarts.cycles import STOP_S
+from loadtest.restarts.shelf import NamedVersion, shifted
+from loadtest.restarts.steady_load import OURS, Entry, Login, SteadyLoad, account, write_journal
+from loadtest.restarts.swaps import served_shelf
 from loadtest.soak.faults import FAULTS
-from loadtest.soak.outcome import Outcome, Plan
-from loadtest.soak.soak import soak
+from loadtest.soak.outcome import DEADLINE_S, Counts, Done, Held, Outcome, Plan
+from loadtest.soak.site import Credentials, Site
 from serving.server import choose_front_end
 
 FAULTS_AT_ALL = 600  # one a second
+ROUND = 300  # faults; between rounds the load pauses, and the server's counts are held against the journal
+MOST_AT_ONCE = 32  # faults
+MOST_TRIES, PAUSE_S = 20, 0.5  # of a fault that another one cuts off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +81,75 @@ def main(arguments: list[str]) -> int:
         faults=outcome.faults,
     )
     return int(bool(outcome.faults) and not reason)
+
+
+def soak(plan: Plan, journal_dir: Path | None = None) -> Outcome:
+    """Returns what came of it; writes requests-<round>.jsonl and faults.jsonl, a line each."""
+    outcome, drawn = Outcome(seed=plan.seed), plan.faults()
+    with _served(plan) as site, ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        counts = Counts(site)
+        for first in range(0, plan.num_faults, ROUND):
+            chosen = [next(drawn) for _ in range(first, min(first + ROUND, plan.num_faults))]
+            journal = _round(plan, site, outcome, pool, chosen)
+            outcome.held.append(Held.by(site.server.process.pid))
+            outcome.accounts.append(account(journal))
+            outcome.note_requests(journal)
+            outcome.failures += counts.faults(journal)
+            if journal_dir:
+                write_journal(journal_dir / f"requests-{first // ROUND}.jsonl", journal)
+                write_journal(journal_dir / "faults.jsonl", outcome.done)
+        outcome.exit_code = site.server.stop(timeout_s=STOP_S)
+        outcome.failures += counts.faults_at_the_end()
+    return outcome
+
+
+@contextlib.contextmanager
+def _served(plan: Plan) -> Iterator[Site]:
+    """Runs a server with TLS and tokens, of a repository of its own that has version 1."""
+    with tempfile.TemporaryDirectory(prefix="atelier-soak-") as directory:
+        credentials = Credentials(Path(directory))
+        flags = ["--playground-port", "0", *plan.front_end_flags, *credentials.server_flags]
+        with served_shelf(flags, plan.source) as (server, shelf):
+            yield Site(server=server, shelf=shelf, credentials=credentials)
+
+
+def _round(
+    plan: Plan, site: Site, outcome: Outcome, pool: ThreadPoolExecutor, chosen: Sequence[tuple[str, Random]]
+) -> list[Entry]:
+    """Does these faults under load; returns the journal."""
+    plain = plan.reference
+    protocol = NamedVersion(target=site.server.target, reference=plain, shifted=shifted(plain))
+    login = Login(tls=site.credentials.authority, token=site.credentials.token)
+    with SteadyLoad(protocol, client=OURS, rate=plan.rate, deadline_s=DEADLINE_S, login=login) as load:
+        time.sleep(plan.every_s)
+        if not outcome.held:
+            outcome.held.append(Held.by(site.server.process.pid))
+        due_s, doing = time.monotonic(), []
+        for kind, random in chosen:
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            fault = Done(number=len(outcome.done), kind=kind, began_s=time.monotonic())
+            outcome.done.append(fault)
+            doing.append(pool.submit(_do, site, fault, random))
+            due_s += plan.every_s
+        for each in doing:
+            each.result()
+        time.sleep(plan.every_s)
+        return load.ended()
+
+
+def _do(site: Site, fault: Done, random: Random) -> None:
+    """Does a fault; once more if another one, such as kill -9, has cut it off."""
+    for fault.tries in range(1, MOST_TRIES + 1):
+        try:
+            fault.said, fault.failure = FAULTS[fault.kind](site, random), ""
+            break
+        except (OSError, psutil.Error) as error:
+            fault.failure = f"{type(error).__name__}: {error}"
+            time.sleep(PAUSE_S)
+        except (ProgramError, ClassifyError) as error:
+            fault.failure = str(error)
+            break
+    fault.ended_s = time.monotonic()
 
 
 def summary(outcome: Outcome) -> str:

@@ -39,7 +39,7 @@ class Credentials:
         self.renew_certificate()
         self.renew_tokens()
 
-    @property
+    @cached_property
     def context(self) -> ssl.SSLContext:
         """TLS of a client that trusts the authority, and speaks HTTP/2."""
         context = ssl.create_default_context(cafile=str(self.authority))
@@ -131,11 +131,6 @@ class Site:
     of_certificate: threading.Lock = field(default_factory=threading.Lock)
     of_tokens: threading.Lock = field(default_factory=threading.Lock)
     kills: list[tuple[float, float]] = field(default_factory=list)  # when the process was killed, and seen to be dead
-
-    @cached_property
-    def context(self) -> ssl.SSLContext:
-        """TLS of its clients."""
-        return self.credentials.context
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:

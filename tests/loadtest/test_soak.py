@@ -20,10 +20,9 @@ from loadtest.restarts.shelf import Shelf
 from loadtest.restarts.steady_load import OURS, Entry, SteadyLoad, account
 from loadtest.server_process import free_port, server_process
 from loadtest.soak.faults import FAULTS
-from loadtest.soak.outcome import Done, Held, Outcome, Plan
-from loadtest.soak.run import summary
+from loadtest.soak.outcome import Counts, Done, Held, Outcome, Plan
+from loadtest.soak.run import soak, summary
 from loadtest.soak.site import Site
-from loadtest.soak.soak import Counts, soak
 from tests.loadtest.null_server import reference
 from tests.reliability.goals import is_release
 from tests.reliability.plugin import Figure
