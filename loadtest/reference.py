@@ -14,8 +14,8 @@ from atelier.contract import TOLERANCES, Images, Logits
 from atelier.errors import ConfigurationError, ProgramError, ResourceUnavailableError
 from loadtest.backend_speed import Speed, measure
 from loadtest.config import LoadTestConfig
-from loadtest.load.generator import histogram_from
 from loadtest.load.protocols import Reference
+from loadtest.load.records import histogram_from
 from serving.backends.base import Backend
 from serving.backends.select import open_backend
 from serving.manifest import Manifest, find_version

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from atelier.errors import ProgramError
 from loadtest.backend_speed import measure
 from loadtest.config import MAX, REFERENCES, SWEEP, LoadTestConfig, parse_arguments
-from loadtest.load.generator_processes import Generators
+from loadtest.load.generator import Generators
 from loadtest.load.load_clients import BEST
 from loadtest.load.protocols import Reference
 from loadtest.load.scenarios import Load

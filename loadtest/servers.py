@@ -9,9 +9,10 @@ import grpc
 from atelier.channel import proxy_options
 from atelier.client import Client, program_errors
 from atelier.errors import ConfigurationError, ResourceUnavailableError, UsageError
+from atelier.wire import OPEN_INFERENCE
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.config import LoadTestConfig
-from loadtest.load.open_inference import OIP_SERVICE, OpenInference
+from loadtest.load.open_inference import OpenInference
 from loadtest.load.protocols import Classify, Echo, Reference, ServerProtocol
 from loadtest.reference import References
 from loadtest.server_process import server_process
@@ -68,12 +69,12 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
     """Finds a server of the Open Inference Protocol, once it is ready and takes `images` for `logits`."""
     with grpc.insecure_channel(config.target, options=proxy_options(config.target)) as channel:
         ready = channel.unary_unary(
-            f"/{OIP_SERVICE}/ModelReady",
+            f"/{OPEN_INFERENCE}/ModelReady",
             request_serializer=oip.ModelReadyRequest.SerializeToString,
             response_deserializer=oip.ModelReadyResponse.FromString,
         )
         describe = channel.unary_unary(
-            f"/{OIP_SERVICE}/ModelMetadata",
+            f"/{OPEN_INFERENCE}/ModelMetadata",
             request_serializer=oip.ModelMetadataRequest.SerializeToString,
             response_deserializer=oip.ModelMetadataResponse.FromString,
         )
@@ -90,8 +91,7 @@ def _open_inference(config: LoadTestConfig, reference: Reference) -> Served:
         what = f"{MODEL_NAME} at {config.target} has {tensors} instead of images (UINT8) to logits (FP32)"
         raise ConfigurationError("OTHER_MODEL", what, "serve what make export wrote, as lenet5")
     words = f"{model.name} on {model.platform or 'a server'} by the Open Inference Protocol"
-    protocol = OpenInference(target=config.target, reference=reference, model_name=MODEL_NAME)
-    return Served(protocol, words)
+    return Served(OpenInference(target=config.target, reference=reference), words)
 
 
 def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) -> dict[str, ServerProtocol]:
@@ -102,7 +102,9 @@ def open_echoes(served: ServerProtocol, sizes: Sequence[int], stack: ExitStack) 
             method: Any = channel.unary_unary(served.method)
             reply: bytes = method(served.request([0] * size), timeout=READY_TIMEOUT_S)
             process = stack.enter_context(server_process("loadtest.echo_server", str(len(reply)), own_group=True))
-            echoes[echo_name(size)] = Echo(asked=served, target=process.target, reply_bytes=len(reply))
+            echoes[echo_name(size)] = Echo(
+                asked=served, target=process.target, method=served.method, reply_bytes=len(reply)
+            )
     return echoes
 
 

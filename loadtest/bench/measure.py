@@ -26,7 +26,7 @@ from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, H2Load, Targe
 from loadtest.bench.overload import Run, measure_overload
 from loadtest.bench.paced_server import IMAGE_S
 from loadtest.bench.training_speed import training_rates
-from loadtest.load.generator_processes import Generators
+from loadtest.load.generator import Generators
 from loadtest.processes import resident_bytes_of
 from serving.backends.base import Backend
 

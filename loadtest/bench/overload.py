@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from loadtest.bench.rows import Row
-from loadtest.load.generator_processes import Generators
+from loadtest.load.generator import Generators
 from loadtest.load.scenarios import Load
 from loadtest.results.measurement import Measurement
 

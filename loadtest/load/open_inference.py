@@ -8,30 +8,23 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from atelier.contract import Logits
+from atelier.wire import OPEN_INFERENCE
 from atelier.wire import open_inference_pb2 as oip
-from loadtest.load.load_clients import IS_NATIVE_HERE
-from loadtest.load.protocols import Checked, Found, Reference, named_owner, none_found
-
-if IS_NATIVE_HERE:
-    import atelier_native
-
-OIP_SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+from loadtest.load.protocols import Checked, Found, Reference, ServerProtocol, named_owner, none_found
+from serving.manifest import MODEL_NAME
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OpenInference:
+class OpenInference(ServerProtocol):
     """inference.GRPCInferenceService/ModelInfer, tensors `images` (UINT8) to `logits` (FP32), raw contents."""
 
-    target: str
     reference: Reference
-    model_name: str
-    model_version: str = ""
-    method: str = f"/{OIP_SERVICE}/ModelInfer"
+    method: str = f"/{OPEN_INFERENCE}/ModelInfer"
 
     def request(self, indices: Sequence[int]) -> bytes:
         """Makes a ModelInferRequest."""
         images = self.reference.images[list(indices)]
-        request = oip.ModelInferRequest(model_name=self.model_name, model_version=self.model_version)
+        request = oip.ModelInferRequest(model_name=MODEL_NAME)
         request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
         request.outputs.add(name="logits")
         request.raw_input_contents.append(images.tobytes())
@@ -56,15 +49,14 @@ class OpenInference:
 
     def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
         """Does what ServerProtocol's does."""
-        found = none_found(len(images))
-        if not IS_NATIVE_HERE:
-            return found
+        import atelier_native
+
         is_read, logits = atelier_native.logits(replies, ends.tobytes(), images.shape[1])
         expected = self.reference.logits[images]  # (N, images of each, 10)
         with np.errstate(invalid="ignore"):  # NaN is no right answer
             differences = np.abs(np.frombuffer(logits, "<f4").reshape(expected.shape) - expected)
         is_right = (differences <= 10 * self.reference.atol).all(axis=(1, 2))
-        return found._replace(is_right=is_right & np.frombuffer(is_read, np.bool_))
+        return none_found(len(images))._replace(is_right=is_right & np.frombuffer(is_read, np.bool_))
 
     def _fault(self, found: Logits, indices: Sequence[int]) -> str:
         expected, atol = self.reference.logits, 10 * self.reference.atol

@@ -1,15 +1,16 @@
 """Protocols: what is sent to a server, and what its answer must be. Atelier's own, and an echo.
 
 A generator knows a server only through this: bytes for some images of the data set, and a verdict on the reply. Every
-answer is held against the reference's logits, so one that is another image's is seen, and whose it is. Where the native
+answer is held against the reference's logits, so one that is another image's is seen, and whose it is. If the native
 front end's package is installed, most answers are read and compared in bulk; what is not found right so, is looked at
 by itself.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -18,10 +19,6 @@ from numpy.typing import NDArray
 from atelier.contract import Images, Logits
 from atelier.wire import SERVICE
 from atelier.wire import classifier_pb2 as pb
-from loadtest.load.load_clients import IS_NATIVE_HERE
-
-if IS_NATIVE_HERE:  # else every answer is looked at by itself
-    import atelier_native
 
 
 class Checked(NamedTuple):
@@ -48,30 +45,27 @@ def none_found(num_replies: int) -> Found:
     return Found(np.zeros(num_replies, np.bool_), np.tile(np.array(Checked("")[1:]), (num_replies, 1)))
 
 
-class ServerProtocol(Protocol):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServerProtocol(ABC):
     """The way in which one server is asked and judged."""
 
-    @property
-    def target(self) -> str:
-        """HOST:PORT."""
-        ...
+    target: str  # HOST:PORT
+    method: str  # /package.Service/Method
 
-    @property
-    def method(self) -> str:
-        """/package.Service/Method."""
-        ...
-
+    @abstractmethod
     def request(self, indices: Sequence[int]) -> bytes:
         """Makes the message that asks about these images of the data set."""
-        ...
 
+    @abstractmethod
     def check(self, reply: bytes, indices: Sequence[int]) -> Checked:
         """Says whether the reply is the right one for them."""
-        ...
 
-    def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
-        """Finds which of N replies, one after the other, are right for these images, (N, images of each)."""
-        ...
+    def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:  # noqa: ARG002
+        """Finds which of N replies, one after the other, are right for these images, (N, images of each).
+
+        It is called only if the native package is installed, which reads them in bulk.
+        """
+        return none_found(len(images))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,10 +101,9 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Classify:
+class Classify(ServerProtocol):
     """atelier.v1.Classifier/Classify with raw images."""
 
-    target: str
     reference: Reference
     method: str = f"/{SERVICE}/Classify"
 
@@ -135,8 +128,8 @@ class Classify:
 
     def found_right(self, replies: bytes, ends: NDArray[np.int64], images: NDArray[np.intp]) -> Found:
         """Does what ServerProtocol's does."""
-        if not IS_NATIVE_HERE:
-            return none_found(len(images))
+        import atelier_native
+
         columns = atelier_native.classifications(replies, ends.tobytes(), images.shape[1], 1)
         labels = np.frombuffer(columns[1], np.int64).reshape(images.shape)
         probabilities = np.frombuffer(columns[2], np.float32).reshape(images.shape)
@@ -172,17 +165,11 @@ class Classify:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Echo:
-    """loadtest.echo_server: the same messages, and nothing done about them."""
+class Echo(ServerProtocol):
+    """loadtest.echo_server: the same messages, and nothing done about them; any method would do."""
 
     asked: ServerProtocol  # whose requests are sent
-    target: str
     reply_bytes: int
-
-    @property
-    def method(self) -> str:
-        """Any would do."""
-        return self.asked.method
 
     def request(self, indices: Sequence[int]) -> bytes:
         """Makes the very message that the served model gets."""

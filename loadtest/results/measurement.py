@@ -8,7 +8,7 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-from loadtest.load.generator import HISTOGRAMS, Share, new_histogram
+from loadtest.load.records import HISTOGRAMS, Share, new_histogram
 from loadtest.load.scenarios import Load
 
 PERCENTILES = (50.0, 99.0, 99.9)

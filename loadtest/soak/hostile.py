@@ -29,7 +29,6 @@ from loadtest.attack.http2 import (
 from loadtest.load.open_inference import OpenInference
 from loadtest.load.protocols import Reference
 from loadtest.soak.site import Site
-from serving.manifest import MODEL_NAME
 
 ANSWERED_S = 10.0  # for all of a burst
 HELD_S = 3.0  # by those who never read, or never go on
@@ -176,7 +175,7 @@ def _await(connection: Connection, streams: list[int]) -> None:
 @functools.cache
 def _infer_message() -> bytes:
     black = Reference(images=np.zeros((1, 1, 28, 28), np.uint8), logits=np.zeros((1, 10), np.float32), atol=0.0)
-    return message(OpenInference(target="", reference=black, model_name=MODEL_NAME).request([0]))
+    return message(OpenInference(target="", reference=black).request([0]))
 
 
 @functools.cache

@@ -15,11 +15,10 @@ import grpc
 import numpy as np
 import uvloop
 
-from atelier.wire import SERVICE
+from atelier.wire import OPEN_INFERENCE, SERVICE
 from atelier.wire import classifier_pb2 as pb
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.echo_server import write_ready_file
-from loadtest.load.open_inference import OIP_SERVICE
 from loadtest.load.protocols import Reference
 
 NUM_IMAGES = 200
@@ -45,9 +44,9 @@ class NullServer(grpc.GenericRpcHandler):
     def service(self, call: grpc.HandlerCallDetails) -> Any:
         methods: dict[str, Any] = {
             f"/{SERVICE}/Classify": self._classify,
-            f"/{OIP_SERVICE}/ModelInfer": self._infer,
-            f"/{OIP_SERVICE}/ModelReady": self._ready,
-            f"/{OIP_SERVICE}/ModelMetadata": self._metadata,
+            f"/{OPEN_INFERENCE}/ModelInfer": self._infer,
+            f"/{OPEN_INFERENCE}/ModelReady": self._ready,
+            f"/{OPEN_INFERENCE}/ModelMetadata": self._metadata,
         }
         method = methods.get(call.method)
         return method and grpc.unary_unary_rpc_method_handler(method)

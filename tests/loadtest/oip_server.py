@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import numpy as np
 
+from atelier.wire import OPEN_INFERENCE
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.echo_server import write_ready_file
-from loadtest.load.open_inference import OIP_SERVICE
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME, load_manifest, read_verified
 
@@ -27,7 +27,7 @@ class OpenInferenceServer(grpc.GenericRpcHandler):
         self._backend = OnnxRuntimeBackend(model, max_batch_size=64)
 
     def service(self, call: grpc.HandlerCallDetails) -> Any:
-        method = getattr(self, f"_{call.method.removeprefix(f'/{OIP_SERVICE}/')}", None)
+        method = getattr(self, f"_{call.method.removeprefix(f'/{OPEN_INFERENCE}/')}", None)
         return method and grpc.unary_unary_rpc_method_handler(method)
 
     def _ModelReady(self, message: bytes, _context: Any) -> bytes:  # noqa: N802

@@ -8,7 +8,7 @@ import pytest
 
 from atelier.errors import ProgramError, UsageError
 from loadtest.config import LoadTestConfig, parse_arguments
-from loadtest.load.generator import Share, histogram_from
+from loadtest.load.records import Share, histogram_from
 from loadtest.load.scenarios import Load, schedule_ns
 from loadtest.results.findings import FAIL, INTERRUPTED, INVALID, PASS, Findings
 from loadtest.results.measurement import Measurement

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from atelier.errors import ResourceUnavailableError
-from loadtest.load.generator_processes import Generators
+from loadtest.load.generator import Generators
 from loadtest.load.open_inference import OpenInference
 from loadtest.load.protocols import Classify, ServerProtocol
 from loadtest.load.scenarios import Load
@@ -31,7 +31,7 @@ SINGLE_WARM_UP = 21
 def null_server(*arguments: object, protocol: str = "atelier") -> Iterator[ServerProtocol]:
     with server_process("tests.loadtest.null_server", *map(str, arguments)) as server:
         if protocol == "oip":
-            yield OpenInference(target=server.target, reference=reference(), model_name="lenet5")
+            yield OpenInference(target=server.target, reference=reference())
         else:
             yield classify_at(server)
 

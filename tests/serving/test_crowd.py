@@ -12,7 +12,7 @@ import pytest
 
 from atelier.client import Client
 from loadtest.bench.overload import load_with_deadline
-from loadtest.load.generator_processes import Generators
+from loadtest.load.generator import Generators
 from loadtest.load.protocols import Classify
 from loadtest.server_process import ServerProcess, server_process
 from tests.serving.running import scrape, wait_for

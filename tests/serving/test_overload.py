@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loadtest.bench.overload import load_with_deadline, run_from
-from loadtest.load.generator_processes import Generators
+from loadtest.load.generator import Generators
 from loadtest.load.protocols import Classify, Reference
 from loadtest.results.measurement import Measurement
 from loadtest.server_process import ServerProcess, server_process

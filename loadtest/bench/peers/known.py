@@ -12,9 +12,9 @@ import numpy as np
 
 from atelier.contract import Images, Logits
 from atelier.errors import ResourceUnavailableError
+from atelier.wire import OPEN_INFERENCE
 from atelier.wire import open_inference_pb2 as oip
 from loadtest.bench.h2load import GRPC, infer_body
-from loadtest.load.open_inference import OIP_SERVICE
 
 HERE = Path(__file__).parent
 NUM_PORTS = 5  # as many as one of them opens
@@ -86,7 +86,7 @@ PEERS = {
     "KServe": Peer(
         packages=("kserve==0.21.0",),
         command=_script("kserve_server.py", 1, 0),  # HTTP, gRPC
-        path=f"/{OIP_SERVICE}/ModelInfer",
+        path=f"/{OPEN_INFERENCE}/ModelInfer",
         body_for=infer_body,
         logits_in=_oip_logits,
     ),
