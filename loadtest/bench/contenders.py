@@ -3,26 +3,18 @@
 import hashlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-import numpy as np
-
-from atelier.channel import proxy_options
-from atelier.client import Client
-from atelier.contract import IMAGE_SHAPE
 from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import OPEN_INFERENCE
-from atelier.wire import classifier_pb2 as pb
 from loadtest.backend_speed import random_images
 from loadtest.bench import paced_server
-from loadtest.bench.h2load import CLASSIFY, Target, classify_body, infer_body
+from loadtest.bench.h2load import CLASSIFY, PREFIX_BYTES, Target, ask, classify_body, infer_body
 from loadtest.bench.paced_server import PACE
-from loadtest.front_ends import available_front_ends
+from loadtest.front_ends import GRPCIO, available_front_ends
 from loadtest.load.protocols import Classify, Reference
 from loadtest.reference import FP32_ATOL, logits_of
 from loadtest.server_process import ServerProcess, comes_true, program_process, server_process
@@ -40,11 +32,6 @@ COMPILE = ("-O2", "-std=c++17", "-Wl,--copy-dt-needed-entries")
 LIBRARIES = ("-lgrpc++", "-lgrpc", "-lgpr")
 
 
-def front_ends() -> dict[str, tuple[str, ...]]:
-    """Returns the flags of those that can run here; the native one if its extension is installed."""
-    return {name: ("--front-end", name) for name in reversed(available_front_ends())}
-
-
 @dataclass(frozen=True)
 class Contenders:
     """Our servers, by front end; all that h2load can ask, by name; and the runtime alone, in this process."""
@@ -60,12 +47,15 @@ def contenders_from(repository: Path) -> Iterator[Contenders]:
     version_dir, manifest = find_version(repository)
     raw = OnnxRuntimeBackend(read_verified(version_dir, manifest, ONNX_NAME), max_batch_size=64)
     with ExitStack() as stack:
-        served = {name: stack.enter_context(serving(repository, *flags)) for name, flags in front_ends().items()}
-        reply_bytes = reply_bytes_of(served["grpcio"])
-        python_echo = server_process("loadtest.echo_server", str(reply_bytes))
+        served = {
+            name: stack.enter_context(serving(repository, "--front-end", name))
+            for name in reversed(available_front_ends())
+        }
         targets = {name: target_of(name, server) for name, server in served.items()}
+        reply_bytes = len(ask(targets[GRPCIO], random_images(1)))
+        python_echo = server_process("loadtest.echo_server", str(reply_bytes - PREFIX_BYTES))
         targets |= {f"{name}, {INFER}": infer_target_of(name, server) for name, server in served.items()}
-        for name, echo in ((CPP_ECHO, cpp_echo(reply_bytes)), (PYTHON_ECHO, python_echo)):
+        for name, echo in ((CPP_ECHO, cpp_echo(reply_bytes - PREFIX_BYTES)), (PYTHON_ECHO, python_echo)):
             targets[name] = target_of(name, stack.enter_context(echo), reply_bytes)
         yield Contenders(served, targets, raw)
 
@@ -75,8 +65,10 @@ def paced_servers(repository: Path) -> Iterator[dict[str, ServerProcess]]:
     """Starts our servers on devices of a known pace, by front end and pace."""
     with ExitStack() as stack:
         yield {
-            f"{name}, {PACE}": stack.enter_context(serving(repository, *flags, module=paced_server.__name__))
-            for name, flags in front_ends().items()
+            f"{name}, {PACE}": stack.enter_context(
+                serving(repository, "--front-end", name, module=paced_server.__name__)
+            )
+            for name in reversed(available_front_ends())
         }
 
 
@@ -92,27 +84,13 @@ def serving(repository: Path, *arguments: str, module: str = "serving") -> Abstr
 def target_of(name: str, server: ServerProcess, reply_bytes: int | None = None) -> Target:
     """Says how h2load asks a server for Classify."""
     url = f"http://{server.target}{CLASSIFY}"
-    frame_bytes = None if reply_bytes is None else reply_bytes + 5
-    return Target(name=name, pid=server.process.pid, url=url, body_for=classify_body, reply_bytes=frame_bytes)
+    return Target(name=name, pid=server.process.pid, url=url, body_for=classify_body, reply_bytes=reply_bytes)
 
 
 def infer_target_of(name: str, server: ServerProcess) -> Target:
     """Says how h2load asks the same server by the Open Inference Protocol."""
     url = f"http://{server.target}/{OPEN_INFERENCE}/{INFER}"
     return Target(name=f"{name}, {INFER}", pid=server.process.pid, url=url, body_for=infer_body)
-
-
-def inferences_at_once(server: ServerProcess) -> int:
-    """Returns how many inferences a server runs at the same time: one in each of its processes."""
-    return int(server.metric("atelier_workers"))
-
-
-def seconds_to_first_answer(repository: Path, flags: tuple[str, ...]) -> float:
-    """Measures from the start of the process."""
-    started_s = time.monotonic()
-    with serving(repository, *flags) as server, Client(server.target) as client:
-        client.classify(np.zeros(IMAGE_SHAPE, np.uint8))
-        return time.monotonic() - started_s
 
 
 def protocol_of(server: ServerProcess, raw: OnnxRuntimeBackend) -> Classify:
@@ -131,13 +109,6 @@ def check_count(server: ServerProcess, num_sent: int) -> int:
     if not comes_true(lambda: num_answered() == num_sent, COUNT_TIMEOUT_S):
         raise ProgramError("LOST_ANSWERS", f"{num_sent} requests were sent, the server answered {num_answered()}")
     return num_sent
-
-
-def reply_bytes_of(served: ServerProcess) -> int:
-    """Asks for the size of the answer to one image, so that the echo servers send as much."""
-    with grpc.insecure_channel(served.target, options=proxy_options(served.target)) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
-        return len(call(pb.ClassifyRequest(images=bytes(784)).SerializeToString()))
 
 
 def cpp_echo(reply_bytes: int) -> AbstractContextManager[ServerProcess]:

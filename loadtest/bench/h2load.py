@@ -10,12 +10,17 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from atelier.channel import proxy_options
 from atelier.contract import Images
 from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.wire import SERVICE
@@ -28,6 +33,7 @@ from serving.manifest import MODEL_NAME
 
 CLASSIFY = f"/{SERVICE}/Classify"
 GRPC = ("content-type: application/grpc", "te: trailers")
+PREFIX_BYTES = 5  # of a gRPC message
 TIMEOUT_S = 900
 
 
@@ -82,6 +88,26 @@ def infer_body(images: Images) -> bytes:
     request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
     request.raw_input_contents.append(images.tobytes())
     return message(request.SerializeToString())
+
+
+def ask(target: Target, image: Images) -> bytes:
+    """Returns the body of the answer. Raises OSError or HTTPException if there is none."""
+    url, body = urlsplit(target.url), target.body_for(image)
+    if target.is_http1:
+        headers = dict(header.split(": ", 1) for header in target.headers)
+        with closing(HTTPConnection(url.netloc, timeout=10)) as connection:
+            connection.request("POST", url.path, body, headers)
+            reply = connection.getresponse()
+            answer = reply.read()
+        if reply.status != 200:
+            raise ConnectionError(f"HTTP status {reply.status}: {answer[:200]!r}")
+        return answer
+    with grpc.insecure_channel(url.netloc, options=proxy_options(url.netloc)) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(url.path)
+        try:
+            return message(call(body[PREFIX_BYTES:], timeout=10))
+        except grpc.RpcError as error:
+            raise ConnectionError(f"{error.code().name}: {error.details()}") from None
 
 
 class H2Load:

@@ -1,6 +1,7 @@
 """Measurements of the bench in their order; the figures that they give, by name, one a repeat."""
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from atelier.client import Client
 from loadtest.backend_speed import measure, random_images
 from loadtest.bench.contenders import (
     CPP_ECHO,
@@ -16,21 +18,19 @@ from loadtest.bench.contenders import (
     PYTHON_ECHO,
     Contenders,
     check_count,
-    front_ends,
-    inferences_at_once,
     paced_servers,
     protocol_of,
-    seconds_to_first_answer,
+    serving,
 )
 from loadtest.bench.h2load import ALONE, BATCHED, MILLION, SINGLE, H2Load, Target
 from loadtest.bench.overload import Run, measure_overload
 from loadtest.bench.paced_server import IMAGE_S
-from loadtest.bench.training_speed import training_rates
+from loadtest.bench.rows import Figures
+from loadtest.front_ends import GRPCIO, available_front_ends
 from loadtest.load.generator import Generators
 from loadtest.processes import resident_bytes_of
 from serving.backends.base import Backend
 
-Figures = dict[str, list[float]]
 Step = Callable[[], dict[str, float]]
 
 NUM_MILLIONS = 6  # of images, after which memory is read: five between the first and the last
@@ -59,8 +59,8 @@ def measure_serving(contenders: Contenders, peers: dict[str, Target], repeats: i
         for _ in range(NUM_MILLIONS):
             generator.offer(targets[name], MILLION)
             figures[f"{name}, resident MB"].append(resident_bytes_of(server.process.pid) / 1e6)
-        is_first = server is next(iter(contenders.served.values()))  # which was asked how long an answer is
-        figures["requests"].append(check_count(server, generator.num_sent[name] + is_first))
+        was_asked = name == GRPCIO  # how long an answer is
+        figures["requests"].append(check_count(server, generator.num_sent[name] + was_asked))
     return figures
 
 
@@ -74,7 +74,7 @@ def _steps(contenders: Contenders, targets: Mapping[str, Target], generator: H2L
         steps[f"{name}, one at a time"] = partial(_alone, generator, targets[name])
     steps["raw, 1 image"] = lambda: {"raw, 1, us": 1e6 / raw_images_per_s(contenders.raw, 1, 1, seconds)}
     for name, server in contenders.served.items():
-        num_threads = inferences_at_once(server)
+        num_threads = int(server.metric("atelier_workers"))  # that run inferences at the same time
         steps[f"{name}, 64 images"] = partial(_batched, generator, targets[name])
         steps[f"raw beside {name}, 64 images"] = partial(_raw, contenders.raw, name, num_threads, seconds)
     return steps
@@ -131,19 +131,12 @@ def measure_goodput(
 
 
 def measure_starts(repository: Path, repeats: int) -> Figures:
-    """Measures start to first answer, in turn."""
+    """Measures from the start of a server's process to its first answer, in turn."""
     figures: Figures = defaultdict(list)
     for _ in range(repeats):
-        for name, flags in front_ends().items():
-            figures[f"{name}, first answer s"].append(seconds_to_first_answer(repository, flags))
-    return figures
-
-
-def measure_training(repeats: int) -> Figures:
-    """Measures examples/s of ours and of the tutorial's loop."""
-    figures: Figures = {"training": [], "tutorial's loop": []}
-    for _ in tqdm(range(repeats), desc="training, two epochs each", unit="run", disable=None):
-        ours, tutorials = training_rates(num_epochs=2)
-        figures["training"].append(ours)
-        figures["tutorial's loop"].append(tutorials)
+        for name in reversed(available_front_ends()):
+            started_s = time.monotonic()
+            with serving(repository, "--front-end", name) as server, Client(server.target) as client:
+                client.classify(random_images(1)[0])
+                figures[f"{name}, first answer s"].append(time.monotonic() - started_s)
     return figures

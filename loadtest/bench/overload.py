@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from loadtest.bench.rows import Row
+from loadtest.front_ends import NATIVE
 from loadtest.load.generator import Generators
 from loadtest.load.scenarios import Load
 from loadtest.results.measurement import Measurement
@@ -18,6 +19,7 @@ DURATION_S = 3.0
 LEAST_DURATION_S = 0.5
 LATE_SHARE = 0.1  # of the deadline: a request that cannot be sent by then was the generator's failure
 ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
+GOODPUT = {NATIVE: (0.9, 5.0)}  # the least past saturation, of its best up to it; and ms that a refusal may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,15 @@ def run_from(found: Measurement) -> Run:
         goodput=found.count("within_bound") / found.load.duration_s,
         refusal_p99_ms=found.percentile_ms(99.0, "refusal") if has_refused else None,
     )
+
+
+def goodput_rows(runs: Mapping[str, Runs]) -> list[Row]:
+    """Makes the rows past saturation of every server: a front end, or one with its device behind a comma."""
+    rows = []
+    for name, of_server in runs.items():
+        least_share, refusal_ms = GOODPUT.get(name.partition(",")[0], (None, None))
+        rows += overload_rows(name, of_server, least_share=least_share, refusal_ms=refusal_ms)
+    return rows
 
 
 def overload_rows(name: str, runs: Runs, *, least_share: float | None, refusal_ms: float | None) -> list[Row]:

@@ -15,13 +15,13 @@ from atelier.files import save_json
 from atelier.machine import machine_facts
 from atelier.settings import parse_settings
 from loadtest.bench.contenders import contenders_from
-from loadtest.bench.measure import measure_goodput, measure_serving, measure_starts, measure_training
-from loadtest.bench.overload import SIZES, Runs
-from loadtest.bench.page import measure_page, page_rows
+from loadtest.bench.measure import measure_goodput, measure_serving, measure_starts
+from loadtest.bench.overload import SIZES, Runs, goodput_rows
 from loadtest.bench.peers.known import PEERS
 from loadtest.bench.peers.start import running_peers
-from loadtest.bench.rows import draw, table
-from loadtest.bench.targets import contenders_table, goodput_rows, serving_rows, training_row
+from loadtest.bench.playground import measure_page, page_rows
+from loadtest.bench.rows import contenders_table, draw, serving_rows, table
+from loadtest.bench.training_speed import measure_training, training_row
 from serving.manifest import ONNX_NAME, find_version
 
 PACKAGES = ("grpcio", "onnxruntime", "numpy", "protobuf", "torch")

@@ -6,11 +6,36 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tqdm import tqdm
+
 from atelier.errors import ProgramError
+from loadtest.bench.rows import Figures, Row
 from training.dataset import load_dataset
 
 NUM_IMAGES = 60_000
 RAW_DIR = Path("FashionMNIST") / "raw"  # where torchvision looks
+
+
+def training_row(figures: Figures) -> Row:
+    """Makes the row of training."""
+    return Row(
+        name="training, two epochs with evaluation",
+        unit="examples/s",
+        ours=figures["training"],
+        yardstick=figures["tutorial's loop"],
+        yardstick_name="the tutorial's loop",
+        target=3.0,
+    )
+
+
+def measure_training(repeats: int) -> Figures:
+    """Measures examples/s of ours and of the tutorial's loop."""
+    figures: Figures = {"training": [], "tutorial's loop": []}
+    for _ in tqdm(range(repeats), desc="training, two epochs each", unit="run", disable=None):
+        ours, tutorials = training_rates(num_epochs=2)
+        figures["training"].append(ours)
+        figures["tutorial's loop"].append(tutorials)
+    return figures
 
 
 def training_rates(num_epochs: int, num_images: int = NUM_IMAGES) -> tuple[float, float]:

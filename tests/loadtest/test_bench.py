@@ -8,14 +8,15 @@ import pytest
 
 from atelier.client import Client
 from atelier.errors import ProgramError
+from loadtest.backend_speed import random_images
 from loadtest.bench import run as bench
-from loadtest.bench.contenders import check_count, front_ends, reply_bytes_of, serving, target_of
-from loadtest.bench.h2load import ClosedLoop, H2Load
+from loadtest.bench.contenders import check_count, serving, target_of
+from loadtest.bench.h2load import ClosedLoop, H2Load, ask
 from loadtest.bench.paced_server import PACE
-from loadtest.bench.page import CLOSED, DRAWN, drawn_on
-from loadtest.bench.rows import Row, draw, table
-from loadtest.bench.targets import contenders_table
+from loadtest.bench.playground import CLOSED, DRAWN, drawn_on
+from loadtest.bench.rows import Row, contenders_table, draw, table
 from loadtest.bench.training_speed import training_rates
+from loadtest.front_ends import available_front_ends
 from loadtest.server_process import server_process
 from tests.conftest import Job
 from tests.loadtest.test_cpp_echo import needs_grpc
@@ -79,9 +80,9 @@ def test_percentiles_are_of_every_request() -> None:
 def test_grpc_error_within_http_200_fails_the_run_where_the_size_of_answers_is_known() -> None:
     load = ClosedLoop(images_per_request=1, num_clients=1, in_flight_per_client=1, num_requests=20)
     with server_process("loadtest.echo_server", "48") as server:
-        assert H2Load(1.0).offer(target_of("echo", server, 48), load).requests_per_s > 0
+        assert H2Load(1.0).offer(target_of("echo", server, 53), load).requests_per_s > 0
     with server_process("tests.loadtest.null_server", "--fault", "refuse", "--fault-at", "7") as server:
-        size = reply_bytes_of(server)
+        size = len(ask(target_of("null", server), random_images(1)))
         with pytest.raises(ProgramError, match="LOAD_FAILED: not all of 20 requests to null were answered"):
             H2Load(1.0).offer(target_of("null", server, size), load)
 
@@ -113,7 +114,7 @@ def test_bench_measures_every_contender(job: Job, tmp_path: Path, capsys: pytest
     document = json.loads(report.read_text())
     rows = {row["name"]: row for row in document["rows"]}
     assert set(document["contenders"]) >= {"grpcio", "C++ echo", "Python echo"}
-    for name in front_ends():
+    for name in available_front_ends():
         assert len(rows[f"{name}: 1 image, 128 in flight"]["ours"]) == 2
         assert len(rows[f"{name}: start to first answer"]["ours"]) == 2
         for load in (f"{name}: 10 times the peak, 64 images", f"{name}, {PACE}: 10 times the peak, 1 image"):

@@ -12,8 +12,9 @@ import pytest
 from atelier.contract import Images, Logits
 from atelier.errors import ProgramError, ResourceUnavailableError
 from loadtest.backend_speed import random_images
+from loadtest.bench.h2load import ask
 from loadtest.bench.peers.known import PEERS, Peer
-from loadtest.bench.peers.start import ask, installed, running_peer, running_peers
+from loadtest.bench.peers.start import installed, running_peer, running_peers
 from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
 from serving.manifest import ONNX_NAME
 from tests.export.small_model import exported_files

@@ -8,23 +8,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import grpc
 import numpy as np
 
 import loadtest
-from atelier.channel import proxy_options
 from atelier.contract import Images, Logits
 from atelier.environments import python_with
 from atelier.errors import ProgramError, ResourceUnavailableError
-from loadtest.attack.http2 import message
 from loadtest.backend_speed import random_images
-from loadtest.bench.h2load import Target
+from loadtest.bench.h2load import Target, ask
 from loadtest.bench.peers.known import NUM_PORTS, Peer
 
 ROOT = Path(loadtest.__file__).absolute().parent.parent
@@ -102,26 +98,6 @@ def _check(name: str, peer: Peer, answer: bytes, truth: Truth) -> None:
         is_right = False
     if not is_right:
         raise ProgramError("WRONG_PEER", f"{name} did not give the model's logits", why=repr(answer[:80]))
-
-
-def ask(target: Target, image: Images) -> bytes:
-    """Returns the body of the answer. Raises OSError or HTTPException if there is none."""
-    url, body = urlsplit(target.url), target.body_for(image)
-    if target.is_http1:
-        headers = dict(header.split(": ", 1) for header in target.headers)
-        with closing(HTTPConnection(url.netloc, timeout=10)) as connection:
-            connection.request("POST", url.path, body, headers)
-            reply = connection.getresponse()
-            answer = reply.read()
-        if reply.status != 200:
-            raise ConnectionError(f"HTTP status {reply.status}: {answer[:200]!r}")
-        return answer
-    with grpc.insecure_channel(url.netloc, options=proxy_options(url.netloc)) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(url.path)
-        try:
-            return message(call(body[5:], timeout=10))
-        except grpc.RpcError as error:
-            raise ConnectionError(f"{error.code().name}: {error.details()}") from None
 
 
 def _free_ports() -> list[int]:

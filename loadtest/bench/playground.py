@@ -17,8 +17,7 @@ from atelier.errors import ProgramError
 from loadtest.backend_speed import random_images
 from loadtest.bench.contenders import check_count, serving, target_of
 from loadtest.bench.h2load import SINGLE, H2Load
-from loadtest.bench.measure import Figures
-from loadtest.bench.rows import Row
+from loadtest.bench.rows import ONE_IMAGE, Figures, Row
 
 NO_PAGE, CLOSED, DRAWN = "no page", "the page closed", "the page drawn on"
 LOOKS, LOOKS_PER_S = f"{DRAWN}, looks/s", 30  # as a hand that draws
@@ -105,7 +104,7 @@ def page_rows(figures: Figures) -> list[Row]:
     """Makes a row of each state of the page, and one of the looks that were had."""
     rows = [
         Row(
-            name=f"{name}: 1 image, 128 in flight",
+            name=f"{name}: {ONE_IMAGE}",
             unit="requests/s",
             ours=figures[name],
             yardstick=figures[NO_PAGE],
