@@ -63,31 +63,25 @@ class Speed:
 
 
 def measure(
-    infer: Callable[[Images], Any], batches: Sequence[Images], seconds: float, clock: "Clock | None" = None
+    infer: Callable[[Images], Any], batches: Sequence[Images], seconds: float, clock: "EventClock | None" = None
 ) -> Speed:
-    """Calls with one batch after the other, over and over, for so long; the first call does not count."""
+    """Calls with one batch after the other, over and over, for so long; the first call does not count.
+
+    Without a clock of events it is timed by the wall clock.
+    """
     infer(batches[0])
-    calls = timed_calls(partial((clock or WallClock()).time, infer), batches, seconds)
+    calls = timed_calls(partial(clock.time if clock else _wall_call, infer), batches, seconds)
     return Speed(batch_size=len(batches[0]), calls=calls)
+
+
+def _wall_call(infer: Callable[[Images], Any], images: Images) -> Call:
+    taken_s = wall_s(infer, images)
+    return Call(taken_s, taken_s)
 
 
 def random_images(num_images: int) -> Images:
     """Returns random images, the same for the same number."""
     return np.random.default_rng(0).integers(0, 256, (num_images, *IMAGE_SHAPE), np.uint8)
-
-
-class WallClock:
-    """Python's own."""
-
-    name = "wall clock"
-
-    def time(self, infer: Callable[[Images], Any], images: Images) -> Call:
-        """Makes one call."""
-        taken_s = wall_s(infer, images)
-        return Call(taken_s, taken_s)
-
-    def close(self) -> None:
-        """Has nothing to give back."""
 
 
 class EventClock:
@@ -96,8 +90,6 @@ class EventClock:
     A call returns when the logits are in host memory, so the stream is idle when either event is recorded: between them
     lie both copies, all kernels, and what the host does in the meantime.
     """
-
-    name = "CUDA events"
 
     def __init__(self, stream: Any) -> None:
         from serving.backends.cuda import Event
@@ -117,13 +109,10 @@ class EventClock:
         self._end.free()
 
 
-Clock = WallClock | EventClock
-
-
-def clock_of(backend: Backend) -> Clock:
+def clock_of(backend: Backend) -> EventClock | None:
     """Takes events if the backend is on a GPU: on its own `stream`, or on PyTorch's if it has none."""
     if not backend.device.startswith("cuda"):
-        return WallClock()
+        return None
     _use(backend.device)
     return EventClock(getattr(backend, "stream", LEGACY_STREAM))
 
@@ -191,12 +180,12 @@ def _tried(kind: str, version_dir: Path, manifest: Manifest, device: str, max_ba
     )
 
 
-def row_of(backend: Backend, batch_size: int, repeats: int, seconds: float, clock: Clock) -> dict[str, Any]:
+def row_of(backend: Backend, batch_size: int, repeats: int, seconds: float, clock: EventClock | None) -> dict[str, Any]:
     """Measures one batch size `repeats` times: the figures of each."""
     images = [random_images(batch_size)]
     speeds = [measure(backend.infer, images, seconds, clock) for _ in range(repeats)]
     figures = {name: [getattr(speed, name) for speed in speeds] for name in ("latency_us", "wall_us", "images_per_s")}
-    return {"batch_size": batch_size, "clock": clock.name, **figures}
+    return {"batch_size": batch_size, "clock": "CUDA events" if clock else "wall clock", **figures}
 
 
 def main(arguments: list[str]) -> int:
@@ -221,7 +210,8 @@ def main(arguments: list[str]) -> int:
     after = device_bytes(options.device)
     grown = None if before is None or after is None else after - before
     memory = {"resident_bytes": int(psutil.Process().memory_info().rss), "device_bytes": grown}
-    clock.close()
+    if clock:
+        clock.close()
     backend.close()
     about = {"backend": options.backend, "device": options.device, "memory": memory, "probes": probes}
     print(json.dumps(about | {"rows": rows}))

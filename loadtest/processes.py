@@ -40,11 +40,6 @@ def cpu_s(pid: int) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes_of(pid))
 
 
-def memory_of(pid: int) -> dict[str, int | None]:
-    """Reads both of a program's, in bytes; the device's is None if nvidia-smi reports nothing."""
-    return {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
-
-
 def device_bytes_of(pid: int) -> int | None:
     """Sums up what all its processes hold on GPUs, contexts included; None if nvidia-smi reports nothing."""
     command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]

@@ -3,6 +3,7 @@
 python -m loadtest                  (make loadtest)
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,22 +14,24 @@ from typing import Any
 from tqdm import tqdm
 
 from atelier.errors import ProgramError
+from atelier.machine import machine_facts
 from loadtest.backend_speed import measure
 from loadtest.config import MAX, REFERENCES, SWEEP, LoadTestConfig, parse_arguments
 from loadtest.load.generator import Generators
 from loadtest.load.load_clients import BEST
 from loadtest.load.protocols import Reference
-from loadtest.load.scenarios import Load
-from loadtest.processes import memory_of
+from loadtest.load.scenarios import Load, load_with_deadline
+from loadtest.processes import device_bytes_of, resident_bytes_of
 from loadtest.reference import open_references, rates_by_batch_size
-from loadtest.results.findings import EXIT_CODES, Findings, machine
+from loadtest.results.findings import EXIT_CODES, Findings
 from loadtest.results.measurement import MAX_LATENESS_SHARE, Measurement
 from loadtest.results.page import save_report
-from loadtest.results.search import SWEEP_SHARES, MaxSearch, find_max
+from loadtest.results.search import MaxSearch, find_max
 from loadtest.results.sections import screen
 from loadtest.servers import SERVED, echo_name, open_echoes, open_served
 from training.dataset import load_dataset
 
+PACKAGES = ("torch", "onnxruntime", "grpcio", "protobuf", "numpy", "mlcommons-loadgen", "hdrhistogram")
 WARM_UP_S = 0.5
 REFERENCE_S = 0.5
 RAW_BATCH_SIZE = 64
@@ -42,6 +45,7 @@ BATCH_CURVE = (1, 8, 64, 256)  # images a request
 BATCH_CURVE_S = 1.0
 BATCH_CURVE_IN_FLIGHT, BATCH_CURVE_IMAGES = 128, 1024  # requests and images in flight of a process, at the most
 SWEEP_S = 2.0
+SWEEP_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)  # of the rate at which the server was saturated
 
 Step = tuple[str, Callable[[], Any]]
 
@@ -77,7 +81,7 @@ class LoadTest:
                 steps.set_description(name)
                 work()
         if pid is not None:
-            findings.memory = memory_of(pid)
+            findings.memory = {"resident_bytes": resident_bytes_of(pid), "device_bytes": device_bytes_of(pid)}
 
     def _steps(self) -> Iterator[Step]:
         config = self._config
@@ -179,14 +183,9 @@ class LoadTest:
         It tells the server what is no use any more: what it does about that, past saturation, is the question. And what
         a generator sends too late to be believed would only keep the server from the rest.
         """
-        timeout_s = self._config.latency_p99_ms / 1e3
-        load = replace(
-            self._load(SERVED, "server"),
-            target_qps=self._saturation_qps() * share,
-            duration_s=min(SWEEP_S, self._config.duration_s),
-            timeout_s=timeout_s,
-            late_s=MAX_LATENESS_SHARE * timeout_s,
-        )
+        rate, deadline_s = self._saturation_qps() * share, self._config.latency_p99_ms / 1e3
+        duration_s = min(SWEEP_S, self._config.duration_s)
+        load = load_with_deadline(SERVED, rate, deadline_s, duration_s, late_share=MAX_LATENESS_SHARE)
         self._measure(load, self._findings.sweep)
 
     def _find_max(self) -> None:
@@ -203,7 +202,7 @@ def main(arguments: list[str]) -> int:
     """Runs `python -m loadtest`; returns the verdict's exit code."""
     config = parse_arguments(arguments)
     findings = Findings(config=config)
-    facts = machine()
+    facts = machine_facts(PACKAGES) | {"load average before": f"{os.getloadavg()[0]:.1f}"}
     for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: or the servers would be left behind
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)

@@ -91,6 +91,7 @@ def test_wheel_and_sdist_hold_what_they_need_and_nothing_of_ours_besides(package
     assert {f"serving/playground/page/{name}" for name in ("index.html", "app.js", "style.css", "garments.png")} <= {
         *files
     }
+    assert {"loadtest/results/page.css", "loadtest/bench/echo.cc"} <= {*files}
     in_wheel = {name.split("/")[0] for name in files if ".dist-info" not in name}
     assert in_wheel == {"atelier", "training", "export", "serving", "loadtest"}
     with tarfile.open(sdist) as archive:

@@ -7,7 +7,7 @@ from itertools import product
 from loadtest.bench.rows import Row
 from loadtest.front_ends import NATIVE
 from loadtest.load.generator import Generators
-from loadtest.load.scenarios import Load
+from loadtest.load.scenarios import load_with_deadline
 from loadtest.results.measurement import Measurement
 
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -17,7 +17,6 @@ SIZES = (1, 64)
 DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
 LEAST_DURATION_S = 0.5
-LATE_SHARE = 0.1  # of the deadline: a request that cannot be sent by then was the generator's failure
 ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
 GOODPUT = {NATIVE: (0.9, 5.0)}  # the least past saturation, of its best up to it; and ms that a refusal may take
 
@@ -45,20 +44,6 @@ def measure_overload(
         load = load_with_deadline(server, factor * peaks[size], deadline_ms / 1e3, duration_s, size)
         runs[size, deadline_ms, factor] = run_from(generators.measure(load))
     return runs
-
-
-def load_with_deadline(server: str, rate: float, deadline_s: float, duration_s: float, size: int = 1) -> Load:
-    """Returns a Poisson process of requests of `size` images, each with this deadline from when it is due."""
-    return Load(
-        contender=server,
-        scenario="server",
-        target_qps=rate,
-        duration_s=duration_s,
-        images_per_request=size,
-        latency_p99_ms=1e3 * deadline_s,
-        timeout_s=deadline_s,
-        late_s=LATE_SHARE * deadline_s,
-    )
 
 
 def run_from(found: Measurement) -> Run:

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atelier.tables import aligned, spread
@@ -126,14 +125,6 @@ def _serving(document: Document) -> str:
     header = ("front end", "images/s", "p50, ms", "p99, ms", "requests", "served over it")
     note = "64 images a request, 32 in flight, every answer compared; beside it the references in process."
     return _section("Served", note, header, rows, "\n".join(lines))
-
-
-def save_plot(document: Document, path: Path) -> bool:
-    """Saves the plot as a PNG; false if there is nothing to draw."""
-    figure = plot_of(document)
-    if figure is not None:
-        figure.savefig(path, dpi=100)
-    return figure is not None
 
 
 def plot_of(document: Document) -> "Figure | None":

@@ -21,7 +21,7 @@ from atelier.files import save_json, write_atomically
 from atelier.machine import gpu_facts
 from atelier.settings import parse_settings
 from loadtest.front_ends import available_front_ends
-from loadtest.gpu_report.pages import Document, markdown_from, save_plot
+from loadtest.gpu_report.pages import Document, markdown_from, plot_of
 from loadtest.gpu_report.programs import MODEL_OF, Plan, StepFailedError, export, latency, look_at_host, serve, train
 
 RESERVED_S = 20.0  # for the plot: matplotlib's first import looks for fonts
@@ -91,8 +91,10 @@ def write(stem: Path, about: Document, steps: list[Step], *, is_plotted: bool = 
     """Writes what is known by now as `<stem>.json` and `.md`, each whole or as it was."""
     document = about | {"steps": [asdict(step) for step in steps]}
     save_json(stem.with_suffix(".json"), document)
-    has_plot = is_plotted and save_plot(document, stem.with_suffix(".png"))
-    write_atomically(stem.with_suffix(".md"), markdown_from(document, stem.name if has_plot else "").encode())
+    figure = plot_of(document) if is_plotted else None
+    if figure:
+        figure.savefig(stem.with_suffix(".png"), dpi=100)
+    write_atomically(stem.with_suffix(".md"), markdown_from(document, stem.name if figure else "").encode())
 
 
 def new_stem(report_dir: Path, name: str, date: str) -> Path:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from loadtest.load.load_clients import BEST
 
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
+LATE_SHARE = 0.1  # of the deadline: a request that cannot be sent by then was the generator's failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,22 @@ class Load:
             expected=self.expected / (num_processes if self.scenario == "offline" else 1),
             seed=self.seed * num_processes + rank,
         )
+
+
+def load_with_deadline(
+    server: str, rate: float, deadline_s: float, duration_s: float, size: int = 1, *, late_share: float = LATE_SHARE
+) -> Load:
+    """Returns a Poisson process of requests of `size` images, each with this deadline from when it is due."""
+    return Load(
+        contender=server,
+        scenario="server",
+        target_qps=rate,
+        duration_s=duration_s,
+        images_per_request=size,
+        latency_p99_ms=1e3 * deadline_s,
+        timeout_s=deadline_s,
+        late_s=late_share * deadline_s,
+    )
 
 
 def settings_from(load: Load) -> Any:

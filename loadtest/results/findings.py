@@ -3,13 +3,11 @@
 import os
 from dataclasses import dataclass, field
 
-from atelier.machine import machine_facts
 from loadtest.backend_speed import Speed
 from loadtest.config import LoadTestConfig
 from loadtest.results.measurement import Measurement, together
 from loadtest.results.search import MaxSearch
 
-PACKAGES = ("torch", "onnxruntime", "grpcio", "protobuf", "numpy", "mlcommons-loadgen", "hdrhistogram")
 MLPERF_DURATION_S = 600  # see its rules
 PASS, FAIL, INVALID, INTERRUPTED = "PASS", "FAIL", "INVALID", "INTERRUPTED"
 EXIT_CODES = {PASS: 0, FAIL: 1, INVALID: os.EX_TEMPFAIL, INTERRUPTED: 130}
@@ -65,6 +63,12 @@ class Findings:
         rounds = [run for (contender, _), runs in self.runs.items() if contender == "served" for run in runs]
         return rounds + (self.search.confirmations if self.search else [])
 
+    @property
+    def faults(self) -> list[str]:
+        """Names the first wrong, lost and refused answers; of a rate of the sweep only if some are wrong."""
+        blamed = [*self.asked, *(run for run in self.sweep if run.count("wrong"))]
+        return [f"{run.load.scenario}: {fault}" for run in blamed for fault in run.faults]
+
     def ratios(self, scenario: str) -> dict[str, list[float]]:
         """Divides images/s of the served model by each yardstick's, within each repeat."""
         served = self.runs.get(("served", scenario), [])
@@ -110,8 +114,3 @@ class Findings:
         if not self.asked:
             invalid.append("there is nothing to judge: a sweep goes where any server fails; measure a scenario too")
         return (INVALID, invalid) if invalid else (PASS, [])
-
-
-def machine() -> dict[str, str]:
-    """Returns what the figures were taken on."""
-    return machine_facts(PACKAGES) | {"load average before": f"{os.getloadavg()[0]:.1f}"}

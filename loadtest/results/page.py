@@ -15,50 +15,7 @@ from loadtest.results.sections import MEANINGS, Section, sections
 from serving.manifest import MODEL_NAME
 
 FORMAT = 1  # of report.json
-STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #ffffff; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
-       font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; line-height: 1.25; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .5rem 0; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.verdict { margin: 1rem 0; padding: .75rem 1rem; border-left: .4rem solid; border-radius: .25rem; background: #f6f8fa; }
-.verdict strong { font-size: 1.25rem; }
-.PASS { border-color: #1a7f37; } .PASS strong { color: #1a7f37; }
-.FAIL { border-color: #cf222e; } .FAIL strong { color: #cf222e; }
-.INVALID, .INTERRUPTED { border-color: #9a6700; } .INVALID strong, .INTERRUPTED strong { color: #9a6700; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0; }
-.numbers div { border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .75rem; }
-.numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
-        font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-tr.served td { font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; min-width: 0; }
-figure svg { width: 100%; height: auto; display: block; }
-ul { padding-left: 1.2rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) {
-  body { padding: .75rem; } table { font-size: .75rem; } th, td { padding: .25rem .3rem; }
-  th, td { white-space: normal; vertical-align: bottom; } td:first-child { min-width: 5.5rem; } .wide { display: none; }
-  dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
-}
-@media print {
-  @page { size: A4; margin: 14mm; }
-  html { font-size: 10pt; } body { padding: 0; max-width: none; font-size: 1rem; }
-  .verdict { background: none; border: 1px solid; border-left-width: .4rem; }
-  .plots { grid-template-columns: 1fr 1fr; gap: 6mm; }
-  figure, section.short, .numbers, .verdict { break-inside: avoid; } h2 { break-after: avoid; }
-  .scroll { overflow: visible; } th:first-child, td:first-child { position: static; }
-  table { font-size: 8pt; } th, td { padding: 1mm 1.5mm; }
-}
-"""
+STYLE_PATH = Path(__file__).with_name("page.css")
 CAPTIONS = {
     "Latency": "How many requests were answered within so many milliseconds, from when they were due; each nine of "
     "the tail takes the same room.",
@@ -86,13 +43,13 @@ def page_from(findings: Findings, facts: dict[str, str]) -> str:
         _numbers(findings),
         *(_section(section.title, _table(section)) for section in sections(findings)),
         _section("Plots", _plots(findings)),
-        _section("Answers that failed", _list(_faults(findings))),
+        _section("Answers that failed", _list(findings.faults)),
         _section("How it was measured", _method(findings, facts)),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     title = f"<title>{verdict}: load test of {escape(MODEL_NAME)}</title>"
     body = "\n".join(part for part in parts if part)
-    head = f"<head>{head}{title}<style>{STYLE}</style></head>"
+    head = f"<head>{head}{title}<style>{STYLE_PATH.read_text()}</style></head>"
     return f'<!doctype html>\n<html lang="en">{head}\n<body>\n{body}\n</body></html>\n'
 
 
@@ -148,10 +105,6 @@ def _plots(findings: Findings) -> str:
         for title, svg in plots_from(findings).items()
     )
     return f'<div class="plots">{figures}</div>' if figures else ""
-
-
-def _faults(findings: Findings) -> list[str]:
-    return [f"{run.load.scenario}: {fault}" for run in findings.asked for fault in run.faults]
 
 
 def _method(findings: Findings, facts: dict[str, str]) -> str:

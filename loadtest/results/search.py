@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from atelier.errors import ProgramError
 from loadtest.results.measurement import Measurement
 
-SWEEP_SHARES = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)  # of the rate at which the server was saturated
-
 GROWTH = 1.5
 PRECISION = 1.05  # the search ends when the rate that failed is at most this times the one that held
 NUM_CONFIRMATIONS = 5

@@ -137,9 +137,7 @@ def _verdict(findings: Findings) -> list[str]:
         answered = ", ".join(f"{counts[name]:,} {word}" for name, word in names.items())
         lines.append(f"answers: {answered}; each compared with {findings.reference}")
         lines += [findings.not_mlperf] if findings.not_mlperf else []
-    blamed = [*findings.asked, *(run for run in findings.sweep if run.count("wrong"))]
-    faults = [f"{run.load.scenario}: {fault}" for run in blamed for fault in run.faults]
-    lines += [f"  {fault}" for fault in faults[:5]] if verdict == FAIL else []
+    lines += [f"  {fault}" for fault in findings.faults[:5]] if verdict == FAIL else []
     lines += [f"note: {note}" for note in findings.notes]
     lines += [f"  {reason}" for reason in reasons]
     return [*lines, f"{verdict}: {MEANINGS[verdict]}"]

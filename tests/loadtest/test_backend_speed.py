@@ -102,6 +102,7 @@ def test_onnxruntime_on_cuda_runs_on_a_stream_of_ours_which_events_time(gpu: Fak
     assert session.options["user_compute_stream"] == str(int(backend.stream))
     np.testing.assert_allclose(backend.infer(noise_images(3)), truth()(noise_images(3)), rtol=1e-5, atol=1e-5)
     clock = clock_of(backend)
+    assert clock is not None
     row = row_of(backend, 3, 2, 0.0, clock)
     assert (row["clock"], row["latency_us"]) == ("CUDA events", [1000.0, 1000.0])  # one launch between two events
     clock.close()

@@ -116,6 +116,13 @@ def test_failed_run_names_the_requests() -> None:
     assert "server: request 7: wrong" in screen(findings(measurement(wrong=1)))
 
 
+def test_wrong_answers_of_the_sweep_are_named_on_the_screen_and_on_the_page() -> None:
+    found = findings(measurement(), sweep=[measurement(qps=2000.0, wrong=1), measurement(qps=3000.0, refused=3)])
+    for text in (screen(found), page_from(found, {})):
+        assert "server: request 7: wrong" in text
+        assert "request 7: refused" not in text
+
+
 @pytest.mark.slow
 def test_screen_and_page_show_the_same_tables() -> None:
     found = findings(measurement(), sweep=[measurement(qps=2000.0, refused=3)])

@@ -9,10 +9,10 @@ from loadtest.bench.overload import (
     FACTORS,
     SIZES,
     Run,
-    load_with_deadline,
     overload_rows,
     run_from,
 )
+from loadtest.load.scenarios import load_with_deadline
 from loadtest.results.measurement import Measurement
 from tests.loadtest.test_truth import measured, null_server
 

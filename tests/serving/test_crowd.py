@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from atelier.client import Client
-from loadtest.bench.overload import load_with_deadline
 from loadtest.load.generator import Generators
 from loadtest.load.protocols import Classify
+from loadtest.load.scenarios import load_with_deadline
 from loadtest.server_process import ServerProcess, server_process
 from tests.serving.running import scrape, wait_for
 from tests.serving.test_overload import LABELS, REFERENCE

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from loadtest.bench.overload import load_with_deadline, run_from
+from loadtest.bench.overload import run_from
 from loadtest.load.generator import Generators
 from loadtest.load.protocols import Classify, Reference
+from loadtest.load.scenarios import load_with_deadline
 from loadtest.results.measurement import Measurement
 from loadtest.server_process import ServerProcess, server_process
 from tests.reliability.plugin import Figure

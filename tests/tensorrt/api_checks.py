@@ -435,6 +435,7 @@ def test_refusal_by_tensorrt_is_an_error_and_no_wrong_answer(
 def test_events_time_the_backends_own_stream(backend: TensorRTBackend) -> None:
     backend.warm_up()
     clock = clock_of(backend)
+    assert clock is not None
     row = row_of(backend, 3, 2, 0.0, clock)
     clock.close()
     assert row["clock"] == "CUDA events"
