@@ -16,7 +16,7 @@ from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, 
 from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference, ServerProtocol
 from loadtest.processes import serving_process
-from loadtest.restarts.steady_load import OURS, PLAIN, Account, Entry, SteadyLoad, account
+from loadtest.restarts.steady_load import OURS, PLAIN, Account, Connect, Entry, SteadyLoad, account
 from loadtest.server_process import ServerProcess, comes_true, free_port
 
 BETWEEN_S = (0.4, 0.8)
@@ -84,7 +84,7 @@ def restart(
     *,
     number: int,
     rate: float,
-    client: str = PLAIN,
+    client: Connect = PLAIN,
     between_s: tuple[float, float] = BETWEEN_S,
 ) -> Cycles:
     """Ends a server with SIGTERM and starts the next on its port, under a client that retries only UNAVAILABLE.

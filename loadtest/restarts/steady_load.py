@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -31,8 +32,6 @@ RIGHT = "right"
 DEADLINE_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 START_S = 30.0
-# A client that retries only UNAVAILABLE, one that never does, and atelier.client.
-PLAIN, ONCE, OURS = "plain", "once", "ours"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,33 +88,17 @@ def write_journal(path: Path, journal: Sequence[Any]) -> None:
 
 # Asks about one image, completing the entry.
 Ask = Callable[[Entry], Coroutine[Any, Any, None]]
+# Connects to the server that a protocol names. It is sent to the process that asks.
+Connect = Callable[[Classify], AbstractAsyncContextManager[Ask]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Login:
-    """Holds what `atelier.client` is told beside the target."""
-
-    tls: Path | bool = False  # certificates to trust
-    token: str = ""
-
-
-ANYBODY = Login()
 REQUEST: ContextVar[Entry] = ContextVar("the request that a task is about")
 
 
 class SteadyLoad:
-    """Offers requests at a rate from when it is entered until `ended`; `login` is for `atelier.client`."""
+    """Offers requests at a rate from when it is entered until `ended`."""
 
-    def __init__(
-        self,
-        protocol: Classify,
-        *,
-        client: str,
-        rate: float,
-        deadline_s: float = DEADLINE_S,
-        login: Login = ANYBODY,
-    ) -> None:
-        self._child = Child("the load", _offer, protocol, client, rate, deadline_s, login)
+    def __init__(self, protocol: Classify, *, client: Connect, rate: float) -> None:
+        self._child = Child("the load", _offer, protocol, client, rate)
 
     def ended(self) -> list[Entry]:
         """Stops sending, waits for what was sent, and returns the journal."""
@@ -131,22 +114,16 @@ class SteadyLoad:
         self._child.end()
 
 
-def _offer(protocol: Classify, client: str, rate: float, deadline_s: float, login: Login, pipe: Connection) -> None:
-    if client == OURS:
-        connected = _our_client(protocol, deadline_s, login)
-    else:
-        connected = _plain_client(protocol, may_retry=client == PLAIN)
-    asyncio.run(_offer_until_told(protocol, connected, rate, pipe))
+def _offer(protocol: Classify, client: Connect, rate: float, pipe: Connection) -> None:
+    asyncio.run(_offer_until_told(protocol, client, rate, pipe))
 
 
-async def _offer_until_told(
-    protocol: Classify, connected: AbstractAsyncContextManager[Ask], rate: float, pipe: Connection
-) -> None:
+async def _offer_until_told(protocol: Classify, client: Connect, rate: float, pipe: Connection) -> None:
     journal: list[Entry] = []
     num_images = len(protocol.reference.images)
     told = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
     running: set[asyncio.Task[None]] = set()
-    async with connected as ask, asyncio.TaskGroup() as requests:
+    async with client(protocol) as ask, asyncio.TaskGroup() as requests:
         pipe.send("started")
         due_s = time.monotonic()
         while not told.done():
@@ -164,7 +141,7 @@ async def _offer_until_told(
 
 
 @asynccontextmanager
-async def _plain_client(protocol: Classify, *, may_retry: bool) -> AsyncIterator[Ask]:
+async def plain_client(protocol: Classify, *, may_retry: bool) -> AsyncIterator[Ask]:
     """Asks as any gRPC client with a retry policy does: it repeats what is UNAVAILABLE, after a pause, if it may."""
     options = [*channel_options(protocol.target), ("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(protocol.target, options=options) as channel:
@@ -208,9 +185,11 @@ class _CountedClient(AsyncClient):
 
 
 @asynccontextmanager
-async def _our_client(protocol: Classify, deadline_s: float, login: Login) -> AsyncIterator[Ask]:
-    """Asks by the client that comes with the server."""
-    async with _CountedClient(protocol.target, tls=login.tls, token=login.token) as client:
+async def our_client(
+    protocol: Classify, *, deadline_s: float = DEADLINE_S, tls: Path | bool = False, token: str = ""
+) -> AsyncIterator[Ask]:
+    """Asks by the client that comes with the server, which trusts the certificates in `tls`."""
+    async with _CountedClient(protocol.target, tls=tls, token=token) as client:
 
         async def ask(entry: Entry) -> None:
             REQUEST.set(entry)
@@ -226,6 +205,11 @@ async def _our_client(protocol: Classify, deadline_s: float, login: Login) -> As
             return _complete(entry, RIGHT if is_right else fault)
 
         yield ask
+
+
+PLAIN = partial(plain_client, may_retry=True)  # repeats only what is UNAVAILABLE
+ONCE = partial(plain_client, may_retry=False)
+OURS = our_client
 
 
 def _complete(entry: Entry, outcome: str) -> None:

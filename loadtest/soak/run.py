@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -30,7 +31,7 @@ from loadtest.front_ends import NOT_SOAKED, TrialSettings
 from loadtest.reference import known_answers
 from loadtest.restarts.cycles import STOP_S
 from loadtest.restarts.shelf import NamedVersion, shifted
-from loadtest.restarts.steady_load import OURS, Entry, Login, SteadyLoad, account, write_journal
+from loadtest.restarts.steady_load import Entry, SteadyLoad, account, our_client, write_journal
 from loadtest.restarts.swaps import served_shelf
 from loadtest.soak.faults import FAULTS
 from loadtest.soak.outcome import DEADLINE_S, Counts, Done, Held, Outcome, Plan
@@ -119,8 +120,9 @@ def _round(
     """Does these faults under load; returns the journal."""
     plain = plan.reference
     protocol = NamedVersion(target=site.server.target, reference=plain, shifted=shifted(plain))
-    login = Login(tls=site.credentials.authority, token=site.credentials.token)
-    with SteadyLoad(protocol, client=OURS, rate=plan.rate, deadline_s=DEADLINE_S, login=login) as load:
+    credentials = site.credentials
+    client = partial(our_client, deadline_s=DEADLINE_S, tls=credentials.authority, token=credentials.token)
+    with SteadyLoad(protocol, client=client, rate=plan.rate) as load:
         time.sleep(plan.every_s)
         if not outcome.held:
             outcome.held.append(Held.by(site.server.process.pid))

@@ -19,7 +19,7 @@ from loadtest.restarts.bad_versions import BAD_KINDS
 from loadtest.restarts.cycles import Cycles, Starter, kill, restart, seconds_until_answered
 from loadtest.restarts.run import main
 from loadtest.restarts.shelf import NamedVersion, shifted
-from loadtest.restarts.steady_load import OURS, PLAIN, Entry, account, write_journal
+from loadtest.restarts.steady_load import OURS, PLAIN, Connect, Entry, account, write_journal
 from loadtest.restarts.swaps import refuse, swap
 from loadtest.server_process import free_port, server_process
 from tests.conftest import import_s
@@ -52,9 +52,11 @@ def serving(front_end: str, small_repository: Path) -> Starter:
 @pytest.mark.goal("G3", of="SIGTERM restarts", ci=3, release=50)
 @pytest.mark.goal("G4", of="SIGTERM restarts", ci=3, release=50)
 # Where a start takes 6 s, as on busy machines, our client's calls fail too often for it to go on: see atelier/calls.py.
-@pytest.mark.parametrize("client", [PLAIN, pytest.param(OURS, marks=pytest.mark.timing)])
+@pytest.mark.parametrize(
+    "client", [pytest.param(PLAIN, id="plain"), pytest.param(OURS, marks=pytest.mark.timing, id="ours")]
+)
 def test_restarts_under_load_lose_nothing(
-    front_end: str, client: str, serving: Starter, known: Reference, size: int, figure: Figure
+    front_end: str, client: Connect, serving: Starter, known: Reference, size: int, figure: Figure
 ) -> None:
     load: Any = {"rate": RATE}
     if is_release():  # our client gives up where 2,000 more calls failed than succeeded: see atelier/calls.py
