@@ -4,7 +4,6 @@ Odd versions are the exported model; even ones are the same with its classes mov
 which of the two has given it.
 """
 
-import copy
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from atelier.wire import classifier_pb2 as pb
 from loadtest.load.protocols import Checked, Classify, Reference
-from loadtest.restarts.bad_versions import BAD_KINDS, Bad, digests, with_last_layer
+from loadtest.restarts.bad_versions import BAD_KINDS, digests, shifted_model
 from serving.manifest import (
     MANIFEST_NAME,
     MODEL_NAME,
@@ -72,9 +71,7 @@ class Shelf:
         file, manifest = self._plain
         images, logits = manifest.probes.arrays()
         probes = Probes.of(manifest.probes.names, images, np.roll(logits, 1, axis=1))
-        return with_last_layer(file, lambda tensor: np.roll(tensor, 1, axis=0)), dataclasses.replace(
-            manifest, probes=probes
-        )
+        return shifted_model(file), dataclasses.replace(manifest, probes=probes)
 
     def publish(self, number: int) -> None:
         """Publishes a good version, and takes away those that nobody needs any more."""
@@ -84,13 +81,12 @@ class Shelf:
 
     def publish_bad(self, number: int, kind: str, random: Random) -> str:
         """Publishes a version of one of BAD_KINDS; returns the word with which it must be refused."""
-        spoil, word = BAD_KINDS[kind]
-        file, manifest = self._plain
-        bad = Bad(file, vars(copy.deepcopy(dataclasses.replace(manifest, version=number))), self._shifted[0], random)
-        bad.document["files"] = digests(file)
-        spoil(bad)
-        self._write(number, bad.file, Manifest(**bad.document), rewrite=bad.rewrite)
-        return word
+        spoil, (file, manifest) = BAD_KINDS[kind], self._plain
+        model = spoil.model(file, random)
+        manifest = dataclasses.replace(manifest, version=number, files=digests(model))
+        manifest = dataclasses.replace(manifest, **spoil.fields(manifest, random))
+        self._write(number, spoil.file(model, random), manifest, lambda text: spoil.text(text, random))
+        return spoil.word
 
     def withdraw(self, number: int) -> None:
         """Takes a version away."""

@@ -30,7 +30,7 @@ def swap(
     longest_s: float = LONGEST_S,
 ) -> Cycles:
     """Publishes good versions, one after the other, and has the server take each: no call may fail or mix two."""
-    pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same pauses each time
+    pause, spans, faults = random.Random(number), [], []  # noqa: S311 - the same pauses each time
     with served_shelf(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
         for version in range(2, number + 2):
             time.sleep(pause.uniform(*BETWEEN_S))
@@ -40,16 +40,15 @@ def swap(
             if not comes_true(partial(_has_swapped, server, version - 1), longest_s):
                 faults.append(f"version {version} was not served")
                 break
-            took_s.append(time.monotonic() - began_s)
             spans.append((began_s, time.monotonic()))
-        return _cycles(SWAP, server, load, took_s, spans, faults)
+        return _cycles(SWAP, server, load, spans, faults)
 
 
 def refuse(front_end_flags: list[str], source: Path, reference: Reference, *, number: int, rate: float) -> Cycles:
     """Publishes versions that are bad, each in its way: each must be refused with its word, and no call may notice."""
-    pause, took_s, spans, faults = random.Random(number), [], [], []  # noqa: S311 - the same each time
+    pause, spans, faults = random.Random(number), [], []  # noqa: S311 - the same each time
     with served_shelf(front_end_flags, source) as (server, shelf), _load(server, reference, rate) as load:
-        counts = dict.fromkeys((word for _, word in BAD_KINDS.values()), 0)
+        counts = dict.fromkeys((spoil.word for spoil in BAD_KINDS.values()), 0)
         for turn in range(number):
             time.sleep(pause.uniform(*BETWEEN_S) / 2)
             kind = list(BAD_KINDS)[turn % len(BAD_KINDS)]
@@ -60,14 +59,13 @@ def refuse(front_end_flags: list[str], source: Path, reference: Reference, *, nu
             if not comes_true(lambda: _refused(server, counts) == counts, LONGEST_S):
                 faults.append(f"{kind}: {_refused(server, counts)} were refused instead of {counts}")
                 break
-            took_s.append(time.monotonic() - began_s)
             spans.append((began_s, time.monotonic()))
             shelf.withdraw(2)
         if server.metric("atelier_version_swaps_total"):
             faults.append("a bad version was served")
         num_lines = server.output.count(" is refused: ")
         faults += [f"{num_lines} lines of the log say what was refused"] if num_lines != number else []
-        return _cycles(BAD_VERSION, server, load, took_s, spans, faults)
+        return _cycles(BAD_VERSION, server, load, spans, faults)
 
 
 @contextmanager
@@ -98,7 +96,6 @@ def _cycles(
     name: str,
     server: ServerProcess,
     load: SteadyLoad,
-    took_s: list[float],
     spans: list[tuple[float, float]],
     faults: list[str],
 ) -> Cycles:
@@ -107,7 +104,7 @@ def _cycles(
     exit_codes = [server.stop(timeout_s=STOP_S)]
     repeated = sum(entry.retried for entry in journal)
     faults += [f"{repeated} calls had to be repeated"] if repeated else []
-    answered = server.num_answered
+    took_s, answered = [ended_s - began_s for began_s, ended_s in spans], server.num_answered
     return Cycles(
         name=name, journal=journal, took_s=took_s, exit_codes=exit_codes, answered=answered, spans=spans, others=faults
     )
