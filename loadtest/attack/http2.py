@@ -152,6 +152,13 @@ class Connection:
                 return False
         return True
 
+    def ask(self, body: bytes, until_s: float, block: bytes = b"", *, ends: bool = True) -> int:
+        """Opens a stream, for Classify without `block`, and sends it the message; returns its number."""
+        stream = self.next_stream()
+        self.send(opening(stream, block))
+        self.send_data(stream, body, until_s, ends=ends)
+        return stream
+
     def wait_for(self, stream: int, until_s: float) -> bool:
         """Reads until the server has ended the stream; false if it has not until then."""
         while stream not in self.ended and self.is_open and time.monotonic() < until_s:

@@ -6,7 +6,7 @@ import struct
 import time
 from collections.abc import Sequence
 
-from loadtest.attack.field import Counts, Field, in_threads
+from loadtest.attack.field import Counts, Field, GoesOn, in_threads
 from loadtest.attack.http2 import (
     CONTINUATION,
     DATA,
@@ -124,7 +124,7 @@ def _on_new_connections(field: Field, openings: Sequence[bytes]) -> Counts:
     """Sends one of them after the other, each on a connection of its own, and waits a little for what comes."""
     turns = itertools.cycle(openings)
 
-    def work(_rank: int, counts: Counts) -> None:
+    def work(_rank: int, counts: Counts, _goes_on: GoesOn) -> None:
         with Connection(field.address, greeting=next(turns)) as connection:
             counts["connections"] += 1
             until_s = time.monotonic() + LOOK_S
@@ -137,12 +137,12 @@ def _on_new_connections(field: Field, openings: Sequence[bytes]) -> Counts:
 def _header_blocks(field: Field, blocks: Sequence[bytes]) -> Counts:
     """Calls with these headers, one after the other; a connection that ends is replaced."""
 
-    def work(_rank: int, counts: Counts) -> None:
+    def work(_rank: int, counts: Counts, goes_on: GoesOn) -> None:
         with Connection(field.address) as connection:
             counts["connections"] += 1
             for block in itertools.cycle(blocks):
                 stream = connection.next_stream()
-                if not (field.goes_on(THREADS * counts["calls"]) and connection.send(_split(block, stream))):
+                if not (goes_on() and connection.send(_split(block, stream))):
                     return
                 counts["calls"] += 1
                 if not connection.read(LOOK_S):

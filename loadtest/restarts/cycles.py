@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, message, opening
+from loadtest.attack.http2 import Connection, message
 from loadtest.front_ends import KILL, SIGTERM, End
 from loadtest.load.protocols import Classify, Reference, ServerProtocol
 from loadtest.processes import serving_process
@@ -147,10 +147,8 @@ def seconds_until_answered(address: tuple[str, int], protocol: ServerProtocol, l
 def _is_answered(address: tuple[str, int], protocol: ServerProtocol) -> bool:
     try:
         with Connection(address) as connection:
-            stream = connection.next_stream()
-            request = message(protocol.request([0]))
-            connection.send(opening(stream) + frame(DATA, END_STREAM, stream, request))
-            connection.wait_for(stream, time.monotonic() + ATTEMPT_S)
+            until_s = time.monotonic() + ATTEMPT_S
+            connection.wait_for(connection.ask(message(protocol.request([0])), until_s), until_s)
             reply = connection.answered[MESSAGE_PREFIX:]
             return bool(reply) and not protocol.check(reply, [0]).fault
     except OSError:

@@ -21,7 +21,6 @@ from loadtest.attack.http2 import (
     Connection,
     literal,
     message,
-    opening,
     request_headers,
     reset,
     setting,
@@ -40,14 +39,12 @@ GZIP_BOMB_MEBIBYTES = 100
 def cancelled_calls(site: Site, random: Random) -> str:
     """Makes calls of which a third is cancelled at once, a third once it waits, and a third has a millisecond."""
     with _connected(site) as connection:
-        streams = [connection.next_stream() for _ in range(STREAMS)]
-        kinds = [random.randrange(3) for _ in streams]
-        for stream, kind in zip(streams, kinds, strict=True):
-            hurry = literal(b"grpc-timeout", b"1m") if kind == 2 else b""
-            connection.send(opening(stream, _headers(site, INFER, hurry)))
-            connection.send_data(stream, _infer_message(), time.monotonic() + ANSWERED_S)
+        streams, kinds = [], [random.randrange(3) for _ in range(STREAMS)]
+        for kind in kinds:
+            headers = _headers(site, INFER, literal(b"grpc-timeout", b"1m") if kind == 2 else b"")
+            streams.append(connection.ask(_infer_message(), time.monotonic() + ANSWERED_S, headers))
             if kind == 0:
-                connection.send(reset(stream))
+                connection.send(reset(streams[-1]))
         connection.send(b"".join(reset(stream) for stream, kind in zip(streams, kinds, strict=True) if kind == 1))
         _await(connection, [stream for stream, kind in zip(streams, kinds, strict=True) if kind == 2])
     return f"{STREAMS} calls"
@@ -57,8 +54,8 @@ def malformed_messages(site: Site, random: Random) -> str:
     """Sends messages that are noise or cut off to Classify, and some with flipped bits to ModelInfer."""
     classify = pb.ClassifyRequest(images=bytes(784)).SerializeToString()
     with _connected(site) as connection:
-        streams = [connection.next_stream() for _ in range(STREAMS)]
-        for stream in streams:
+        streams = []
+        for _ in range(STREAMS):
             if random.random() < 0.5:
                 path, body = INFER, bytearray(_infer_message()[5:])
                 body[random.randrange(len(body))] ^= 1 << random.randrange(8)
@@ -66,8 +63,8 @@ def malformed_messages(site: Site, random: Random) -> str:
                 path, body = CLASSIFY, bytearray(classify[: random.randrange(1, len(classify))])
             else:
                 path, body = CLASSIFY, bytearray(random.randbytes(random.randrange(2000)))
-            connection.send(opening(stream, _headers(site, path)))
-            connection.send_data(stream, message(bytes(body)), time.monotonic() + ANSWERED_S)
+            until_s = time.monotonic() + ANSWERED_S
+            streams.append(connection.ask(message(bytes(body)), until_s, _headers(site, path)))
         _await(connection, streams)
     return f"{STREAMS} messages"
 
@@ -93,9 +90,7 @@ def slow_readers(site: Site, _random: Random) -> str:
         for _ in range(5):
             connection = stack.enter_context(_connected(site, setting(INITIAL_WINDOW, 0)))
             for _ in range(STREAMS):
-                stream = connection.next_stream()
-                connection.send(opening(stream, _headers(site, INFER)))
-                connection.send_data(stream, _infer_message(), time.monotonic() + 0.2)
+                connection.ask(_infer_message(), time.monotonic() + 0.2, _headers(site, INFER))
         time.sleep(HELD_S)
     return "5 connections"
 
@@ -106,10 +101,8 @@ def slow_senders(site: Site, random: Random) -> str:
         for _ in range(5):
             connection = stack.enter_context(_connected(site))
             for _ in range(STREAMS):
-                stream = connection.next_stream()
-                connection.send(opening(stream, _headers(site, INFER)))
                 part = _infer_message()[: random.randrange(10)]
-                connection.send_data(stream, part, time.monotonic() + 0.2, ends=False)
+                connection.ask(part, time.monotonic() + 0.2, _headers(site, INFER), ends=False)
         time.sleep(HELD_S)
     return "5 connections"
 
@@ -158,9 +151,7 @@ def _headers(site: Site, path: bytes, extra: bytes = b"") -> bytes:
 def _ask(site: Site, body: bytes, extra: bytes = b"") -> None:
     """Makes a Classify call on a connection of its own, and waits for its end."""
     with _connected(site) as connection:
-        stream = connection.next_stream()
-        connection.send(opening(stream, _headers(site, CLASSIFY, extra)))
-        connection.send_data(stream, body, time.monotonic() + ANSWERED_S)
+        stream = connection.ask(body, time.monotonic() + ANSWERED_S, _headers(site, CLASSIFY, extra))
         _await(connection, [stream])
 
 
