@@ -112,7 +112,8 @@ def ask(field: Field, messages: Sequence[bytes], extra: bytes = b"", *, connecti
             stream = connection.next_stream()
             connection.send(opening(stream, block))
             body = messages[(rank + counts["messages"]) % len(messages)]
-            counts["megabytes"] += len(body) // MEBIBYTE if connection.send_data(stream, body, field.most_s) else 0
+            is_taken = connection.send_data(stream, body, field.most_s)
+            counts["megabytes"] += round(is_taken * len(body) / MEBIBYTE)
             connection.wait_for(stream, min(field.most_s, time.monotonic() + 10))
             counts["messages"] += 1
 
