@@ -65,9 +65,13 @@ def reset_pictures(field: Field) -> Counts:
 
 
 def zeros_gzipped(mebibytes: int) -> bytes:
-    """Returns so many MiB of zeros as gzip."""
-    packer, zeros = zlib.compressobj(9, zlib.DEFLATED, 31), bytes(MEBIBYTE)
-    return b"".join(packer.compress(zeros) for _ in range(mebibytes)) + packer.flush()
+    """Returns so many MiB of zeros as gzip (RFC 1952): one compressed MiB over and over, which takes no time."""
+    packer, zeros, digest = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(MEBIBYTE), 0
+    block = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(mebibytes):
+        digest = zlib.crc32(zeros, digest)
+    head, last_block = b"\x1f\x8b\x08" + bytes(6) + b"\xff", b"\x03\0"
+    return head + block * mebibytes + last_block + struct.pack("<II", digest, mebibytes * MEBIBYTE)
 
 
 def blank_png(side: int) -> bytes:
