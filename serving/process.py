@@ -5,7 +5,6 @@ import faulthandler
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -16,12 +15,11 @@ from multiprocessing.connection import Connection, wait
 from atelier import __version__
 from atelier.errors import DeviceError, ProgramError
 from atelier.program import run_program, say
+from serving.children import STACKS_SIGNAL
 from serving.config import ServerConfig
 from serving.models import ModelVersion, ServedModel
 from serving.playground.entrance import Entrance
 from serving.trial import Trial, load_runtime
-
-STACKS_SIGNAL = signal.SIGUSR1  # has the process write its Python stacks to stderr, whatever holds its threads
 
 
 @dataclass(frozen=True, kw_only=True)

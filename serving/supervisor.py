@@ -18,9 +18,8 @@ from multiprocessing.connection import Connection, wait
 from atelier.files import write_atomically
 from atelier.program import say
 from atelier.wire import SERVICE
-from serving.child import Child
+from serving.children import SIGNALS, Child, Inherited, start_process
 from serving.config import ServerConfig
-from serving.fork import SIGNALS, Inherited, start_process
 from serving.listening import Listening
 from serving.models import ModelVersion
 from serving.playground.process import Playground

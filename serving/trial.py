@@ -23,8 +23,8 @@ from pathlib import Path
 from atelier.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from atelier.memory import is_out_of_memory
 from serving.backends.select import files_for
+from serving.children import start_process
 from serving.config import ServerConfig
-from serving.fork import start_process
 from serving.limits import Limits
 from serving.models import ModelVersion
 

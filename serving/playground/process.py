@@ -16,8 +16,8 @@ from multiprocessing.process import BaseProcess
 
 from atelier.errors import ProgramError, ResourceUnavailableError
 from atelier.program import how_to_install, run_program, say
+from serving.children import Inherited, start_process
 from serving.config import ServerConfig
-from serving.fork import Inherited, start_process
 from serving.listening import Listening, is_loopback
 from serving.models import ModelVersion
 from serving.playground.entrance import NO_ENTRANCE, Entrance, open_entrance
