@@ -1,4 +1,4 @@
-"""The errors that fail one request, with their gRPC statuses.
+"""The errors that fail one request, with their gRPC statuses, and the one of a picture, which becomes such an error.
 
 A message goes to the client as it is: it names the value, the limit and the cure, and starts with a stable word
 (`QUEUE_FULL`). What ends the whole program is in atelier/errors.py.
@@ -59,3 +59,15 @@ class BackendError(RequestError):
     """The backend failed on this batch, or its output makes no sense."""
 
     status = "INTERNAL"
+
+
+class PictureError(Exception):
+    """The picture is not decoded; what is wrong with it is worded to follow "pictures[3] "."""
+
+    def __init__(self, what: str, cure: str = "send a whole PNG, JPEG or WebP file") -> None:
+        super().__init__(what)
+        self.what, self.cure = what, cure
+
+    def at(self, index: int) -> InvalidRequestError:
+        """Returns the refusal of the request, of which this is the picture at `index`."""
+        return InvalidRequestError("BAD_PICTURE", f"pictures[{index}] {self.what}", self.cure)

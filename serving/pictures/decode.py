@@ -3,6 +3,8 @@
 Pictures come from strangers: whatever their bytes are, what is raised is InvalidRequestError, in our own words.
 """
 
+import re
+import struct
 from collections.abc import Callable
 from io import BytesIO
 
@@ -15,18 +17,22 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from atelier.contract import IMAGE_SHAPE
-from serving.pictures.costs import cost_of
+from serving.errors import PictureError
+from serving.pictures.costs import SMALLER, cost_of, header_of
 from serving.pictures.grays import gray_and_alpha
-from serving.pictures.headers import header_of
 from serving.pictures.kinds import format_of
-from serving.pictures.orientation import LYING, ORIENTATION, orientation_from
 from serving.pictures.parts import parts_of
-from serving.pictures.refusals import SMALLER, PictureError
 
 EDGE = IMAGE_SHAPE[-1]
 
 # Not Image.open, which warns on the server's stderr of pictures that are refused here anyway.
 DECODERS: dict[str, type[ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}
+
+# How a picture lies is in EXIF, or else in XMP.
+ORIENTATION = 0x0112
+LYING = (5, 6, 7, 8)  # those in which width and height change places
+XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+MAX_ENTRIES = 1024  # of EXIF's; cameras write tens
 
 # A picture's grays and its alpha, both of mode "L" -> grays alone, and not many of them.
 Reduce = Callable[[Image.Image, Image.Image | None], Image.Image]
@@ -88,7 +94,7 @@ def _decoded(data: bytes, format: str, reduce: Reduce, edge: int) -> tuple[Image
     picture.draft("L", (max(1, width * edge // longest), max(1, height * edge // longest)))
     gray = reduce(*gray_and_alpha(picture, parts))
     notes = parts.notes or picture.info  # libwebp finds WebP's
-    orientation = orientation_from(notes.get("exif", b""), notes.get("xmp", b""))
+    orientation = _orientation_from(notes.get("exif", b""), notes.get("xmp", b""))
     return _upright(gray, orientation), (width, height) if orientation in LYING else (height, width)
 
 
@@ -98,6 +104,32 @@ def _scaled(gray: Image.Image) -> Image.Image:
     size = (max(1, round(gray.width * EDGE / longest)), max(1, round(gray.height * EDGE / longest)))
     # Averaging whole blocks first, down to three times the size, looks the same and takes a tenth of the time.
     return gray.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _orientation_from(exif: bytes, xmp: bytes) -> int:
+    """Finds 1 to 8 in EXIF or else in XMP; upright (1) if neither makes sense: cameras write much that does not."""
+    match = XMP_ORIENTATION.search(xmp)
+    return _orientation_from_exif(exif.removeprefix(b"Exif\0\0")) or (int(match[1]) if match else 1)
+
+
+def _orientation_from_exif(exif: bytes) -> int:
+    """Searches a TIFF directory's entries of (tag, type, count, value), twelve bytes each; 0 if there is none.
+
+    Pillow would read all of them, warning of each oddity, and strangers write tens of thousands; this reads one.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 0
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+        (num_entries,) = struct.unpack_from(f"{order}H", exif, directory)
+        for entry in range(min(num_entries, MAX_ENTRIES)):
+            tag, value = struct.unpack_from(f"{order}H6xH", exif, directory + 2 + 12 * entry)
+            if tag == ORIENTATION:
+                return value if 1 <= value <= 8 else 0
+    except struct.error:
+        pass
+    return 0
 
 
 def _upright(gray: Image.Image, orientation: int) -> Image.Image:

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection
 
+from serving.errors import PictureError
 from serving.pictures.reading import Reading, ReadPicture, question
-from serving.pictures.refusals import PictureError
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,14 @@
-"""Names what bytes are by how they begin: the pictures that are decoded here, and what people send in their place."""
+"""Tells what bytes are: raw images, or by how they begin pictures to be decoded, or what people send in their place."""
 
 import re
 from dataclasses import dataclass
 
-from serving.pictures.refusals import WHOLE, PictureError
+import numpy as np
+
+from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images
+from serving.errors import InvalidRequestError, PictureError
+
+BEGINNING_BYTES = 1024  # enough to know every kind by
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,6 @@ KINDS = (
     ),
     _kind("base64 text", rb"iVBORw0K|/9j/|UklGR|data:image/", "send the bytes that it stands for"),
 )
-
-
 ANY_KIND = re.compile(b"|".join(b"(?:" + kind.begins.pattern + b")" for kind in KINDS), re.DOTALL)
 
 
@@ -56,7 +59,30 @@ def format_of(data: bytes) -> str:
     kind = kind_of(data)
     if kind is None:
         what = f"begins with the bytes {data[:8].hex(' ')}, as no PNG, JPEG or WebP does" if data else "is empty"
-        raise PictureError(what, WHOLE)
+        raise PictureError(what)
     if kind.cure:
         raise PictureError(f"looks like {kind.name}", kind.cure)
     return kind.name
+
+
+def images_from_bytes(data: bytes) -> Images:
+    """Views raw images end to end as (N, 1, 28, 28) uint8, read-only. Raises InvalidRequestError."""
+    if not data:
+        what = "the request holds neither images nor pictures"
+        raise InvalidRequestError("NO_IMAGES", what, f"send {IMAGE_BYTES} bytes per image, or encoded pictures")
+    if len(data) % IMAGE_BYTES or not data.startswith(b"\0\0\0\0"):  # garments begin so, pictures never
+        check_raw_images(data[:BEGINNING_BYTES], len(data))
+    return np.frombuffer(data, np.uint8).reshape(-1, *IMAGE_SHAPE)
+
+
+def check_raw_images(beginning: bytes, num_bytes: int) -> None:
+    """Raises InvalidRequestError unless bytes that begin so may be raw images."""
+    kind = kind_of(beginning)
+    cure = "send one byte per pixel, row by row, images end to end"
+    if kind is not None:
+        cure = f"{kind.cure} and send it as pictures" if kind.cure else "send it as pictures"
+    if num_bytes % IMAGE_BYTES:
+        what = f"images is {num_bytes} bytes long, which is no multiple of {IMAGE_BYTES} = 28 x 28"
+        raise InvalidRequestError("BAD_IMAGE_SIZE", f"{what}, and looks like {kind.name}" if kind else what, cure)
+    if kind is not None:
+        raise InvalidRequestError("PICTURE_IN_IMAGES", f"images looks like {kind.name}", cure)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from serving.pictures.refusals import PictureError
+from serving.errors import PictureError
 
 # No picture has more parts than this up to its pixels: encoders write tens of them, and walking 4,096 takes 2 ms.
 MAX_PARTS = 4096

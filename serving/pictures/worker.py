@@ -12,9 +12,12 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 from serving.errors import InvalidRequestError
-from serving.pictures.read import read_picture
-from serving.pictures.reading import asked, refused
+from serving.pictures.decode import fitted, light_on_black
+from serving.pictures.photographs import has_light_border, prepared
+from serving.pictures.reading import Reading, ReadPicture, asked, refused
 
 NICENESS = 10
 MAX_BYTES = 512 << 20  # beside what the process takes before its first picture; the dearest need a third of it
@@ -39,6 +42,14 @@ def main() -> int:
         except InvalidRequestError as error:
             answer = refused(error)
         link.send_bytes(answer)
+
+
+def read_picture(picture: bytes, index: int, reading: Reading) -> ReadPicture:
+    """Decodes the picture. Raises InvalidRequestError, which names it by its place in the request, `index`."""
+    if reading.prepare:
+        return ReadPicture(*prepared(picture, index=index), is_light=False)
+    gray = light_on_black(picture, index=index, invert=reading.invert)
+    return ReadPicture(fitted(gray), None, not reading.invert and has_light_border(np.asarray(gray)))
 
 
 def _limit_memory() -> None:

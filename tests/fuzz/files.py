@@ -23,8 +23,8 @@ from atelier.sealed import sealed
 from serving.backends.onnx_check import check_onnx
 from serving.backends.program_check import checked_program
 from serving.manifest import MANIFEST_NAME, ONNX_NAME, PROGRAM_NAME, read_manifest, save_manifest
-from serving.pictures.read import read_picture
 from serving.pictures.reading import Reading
+from serving.pictures.worker import read_picture
 from tests.export.small_model import exported_files, seeded_model, version_for_servers
 from tests.fuzz.documents import mutated_document
 from tests.fuzz.mutants import PICTURES, mutated_bytes, mutated_message, mutated_picture

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import InvalidRequestError
-from serving.pictures.read import read_picture
 from serving.pictures.reading import Reading
+from serving.pictures.worker import read_picture
 
 WHITE = 255
 

@@ -10,8 +10,7 @@ from PIL import Image
 
 from loadtest.attack.bombs import blank_webp
 from serving.errors import InvalidRequestError
-from serving.pictures.costs import MAX_COST, cost_of, cost_of_request, weight_of
-from serving.pictures.headers import header_of
+from serving.pictures.costs import MAX_COST, cost_of, cost_of_request, header_of, weight_of
 from serving.pictures.kinds import format_of
 from tests.serving.pictures import (
     COLOUR,

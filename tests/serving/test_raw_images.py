@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from serving.errors import InvalidRequestError
-from serving.pictures.raw_images import images_from_bytes
+from serving.pictures.kinds import images_from_bytes
 from tests.serving.pictures import encoded, garment
 from training.dataset import FashionMNIST
 

@@ -17,7 +17,7 @@ from serving.errors import InvalidRequestError
 from serving.frontends.grpcio.versions import Versions
 from serving.metrics import NO_METRICS, Metrics
 from serving.pictures.decoder_pool import DecoderPool
-from serving.pictures.raw_images import images_from_bytes
+from serving.pictures.kinds import images_from_bytes
 from serving.pictures.reading import Reading, ReadPicture, images_of
 
 RequestMessage = TypeVar("RequestMessage", bound=Message)

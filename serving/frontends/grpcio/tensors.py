@@ -11,7 +11,7 @@ import numpy as np
 from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
 from atelier.wire import open_inference_pb2 as oip
 from serving.errors import InvalidRequestError
-from serving.pictures.raw_images import images_from_bytes
+from serving.pictures.kinds import images_from_bytes
 
 Input = oip.ModelInferRequest.InferInputTensor
 CheckCount = Callable[[int], None]  # raises for too many

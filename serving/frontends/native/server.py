@@ -25,7 +25,7 @@ from serving.frontends.native.heap import Heap
 from serving.loading import Loader
 from serving.models import ServedModel
 from serving.pictures.costs import cost_so_far
-from serving.pictures.raw_images import check_raw_images
+from serving.pictures.kinds import check_raw_images
 from serving.process import Process, labels_of
 from serving.request_log import CallRecord, RequestLog
 
