@@ -20,6 +20,7 @@ from atelier.machine import package_versions
 from atelier.program import run_program
 from atelier.settings import parse_settings
 from atelier.tables import aligned, spread
+from atelier.timing import images_per_s
 from export.config import MADE_WITH, Trained
 from export.export import open_backends
 from export.onnx_model import onnx_from_program
@@ -28,7 +29,6 @@ from export.parity_inputs import ParityInputs, parity_inputs
 from export.precision import HALF_TYPES, PRECISIONS, EmulatedBackend, onnx_in
 from export.torch_program import program_bytes, program_from_model
 from serving.backends.base import Backend
-from serving.backends.timing import images_per_s
 from serving.manifest import ONNX_NAME, PROGRAM_NAME
 from training.checkpoint import load_model
 from training.dataset import CLASSES, FashionMNIST, load_dataset

@@ -19,11 +19,11 @@ import psutil
 from atelier.contract import IMAGE_SHAPE, Images
 from atelier.errors import MissingInputError, ResourceUnavailableError, UsageError
 from atelier.program import run_program
+from atelier.timing import timed_calls, wall_s
 from loadtest.copies import Floor
 from serving.backends.base import Backend
 from serving.backends.proof import prove
 from serving.backends.select import open_backend, open_tensorrt
-from serving.backends.timing import timed_calls, wall_s
 from serving.manifest import ONNX_NAME, PROGRAM_NAME, TENSORRT, TENSORRT_RTX, Manifest, find_version, read_verified
 
 # tensorrt-rtx is the portable engine, on this GPU whatever it was built for; tensorrt-rtx-here one built for this GPU.
