@@ -3,12 +3,12 @@
 import numpy as np
 
 from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
-from serving.backends import base
+from serving.backends.base import Backend
 
 LOGITS_BYTES = 10 * 4
 
 
-class Floor:
+class Floor(Backend):
     """One launch of a graph of both copies, and one wait. Raises CudaError."""
 
     name = "floor"
@@ -40,10 +40,6 @@ class Floor:
         self.stream.synchronize()
         logits: Logits = self._logits.array[:num_images].copy()
         return logits
-
-    def warm_up(self) -> None:
-        """Runs each batch size bucket twice."""
-        base.warm_up(self)
 
     def close(self) -> None:
         """Frees the device."""

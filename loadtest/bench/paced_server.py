@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from atelier.contract import Images, Logits
 from atelier.program import run_program
-from serving.backends import base
+from serving.backends.base import Backend
 from serving.config import ServerConfig, parse_arguments
 from serving.models import ModelVersion, ServedModel, read_version
 from serving.server import serve_version
@@ -19,13 +19,12 @@ IMAGE_S = 0.002  # one at a time
 PACE = f"a device of {1 / IMAGE_S:,.0f} images/s"
 
 
-class PacedBackend:
+class PacedBackend(Backend):
     """A backend that takes `IMAGE_S` for each image."""
 
-    def __init__(self, backend: base.Backend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.name, self.device, self.max_batch_size = backend.name, backend.device, backend.max_batch_size
         self._backend = backend
-        self.close = backend.close
 
     def infer(self, images: Images) -> Logits:
         """Returns the model's own answer, later."""
@@ -34,9 +33,9 @@ class PacedBackend:
         time.sleep(max(0.0, ends_s - time.monotonic()))
         return logits
 
-    def warm_up(self) -> None:
-        """Runs each batch size bucket twice."""
-        base.warm_up(self)
+    def close(self) -> None:
+        """Frees the device."""
+        self._backend.close()
 
 
 class PacedVersion(ModelVersion):

@@ -22,8 +22,11 @@ class Backend(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Runs every batch size bucket once, so that no request pays for a first run."""
-        ...
+        """Runs every batch size bucket twice, so that no request pays for a first run."""
+        for batch_size in batch_size_buckets(self.max_batch_size):
+            images = np.zeros((batch_size, *IMAGE_SHAPE), np.uint8)
+            for _ in range(2):
+                self.infer(images)
 
     def close(self) -> None:
         """Frees the device; `infer` must not be called again."""
@@ -34,11 +37,3 @@ def batch_size_buckets(max_batch_size: int) -> list[int]:
     """Returns the powers of two up to `max_batch_size`, and itself: 1, 2, 4, ... 64."""
     powers = [1 << exponent for exponent in range(max_batch_size.bit_length())]
     return sorted({*powers, max_batch_size})
-
-
-def warm_up(backend: Backend) -> None:
-    """Warms up a runtime that needs nothing special: two runs of each bucket."""
-    for batch_size in batch_size_buckets(backend.max_batch_size):
-        images = np.zeros((batch_size, *IMAGE_SHAPE), np.uint8)
-        for _ in range(2):
-            backend.infer(images)

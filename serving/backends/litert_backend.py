@@ -5,7 +5,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError
-from serving.backends import base
+from serving.backends.base import Backend
 
 # What converters make of a LeNet, and nothing that loops, branches, keeps state or is not LiteRT's own.
 OPERATORS = {
@@ -16,7 +16,7 @@ OPERATORS = {
 INPUT, OUTPUT = (np.uint8, 28 * 28), (np.float32, 10)  # dtype and size of an image, and of its answer
 
 
-class LiteRTBackend:
+class LiteRTBackend(Backend):
     """A `.tflite` model in one interpreter. `model` is the whole file.
 
     Raises BadDataError if the model cannot be loaded, breaks the contract of tensors, or has other operators than a
@@ -56,10 +56,6 @@ class LiteRTBackend:
         self._interpreter.invoke()
         logits: Logits = self._interpreter.get_tensor(self._output)  # a copy
         return logits
-
-    def warm_up(self) -> None:
-        """Runs each batch size bucket twice."""
-        base.warm_up(self)
 
     def close(self) -> None:
         """Drops the interpreter."""

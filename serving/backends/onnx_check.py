@@ -143,7 +143,7 @@ def check_onnx(model: bytes, opset: int, max_batch_size: int) -> None:
             raise ValueError(f"its opset is not {opset}, or that is none of {OPSETS}")
         graph = found.get("graph", {"node": [], "initializer": [], "input": [], "output": []})
         _check_signature(graph)
-        weights = {each.name: each.array for each in map(weight_from, graph["initializer"])}
+        weights = dict(map(weight_from, graph["initializer"]))
         if len(weights) < len(graph["initializer"]) or "images" in weights:
             raise ValueError("it has two weights of one name, or one that is called as its input")
         for batch_size in sorted({1, max_batch_size}):  # what grows faster than the batch shows in one of them

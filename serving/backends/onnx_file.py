@@ -9,7 +9,6 @@ MAX_FIELDS: so no file, however hostile, takes long or needs much memory, and no
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,14 +88,6 @@ INT8, BFLOAT16 = 3, 16
 CONTENTS = {"raw_data": ELEMENT_TYPES.keys(), "float_data": {1}, "int32_data": {INT8}}  # field -> element types in it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weight:
-    """Holds an initializer; `array` has its shape, with bfloat16 widened to float32."""
-
-    name: str
-    array: NDArray[Any]
-
-
 def read_model(data: bytes) -> dict[str, Any]:
     """Returns the model as nested dicts, by the names in the tables above. Raises ValueError for any other file."""
     if len(data) > MAX_BYTES:
@@ -164,8 +155,11 @@ def _field(schema: Schema, tag: int) -> tuple[str, Any, bool]:
     return field
 
 
-def weight_from(tensor: Mapping[str, Any]) -> Weight:
-    """Returns an initializer's values. Raises ValueError if they are not in the file, too few or too many."""
+def weight_from(tensor: Mapping[str, Any]) -> tuple[str, NDArray[Any]]:
+    """Returns an initializer's name and its values in their shape, bfloat16 widened to float32.
+
+    Raises ValueError if the values are not in the file, too few or too many.
+    """
     name, dims, element_type = tensor.get("name", ""), tuple(tensor["dims"]), tensor.get("data_type")
     if element_type not in ELEMENT_TYPES:
         raise ValueError(f"{name} has the element type {element_type}, which no export has")
@@ -185,7 +179,7 @@ def weight_from(tensor: Mapping[str, Any]) -> Weight:
     array = np.frombuffer(content, dtype)
     if element_type == BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
-    return Weight(name=name, array=array.reshape(dims))
+    return name, array.reshape(dims)
 
 
 def _small_numbers_from(packed: memoryview) -> bytes:

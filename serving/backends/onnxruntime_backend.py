@@ -3,19 +3,25 @@
 ONNX Runtime likes to go on when it should not: without the CUDA provider it runs on the CPU and only warns, and where a
 provider fails at a call it makes the session anew on the next one. Each of these doors is closed here, so that
 `device` is always where the model runs.
+
+On CUDA nothing runs but kernels: tensors are bound once, and each batch size bucket has one CUDA graph; a batch is
+padded to the next bucket. ONNX Runtime captures a graph by itself, one for each `gpu_graph_id`, in the first runs on
+bound tensors; later runs replay it.
 """
 
+import bisect
 import contextlib
 import io
 import os
+from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import onnxruntime
 
-from atelier.contract import Images, Logits
+from atelier.contract import IMAGE_SHAPE, Images, Logits
 from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
-from serving.backends import base
-from serving.backends.onnxruntime_graphs import BoundRuns
+from serving.backends.base import Backend, batch_size_buckets
 
 # Name, dtype in ONNX Runtime's words, and the sizes after the batch.
 INPUT = ("images", "tensor(uint8)", 1, 28, 28)
@@ -24,7 +30,7 @@ OUTPUT = ("logits", "tensor(float)", 10)
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; what it would log also comes as an exception
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """Runs an ONNX model in one session. `model` is the whole file; nothing else is read from disk.
 
     `precision` is the model's own; on CUDA it decides whether tensor cores may be used.
@@ -59,15 +65,60 @@ class OnnxRuntimeBackend:
             return self._bound.infer(images)
         return cast(Logits, self._session.run(["logits"], {"images": images})[0])
 
-    def warm_up(self) -> None:
-        """Runs each batch size bucket twice."""
-        base.warm_up(self)
-
     def close(self) -> None:
         """Drops the session and with it the device's memory, and then the stream."""
         del self._bound, self._session
         if self.stream is not None:
             self.stream.free()
+
+
+class BoundRuns:
+    """Runs a session on tensors that stay on the device; `kind` and `index` are ONNX Runtime's words for one."""
+
+    def __init__(self, session: Any, *, kind: str, index: int, max_batch_size: int) -> None:
+        self._session, self._device = session, (kind, index)
+        self._sizes = batch_size_buckets(max_batch_size)
+        self._buckets: dict[int, _Bucket] = {}
+
+    def infer(self, images: Images) -> Logits:
+        """Computes (N, 1, 28, 28) uint8 -> (N, 10) float32."""
+        num_images = len(images)
+        if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not 1 <= num_images <= self._sizes[-1]:
+            raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (1..{self._sizes[-1]}, 1, 28, 28)")
+        bucket = self._bucket_of(num_images)
+        bucket.padded[:num_images] = images  # what is left of an earlier batch pads it; rows do not mix
+        bucket.images.update_inplace(bucket.padded)
+        self._session.run_with_iobinding(bucket.binding, bucket.run_options)
+        return cast(Logits, bucket.logits.numpy()[:num_images].copy())
+
+    def _bucket_of(self, num_images: int) -> "_Bucket":
+        """Finds the smallest bucket that holds the batch; bound at its first use, which warming up is."""
+        size = self._sizes[bisect.bisect_left(self._sizes, num_images)]
+        if size not in self._buckets:
+            self._buckets[size] = self._bound(size)
+        return self._buckets[size]
+
+    def _bound(self, size: int) -> "_Bucket":
+        padded = np.zeros((size, *IMAGE_SHAPE), np.uint8)
+        images = onnxruntime.OrtValue.ortvalue_from_numpy(padded, *self._device)
+        logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size, 10], np.float32, *self._device)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("images", images)
+        binding.bind_ortvalue_output("logits", logits)
+        run_options = onnxruntime.RunOptions()
+        run_options.add_run_config_entry("gpu_graph_id", str(size))
+        return _Bucket(padded=padded, images=images, logits=logits, binding=binding, run_options=run_options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bucket:
+    """Holds one batch size's images and logits, on the host and on the device."""
+
+    padded: Images
+    images: Any
+    logits: Any
+    binding: Any
+    run_options: Any
 
 
 def _session_from(model: bytes, device: str, num_threads: int, precision: str, stream: Any) -> Any:

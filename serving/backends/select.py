@@ -3,7 +3,8 @@
 A runtime is imported when it is to be opened and not before: who serves an ONNX model need not have torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,8 @@ KINDS = ("auto", "torch", "onnxruntime", "tensorrt", "litert")
 # hardly busy with 64: 256 are 0.2 GFLOP and 200 kB, each some microseconds of its time, about as many as launching and
 # waiting cost whatever the size; and a request of 1,024 images is 4 batches to hand over instead of 16.
 DEFAULT_MAX_BATCH_SIZES = {"cpu": 64, "cuda": 256}
+
+OR_ONNX = "or use --backend onnxruntime"  # the end of a cure
 
 LargestOn = Callable[[str], int]  # the largest batch for a device
 UNFIT = ("TENSORRT_UNAVAILABLE", "NO_GPU", "ENGINE_STALE")  # an engine that is in order, but not for this machine
@@ -110,23 +113,24 @@ def _on_best_device(device: str, open_on: Callable[[str], Backend]) -> tuple[Bac
         return open_on("cpu"), f"no CUDA here: {error.why or error.what}"
 
 
-def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device: str) -> Backend:
+@contextmanager
+def _needs(runtime: str, word: str, cure: str) -> Iterator[None]:
+    """Raises ResourceUnavailableError if what the block imports is not installed."""
     try:
-        from serving.backends.torch_backend import TorchBackend
+        yield
     except ImportError as error:
-        cure = f"{how_to_install('train')}, or use --backend onnxruntime"
-        raise ResourceUnavailableError("NO_TORCH", "asked for torch", cure, why=str(error)) from None
+        raise ResourceUnavailableError(word, f"asked for {runtime}", cure, why=str(error)) from None
+
+
+def _open_torch(program: bytes, largest_on: LargestOn, num_threads: int, device: str) -> Backend:
+    with _needs("torch", "NO_TORCH", f"{how_to_install('train')}, {OR_ONNX}"):
+        from serving.backends.torch_backend import TorchBackend
     return TorchBackend(program, device=device, num_threads=num_threads, max_batch_size=largest_on(device))
 
 
 def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_threads: int, device: str) -> Backend:
-    try:
-        from serving.backends.onnxruntime_backend import (
-            OnnxRuntimeBackend,
-        )  # here: who serves with torch need not have it
-    except ImportError as error:
-        cure = how_to_install("serve")
-        raise ResourceUnavailableError("NO_ONNXRUNTIME", "asked for onnxruntime", cure, why=str(error)) from None
+    with _needs("onnxruntime", "NO_ONNXRUNTIME", how_to_install("serve")):
+        from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
     max_batch_size = largest_on(device)
     return OnnxRuntimeBackend(
         model, device=device, num_threads=num_threads, max_batch_size=max_batch_size, precision=precision
@@ -135,11 +139,8 @@ def _open_onnxruntime(model: bytes, precision: str, largest_on: LargestOn, num_t
 
 def open_litert(model: bytes, max_batch_size: int, num_threads: int = 1) -> Backend:
     """Opens a LiteRT model. Raises ResourceUnavailableError NO_LITERT if LiteRT is not installed."""
-    try:
+    with _needs("litert", "NO_LITERT", f"{how_to_install('litert')}, {OR_ONNX}"):
         from serving.backends.litert_backend import LiteRTBackend
-    except ImportError as error:
-        cure = f"{how_to_install('litert')}, or use --backend onnxruntime"
-        raise ResourceUnavailableError("NO_LITERT", "asked for litert", cure, why=str(error)) from None
     return LiteRTBackend(model, num_threads=num_threads, max_batch_size=max_batch_size)
 
 
@@ -196,13 +197,8 @@ def open_tensorrt(
     is_trial: bool = False,
 ) -> Backend:
     """Opens one engine. Raises as `TensorRTBackend`, and TENSORRT_UNAVAILABLE if there are no bindings of CUDA's."""
-    try:
+    with _needs(f"{spec.flavour} on {device}", "TENSORRT_UNAVAILABLE", f"{how_to_install('gpu')}, {OR_ONNX}"):
         from serving.backends.tensorrt_backend import TensorRTBackend
-    except ImportError as error:
-        cure = f"{how_to_install('gpu')}, or use --backend onnxruntime"
-        raise ResourceUnavailableError(
-            "TENSORRT_UNAVAILABLE", f"asked for {spec.flavour} on {device}", cure, why=str(error)
-        ) from None
     return TensorRTBackend(
         engine,
         spec,

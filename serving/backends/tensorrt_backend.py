@@ -23,8 +23,7 @@ import numpy as np
 
 from atelier.contract import IMAGE_BYTES, IMAGE_SHAPE, Images, Logits
 from atelier.errors import BadDataError
-from serving.backends import base
-from serving.backends.base import batch_size_buckets
+from serving.backends.base import Backend, batch_size_buckets
 from serving.backends.cuda import CudaError, DeviceMemory, Graph, PinnedArray, Stream, use_device
 from serving.backends.tensorrt_fit import TITLES, check_fits, check_version, gpu_on, index_of, library_for
 from serving.backends.tensorrt_kernels import KernelCache, kernels_name
@@ -34,7 +33,7 @@ from serving.manifest import TENSORRT_RTX, EngineSpec
 _LOGITS_BYTES = 10 * 4
 
 
-class TensorRTBackend:
+class TensorRTBackend(Backend):
     """An engine, deserialised on one GPU. `engine` is the whole file, `spec` what the manifest says about it.
 
     `cache_dir` keeps the kernels that RTX compiles; without one they are compiled at every start. `is_trial` runs an
@@ -103,7 +102,7 @@ class TensorRTBackend:
 
     def warm_up(self) -> None:
         """Captures a graph for each batch size bucket, and runs each twice; keeps the kernels that this compiled."""
-        base.warm_up(self)
+        super().warm_up()
         if self._kernels is not None:
             self._kernels.save()
 

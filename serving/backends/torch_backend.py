@@ -15,11 +15,11 @@ from torch.export.passes import move_to_device_pass
 from atelier.contract import Images, Logits
 from atelier.errors import BadDataError, ResourceUnavailableError, UsageError
 from atelier.memory import is_out_of_memory
-from serving.backends import base
+from serving.backends.base import Backend
 from serving.backends.program_check import checked_program
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Runs a `torch.export` program. `program` is the whole file.
 
     `num_threads` is the whole process's: torch has one pool. `compiled` makes code of the program at its first run,
@@ -57,10 +57,6 @@ class TorchBackend:
         with torch.inference_mode():
             logits = self._run(torch.from_numpy(writable).to(self._device))  # (N, 10)
         return cast(Logits, logits.cpu().numpy())
-
-    def warm_up(self) -> None:
-        """Runs each batch size bucket twice."""
-        base.warm_up(self)
 
     def close(self) -> None:
         """Drops the weights and with them the device's memory."""

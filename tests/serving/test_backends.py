@@ -20,8 +20,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from atelier.errors import BadDataError, MissingInputError, ProgramError, ResourceUnavailableError, UsageError
 from export.repository import publish
 from serving.backends.base import Backend
-from serving.backends.onnxruntime_backend import OnnxRuntimeBackend
-from serving.backends.onnxruntime_graphs import BoundRuns
+from serving.backends.onnxruntime_backend import BoundRuns, OnnxRuntimeBackend
 from serving.backends.select import open_backend
 from serving.backends.torch_backend import TorchBackend
 from serving.manifest import (
