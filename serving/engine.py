@@ -9,9 +9,9 @@ from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.batching.batcher import Batcher
 from serving.batching.device import Executor
-from serving.batching.probe import Probe
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer
+from serving.batching.watchdog import Probe
 from serving.config import ServerConfig
 from serving.errors import NotServingError
 from serving.metrics import NO_METRICS, Metrics

@@ -21,11 +21,10 @@ from atelier.contract import Images
 from atelier.errors import DeviceError
 from serving.backends.base import Backend
 from serving.batching.device import Batch, Device, DeviceThread, Executor
-from serving.batching.probe import Probe
 from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer, Part, Request
 from serving.batching.runs import BATCH_FAILED, Ran, checked, error_in
-from serving.batching.watchdog import DeviceWatch
+from serving.batching.watchdog import DeviceWatch, Probe
 from serving.errors import ExpiredError, NotServingError, OverloadedError, RequestError
 from serving.metrics import NO_METRICS, Metrics
 
