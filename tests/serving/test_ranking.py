@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.frontends.grpcio.ranking import MANY_IMAGES, best, rank
+from serving.frontends.grpcio.responses import MANY_IMAGES, best, rank
 
 
 def softmax(logits: list[float]) -> list[float]:

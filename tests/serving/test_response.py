@@ -5,8 +5,7 @@ import pytest
 
 from atelier.wire import classifier_pb2 as pb
 from serving.batching.request import Answer
-from serving.frontends.grpcio.ranking import MANY_IMAGES, rank
-from serving.frontends.grpcio.responses import ResponseWriter
+from serving.frontends.grpcio.responses import MANY_IMAGES, ResponseWriter, rank
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 

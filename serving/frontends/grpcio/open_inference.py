@@ -13,7 +13,7 @@ from serving.errors import InvalidRequestError, NotServingError, UnknownModelErr
 from serving.frontends.grpcio import tensors
 from serving.frontends.grpcio.calls import Context, Conversation
 from serving.frontends.grpcio.classifier import ClassifierService, parse
-from serving.frontends.grpcio.ranking import probabilities
+from serving.frontends.grpcio.responses import probabilities
 from serving.frontends.grpcio.versions import Served, Versions
 from serving.frontends.messages import EXTENSIONS
 from serving.metrics import Metrics

@@ -1,4 +1,4 @@
-"""Writes ClassifyResponse as bytes, for the event loop to spend as little as it can on an image.
+"""Ranks classes by logits, and writes ClassifyResponse as bytes: the event loop spends as little as it can on an image.
 
 Serialised fields of a message may be written one behind the other in any order (protobuf.dev, "Encoding", on the order
 of fields and on merging). So what protobuf makes of the best class of an image is asked for once, for each class, and
@@ -7,13 +7,16 @@ written again for every image that is of it, with the four bytes of its own prob
 
 import struct
 from collections.abc import Sequence
+from math import exp
 
 import numpy as np
 
 from atelier.contract import Logits
 from atelier.wire import classifier_pb2 as pb
 from serving.batching.request import Answer
-from serving.frontends.grpcio.ranking import MANY_IMAGES, best, rank
+
+# From so many images on NumPy is faster than Python: it takes 6 us to begin, and 0.2 us an image instead of 1.4 us.
+MANY_IMAGES = 6
 
 _as_float = struct.Struct("<f").pack
 
@@ -58,3 +61,37 @@ def _without_probability(label: int, name: str) -> bytes:
     if not whole.endswith(_as_float(1.0)):
         raise RuntimeError("protobuf no longer writes fields in the order of their numbers")
     return whole[:-4]
+
+
+def best(logits: Logits) -> tuple[list[int], list[float]]:
+    """Returns the most probable label of each image and its probability; of equal ones the first label."""
+    if len(logits) >= MANY_IMAGES:
+        doubles = logits.astype(np.float64)  # (N, 10)
+        totals = np.exp(doubles - doubles.max(1, keepdims=True)).sum(1)  # (N,): the largest is 1
+        return logits.argmax(1).tolist(), (1 / totals).tolist()
+    labels, probabilities = [], []
+    for row in logits.tolist():
+        largest = max(row)
+        labels.append(row.index(largest))
+        probabilities.append(1 / sum([exp(logit - largest) for logit in row]))
+    return labels, probabilities
+
+
+def probabilities(logits: Logits) -> Logits:
+    """Returns the probability of each class, as `rank` has it, of each image."""
+    return np.array([_softmax(row) for row in logits.tolist()], np.float32)
+
+
+def rank(logits: list[float], top_k: int) -> list[tuple[int, float]]:
+    """Returns the `top_k` most probable (label, probability) of one image, best first; equal ones by their labels."""
+    probabilities = _softmax(logits)
+    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_k]
+    return [(label, probabilities[label]) for label in order]
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    """Computes softmax, shifted by the maximum so that it cannot overflow."""
+    largest = max(logits)
+    exponentials = [exp(logit - largest) for logit in logits]  # the largest is 1
+    total = sum(exponentials)
+    return [exponential / total for exponential in exponentials]

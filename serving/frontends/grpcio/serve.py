@@ -33,7 +33,6 @@ async def _serve(process: Process) -> None:
         metrics=metrics,
         log=log if process.config.has_records else None,
         on_failure=process.tell_failure,
-        shares_port=True,
         entrance=process.entrance,
     )
     loop = asyncio.get_running_loop()

@@ -20,7 +20,6 @@ from serving.errors import NotServingError
 from serving.frontends.grpcio import health as probes
 from serving.frontends.grpcio import open_inference
 from serving.frontends.grpcio.calls import Method, RpcHandler
-from serving.frontends.grpcio.channel_arguments import channel_arguments
 from serving.frontends.grpcio.classifier import ClassifierService
 from serving.frontends.grpcio.open_inference import OpenInferenceService
 from serving.frontends.grpcio.versions import Versions
@@ -42,20 +41,18 @@ class Server:
         model: ServedModel,
         addresses: Sequence[str],
         *,
-        shares_port: bool = False,
         metrics: Metrics = NO_METRICS,
         log: RequestLog | None = None,
         on_failure: Callable[[ProgramError], None] = lambda _failure: None,
         entrance: Entrance = NO_ENTRANCE,
     ) -> None:
-        """`addresses` are gRPC's targets; `shares_port` if a supervisor keeps their ports; `entrance` is the page's.
+        """`addresses` are gRPC's targets, whose ports another process may keep; `entrance` is the page's.
 
         `on_failure` is told, with the reason, when the server begins to drain because it cannot go on.
         """
         self.port = 0  # that of the last address
         self._config = config
         self._addresses = addresses
-        self._shares_port = shares_port
         self._entrance = entrance
         self._metrics = metrics
         self._log = log
@@ -169,10 +166,8 @@ class Server:
 
     async def _listen(self) -> None:
         config = self._config
-        options = channel_arguments(config, shares_port=self._shares_port)
-        self._grpc_server = grpc.aio.server(
-            options=options, maximum_concurrent_rpcs=config.limits.max_concurrent_requests
-        )
+        most = config.limits.max_concurrent_requests
+        self._grpc_server = grpc.aio.server(options=_channel_arguments(config), maximum_concurrent_rpcs=most)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         methods: dict[str, Method] = {
             f"/{SERVICE}/Classify": self._service.classify,
@@ -222,3 +217,29 @@ def _credentials_of(tls: Tls) -> grpc.ServerCredentials:
         return grpc.ssl_server_certificate_configuration([(now.private_key, now.chain)], now.authority)
 
     return grpc.dynamic_ssl_server_credentials(configuration(), configuration, tls.current().authority is not None)
+
+
+def _channel_arguments(config: ServerConfig) -> list[tuple[str, int]]:
+    """Bounds what grpcio takes from clients, as far as it can be told to: its defaults set no bound on streams.
+
+    The names are those of channel_arg_names.h in grpc/grpc.
+    """
+    return [
+        ("grpc.so_reuseport", 1),  # the supervisor keeps the port, and does not listen
+        ("grpc.max_concurrent_streams", 128),
+        # A stream counts for a moment after its end; a client that fills all streams again at once was refused.
+        ("grpc.http2.max_deallocating_streams", 256),
+        # Calls that have come while the event loop was busy: beyond the first, ever more of them were CANCELLED.
+        ("grpc.server.max_pending_requests", config.limits.max_concurrent_requests),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * config.limits.max_concurrent_requests),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.max_metadata_size", 8 << 10),
+        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # Clients may ping to keep an idle connection alive: each of gRPC's libraries and proxies can be told to. More
+        # than two pings that come within half a second of the last, with no answer between, end their connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ]
