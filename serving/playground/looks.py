@@ -17,10 +17,11 @@ from serving.errors import NotServingError, OverloadedError
 from serving.manifest import ONNX_NAME
 from serving.pictures.photographs import prepared
 from serving.playground.errors import PageError
-from serving.playground.occlusion import occluded
 from serving.playground.probe import Floats, Probe
 from serving.playground.versions import Versions
 
+SIDE = 28  # of an image
+MAX_IMAGES = 1024  # in one request, as a server takes by default
 CLASSIFY_TIMEOUT_S = 0.5  # who draws has drawn on by then
 PUSHBACK_MS = {error.status: error.retry_pushback_ms for error in (OverloadedError, NotServingError)}
 
@@ -130,6 +131,26 @@ class Looks:
     async def _ask_what_is_served(self) -> None:
         with contextlib.suppress(ClassifyError):  # what it served before is what there is to look into
             self._served = await self._client.model(timeout_s=CLASSIFY_TIMEOUT_S)
+
+
+def occluded(image: Images, size: int, stride: int) -> tuple[Images, int]:
+    """Returns the image and its copies with one square of background each, and how many squares a row has.
+
+    (1, 1, 28, 28) -> (1 + N * N, 1, 28, 28). The squares of `size` pixels lie `stride` pixels apart and reach both
+    edges: the first and last may hang over them. So Zeiler and Fergus (2014, section 4.2) ask which pixels matter.
+    Raises PageError BAD_SQUARE.
+    """
+    num_places = math.ceil((SIDE - size) / stride) + 1 if 1 <= size <= SIDE and stride >= 1 else 0
+    if not num_places >= 2 or 1 + num_places**2 > MAX_IMAGES:
+        cure = "send ?size=5&stride=2, or others"
+        raise PageError(400, "BAD_SQUARE", f"size {size} and stride {stride} make {num_places}**2 squares", cure)
+    overhang = (num_places - 1) * stride + size - SIDE
+    starts = [place * stride - math.ceil(overhang / 2) for place in range(num_places)]
+    images = np.repeat(image, 1 + num_places**2, axis=0)
+    squares = [(top, left) for top in starts for left in starts]
+    for copy, (top, left) in zip(images[1:, 0], squares, strict=True):
+        copy[max(0, top) : top + size, max(0, left) : left + size] = 0
+    return images, num_places
 
 
 def photograph(picture: bytes) -> bytes:

@@ -1,12 +1,13 @@
 """Computes all inner values of one version: a second ONNX Runtime session on the version's own, verified bytes.
 
 The serving session is left alone: a session whose inner values are outputs fuses less. So its logits are compared with
-the served answer at every look.
+the served answer at every look. It may also run with maps switched off, or with the weights of an earlier epoch.
 """
 
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from atelier.contract import Images
 from atelier.errors import BadDataError, ResourceUnavailableError
 from serving.manifest import EPOCHS_NAME, LAYERS_NAME, ONNX_NAME
 from serving.models import ModelVersion
-from serving.playground.epochs import Epochs
 from serving.playground.errors import PageError
 from serving.playground.onnx_edits import FLOAT, FLOAT16, with_inputs, with_outputs
 
@@ -27,6 +27,7 @@ Weights = Mapping[str, Floats]  # by the names that a graph has for them
 FORMAT = 1
 DEQUANTISED = "_DequantizeLinear_Output"  # what an int8 graph multiplies with, of the weight of that name
 WITH_WEIGHTS = ("conv", "scale", "linear")  # kinds of layers
+CURVES = ("train_loss", "train_acc", "test_acc")
 
 
 class Probe:
@@ -105,6 +106,39 @@ class Probe:
     @property
     def _is_half(self) -> bool:
         return self.manifest.precision == "fp16"
+
+
+class Epochs:
+    """Holds the weights that a version had after each epoch of its training, if they were kept: `epochs.npz`."""
+
+    def __init__(self, content: bytes | None) -> None:
+        """`content` is the file's, verified, or None if there is none; it can execute no code."""
+        self._arrays: dict[str, NDArray[Any]] = {}
+        if content is not None:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                self._arrays = dict(archive)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The epochs that there are; 0 is what the training began with."""
+        return [] if not self._arrays else [int(number) for number in self._arrays["epochs"]]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The curves of the training; None where there is no figure."""
+        rows = []
+        for place, number in enumerate(self.numbers):
+            figures = {name: float(self._arrays[name][place]) for name in CURVES}
+            rows.append({"epoch": number} | {name: None if np.isnan(x) else x for name, x in figures.items()})
+        return rows
+
+    def weights(self, number: int, names: Sequence[str]) -> dict[str, Floats]:
+        """Returns the weights after an epoch. Raises PageError NO_EPOCH."""
+        if number not in self.numbers:
+            there = f"there are {self.numbers[0]} to {self.numbers[-1]}" if self.numbers else "train with --keep-epochs"
+            raise PageError(404, "NO_EPOCH", f"this version has no epoch {number}", there)
+        place = self.numbers.index(number)
+        return {name: self._arrays[name][place] for name in names}
 
 
 def _input_of(weight: str) -> str:

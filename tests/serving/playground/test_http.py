@@ -19,7 +19,7 @@ from PIL import Image
 from atelier.client import AsyncClient
 from serving.config import ServerConfig
 from serving.pictures.photographs import prepared
-from serving.playground import connection as bounds
+from serving.playground import serve as bounds
 from serving.playground.app import make_app
 from serving.playground.looks import Looks
 from serving.playground.serve import server_for
