@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -33,7 +33,7 @@ Failure: TypeAlias = RequestError | grpc.aio.AbortError
 Method = Callable[[bytes, float, str], Awaitable[bytes]]
 # Messages as they come -> answers, written to the context. Goes on while draining.
 Conversation = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
-
+Ended = TypeVar("Ended")
 
 UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 
@@ -87,37 +87,9 @@ class RpcHandler(grpc.GenericRpcHandler):
 
     def _method_handler(self, method: Method, path: str) -> Callable[..., Coroutine[Any, Any, bytes]]:
         async def handle(_messages: Any, context: Context) -> bytes:
-            call = Call(path, time.monotonic())
-            outcome = await self._outcome_of(method, call, context)
-            if isinstance(outcome, bytes):
-                self._count(call, "OK", context)
-                return outcome
-            self._count(call, _status_of(outcome, context), context)
-            return await _abort(context, outcome)
+            return await self._ended(self._answer(method, context), path, context)
 
         return handle
-
-    async def _outcome_of(self, method: Method, call: Call, context: Context) -> "bytes | Failure":
-        try:
-            if self.refusal is not None:
-                raise self.refusal.with_traceback(None)
-            self._check_token(context)
-            message: Any = await context.read()
-            if not isinstance(message, bytes):  # grpc.aio.EOF
-                if _has_expired(context):
-                    raise ExpiredError("EXPIRED", "the deadline had passed before the message came")
-                raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
-            self._check_memory(len(message))
-            left_s = cast("float | None", context.time_remaining())
-            if left_s is None:
-                left_s = self._config.limits.default_deadline_s
-            deadline_s = time.monotonic() + min(left_s, self._config.limits.max_deadline_s)
-            return await method(message, deadline_s, context.peer())
-        except asyncio.CancelledError:
-            self._count(call, _end_by_client(context), context)
-            raise
-        except Exception as error:
-            return _failure_from(error)
 
     def _conversation_handler(
         self, conversation: Conversation, path: str, *, is_open: bool
@@ -128,25 +100,42 @@ class RpcHandler(grpc.GenericRpcHandler):
             await conversation(messages, context)
 
         async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
-            call = Call(path, time.monotonic())
-            failure = await self._failure_of(converse, messages, call, context)
-            self._count(call, "OK" if failure is None else _status_of(failure, context), context)
-            if failure is not None:
-                await _abort(context, failure)
+            await self._ended(converse(messages, context), path, context)
 
         return handle
 
-    async def _failure_of(
-        self, conversation: Conversation, messages: AsyncIterator[bytes], call: Call, context: Context
-    ) -> "Failure | None":
+    async def _answer(self, method: Method, context: Context) -> bytes:
+        """Reads the call's message, and has it answered."""
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
+        self._check_token(context)
+        message: Any = await context.read()
+        if not isinstance(message, bytes):  # grpc.aio.EOF
+            if _has_expired(context):
+                raise ExpiredError("EXPIRED", "the deadline had passed before the message came")
+            raise InvalidRequestError("NO_MESSAGE", "the call carried no message", "send one")
+        self._check_memory(len(message))
+        left_s = cast("float | None", context.time_remaining())
+        if left_s is None:
+            left_s = self._config.limits.default_deadline_s
+        deadline_s = time.monotonic() + min(left_s, self._config.limits.max_deadline_s)
+        return await method(message, deadline_s, context.peer())
+
+    async def _ended(self, work: Awaitable[Ended], path: str, context: Context) -> Ended:
+        """Returns what the work of a call comes to, or ends the call with the status of its error; counts either."""
+        call = Call(path, time.monotonic())
         try:
-            await conversation(messages, context)
-            return None
+            outcome = await work
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: its client has gone, and we wrote to it
             self._count(call, _end_by_client(context), context)
             raise asyncio.CancelledError from None
         except Exception as error:
-            return _failure_from(error)
+            failure = _failure_from(error)
+        else:
+            self._count(call, "OK", context)
+            return outcome
+        self._count(call, _status_of(failure, context), context)
+        return await _abort(context, failure)  # here, where it has no other error as its context
 
     def _count(self, call: Call, status: str, context: Context) -> None:
         self._metrics.count_call(_name_of(call.path), status)
