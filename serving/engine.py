@@ -13,13 +13,12 @@ from serving.batching.queue import BatchQueue
 from serving.batching.request import Answer
 from serving.batching.watchdog import Probe
 from serving.config import ServerConfig
-from serving.errors import NotServingError
 from serving.metrics import NO_METRICS, Metrics
 from serving.models import ServedModel, load_model
 
 
-class Engine:
-    """Lives on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
+class Engine(Batcher):
+    """Batches for one model, on one event loop: `start`, `classify` as often as wanted, `drain`, `close`."""
 
     def __init__(
         self,
@@ -42,7 +41,7 @@ class Engine:
             max_queue_size=config.max_queue_size,
             max_queue_delay_us=config.limits.max_queue_delay_us,
         )
-        self._batcher = Batcher(
+        super().__init__(
             model.backend,
             queue,
             hang_timeout_s=config.hang_timeout_s,
@@ -66,52 +65,10 @@ class Engine:
         await engine.start()
         return engine
 
-    @property
-    def num_images(self) -> int:
-        """Images answered so far."""
-        return self._batcher.num_answered
-
-    @property
-    def num_waiting(self) -> int:
-        """Images that wait for a batch."""
-        return self._batcher.num_waiting
-
-    @property
-    def num_waiting_requests(self) -> int:
-        """Requests that wait for a batch."""
-        return self._batcher.num_waiting_requests
-
-    @property
-    def num_unanswered(self) -> int:
-        """Requests that were accepted and are not answered yet."""
-        return self._batcher.num_unanswered
-
-    @property
-    def refusal(self) -> NotServingError | None:
-        """Why requests are refused now, if they are."""
-        return self._batcher.refusal
-
-    async def start(self) -> None:
-        """Warms up every batch size on the device; before that, requests are refused with NOT_WARM."""
-        await self._batcher.start()
-
     async def classify(self, images: Images, deadline_s: float, peer: str = "") -> Answer:
         """Answers (N, 1, 28, 28) uint8 with (N, 10) float32 logits; `deadline_s` is on the monotonic clock.
 
         No `peer` takes more than its share of a queue that others need too. Raises OverloadedError, ExpiredError,
         NotServingError and BackendError. A caller that is cancelled gives up its place in the queue.
         """
-        return await self._batcher.answer_to(self._batcher.submit(images, deadline_s, peer))
-
-    async def drain(self, reason: NotServingError) -> None:
-        """Refuses new requests for this reason, and returns once every accepted one is answered."""
-        self._batcher.refuse(reason)
-        await self._batcher.drain()
-
-    def abandon(self, reason: NotServingError) -> None:
-        """Fails every accepted request that is not answered, and refuses new ones."""
-        self._batcher.abandon(reason)
-
-    async def close(self) -> None:
-        """Frees the device; a batch that takes longer than a second is left behind."""
-        await self._batcher.close(timeout_s=1.0)
+        return await self.answer_to(self.submit(images, deadline_s, peer))

@@ -55,9 +55,7 @@ class Batcher:
         self._queue = queue
         self._watch = DeviceWatch(self._busy_s, hang_timeout_s=hang_timeout_s, on_failure=self._give_up)
         self._on_failure = on_failure
-        self._metrics = metrics
-        self._probe = probe
-        self._clock = clock
+        self._metrics, self._probe, self._clock = metrics, probe, clock
         self._loop = asyncio.get_running_loop()
         self.refusal: NotServingError | None = NotServingError("NOT_WARM", "the model is still warming up")
         self._is_idle = asyncio.Event()
@@ -80,7 +78,7 @@ class Batcher:
     # --- The way in ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Warms up every batch size on the device; returns when it is ready for requests."""
+        """Warms up every batch size on the device; before that, requests are refused with NOT_WARM."""
         await self._device.start()
         self.refusal = None
         if self._probe is not None:
@@ -119,19 +117,15 @@ class Batcher:
             if not self.num_unanswered:
                 self._is_idle.set()
 
-    def refuse(self, reason: NotServingError) -> None:
-        """Makes `submit` raise `reason` from now on; what was accepted is still answered."""
+    async def drain(self, reason: NotServingError) -> None:
+        """Makes `submit` raise `reason` from now on, and returns when every accepted request is answered."""
         self.refusal = reason
-
-    async def drain(self) -> None:
-        """Returns when every accepted request is answered; call `refuse` first."""
         await self._is_idle.wait()
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Frees the device after what it has, and ends its thread; one that takes longer is left behind."""
-        for handle in (self._next_dispatch, self._end_of_window):
-            if handle is not None:
-                handle.cancel()
+        for handle in filter(None, (self._next_dispatch, self._end_of_window)):
+            handle.cancel()
         self._watch.close()
         if self._probe is not None:
             self._probe.close()
@@ -181,10 +175,10 @@ class Batcher:
         self._dispatch()
 
     def _run_probe(self, image: Images) -> bool:
-        if self._on_device or self.refusal is not None:
-            return False
-        self._put(Batch([], image))  # of nobody's
-        return True
+        is_free = not self._on_device and self.refusal is None
+        if is_free:
+            self._put(Batch([], image))  # of nobody's
+        return is_free
 
     # --- The way out ---------------------------------------------------------------------------------------------
 
@@ -248,8 +242,8 @@ class Batcher:
         self._on_failure(failure)
 
     def abandon(self, reason: NotServingError) -> None:
-        """Fails everything that was accepted and not answered, and refuses what comes."""
-        self.refuse(reason)
+        """Fails everything that was accepted and not answered, and refuses what comes for the same reason."""
+        self.refusal = reason
         running = [part.request for batch in self._on_device for part in batch.parts]
         for request in [*running, *self._queue.clear()]:
             self._settle(request, reason)

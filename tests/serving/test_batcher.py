@@ -475,11 +475,10 @@ def test_draining_refuses_new_requests_and_loses_no_accepted_one() -> None:
         async with running(backend) as batcher:
             tasks = [await busy(batcher, backend)]
             tasks += [asyncio.create_task(batcher.answer_to(batcher.submit(image(1), FAR_S))) for _ in range(7)]
-            batcher.refuse(NotServingError("DRAINING", "shutting down"))
+            drained = asyncio.create_task(batcher.drain(NotServingError("DRAINING", "shutting down")))
+            await asyncio.sleep(0)
             with pytest.raises(NotServingError, match="DRAINING"):
                 batcher.submit(image(2), FAR_S)
-            drained = asyncio.create_task(batcher.drain())
-            await asyncio.sleep(0)
             assert not drained.done()
             backend.gate.set()
             await drained

@@ -95,7 +95,7 @@ class Versions:
     @property
     def num_images(self) -> int:
         """Images answered so far, by all versions."""
-        return self._num_images_of_ended + sum(engine.num_images for engine in self.engines)
+        return self._num_images_of_ended + sum(engine.num_answered for engine in self.engines)
 
     def find(self, name: str, version: str) -> Served:
         """Returns what a call gets that asks for this model and version; empty words ask for any.
@@ -149,4 +149,4 @@ class Versions:
         return Served(self._make_engine(model), self._config)
 
     def _note_ended(self, task: "asyncio.Task[None]") -> None:
-        self._num_images_of_ended += self._ending.pop(task).engine.num_images
+        self._num_images_of_ended += self._ending.pop(task).engine.num_answered
