@@ -175,10 +175,10 @@ class Batcher:
         self._dispatch()
 
     def _run_probe(self, image: Images) -> bool:
-        is_free = not self._on_device and self.refusal is None
-        if is_free:
-            self._put(Batch([], image))  # of nobody's
-        return is_free
+        if self._on_device or self.refusal is not None:
+            return False
+        self._put(Batch([], image))  # of nobody's
+        return True
 
     # --- The way out ---------------------------------------------------------------------------------------------
 
