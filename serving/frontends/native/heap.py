@@ -4,27 +4,14 @@ import ctypes
 import time
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+FORDBLKS = 8  # which of mallinfo2's numbers says how many bytes are free
 SPARE_BYTES = 32 << 20  # so much may lie about
 
 
 class _MallocInfo(ctypes.Structure):
     """Mirrors glibc's struct mallinfo2."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    )
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
 
 
 class Heap:
@@ -52,7 +39,7 @@ class Heap:
         if not self._is_glibc or now_s < self._next_look_s:
             return
         self._next_look_s = now_s + self._look_every_s
-        free_bytes = self._libc.mallinfo2().fordblks
+        free_bytes = self._libc.mallinfo2().numbers[FORDBLKS]
         self._given_back_bytes = min(self._given_back_bytes, free_bytes)  # some of it is in use again
         if free_bytes > self._given_back_bytes + SPARE_BYTES:
             self._libc.malloc_trim(0)
