@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 16  # of scans, counted at once: Python's other threads wait 
 
 MAX_COST = 64 << 20  # of a picture, and of all pictures of a request: at most 0.25 s of one core, and 170 MB
 MAX_WAITING_COST = 8 * MAX_COST  # of all requests that wait to be decoded
-SMALLER = "scale it down; 28 x 28 is enough"  # the cure
+SMALLER = "scale it down; 28 x 28 is enough"  # the cure of a picture that costs more
 
 # What a pixel weighs; and what it takes, CPU in ns and memory in bytes, of the cheapest and the dearest content that
 # fits into a small file (Pillow 13.0, a core of an AMD EPYC). Photographs take up to 2.5 times as long, but are large.

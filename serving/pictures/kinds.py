@@ -1,4 +1,4 @@
-"""Tells what bytes are: raw images, or by how they begin pictures to be decoded, or what people send in their place."""
+"""Says what bytes are: raw images, or, by how they begin, pictures to be decoded or what people send in their place."""
 
 import re
 from dataclasses import dataclass
