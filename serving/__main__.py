@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing has been accepted; later the supervisor drains
+# Nothing has been accepted; later the supervisor drains. Libraries that are being imported would catch SystemExit.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 # A terminal that is closed ends no server; and the version that is about to be read is the newest.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 # Read by libraries when they are imported.
@@ -18,4 +19,5 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy only copies here; it
 from atelier.program import run_program  # noqa: E402 - importing takes a while, in which a signal may come
 from serving.server import main  # noqa: E402
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 sys.exit(run_program(main, packages=["grpcio", "pillow"]))

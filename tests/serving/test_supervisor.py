@@ -208,6 +208,31 @@ def test_stop_in_a_start_ends_with_exit_code_0(small_repository: Path, front_end
         process.kill()
 
 
+# NumPy does so with what its imports of datetime raise.
+SWALLOWING = """
+import os, runpy, signal, sys, time
+
+class Swallowing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Swallowing())
+sys.argv = ["serving", "--repository", "/nowhere"]
+runpy.run_module("serving", run_name="__main__")
+"""
+
+
+@pytest.mark.fault("S37")
+def test_stop_that_a_library_would_swallow_ends_the_start_too() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.fault("O14")
 @pytest.mark.timing
 def test_server_that_was_stopped_for_a_while_goes_on_and_runs_nothing_that_has_expired(front_end: str) -> None:
