@@ -183,6 +183,7 @@ def main(arguments: list[str]) -> int:
         report = dataclasses.replace(report, first_divergence=explain_failure(report, inferring, files, inputs))
     images = "Fashion-MNIST, digests checked" if data.verified else "not Fashion-MNIST, or not checked"
     circumstances = {"hardware": hardware_of(torch.device("cpu")), "test images": images}
+    circumstances |= {"engines": "; ".join(engines.about)}
     reports = reports_from(
         report, source | {"precision": config.precision} | package_versions(MADE_WITH) | circumstances
     )

@@ -18,7 +18,7 @@ from atelier.tables import aligned
 from loadtest.attack import bombs, floods, held, malformed
 from loadtest.attack.field import Attack
 from loadtest.attack.honest import HonestClient
-from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
+from loadtest.attack.trial import Attacked, AttackOutcome, Limits, Timing, measure
 from loadtest.front_ends import NOT_PROMISED, TrialSettings
 from loadtest.server_process import ServerProcess, server_process
 from serving.server import choose_front_end
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     front_end = "" if settings.target else choose_front_end(settings.front_end)[0]
     share = min(1.0, settings.scale)
     timing = Timing(quiet_s=max(QUIET_S, share * Timing.quiet_s), least_s=max(QUIET_S, share * Timing.least_s))
-    outcomes: list[Outcome] = []
+    outcomes: list[AttackOutcome] = []
     words: list[str] = []
     for attack in [CONTROL, *attacks]:
         with _site(settings, front_end) as site:
@@ -112,13 +112,13 @@ def local_address(target: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def _site(settings: AttackSettings, front_end: str) -> Iterator[Site]:
+def _site(settings: AttackSettings, front_end: str) -> Iterator[Attacked]:
     """Yields the server at --target, or a new one; and an honest client."""
     if settings.target:
         host, port = local_address(settings.target)
         with HonestClient(settings.target) as honest:
             metrics_address = (host, METRICS_PORT)
-            yield Site(address=(host, port), metrics_address=metrics_address, pid=settings.pid, honest=honest)
+            yield Attacked(address=(host, port), metrics_address=metrics_address, pid=settings.pid, honest=honest)
         return
     with started_server(settings.repository, front_end) as server, site_of(server) as site:
         yield site
@@ -130,14 +130,14 @@ def started_server(repository: Path, front_end: str) -> contextlib.AbstractConte
 
 
 @contextlib.contextmanager
-def site_of(server: ServerProcess) -> Iterator[Site]:
+def site_of(server: ServerProcess) -> Iterator[Attacked]:
     """Puts an honest client beside a server that this program started."""
     with HonestClient(server.target) as honest:
         pid, metrics_address = server.process.pid, server.metrics_address
-        yield Site(address=server.address, metrics_address=metrics_address, pid=pid, honest=honest)
+        yield Attacked(address=server.address, metrics_address=metrics_address, pid=pid, honest=honest)
 
 
-def verdict(outcome: Outcome, front_end: str, *, is_noisy: bool = False) -> str:
+def verdict(outcome: AttackOutcome, front_end: str, *, is_noisy: bool = False) -> str:
     """Returns it in words. On a noisy machine, a server that was only slow may not be why."""
     if not outcome.faults:
         return "withstood"
@@ -149,7 +149,7 @@ def verdict(outcome: Outcome, front_end: str, *, is_noisy: bool = False) -> str:
     return f"{FAILED}: {faults}"
 
 
-def row(outcome: Outcome, word: str) -> tuple[str, ...]:
+def row(outcome: AttackOutcome, word: str) -> tuple[str, ...]:
     """Returns the outcome's cells in the table."""
     memory = outcome.memory
     return (

@@ -35,7 +35,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class AttackOutcome:
     """One attack."""
 
     name: str
@@ -113,7 +113,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class Attacked:
     """A server that is attacked, and the honest client beside it."""
 
     address: tuple[str, int]
@@ -123,7 +123,7 @@ class Site:
     quiet: deque[Call] = field(default_factory=lambda: deque(maxlen=2000))  # the latest calls without an attack
 
 
-def measure(attack: Attack, size: int, site: Site, timing: Timing, limits: Limits) -> Outcome:
+def measure(attack: Attack, size: int, site: Attacked, timing: Timing, limits: Limits) -> AttackOutcome:
     """Returns the outcome of the attack; of several tries the first that was not slow.
 
     Raises ResourceUnavailableError NOT_QUIET if honest calls fail without any attack.
@@ -139,8 +139,8 @@ def measure(attack: Attack, size: int, site: Site, timing: Timing, limits: Limit
 
 
 def _measure_once(
-    attack: Attack, size: int, site: Site, watch: Watch | None, timing: Timing, limits: Limits
-) -> Outcome:
+    attack: Attack, size: int, site: Attacked, watch: Watch | None, timing: Timing, limits: Limits
+) -> AttackOutcome:
     began_s = time.monotonic()
     field = Field(
         address=site.address,
@@ -152,7 +152,7 @@ def _measure_once(
     counts = run_attack(attack.work, field)
     ended_s = time.monotonic()
     calls = site.honest.calls(began_s, ended_s)
-    return Outcome(
+    return AttackOutcome(
         name=attack.name,
         unit=attack.unit,
         size=size,
@@ -168,7 +168,7 @@ def _measure_once(
     )
 
 
-def _keep_quiet(site: Site, seconds: float) -> None:
+def _keep_quiet(site: Attacked, seconds: float) -> None:
     """Adds to the calls without an attack."""
     began_s = time.monotonic()
     calls = site.honest.calls(began_s, began_s + seconds)

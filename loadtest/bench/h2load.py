@@ -68,7 +68,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LoadOutcome:
     """Outcome of a load."""
 
     requests_per_s: float
@@ -120,7 +120,7 @@ class H2Load:
         self._rates: dict[tuple[str, ClosedLoop], float] = {}  # requests/s of the last run
         self.num_sent: dict[str, int] = {}  # by the target's name
 
-    def offer(self, target: Target, load: ClosedLoop) -> Outcome:
+    def offer(self, target: Target, load: ClosedLoop) -> LoadOutcome:
         """Offers the load until all is answered. Raises ProgramError LOAD_FAILED if a request failed on the way.
 
         How many requests fill the time, the last run tells; before the first one a short one does.
@@ -130,7 +130,7 @@ class H2Load:
         wanted = load.num_requests or self._rates[target.name, load] * load.seconds
         return self._run(target, load, max(load.num_clients * load.in_flight_per_client, int(wanted * self._scale)))
 
-    def _run(self, target: Target, load: ClosedLoop, num_requests: int) -> Outcome:
+    def _run(self, target: Target, load: ClosedLoop, num_requests: int) -> LoadOutcome:
         self.num_sent[target.name] = self.num_sent.get(target.name, 0) + num_requests
         with tempfile.TemporaryDirectory(prefix="atelier-bench-") as directory:
             body, log = Path(directory, "body"), Path(directory, "log")
@@ -142,7 +142,7 @@ class H2Load:
             rate = _rate_from(done, target, load, num_requests)
             p50_us, p99_us = np.percentile(_times_us(log), (50, 99))
         self._rates[target.name, load] = rate
-        return Outcome(rate, taken_s / num_requests * 1e6, float(p50_us) / 1e3, float(p99_us) / 1e3)
+        return LoadOutcome(rate, taken_s / num_requests * 1e6, float(p50_us) / 1e3, float(p99_us) / 1e3)
 
 
 def _command(target: Target, load: ClosedLoop, num_requests: int, body: Path, log: Path) -> list[str]:

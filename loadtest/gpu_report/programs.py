@@ -122,14 +122,14 @@ def _try_export(plan: Plan, precision: str, engine: str) -> dict[str, Any]:
     options: tuple[object, ...] = ("--checkpoint-dir", plan.checkpoint_dir, "--repository", plan.models_dir(precision))
     options += ("--untrained", "--max-batch-size", max(plan.batch_sizes), *plan.data)
     options += ("--precision", precision, "--engine", engine)
-    status, outcome, about, directory = "ok", "published", "", plan.version_dir(precision)
+    status, outcome, directory = "ok", "published", plan.version_dir(precision)
     try:
-        _, _, printed = output_of(plan, "export", *options, limit_s=EXPORT_LIMIT_S).strip().partition("\nVersion ")
-        about = "; ".join(printed.splitlines()[1:])  # is in <directory>, and then a line for each engine
+        output_of(plan, "export", *options, limit_s=EXPORT_LIMIT_S)
     except StepFailedError as error:
         outcome = str(error).replace(f"; read {failed_dir / 'parity.md'}", "")  # which does not outlive the report
         status, directory = error.status, failed_dir
-    parity = _read(directory / "parity.json").get("runtimes", [])
+    report = _read(directory / "parity.json")
+    about, parity = report.get("made_with", {}).get("engines", ""), report.get("runtimes", [])
     return {"engine_option": engine, "status": status, "outcome": outcome, "about_engine": about, "parity": parity}
 
 

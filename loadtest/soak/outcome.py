@@ -22,7 +22,7 @@ KILLED = str(128 + signal.SIGKILL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SoakPlan:
     """Says what is done to which server."""
 
     front_end_flags: list[str]
@@ -73,8 +73,8 @@ class Held:
 
 
 @dataclass(kw_only=True)
-class Outcome:
-    """Outcome of a soak, so far."""
+class SoakOutcome:
+    """SoakOutcome of a soak, so far."""
 
     seed: int
     accounts: list[Account] = field(default_factory=list)  # of the rounds

@@ -34,7 +34,7 @@ from loadtest.restarts.shelf import NamedVersion, shifted
 from loadtest.restarts.steady_load import Entry, SteadyLoad, account, our_client, write_journal
 from loadtest.restarts.swaps import served_shelf
 from loadtest.soak.faults import FAULTS
-from loadtest.soak.outcome import DEADLINE_S, Counts, Done, Held, Outcome, Plan
+from loadtest.soak.outcome import DEADLINE_S, Counts, Done, Held, SoakOutcome, SoakPlan
 from loadtest.soak.site import Credentials, Site
 from serving.server import choose_front_end
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     """Returns 1 if anything was not as the front end promises."""
     settings = parse_settings(SoakSettings, arguments, prog="python -m loadtest.soak", description=__doc__ or "")
     front_end, _ = choose_front_end(settings.front_end)
-    plan = Plan(
+    plan = SoakPlan(
         front_end_flags=["--front-end", front_end],
         source=settings.repository,
         reference=known_answers(settings.repository),
@@ -84,9 +84,9 @@ def main(arguments: list[str]) -> int:
     return int(bool(outcome.faults) and not reason)
 
 
-def soak(plan: Plan, journal_dir: Path | None = None) -> Outcome:
+def soak(plan: SoakPlan, journal_dir: Path | None = None) -> SoakOutcome:
     """Returns what came of it; writes requests-<round>.jsonl and faults.jsonl, a line each."""
-    outcome, drawn = Outcome(seed=plan.seed), plan.faults()
+    outcome, drawn = SoakOutcome(seed=plan.seed), plan.faults()
     with _served(plan) as site, ThreadPoolExecutor(MOST_AT_ONCE) as pool:
         counts = Counts(site)
         for first in range(0, plan.num_faults, ROUND):
@@ -105,7 +105,7 @@ def soak(plan: Plan, journal_dir: Path | None = None) -> Outcome:
 
 
 @contextlib.contextmanager
-def _served(plan: Plan) -> Iterator[Site]:
+def _served(plan: SoakPlan) -> Iterator[Site]:
     """Runs a server with TLS and tokens, of a repository of its own that has version 1."""
     with tempfile.TemporaryDirectory(prefix="atelier-soak-") as directory:
         credentials = Credentials(Path(directory))
@@ -115,7 +115,7 @@ def _served(plan: Plan) -> Iterator[Site]:
 
 
 def _round(
-    plan: Plan, site: Site, outcome: Outcome, pool: ThreadPoolExecutor, chosen: Sequence[tuple[str, Random]]
+    plan: SoakPlan, site: Site, outcome: SoakOutcome, pool: ThreadPoolExecutor, chosen: Sequence[tuple[str, Random]]
 ) -> list[Entry]:
     """Does these faults under load; returns the journal."""
     plain = plan.reference
@@ -154,7 +154,7 @@ def _do(site: Site, fault: Done, random: Random) -> None:
     fault.ended_s = time.monotonic()
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: SoakOutcome) -> str:
     """Returns the account in one line."""
     failed: Counter[str] = Counter()
     for each in outcome.accounts:
@@ -167,7 +167,7 @@ def summary(outcome: Outcome) -> str:
     )
 
 
-def _rows(outcome: Outcome) -> list[tuple[str, ...]]:
+def _rows(outcome: SoakOutcome) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for kind in FAULTS:
         done = [fault for fault in outcome.done if fault.kind == kind]

@@ -125,6 +125,7 @@ def test_every_export_publishes_a_proven_version(workplace: Path, capsys: pytest
     assert report["passed"] is True
     assert (report["num_test_images"], report["batch_sizes"]) == (30, [1, 2, 7, 16])
     assert report["made_with"]["test images"] == "not Fashion-MNIST, or not checked"
+    assert "TensorRT" in report["made_with"]["engines"]
 
     backend, *_ = open_backend("auto", "cpu", first_dir, manifest, max_batch_size=16, num_threads=1)
     np.testing.assert_allclose(backend.infer(noise_images(5)), truth()(noise_images(5)), rtol=1e-5, atol=1e-5)

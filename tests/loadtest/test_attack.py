@@ -15,7 +15,7 @@ from loadtest.attack import bombs, run
 from loadtest.attack.field import Attack, Counts, Field
 from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, literal, message, opening
 from loadtest.attack.run import ATTACKS, CONTROL
-from loadtest.attack.trial import Limits, Memory, Outcome, Site, Timing, measure
+from loadtest.attack.trial import Attacked, AttackOutcome, Limits, Memory, Timing, measure
 from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED
 from loadtest.server_process import server_process
 from tests.conftest import command
@@ -41,7 +41,7 @@ def goals_of(attack: Attack) -> list[pytest.MarkDecorator]:
 
 
 @pytest.fixture(scope="module")
-def site(front_end: str, small_repository: Path) -> Iterator[Site]:
+def site(front_end: str, small_repository: Path) -> Iterator[Attacked]:
     with run.started_server(small_repository, front_end) as server, run.site_of(server) as site:
         yield site
 
@@ -49,7 +49,7 @@ def site(front_end: str, small_repository: Path) -> Iterator[Site]:
 @pytest.mark.fault("S8", "S10", "S11", "S12", "S13", "S14", "S15", "S16", "S17")
 @pytest.mark.timing
 @pytest.mark.parametrize("attack", [pytest.param(each, id=each.name, marks=goals_of(each)) for each in ATTACKS])
-def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Site, figure: Figure) -> None:
+def test_honest_client_notices_no_attack(front_end: str, attack: Attack, site: Attacked, figure: Figure) -> None:
     if reason := NOT_PROMISED[front_end].get(attack.name):
         pytest.skip(f"{front_end}: {reason}")
     whole = is_release() and attack.name in GOALS
@@ -92,7 +92,7 @@ def give_up(_field: Field) -> Counts:
     return Counter({"requests": 1})
 
 
-def outcome_of(attack: Attack, spoils_with: str, limits: Limits = LIMITS) -> Outcome:
+def outcome_of(attack: Attack, spoils_with: str, limits: Limits = LIMITS) -> AttackOutcome:
     with server_process("tests.loadtest.spoiled_server", spoils_with) as server, run.site_of(server) as site:
         return measure(attack, attack.short_size, site, Timing(quiet_s=0.3, least_s=0.5, most_s=5.0), limits)
 
@@ -133,7 +133,7 @@ def test_attack_that_falls_short_is_no_success() -> None:
     assert outcome_of(weak, "none").faults[-1] == "the attack got no further than 1 requests"
 
 
-def outcome(**fields: object) -> Outcome:
+def outcome(**fields: object) -> AttackOutcome:
     sound = {
         "name": "rapid-resets",
         "unit": "streams",
@@ -147,7 +147,7 @@ def outcome(**fields: object) -> Outcome:
         "memory": Memory(before_mb=100, most_mb=900, after_mb=164),
         "is_alive": True,
     }
-    return Outcome(**(sound | fields))  # type: ignore[arg-type]
+    return AttackOutcome(**(sound | fields))  # type: ignore[arg-type]
 
 
 def test_verdict_knows_its_limits() -> None:

@@ -12,7 +12,7 @@ from loadtest.attack import run
 from loadtest.attack.bombs import CROWD, ask, blank_png, blank_webp
 from loadtest.attack.field import Attack, Counts, Field
 from loadtest.attack.http2 import ONE_IMAGE
-from loadtest.attack.trial import Limits, Outcome, Site, Timing, measure
+from loadtest.attack.trial import Attacked, AttackOutcome, Limits, Timing, measure
 from loadtest.server_process import ServerProcess
 from tests.loadtest.picture_costs import picture_cost
 from tests.reliability.goals import is_release
@@ -80,7 +80,7 @@ def server(small_repository: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def site(server: ServerProcess) -> Iterator[Site]:
+def site(server: ServerProcess) -> Iterator[Attacked]:
     with run.site_of(server) as site:
         yield site
 
@@ -119,7 +119,7 @@ def test_dearest_pictures_cost_a_fraction_of_a_second(server: ServerProcess, siz
 
 @pytest.mark.fault("S8")
 @pytest.mark.goal("G12", of="requests with bombs, 100 at a time", ci=100, release=2_000)
-def test_hundred_bombs_at_once_leave_the_p99_within_twice(site: Site, size: int, figure: Figure) -> None:
+def test_hundred_bombs_at_once_leave_the_p99_within_twice(site: Attacked, size: int, figure: Figure) -> None:
     outcome = beside("picture-bombs", site, size, figure)
     assert outcome.faults == [] or (outcome.is_only_slow and not is_release())
     # On the gate's busy machine a hundred callers who ask for nothing of the kind are felt too.
@@ -128,14 +128,14 @@ def test_hundred_bombs_at_once_leave_the_p99_within_twice(site: Site, size: int,
 
 @pytest.mark.fault("S8")
 def test_hundred_requests_of_the_dearest_pictures_cost_others_what_as_many_callers_do(
-    site: Site, figure: Figure
+    site: Attacked, figure: Figure
 ) -> None:
     outcome = beside("picture-heaps", site, 100, figure)
     assert outcome.faults == [] or outcome.is_only_slow
     assert outcome.p99_ms <= max(FLOOR_MS, 2 * max(outcome.quiet_p99_ms, crowd_p99_ms(site, 100, figure)))
 
 
-def beside(name: str, site: Site, size: int, figure: Figure) -> Outcome:
+def beside(name: str, site: Attacked, size: int, figure: Figure) -> AttackOutcome:
     """An honest client's outcome beside an attack."""
     [attack] = [each for each in (*run.ATTACKS, ORDINARY) if each.name == name]
     timing = Timing() if is_release() else Timing(quiet_s=0.5, least_s=0.5, most_s=10.0)
@@ -145,6 +145,6 @@ def beside(name: str, site: Site, size: int, figure: Figure) -> Outcome:
     return outcome
 
 
-def crowd_p99_ms(site: Site, size: int, figure: Figure) -> float:
+def crowd_p99_ms(site: Attacked, size: int, figure: Figure) -> float:
     """The p99 beside as many ordinary callers."""
     return beside(ORDINARY.name, site, size, figure).p99_ms

@@ -20,7 +20,7 @@ from loadtest.restarts.shelf import Shelf
 from loadtest.restarts.steady_load import OURS, Entry, SteadyLoad, account
 from loadtest.server_process import free_port, server_process
 from loadtest.soak.faults import FAULTS
-from loadtest.soak.outcome import Counts, Done, Held, Outcome, Plan
+from loadtest.soak.outcome import Counts, Done, Held, SoakOutcome, SoakPlan
 from loadtest.soak.run import soak, summary
 from loadtest.soak.site import Site
 from tests.loadtest.null_server import reference
@@ -34,17 +34,17 @@ HELD = Held(rss_bytes=60 << 20, num_files=12, num_threads=1)
 
 
 @pytest.fixture
-def plan(data: FashionMNIST, small_repository: Path) -> Plan:
+def plan(data: FashionMNIST, small_repository: Path) -> SoakPlan:
     reference = known_answers(small_repository)
     flags = ["--front-end", NATIVE]
-    return Plan(front_end_flags=flags, source=small_repository, reference=reference, seed=1, num_faults=len(FAULTS))
+    return SoakPlan(front_end_flags=flags, source=small_repository, reference=reference, seed=1, num_faults=len(FAULTS))
 
 
 @pytest.mark.timing
 @needs_native
 @pytest.mark.goal("G16", of="faults of 17 kinds, one a second", **SIZES)
 @pytest.mark.goal("G24", of="faults of 17 kinds, one a second", **SIZES)
-def test_server_goes_through_a_fault_every_second(plan: Plan, size: int, figure: Figure, tmp_path: Path) -> None:
+def test_server_goes_through_a_fault_every_second(plan: SoakPlan, size: int, figure: Figure, tmp_path: Path) -> None:
     seed = secrets.randbelow(1 << 31) if is_release() else plan.seed
     outcome = soak(dataclasses.replace(plan, seed=seed, num_faults=size), tmp_path)
     figure(f"seed {seed}: {summary(outcome)}")
@@ -62,7 +62,7 @@ def test_native_front_end_promises_it() -> None:
 # --- The harness can fail --------------------------------------------------------------------------------------------
 
 
-def test_seed_is_the_same_soak_and_another_is_another(plan: Plan) -> None:
+def test_seed_is_the_same_soak_and_another_is_another(plan: SoakPlan) -> None:
     def drawn(seed: int) -> list[tuple[str, float]]:
         faults = dataclasses.replace(plan, seed=seed).faults()
         return [(kind, random.random()) for kind, random in (next(faults) for _ in range(2 * len(FAULTS)))]
@@ -76,11 +76,11 @@ def entry(number: int = 0, outcome: str = "right", took_s: float | None = 0.1, *
     return Entry(number=number, image=0, due_s=10.0, ended_s=ended_s, outcome=outcome, **fields)
 
 
-def outcome_of(*journal: Entry, **fields: Any) -> Outcome:
+def outcome_of(*journal: Entry, **fields: Any) -> SoakOutcome:
     done = [Done(number=6, kind="churn", began_s=8.0), Done(number=7, kind="kill -9", began_s=9.5)]
     done += [Done(number=8, kind="garbage", began_s=10.5)]
     sound: dict[str, Any] = {"seed": 5, "done": done, "held": [HELD, HELD], "exit_code": 0}
-    outcome = Outcome(**(sound | fields))
+    outcome = SoakOutcome(**(sound | fields))
     outcome.note_requests(journal)
     outcome.accounts.append(account(journal))
     return outcome
@@ -181,7 +181,7 @@ def test_process_that_ended_by_itself_is_found_out() -> None:
 
 @pytest.mark.slow
 @needs_native
-def test_fault_that_shows_no_effect_is_found_out(plan: Plan) -> None:
+def test_fault_that_shows_no_effect_is_found_out(plan: SoakPlan) -> None:
     class ForgetfulShelf(Shelf):
         def publish_bad(self, number: int, kind: str, random: Random) -> str:
             self.publish(number)
