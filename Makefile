@@ -51,6 +51,7 @@ $(SETUP): pyproject.toml $(wildcard requirements/*.txt) hatch_build.py $(wildcar
 	  echo "error: NO_VENV: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 69; }
 	@$(RUN) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null; rm -f $(VENV)/.set-up-*
 	$(INSTALL) --quiet --require-hashes --only-binary :all: --requirement requirements/build.txt
+	@$(INSTALL) --quiet --require-hashes --only-binary :all: --requirement requirements/uv.txt || echo "note: without uv, for the reason above: pip takes four times as long"
 	$(call PINNED,$(filter-out tensorrt,$(subst $(comma), ,$(EXTRAS))))
 	$(BUILD) --editable .
 	$(if $(findstring tensorrt,$(EXTRAS)),$(INSTALL) --constraint constraints.txt tensorrt)

@@ -82,6 +82,7 @@ def _run(*command: str) -> None:
 
 
 def _reason(stderr: str) -> str:
-    """Returns the first line that speaks of an error: those behind it refer to it."""
+    """Returns the first line that speaks of an error, if there is one in pip's words: those behind it refer to it."""
     lines = stderr.strip().splitlines() or ["it said nothing"]
-    return next((line for line in lines if "error" in line.lower()), lines[-1])
+    of_pip = [line for line in lines if line.startswith("ERROR: ")]
+    return next((line for line in of_pip or lines if "error" in line.lower()), lines[-1])

@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> None:
         extra: project["project"]["dependencies"] + requirements
         for extra, requirements in project["project"]["optional-dependencies"].items()
     }
-    needed["build"] = [*project["build-system"]["requires"], *_build_requirements(NATIVE), EDITABLE, RESOLVER]
+    needed["build"] = [*project["build-system"]["requires"], *_build_requirements(NATIVE), EDITABLE]
+    needed["uv"] = [RESOLVER]
     python = python_with((RESOLVER,), ROOT / ".cache" / "pins")
     everything = [requirement for requirements in needed.values() for requirement in requirements]
     _compile(python, everything, CONSTRAINTS, *arguments)

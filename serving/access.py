@@ -181,14 +181,19 @@ def _identity(certificate: Path, key: Path, authority: Path | None) -> Identity:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     blamed = certificate if b"PRIVATE KEY-----" in private_key else key
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password=_no_pass_phrase)
         ends_s = _end_of(certificate)
-        if authority and root is not None:
+        if authority:
             blamed = authority
-            context.load_verify_locations(cadata=root.decode())
+            context.load_verify_locations(authority)
     except (OSError, ValueError) as error:
         raise ConfigurationError("BAD_TLS", f"{blamed}: {error}", PEM_CURE) from None
     return Identity(chain, private_key, root, ends_s)
+
+
+def _no_pass_phrase() -> str:
+    """Answers OpenSSL, which would ask on the terminal for what opens an encrypted key, and wait."""
+    raise ValueError("it is encrypted, and nobody is asked for a pass phrase")
 
 
 def _end_of(certificate: Path) -> int:

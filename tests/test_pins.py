@@ -15,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from atelier import installing
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NATIVE = tomllib.loads((ROOT / "native" / "pyproject.toml").read_text())
@@ -42,13 +44,15 @@ CONSTRAINTS = pins_of(ROOT / "constraints.txt")
 def needed_by(name: str) -> list[str]:
     """What the file of an extra is made for."""
     if name == "build":
-        return [*PROJECT["build-system"]["requires"], *NATIVE["build-system"]["requires"], "uv"]
+        return [*PROJECT["build-system"]["requires"], *NATIVE["build-system"]["requires"]]
+    if name == "uv":
+        return ["uv"]
     needed: list[str] = PROJECT["project"]["dependencies"] + EXTRAS[name]
     return needed
 
 
 def test_every_extra_has_a_file_with_hashes_but_the_one_that_nvidia_alone_has() -> None:
-    assert {path.stem for path in PINNED} == EXTRAS.keys() - {"tensorrt"} | {"build"}
+    assert {path.stem for path in PINNED} == EXTRAS.keys() - {"tensorrt"} | {"build", "uv"}
 
 
 @pytest.mark.parametrize("path", PINNED, ids=lambda path: path.stem)
@@ -144,9 +148,47 @@ def test_setup_installs_by_uv_from_where_pips_settings_say(tiny: Tiny) -> None:
 
 
 def test_where_uv_cannot_pip_installs(tiny: Tiny) -> None:
-    done = tiny.install("tiny", UV_CONFIG_FILE=str(tiny.root / "missing"))
+    done = tiny.install("tiny", UV_CACHE_DIR=os.devnull)
     assert done.returncode == 0 and "note: uv could not, for the reason above: pip tries" in done.stdout, done.stderr
     assert tiny.is_installed()
+
+
+@pytest.mark.parametrize(
+    ("variables", "files", "expected"),
+    [
+        ({}, "", {}),
+        ({"PIP_INDEX_URL": "https://a", "PIP_QUIET": "1"}, "", {"index-url": "https://a"}),
+        ({"PIP_INDEX_URL": ""}, "[global]\nindex-url = https://b", {"index-url": "https://b"}),
+        ({"PIP_INDEX_URL": "https://a"}, "[global]\nindex-url = https://b", {"index-url": "https://a"}),
+        ({}, "[global]\nindex-url = https://b\n[install]\nindex-url = https://c", {"index-url": "https://c"}),
+        ({}, "[wheel]\nindex-url = https://b\n[global]\ntimeout = 9", {}),
+        ({"PIP_KEYRING_PROVIDER": "subprocess"}, "", None),  # uv has no word for it here
+        ({}, "[global", None),
+    ],
+)
+def test_pips_settings_are_read_as_pip_reads_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    files: str,
+    expected: dict[str, str] | None,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text(files)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = installing.pip_settings()
+    assert found == expected or (found and expected is not None and found.items() >= expected.items())
+
+
+def test_passwords_of_indexes_and_uvs_own_settings_stay_out_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_INDEX_URL", "https://elsewhere")
+    environment = installing.environment_for_uv({"index-url": "https://user:secret@here", "no-index": "1"})
+    assert environment["UV_DEFAULT_INDEX"] == "https://user:secret@here"
+    assert "UV_INDEX_URL" not in environment
 
 
 def test_package_of_another_hash_is_installed_by_neither(tiny: Tiny) -> None:

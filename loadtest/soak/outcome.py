@@ -74,7 +74,7 @@ class Held:
 
 @dataclass(kw_only=True)
 class SoakOutcome:
-    """SoakOutcome of a soak, so far."""
+    """Outcome of a soak, so far."""
 
     seed: int
     accounts: list[Account] = field(default_factory=list)  # of the rounds

@@ -1,6 +1,6 @@
 //! Atelier's front end: atelier.v1.Classifier over gRPC, entering Python once per batch.
 //!
-//! From the outside in: listeners -> connection -> routes -> call -> classify -> versions -> engine -> batching, model;
+//! From the outside in: io -> connection -> routes -> call -> classify -> versions -> engine -> batching, model;
 //! their life, from warming up to the drain, is life.rs.
 #![deny(unsafe_code)] // but for one line of python.rs, which tests/test_imports.py holds us to
 

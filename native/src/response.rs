@@ -1,4 +1,5 @@
-//! From logits to the bytes of a ClassifyResponse: softmax in float64, shifted by the maximum, as serving/frontends/grpcio/responses.py.
+//! From logits to the bytes of a ClassifyResponse: softmax in float64, shifted by the maximum, as
+//! serving/frontends/grpcio/responses.py.
 
 use std::cmp::Ordering;
 

@@ -7,8 +7,9 @@ use pyo3::prelude::*;
 #[derive(Clone, Debug, FromPyObject)]
 #[pyo3(from_item_all)]
 pub struct Settings {
-    /// Of the page that looks inside the network; empty if there is none.
+    /// Of the page that looks inside the network, and whether only this machine reaches it; empty if there is none.
     pub page_address: String,
+    pub is_page_here: bool,
     /// A lone request is run by the thread that read it, where the model takes no longer than this; 0 for never.
     pub max_inline_us: u64,
     pub max_queue_size: usize,

@@ -280,6 +280,25 @@ def test_files_that_are_no_certificate_are_named(
     assert refusal_of(front_end, tls_certificate=certificate, tls_key=key).startswith(f"BAD_TLS: {path}: ")
 
 
+@pytest.mark.fault("S43")
+def test_key_behind_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(front_end: str, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "server")
+    command = ["openssl", "pkey", "-aes256", "-passout", "pass:secret", "-in", str(key), "-out", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    refusal = refusal_of(front_end, tls_certificate=certificate, tls_key=key)
+    assert refusal.startswith("BAD_TLS: ") and "it is encrypted" in refusal
+
+
+@pytest.mark.fault("S43")
+def test_authority_may_have_text_of_any_kind_beside_its_certificates(serving: Serving, tmp_path: Path) -> None:
+    (certificate, key), authority = make_certificate(tmp_path, "server"), make_certificate(tmp_path, "authority")
+    mine = make_certificate(tmp_path, "client", authority)
+    authority[0].write_text(f"# Müller GmbH\n{authority[0].read_text()}")
+    flags = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-authority", authority[0])
+    with serving(*flags) as server:
+        assert label_from(server.target, tls=certificate, certificate=mine) == 7
+
+
 @needs_native
 @pytest.mark.fault("S43")
 def test_key_that_only_openssl_can_use_is_named(tmp_path: Path) -> None:
@@ -368,6 +387,23 @@ def test_tokens_are_asked_for_by_every_method_but_health(serving: Serving, tmp_p
         assert end_of_call(target, method, ("authorization", "Bearer first")) == "UNAUTHENTICATED BAD_TOKEN"
         assert end_of_call(target, method, ("authorization", "Bearer third")) == "OK"
         assert "first" not in server.output
+
+
+@pytest.mark.slow
+@pytest.mark.fault("S45")
+def test_tokens_file_that_is_broken_later_lets_in_whom_it_named_and_nobody_else(
+    serving: Serving, tmp_path: Path
+) -> None:
+    path, method = tmp_path / "tokens", f"/{SERVICE}/GetModel"
+    path.write_text(digest_of("first"))
+    path.chmod(0o600)
+    with serving("--tokens", path) as server:
+        path.write_text("nonsense")
+        wait_for(lambda: "what was read before stays" in server.output)
+        time.sleep(RELOAD_S)
+        assert server.output.count("what was read before stays") == 1
+        assert end_of_call(server.target, method, ("authorization", "Bearer first")) == "OK"
+        assert end_of_call(server.target, method, ("authorization", "Bearer nonsense")) == "UNAUTHENTICATED BAD_TOKEN"
 
 
 def methods_of(target: str) -> list[str]:

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import psutil
 
-from serving.frontends.native.heap import Heap
+from serving.heap import Heap
 
 MEGABYTE = 1 << 20
 

@@ -27,6 +27,7 @@ from loadtest.processes import resident_bytes_of
 from loadtest.restarts.shelf import Shelf
 from loadtest.server_process import ServerProcess, server_process
 from serving.config import ServerConfig, parse_arguments
+from serving.heap import SPARE_BYTES
 from serving.models import read_version
 from serving.upgrades import Upgrades
 from tests.serving.running import kill_serving_process, minds_hangups, scrape, serving_process_of, wait_for
@@ -247,8 +248,9 @@ def test_swaps_give_their_memory_back(server: ServerProcess, shelf: Shelf) -> No
     for number in range(2, 33):
         publish(server, shelf, number)
         after[number] = resident_bytes_of(server.process.pid)
-    # Of twenty swaps that none gave back would be 60 MiB and more; allocators keep some.
-    assert max(after[number] for number in range(23, 33)) - max(after[number] for number in range(3, 13)) < 12 << 20
+    # Of twenty swaps that none gave back would be 60 MiB and more.
+    grown_bytes = max(after[number] for number in range(23, 33)) - max(after[number] for number in range(3, 13))
+    assert grown_bytes < SPARE_BYTES
     assert server.stop() == 0
 
 

@@ -67,7 +67,8 @@ async fn page(call: &mut Call, head: &Parts, incoming: &mut Incoming) -> Result<
         }
         Route::OpenApi => Ok(Page::json_text(OPENAPI)),
         Route::Playground => {
-            let page = playground::address_for(&call.server.settings.page_address, head);
+            let settings = &call.server.settings;
+            let page = playground::address_for(&settings.page_address, settings.is_page_here, head);
             page.map(|address| Page::elsewhere(&address)).ok_or_else(|| route::unknown(path))
         }
         _ => views::view(&call.server, route),

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from serving.container_memory import ContainerMemory
 from serving.frontends.grpcio.server import Server
+from serving.heap import Heap
 from serving.loading import Loader
 from serving.metrics import NO_METRICS, Metrics, serve_page
 from serving.process import Process, labels_of
@@ -21,6 +22,7 @@ def serve(process: Process) -> None:
 
 
 async def _serve(process: Process) -> None:
+    heap = Heap()
     model = process.open_model()
     metrics = Metrics(labels_of(model), process.num_restarts) if process.metrics_sockets else NO_METRICS
     if process.metrics_sockets:
@@ -45,7 +47,7 @@ async def _serve(process: Process) -> None:
     process.tell_ready(model)
     gc.freeze()  # what exists now stays: no collection needs to walk over it again
     gc.set_threshold(50_000, 20, 100)  # looking for cycles, which calls hardly leave, is 6 % of a small request
-    alive = asyncio.create_task(_look_after(process, server))
+    alive = asyncio.create_task(_look_after(process, server, heap))
     try:
         await server.run_until_stopped()
     finally:
@@ -66,10 +68,11 @@ def _on_orders(loop: asyncio.AbstractEventLoop, process: Process, server: Server
             loader.carry_out(order)
 
 
-async def _look_after(process: Process, server: Server) -> None:
+async def _look_after(process: Process, server: Server, heap: Heap) -> None:
     memory = ContainerMemory()
     while True:
         process.tell_alive()
+        heap.look()
         server.set_pressure(memory.pressure())
         server.look_after_certificate()
         await asyncio.sleep(0.25)

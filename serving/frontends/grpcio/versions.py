@@ -1,6 +1,7 @@
 """Holds the versions that are loaded: the current one, and the one before it for calls that ask for it."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -150,3 +151,4 @@ class Versions:
 
     def _note_ended(self, task: "asyncio.Task[None]") -> None:
         self._num_images_of_ended += self._ending.pop(task).engine.num_answered
+        gc.collect()  # an engine and what it is told by hold each other, and collections are rare here: see serve.py

@@ -21,7 +21,8 @@ from serving.frontends.native.handover import (
     settings_for,
     version_for,
 )
-from serving.frontends.native.heap import Heap
+from serving.heap import Heap
+from serving.listening import is_loopback
 from serving.loading import Loader
 from serving.models import ServedModel
 from serving.pictures.costs import cost_so_far
@@ -110,6 +111,7 @@ class NativeServer:
         self._is_replacing = num_restarts > 0
         settings = settings_for(config, model)
         settings |= {"num_restarts": num_restarts, "page_address": page_address}
+        settings |= {"is_page_here": is_loopback(config.playground_host)}
         self._server = atelier_native.Server(
             settings, version_for(model, config), decode, cost_so_far, check_raw_images
         )

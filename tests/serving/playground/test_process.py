@@ -221,6 +221,11 @@ def test_page_that_others_can_reach_speaks_tls_and_wants_a_token(
         for path in ("/", "/api/network", "/app.js"):
             assert [status(path, each) for each in refused] == [401] * len(refused)
             assert status(path, basic("anybody", "secret")) == 200
+        if front_end == "native":  # without a token: a browser has none to give on its way
+            connection = http.client.HTTPSConnection(server.target, context=trusting, timeout=30)
+            with contextlib.closing(connection):
+                connection.request("GET", "/", headers={"Host": "localhost"})
+                assert connection.getresponse().getheader("Location") == page.replace("0.0.0.0", "localhost")
         reply = parsed(sent_to(server, request("GET", "/"), trusting))
         assert reply.headers["www-authenticate"].startswith("Basic ") and reply.json["reason"] == "BAD_TOKEN"
 
