@@ -283,8 +283,8 @@ def test_files_that_are_no_certificate_are_named(
 @pytest.mark.fault("S43")
 def test_key_behind_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(front_end: str, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path, "server")
-    command = ["openssl", "pkey", "-aes256", "-passout", "pass:secret", "-in", str(key), "-out", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
+    command = ["openssl", "pkey", "-aes256", "-passout", "pass:secret", "-in", str(key)]
+    key.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
     refusal = refusal_of(front_end, tls_certificate=certificate, tls_key=key)
     assert refusal.startswith("BAD_TLS: ") and "it is encrypted" in refusal
 
@@ -399,6 +399,8 @@ def test_tokens_file_that_is_broken_later_lets_in_whom_it_named_and_nobody_else(
     path.chmod(0o600)
     with serving("--tokens", path) as server:
         path.write_text("nonsense")
+        time.sleep(RELOAD_S)
+        assert end_of_call(server.target, method, ("authorization", "Bearer first")) == "OK"  # grpcio looks in calls
         wait_for(lambda: "what was read before stays" in server.output)
         time.sleep(RELOAD_S)
         assert server.output.count("what was read before stays") == 1
