@@ -24,7 +24,7 @@ PINNED = $(RUN) -m atelier.installing $(RUN) --require-hashes $(WHEELS) $(patsub
 BUILD = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(INSTALL) --no-deps --no-build-isolation
 # The native front end: built by cargo, and without it left out.
 NATIVE := $(VENV)/.native
-NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/src/*/*/*.rs native/protos/*.proto protos/*.proto) native/build.rs \
+NATIVE_SOURCES := $(wildcard native/src/*.rs native/src/*/*.rs native/src/*/*/*.rs native/src/*/*.json native/protos/*.proto protos/*.proto) native/build.rs \
   native/Cargo.toml native/pyproject.toml native/pins.lock
 export CARGO_TARGET_DIR := $(CURDIR)/.cache/native
 # Where a shell has it set, every process of hundreds would compile our sources anew.
