@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import psutil
 
 from atelier.errors import ProgramError
 from loadtest.server_process import comes_true
+from serving.children import SERVING
 
 EVERY_S = 0.25
 MEBIBYTE = 1 << 20
@@ -103,20 +105,27 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
-def serving_process(pid: int, limit_s: float = 60.0) -> psutil.Process:
-    """Returns the process that serves, or is about to: the first child of a server's first process.
+def _serves(child: psutil.Process) -> bool:
+    try:
+        return sys.platform != "linux" or child.name() == SERVING
+    except psutil.NoSuchProcess:
+        return False
 
-    An open page and a version that is tried are older only than a process that has replaced another. Raises
-    ProgramError NOTHING_SERVES if there is no child for so long.
+
+def serving_process(pid: int, limit_s: float = 60.0) -> psutil.Process:
+    """Returns the child of a server's first process that serves, or is about to.
+
+    An open page and a version that is tried are children too; on Linux the serving one is known by its name. Raises
+    ProgramError NOTHING_SERVES if there is none for so long.
     """
     found: list[psutil.Process] = []
 
     def is_found() -> bool:
-        found[:] = filter(is_running, psutil.Process(pid).children())
+        found[:] = [child for child in psutil.Process(pid).children() if is_running(child) and _serves(child)]
         return bool(found)
 
     if not comes_true(is_found, limit_s):
-        raise ProgramError("NOTHING_SERVES", f"process {pid} has no child, for {limit_s:g} s")
+        raise ProgramError("NOTHING_SERVES", f"process {pid} has no child that serves, for {limit_s:g} s")
     return found[0]
 
 

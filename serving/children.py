@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # that the supervisor acts on
 STACKS_SIGNAL = signal.SIGUSR1  # has a process write its Python stacks to stderr, whatever holds its threads
+SERVING = "atelier-serve"  # the name of the process that serves, in ps and top
 STABLE_S = 5.0  # once a process has been ready for so long, what ends it is no fault of its start
 
 # What a process does, with its end of the pipe; its exit code.
@@ -25,19 +27,23 @@ Inherited = Sequence[Connection | socket.socket]
 def start_process(work: Work, inherited: Inherited, name: str) -> tuple[BaseProcess, Connection]:
     """Forks; the process, and the supervisor's end of the pipe to it. `inherited` is closed in the child.
 
+    `name`, of 15 bytes at most, is what ps and top call it on Linux.
+
     The caller has one thread, or the child may wait for locks that nobody in it will release.
     """
     fork = multiprocessing.get_context("fork")
     link, childs_end = fork.Pipe()
-    process = fork.Process(target=_run_in_child, args=(work, childs_end, [link, *inherited]), name=name)
+    process = fork.Process(target=_run_in_child, args=(work, name, childs_end, [link, *inherited]), name=name)
     with _signals_held():  # until the child has its own way with them
         process.start()
     childs_end.close()
     return process, link
 
 
-def _run_in_child(work: Work, link: Connection, inherited: Inherited) -> None:
+def _run_in_child(work: Work, name: str, link: Connection, inherited: Inherited) -> None:
     """Closes what is the supervisor's in the new process, and runs: pipes and port must close with the supervisor."""
+    with contextlib.suppress(OSError):  # not Linux
+        Path("/proc/self/comm").write_text(name)
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:  # they reach all of a terminal's or a service's processes; the supervisor acts
         signal.signal(number, signal.SIG_IGN)

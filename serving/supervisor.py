@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from atelier.files import write_atomically
 from atelier.program import say
 from atelier.wire import SERVICE
-from serving.children import SIGNALS, Child, Inherited, start_process
+from serving.children import SERVING, SIGNALS, Child, Inherited, start_process
 from serving.config import ServerConfig
 from serving.listening import Listening
 from serving.models import ModelVersion
@@ -102,7 +102,7 @@ class Supervisor:
             return run_process(self._serve, process)
 
         inherited = [*self._signal_sockets, *self._playground.inherited, *self._upgrades.awaited()]
-        return Child(*start_process(work, inherited, "serve"))
+        return Child(*start_process(work, inherited, SERVING))
 
     def _look_after_page(self, events: Sequence[object], child: Child) -> None:
         versions = filter(None, (self._upgrades.version, self._upgrades.previous))

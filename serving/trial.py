@@ -58,7 +58,7 @@ class Trial:
             return os.EX_OK
 
         self._ends_s = time.monotonic() + self._limits.trial_s
-        self._process, self.link = start_process(work, [], "trial")
+        self._process, self.link = start_process(work, [], "atelier-trial")
 
     @property
     def left_s(self) -> float:

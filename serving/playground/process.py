@@ -115,7 +115,7 @@ class Playground:
             return run_program(lambda _arguments: self._serve(versions, link), [], extras="playground")
 
         self._next_start_s = time.monotonic() + PAUSE_S
-        self._process, self._link = start_process(work, inherited, "playground")
+        self._process, self._link = start_process(work, inherited, "atelier-page")
 
     def _serve(self, versions: Sequence[ModelVersion], link: Connection) -> int:
         import asyncio  # in the process: the supervisor loads neither an event loop nor a runtime

@@ -13,6 +13,7 @@ import psutil
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.processes import serving_process
 from loadtest.server_process import ServerProcess
 
 
@@ -26,12 +27,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 def serving_process_of(server: ServerProcess) -> psutil.Process:
     """The process that the supervisor has started; waits for it while it is being replaced."""
-    deadline_s = time.monotonic() + 30
-    while time.monotonic() < deadline_s:
-        for child in running_children_of(psutil.Process(server.process.pid)):
-            return child
-        time.sleep(0.01)
-    raise AssertionError(f"there is none: {server.output}")
+    return serving_process(server.process.pid, 30.0)
 
 
 def kill_serving_process(server: ServerProcess) -> None:

@@ -77,6 +77,8 @@ def test_page_costs_no_process_until_it_is_opened_and_then_one(server: ServerPro
     assert {reply.status for reply in replies} == {200}
     page = page_process_of(server)
     assert len(children_of(server)) == 2 and page.num_threads() <= 16
+    if sys.platform == "linux":  # as ps and top tell them apart
+        assert sorted(child.name() for child in children_of(server)) == ["atelier-page", "atelier-serve"]
     assert page.nice() == min(19, psutil.Process(server.process.pid).nice() + 10)
     assert server.stop() == 0
     assert not warnings_of(server)
