@@ -35,6 +35,7 @@ impl Call {
     pub fn begin<B>(server: Arc<Server>, peer: Arc<Peer>, method: Method, request: &Request<B>) -> Self {
         let num_others = server.life.num_calls.fetch_add(1, Relaxed);
         let now_us = server.now_us();
+        server.linger.begin(num_others, now_us);
         peer.begin_call(now_us);
         let settings = &server.settings;
         let timeout_us = request.headers().get("grpc-timeout").and_then(|value| timeout_us(value.as_bytes()));
@@ -87,7 +88,9 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.server.life.num_calls.fetch_sub(1, Relaxed);
+        if self.server.life.num_calls.fetch_sub(1, Relaxed) == 1 {
+            self.server.linger.end(self.server.now_us());
+        }
         self.peer.num_calls.fetch_sub(1, Relaxed);
         if !self.is_counted {
             let is_late = self.server.now_us() >= self.deadline_us;

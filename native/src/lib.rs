@@ -25,6 +25,7 @@ mod http;
 mod io;
 mod job;
 mod life;
+mod linger;
 mod load_client;
 mod log;
 mod messages;

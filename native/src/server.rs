@@ -1,6 +1,7 @@
 //! What connections share, and how they end with the server's life.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
@@ -13,6 +14,7 @@ use crate::connection;
 use crate::crowd::Crowd;
 use crate::io::Io;
 use crate::life::Life;
+use crate::linger::Linger;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::records::Records;
@@ -39,6 +41,7 @@ pub struct Server {
     pub budgets: Budgets,
     pub crowd: Arc<Crowd>,
     pub records: Records,
+    pub linger: Linger,
     peers: Peers,
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
@@ -70,6 +73,7 @@ impl Server {
             picture_cost,
             check_images,
             crowd: Arc::default(),
+            linger: Linger::default(),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
         }
@@ -128,6 +132,10 @@ impl Server {
     /// From the first connection to the last answer.
     pub async fn live(self: Arc<Self>) -> Result<(), String> {
         tokio::spawn(self.crowd.turns.clone().usher_forever());
+        if thread::available_parallelism().is_ok_and(|num_cores| num_cores.get() > 1) {
+            let server = self.clone(); // with one core it would only keep the client from asking
+            tokio::spawn(async move { server.linger.stay_awake_forever(server.clock()).await });
+        }
         let server = self.clone();
         let outcome = self.life.clone().live(move || server.cut_overdue()).await;
         let last_word = Instant::now() + Duration::from_secs(1); // for the last answers to be sent
