@@ -136,7 +136,7 @@ reliability-full: $(EXPORTED) $(NATIVE) ## the same at a release's size, in hour
 	$(RUN) -m tests.reliability --full $(ARGS)
 
 bench: $(EXPORTED) $(NATIVE) ## serving beside echo servers and raw ONNX Runtime, in one run; PEERS=1 adds other model servers
-	$(RUN) -m loadtest.bench $(if $(PEERS),--measure peers,overload,training) $(ARGS)
+	$(RUN) -m loadtest.bench $(if $(PEERS),--measure peers$(comma)overload$(comma)training) $(ARGS)
 
 ladder: $(TRAINED) ## what each precision costs in accuracy and gains in speed: fp32, tf32, fp16, bf16, int8
 	$(RUN) -m export.ladder $(ARGS)

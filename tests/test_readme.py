@@ -82,6 +82,21 @@ def test_make_alone_prints_the_targets() -> None:
         assert f"make {target} " in printed
 
 
+def given(target: str, *variables: str) -> list[str]:
+    """What `make <target>` gives its program."""
+    command = ["make", "--dry-run", "--always-make", target, *variables]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    [*_, last] = [line for line in printed.splitlines() if f" -m {MODULES[target]} " in f"{line} "]
+    return shlex.split(last.partition(f" -m {MODULES[target]}")[2])
+
+
+def test_programs_are_given_what_was_chosen_and_nothing_else() -> None:
+    for target in MODULES.keys() - {"classify FILES"}:
+        assert given(target) == [], target
+        assert given(target, "ARGS=--debug") == ["--debug"], target
+    assert given("bench", "PEERS=1") == ["--measure", "peers,overload,training"]
+
+
 @pytest.mark.parametrize("module", sorted(set(MODULES.values())))
 def test_program_explains_itself_and_knows_every_option_that_the_documents_give_it(helps: Path, module: str) -> None:
     options = (helps / module).read_text()
