@@ -12,12 +12,12 @@ use tokio::task::yield_now;
 use crate::shared::Clock;
 
 /// Pauses as short as this on average are waited for.
-const SHORT_US: u64 = 120;
+const SHORT_US: u64 = 160;
 /// For so long.
-const LONGEST_US: u64 = 200;
-/// The mean is over so many calls. Of a longer pause no more than this counts: a second of it would count for hundreds.
+const LONGEST_US: u64 = 240;
+/// The mean is over so many calls. Of a longer pause no more than this counts: a second of it would count for thousands.
 const NUM_CALLS: u64 = 16;
-const MOST_US: u64 = 16_000;
+const MOST_US: u64 = 4_000;
 
 #[derive(Debug)]
 pub struct Linger {
@@ -41,9 +41,8 @@ impl Linger {
     /// A call has begun, and so many others are under way.
     pub fn begin(&self, num_others: usize, now_us: u64) {
         if num_others > 0 {
-            // There is no pause to speak of, but calls come together more often where they are not looked for all the time.
             self.pauses_us.store(NUM_CALLS * MOST_US, Relaxed);
-            return;
+            return; // calls come together more often where they are not looked for all the time
         }
         self.is_busy.store(true, Relaxed);
         let pause_us = now_us.saturating_sub(self.since_us.load(Relaxed)).min(MOST_US);
@@ -99,10 +98,10 @@ mod tests {
     #[test]
     fn only_a_client_that_has_been_quick_for_a_while_is_waited_for() {
         let linger = Linger::default();
-        assert!(!after(&linger, [0]) && !after(&linger, [60; 60]));
+        assert!(!after(&linger, [0]) && !after(&linger, [60; 40]));
         assert!(after(&linger, [60; 60]) && after(&linger, [400, 60]));
         assert!(!after(&linger, [3_000]) && after(&linger, [60; 40]));
-        assert!(!after(&linger, [130; 200]));
+        assert!(!after(&linger, [170; 200]));
     }
 
     #[test]
