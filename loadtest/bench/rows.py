@@ -180,11 +180,15 @@ def draw(figures: Mapping[str, Sequence[float]], names: Sequence[str], caption: 
         figure.savefig(path, metadata={"Date": None})
 
 
+def _is_ours(name: str) -> bool:
+    return name.partition(",")[0] in FRONT_ENDS
+
+
 def _label(name: str) -> str:
-    if name in FRONT_ENDS:
+    if _is_ours(name):
         return f"Atelier, {name}"
     return f"{name}, the limit" if name == CPP_ECHO else name
 
 
 def _colour(name: str) -> str:
-    return OURS if name in FRONT_ENDS else LIMIT if name.endswith("echo") else OTHERS
+    return OURS if _is_ours(name) else LIMIT if name.endswith("echo") else OTHERS

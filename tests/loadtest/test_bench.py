@@ -89,11 +89,19 @@ def test_grpc_error_within_http_200_fails_the_run_where_the_size_of_answers_is_k
 
 def test_chart_has_every_contender_and_is_small(tmp_path: Path) -> None:
     figures = {"C++ echo, 1": [90_000.0, 95_000.0], "grpcio, 1": [9_000.0, 10_000.0], "KServe 0.21.0, 1": [3_000.0]}
-    names = ["grpcio", "C++ echo", "KServe 0.21.0"]
+    figures["grpcio, ModelInfer, 1"] = [8_000.0]
+    names = ["grpcio", "grpcio, ModelInfer", "C++ echo", "KServe 0.21.0"]
     draw(figures, names, "a processor, 2026-01-01", tmp_path / "peers.svg")
     text = (tmp_path / "peers.svg").read_text()
     assert len(text) < 60_000
-    for words in ("Atelier, grpcio", "C++ echo, the limit", "KServe 0.21.0", "a processor, 2026-01-01", "0.22 to 0.27"):
+    for words in (
+        "Atelier, grpcio",
+        "Atelier, grpcio, ModelInfer",
+        "C++ echo, the limit",
+        "KServe 0.21.0",
+        "a processor, 2026-01-01",
+        "0.22 to 0.27",
+    ):
         assert words in text
 
 
