@@ -53,7 +53,7 @@ class ScriptedServer(grpc.GenericRpcHandler):
     def stop(self) -> None:
         """Ends it, answered or not."""
         self.gate.set()
-        self._server.stop(None).wait()
+        self._server.stop(None).wait(10)  # grpcio has been seen to wait for ever
 
     def _classify(self, message: bytes, context: Any) -> bytes:
         request = pb.ClassifyRequest.FromString(message)

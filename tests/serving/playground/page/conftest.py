@@ -29,17 +29,21 @@ OpenPage = Callable[..., Any]
 Served = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Ends with its module: while Playwright runs, so does an event loop, and other tests start one of their own."""
+def browser_or_skip(*, has_windows: bool = False) -> Iterator[Any]:
+    """For a module: while Playwright runs, so does an event loop, and other tests start one of their own."""
     with ExitStack() as stack:
         try:
-            running = stack.enter_context(chromium())
+            running = stack.enter_context(chromium(has_windows=has_windows))
         except ResourceUnavailableError as error:
             if "ATELIER_REQUIRE_BROWSER" in os.environ:
                 raise
             pytest.skip(str(error))
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from browser_or_skip()
 
 
 @pytest.fixture(scope="session")

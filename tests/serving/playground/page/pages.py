@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,6 +17,12 @@ Floats = NDArray[np.float32]
 OpenPage = Callable[..., Any]
 
 READY = "() => document.documentElement.dataset.ready === 'yes' && atelier.state.values !== null"
+# The image that the page shows.
+SEEN = """() => {
+  const copy = new OffscreenCanvas(28, 28).getContext('2d', { willReadFrequently: true });
+  copy.drawImage(document.getElementById('gets'), 0, 0);
+  return [...copy.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0);
+}"""
 # What was looked at is what is chosen: image, version, epoch, and whether maps are switched off.
 SETTLED = """() => {
   const { image, looked, lookedOff, values, valuesKey, head, network, drawing, off, version, epoch } = atelier.state;
@@ -100,3 +107,20 @@ def picture_of(page: Any) -> NDArray[np.uint8]:
     """What is seen of the stage: (H, W, 3)."""
     png = page.locator("#maps").screenshot()
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def taken_for(page: Any) -> str:
+    return str(page.locator(".bars .top .name").inner_text())
+
+
+def check_answer(page: Any, address: str) -> None:
+    """What is seen is what the server says of the image that is seen."""
+    settle(page)
+    image = image_of(page)
+    assert page.evaluate(SEEN) == image.tolist()
+    found = look(address, image).head
+    assert found["answer"], found
+    probabilities = found["answer"]["probabilities"]
+    shares = [float(text.rstrip(" %")) for text in page.locator(".bars .share").all_inner_texts()]
+    assert shares == pytest.approx([100 * p for p in probabilities], abs=0.06)
+    assert taken_for(page) == page.locator(".bars .name").nth(int(np.argmax(probabilities))).inner_text()

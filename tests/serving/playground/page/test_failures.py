@@ -11,21 +11,6 @@ pytestmark = pytest.mark.slow
 
 MOUNTED = "() => document.documentElement.dataset.ready === 'yes'"
 LANGUAGE = "() => [atelier.state.lang, document.documentElement.lang, document.title]"
-# Keeps each stream that the camera gives.
-KEEP_STREAMS = """() => {
-  const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);
-  globalThis.streams = [];
-  devices.getUserMedia = async (wanted) => {
-    const stream = await get(wanted);
-    streams.push(stream);
-    return stream;
-  };
-}"""
-CAMERAS_ON = "() => streams.filter((stream) => stream.active).length"
-HIDE = """() => {
-  Object.defineProperty(document, 'hidden', { value: true });
-  document.dispatchEvent(new Event('visibilitychange'));
-}"""
 
 
 @pytest.fixture
@@ -105,27 +90,3 @@ def test_a_pasted_link_to_a_cell_that_is_not_there_chooses_none(served: Any, ope
     page.wait_for_function("() => atelier.state.view === 'flat'")
     settle(page)
     assert page.evaluate("() => [atelier.state.cell, atelier.state.off]") == [None, [{"layer": "conv2", "map": 1}]]
-
-
-def test_the_camera_opens_once_and_closes_when_the_page_is_hidden(served: Any, open_page: OpenPage) -> None:
-    page = opened(open_page, served(), permissions=["camera"])
-    page.evaluate(KEEP_STREAMS)
-    page.get_by_role("button", name="Camera").dblclick()
-    page.get_by_role("button", name="Take the picture").and_(page.locator(":enabled")).first.wait_for()
-    page.wait_for_timeout(300)
-    assert (page.locator("dialog").count(), page.evaluate(CAMERAS_ON)) == (1, 1)
-    assert page.evaluate("() => document.activeElement.textContent") == "Close"
-    page.evaluate(HIDE)
-    page.locator("dialog").wait_for(state="detached")
-    assert page.evaluate(CAMERAS_ON) == 0
-
-
-def test_a_camera_that_is_pulled_out_is_told(served: Any, open_page: OpenPage) -> None:
-    page = opened(open_page, served(), permissions=["camera"])
-    page.evaluate(KEEP_STREAMS)
-    page.get_by_role("button", name="Camera").click()
-    take = page.get_by_role("button", name="Take the picture")
-    take.and_(page.locator(":enabled")).wait_for()
-    page.evaluate("() => streams[0].getVideoTracks()[0].dispatchEvent(new Event('ended'))")
-    page.get_by_text("The camera has gone").wait_for()
-    assert take.is_disabled()

@@ -17,16 +17,20 @@ from PIL import Image
 from atelier.contract import TOLERANCES
 from tests.serving.playground.page.conftest import PAGE_DIR
 from tests.serving.playground.page.drawings import DRAWINGS, Line, lines_of
-from tests.serving.playground.page.pages import OpenPage, choose, image_of, look, opened, settle, without_webgl
+from tests.serving.playground.page.pages import (
+    OpenPage,
+    check_answer,
+    choose,
+    image_of,
+    opened,
+    settle,
+    taken_for,
+    without_webgl,
+)
 
 pytestmark = pytest.mark.slow
 
 BOOT = lines_of(DRAWINGS[18][1], 0.62, 0.0, 0.0)
-SEEN = """() => {
-  const copy = new OffscreenCanvas(28, 28).getContext('2d', { willReadFrequently: true });
-  copy.drawImage(document.getElementById('gets'), 0, 0);
-  return [...copy.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0);
-}"""
 # A hundred images in less than a second; then when the looks began.
 HURRY = """async () => {
   performance.clearResourceTimings();
@@ -59,23 +63,6 @@ def draw_by_mouse(page: Any, lines: list[Line]) -> None:
 def at(page: Any, address: str) -> Any:
     page.goto(address)
     return page
-
-
-def taken_for(page: Any) -> str:
-    return str(page.locator(".bars .top .name").inner_text())
-
-
-def check_answer(page: Any, address: str) -> None:
-    """What is seen is what the server says of the image that is seen."""
-    settle(page)
-    image = image_of(page)
-    assert page.evaluate(SEEN) == image.tolist()
-    found = look(address, image).head
-    assert found["answer"], found
-    probabilities = found["answer"]["probabilities"]
-    shares = [float(text.rstrip(" %")) for text in page.locator(".bars .share").all_inner_texts()]
-    assert shares == pytest.approx([100 * p for p in probabilities], abs=0.06)
-    assert taken_for(page) == page.locator(".bars .name").nth(int(np.argmax(probabilities))).inner_text()
 
 
 def test_a_boot_drawn_by_mouse_is_filled_and_taken_for_one(served: Any, open_page: OpenPage) -> None:
@@ -235,44 +222,6 @@ def test_a_photograph_is_prepared_by_the_server_and_its_box_is_shown(
     assert "inverted" in page.locator("[role=note]").inner_text()
     pad = "() => document.getElementById('pad').getContext('2d').getImageData(56, 5, 1, 1).data[0]"
     assert page.evaluate(pad) > 200  # the photograph's paper
-
-
-# Remembers what the camera gives, for its light to be looked at.
-KEEP_STREAM = """() => {
-  const devices = navigator.mediaDevices, get = devices.getUserMedia.bind(devices);
-  devices.getUserMedia = async (wanted) => (globalThis.stream = await get(wanted));
-}"""
-CAMERA_IS_ON = "() => stream.getTracks().some(({ readyState }) => readyState === 'live')"
-
-
-def test_the_camera_takes_a_photograph_and_is_on_only_as_long_as_its_window(served: Any, open_page: OpenPage) -> None:
-    address = served()
-    page = opened(open_page, address, permissions=["camera"])
-    page.evaluate(KEEP_STREAM)
-    page.get_by_role("button", name="Camera").click()
-    take = page.get_by_role("button", name="Take the picture")
-    take.and_(page.locator(":enabled")).wait_for()
-    assert page.evaluate(CAMERA_IS_ON)
-    assert page.evaluate("() => document.querySelector('video').videoWidth") >= 320
-    take.click()
-    page.locator("dialog").wait_for(state="detached")
-    page.wait_for_function("() => atelier.state.source.kind === 'photograph'")
-    check_answer(page, address)
-    assert not page.evaluate(CAMERA_IS_ON)
-    page.get_by_role("button", name="Camera").click()
-    take.and_(page.locator(":enabled")).wait_for()
-    page.keyboard.press("Escape")
-    page.locator("dialog").wait_for(state="detached")
-    assert not page.evaluate(CAMERA_IS_ON)
-
-
-def test_a_camera_that_is_refused_is_told_with_what_to_do(served: Any, open_page: OpenPage) -> None:
-    page = opened(open_page, served())
-    page.get_by_role("button", name="Camera").click()
-    page.get_by_text("This page was not allowed to use the camera.").wait_for()
-    assert page.get_by_role("button", name="Take the picture").is_disabled()
-    page.get_by_role("button", name="Close", exact=True).click()
-    page.locator("dialog").wait_for(state="detached")
 
 
 def test_all_that_the_page_loads_comes_over_few_connections(served: Any, open_page: OpenPage) -> None:
