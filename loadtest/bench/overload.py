@@ -16,7 +16,7 @@ FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
 SIZES = (1, 64)
 DEADLINES_MS = (100, 20)
 DURATION_S = 3.0
-LEAST_DURATION_S = 0.5
+LEAST_DURATION_S = 0.25
 ENOUGH_SHARE = 0.95  # of the requests, sent in time, make a run count
 GOODPUT = {NATIVE: (0.9, 5.0)}  # the least past saturation, of its best up to it; and ms that a refusal may take
 

@@ -158,5 +158,5 @@ def test_page_is_drawn_on_and_a_look_without_an_answer_is_no_look(small_reposito
 
 @pytest.mark.slow
 def test_training_is_measured_beside_the_tutorials_loop(data: FashionMNIST) -> None:
-    ours, tutorials = training_rates(num_epochs=1, num_images=10_000)
+    ours, tutorials = training_rates(num_epochs=1, num_images=5_000)
     assert ours > tutorials > 100
