@@ -13,7 +13,7 @@ use crate::shared::Clock;
 
 /// Pauses as short as this on average are waited for.
 const SHORT_US: u64 = 160;
-/// For so long.
+/// The longest wait for one call.
 const LONGEST_US: u64 = 240;
 /// The mean is over so many calls. Of a longer pause no more than this counts: a second of it would count for thousands.
 const NUM_CALLS: u64 = 16;
