@@ -5,11 +5,14 @@ use std::io::Read;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flate2::read::{GzDecoder, ZlibDecoder};
 
+use crate::aside::give_turn;
 use crate::status::{Code, Status};
 
 const PREFIX: usize = 5;
 /// Room that a message gets because it says that it is so long.
 const LARGE_BYTES: usize = 64 << 10;
+/// What is inflated in one go.
+const PIECE_BYTES: u64 = 64 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
@@ -109,7 +112,7 @@ impl Decoder {
 
 /// What a compressed message holds.
 pub fn inflated(bytes: &[u8], encoding: Encoding, limit: usize) -> Result<Bytes, Status> {
-    let mut reader: Box<dyn Read + '_> = match encoding {
+    let reader: Box<dyn Read + '_> = match encoding {
         Encoding::Gzip => Box::new(GzDecoder::new(bytes)),
         Encoding::Deflate => Box::new(ZlibDecoder::new(bytes)),
         Encoding::Identity => {
@@ -117,9 +120,16 @@ pub fn inflated(bytes: &[u8], encoding: Encoding, limit: usize) -> Result<Bytes,
             return Err(Status::invalid("MALFORMED", what, "send grpc-encoding"));
         }
     };
-    let mut message = Vec::new();
-    if reader.by_ref().take(limit as u64 + 1).read_to_end(&mut message).is_err() {
-        return Err(Status::invalid("MALFORMED", "a message cannot be decompressed", "send what grpc-encoding says"));
+    let (mut reader, mut message) = (reader.take(limit as u64 + 1), Vec::new());
+    loop {
+        match reader.by_ref().take(PIECE_BYTES).read_to_end(&mut message) {
+            Ok(0) => break,
+            Ok(_) => give_turn(),
+            Err(_) => {
+                let what = "a message cannot be decompressed";
+                return Err(Status::invalid("MALFORMED", what, "send what grpc-encoding says"));
+            }
+        }
     }
     if message.len() > limit {
         return Err(too_large(format!("the message has more than {limit} bytes when decompressed"), limit));

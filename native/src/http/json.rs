@@ -9,12 +9,14 @@ use bytes::Bytes;
 use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::aside::done_in_background;
+use crate::aside::{done_in_background, give_turn};
 use crate::status::Status;
 
 /// Larger documents are read aside: they take milliseconds.
 const SMALL_BYTES: usize = 32 << 10;
 const MAX_REASON: usize = 160;
+/// Numbers that are read in one go.
+const PIECE: usize = 1 << 13;
 
 /// A document.
 pub async fn read<T>(body: Bytes) -> Result<T, Status>
@@ -59,6 +61,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Few<T, N> {
                 let mut found = Vec::new();
                 while let Some(one) = list.next_element()? {
                     found.push(one);
+                    give_turn();
                     if found.len() > N {
                         return Err(A::Error::invalid_length(found.len(), &self));
                     }
@@ -108,6 +111,9 @@ impl<'de> Visitor<'de> for Values<'_> {
     fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
         let number = u8::try_from(number).map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(number), &self));
         self.0.numbers.push(number?);
+        if self.0.numbers.len().is_multiple_of(PIECE) {
+            give_turn();
+        }
         Ok(())
     }
 

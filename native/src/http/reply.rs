@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::infer::JSON_LENGTH;
-use crate::aside::done_in_background;
+use crate::aside::{done_in_background, give_turn};
 use crate::body::Body;
 use crate::call::Call;
 use crate::connection::Unsent;
@@ -159,16 +159,23 @@ fn compressed(body: &[u8], accepted: Accepted) -> Option<Bytes> {
         Accepted::Identity => return None,
         Accepted::Gzip => {
             let mut encoder = GzEncoder::new(Vec::new(), level);
-            encoder.write_all(body).ok()?;
+            write_in_pieces(&mut encoder, body).ok()?;
             encoder.finish().ok()?
         }
         Accepted::Deflate => {
             let mut encoder = ZlibEncoder::new(Vec::new(), level);
-            encoder.write_all(body).ok()?;
+            write_in_pieces(&mut encoder, body).ok()?;
             encoder.finish().ok()?
         }
     };
     Some(compressed.into())
+}
+
+fn write_in_pieces(encoder: &mut impl Write, body: &[u8]) -> std::io::Result<()> {
+    body.chunks(SMALL_BYTES).try_for_each(|piece| {
+        give_turn();
+        encoder.write_all(piece)
+    })
 }
 
 #[cfg(test)]
