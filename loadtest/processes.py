@@ -29,11 +29,19 @@ def processes_of(pid: int) -> list[psutil.Process]:
 
 def resident_bytes_of(pid: int) -> int:
     """Sums up what all its processes hold; pages that they share count once (PSS), if the system reports it."""
+
+    def bytes_of(process: psutil.Process) -> int:
+        memory = process.memory_full_info()
+        return getattr(memory, "pss", memory.rss)  # only Linux tells what is shared
+
+    return _summed(pid, bytes_of)
+
+
+def _summed(pid: int, bytes_of: Callable[[psutil.Process], int]) -> int:
     total = 0
     for process in processes_of(pid):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            memory = process.memory_full_info()
-            total += getattr(memory, "pss", memory.rss)  # only Linux tells what is shared
+            total += bytes_of(process)
     return total
 
 
@@ -56,7 +64,11 @@ def device_bytes_of(pid: int) -> int | None:
 
 
 class Watch:
-    """Samples the memory of a program (PSS: pages that its processes share count once) while it is entered."""
+    """Samples the memory of a program (PSS: pages that its processes share count once) while it is entered.
+
+    To find the PSS keeps a core for milliseconds, beside what is being measured. So the samples are of what the system
+    counts anyway, the RSS: how much that has grown.
+    """
 
     def __init__(self, pid: int) -> None:
         """Raises NoSuchProcess if there is no such program."""
@@ -64,13 +76,19 @@ class Watch:
         self._processes = processes_of(pid)
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
-        self.before_mb = self.most_mb = self.now_mb()
+        self.before_mb = self.now_mb()
+        self._rss_before = self._most_rss = self._rss_bytes()
 
     def now_mb(self) -> float:
         """Returns what it holds; 0 if it has ended."""
         with contextlib.suppress(psutil.Error):
             return resident_bytes_of(self._pid) / MEBIBYTE
         return 0.0
+
+    @property
+    def most_mb(self) -> float:
+        """Returns the most that it held at a sample."""
+        return self.before_mb + (self._most_rss - self._rss_before) / MEBIBYTE
 
     @property
     def is_whole(self) -> bool:
@@ -92,9 +110,13 @@ class Watch:
         self._ended.set()
         self._sampler.join()
 
+    def _rss_bytes(self) -> int:
+        return _summed(self._pid, lambda process: process.memory_info().rss)
+
     def _sample(self) -> None:
         while not self._ended.wait(EVERY_S):
-            self.most_mb = max(self.most_mb, self.now_mb())
+            with contextlib.suppress(psutil.Error):
+                self._most_rss = max(self._most_rss, self._rss_bytes())
 
 
 def is_running(process: psutil.Process) -> bool:

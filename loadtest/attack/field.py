@@ -1,8 +1,9 @@
-"""Field of an attack, and its process, which has the lowest priority: real attackers have cores of their own."""
+"""Field of an attack, and its process, which takes only what others leave: real attackers have cores of their own."""
 
 import contextlib
 import os
 import resource
+import sys
 import threading
 import time
 from collections import Counter
@@ -99,6 +100,8 @@ def run_attack(work: Callable[[Field], Counts], field: Field) -> Counts:
 
 def _attack(work: Callable[[Field], Counts], field: Field, pipe: Connection) -> None:
     os.nice(LOWEST_PRIORITY)
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # whoever else wakes up has the core at once
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

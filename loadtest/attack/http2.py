@@ -4,6 +4,7 @@ No library is asked, for a library would refuse to send most of this.
 """
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -116,9 +117,10 @@ class Connection:
         return self._next_stream - 2
 
     def send(self, data: bytes) -> bool:
-        """Sends bytes as they are."""
+        """Sends bytes as they are, and lets others go first: the system itself takes cores away at its ticks only."""
         try:
             self._socket.sendall(data)
+            os.sched_yield()
         except OSError:  # half a frame may be under way: the connection is of no use any more
             self.is_open = False
         return self.is_open

@@ -128,9 +128,9 @@ def measure(attack: Attack, size: int, site: Attacked, timing: Timing, limits: L
 
     Raises ResourceUnavailableError NOT_QUIET if honest calls fail without any attack.
     """
-    _keep_quiet(site, timing.quiet_s)  # once: a server that an attack has slowed for good is held to what it was
     with contextlib.ExitStack() as stack:
         watch = None if site.pid is None else stack.enter_context(Watch(site.pid))
+        _keep_quiet(site, timing.quiet_s)  # once: a server that an attack has slowed for good is held to what it was
         for _ in range(timing.tries):
             outcome = _measure_once(attack, size, site, watch, timing, limits)
             if not outcome.is_only_slow:

@@ -1,5 +1,8 @@
 """An honest client beside an attack notices nothing; and a server on which it would is found out."""
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from loadtest.attack.http2 import DATA, END_STREAM, Connection, frame, literal, 
 from loadtest.attack.run import ATTACKS, CONTROL
 from loadtest.attack.trial import Attacked, AttackOutcome, Limits, Memory, Timing, measure
 from loadtest.front_ends import FRONT_ENDS, GRPCIO, NATIVE, NOT_PROMISED
+from loadtest.processes import EVERY_S, Watch
 from loadtest.server_process import server_process
 from tests.conftest import command
 from tests.loadtest.spoiled_server import TRIGGER
@@ -148,6 +152,17 @@ def outcome(**fields: object) -> AttackOutcome:
         "is_alive": True,
     }
     return AttackOutcome(**(sound | fields))  # type: ignore[arg-type]
+
+
+def test_memory_of_a_process_that_came_later_and_has_ended_is_in_the_most() -> None:
+    held = [sys.executable, "-c", "import sys; held = b'x' * (64 << 20); print(flush=True); sys.stdin.read()"]
+    with Watch(os.getpid()) as watch:
+        with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin and process.stdout and process.stdout.readline()
+            time.sleep(4 * EVERY_S)
+            process.stdin.close()
+        assert watch.now_mb() < watch.before_mb + 40
+    assert watch.most_mb > watch.before_mb + 64
 
 
 def test_verdict_knows_its_limits() -> None:
