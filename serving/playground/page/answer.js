@@ -10,7 +10,8 @@ export function mount(root, app) {
   });
   const list = el('ol', { className: 'bars' }, bars.map(({ item }) => item));
   root.setAttribute('aria-label', t('answer'));
-  root.append(list, times, problem);
+  const why = () => app.state.values && app.set({ cell: { layer: app.state.network.layers.at(-1).name, map: topOf(probabilitiesOf(app.state)), y: 0, x: 0 }, tab: 'arithmetic', sheet: true });
+  root.append(list, button(t('why'), why), times, problem);
   app.follow(['head', 'values', 'problem'], ({ head, values }) => {
     if (values) showBars(app, list, bars);
     times.textContent = head ? timesOf(t, head) : '';
@@ -18,7 +19,7 @@ export function mount(root, app) {
   });
 }
 
-/** The probabilities: Classify's, or if it was not asked or refused, those of the maps. */
+/** Classify's probabilities, or the maps' where it was not asked or refused. */
 export function probabilitiesOf({ head, values, network }) {
   return head?.answer?.probabilities ?? softmax(Array.from(values.subarray(network.layers.at(-1).start)));
 }

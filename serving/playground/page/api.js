@@ -1,4 +1,4 @@
-/** Asks the server: little-endian float32 and JSON, one function for each route. All throw ApiError. */
+/** Asks the server: little-endian float32 and JSON. All throw ApiError. */
 
 export class ApiError extends Error {
   /** `status` is 0 where no server answered; `told` is {reason, message, cure, retry_after_ms}. */
@@ -32,13 +32,8 @@ export function photograph(blob) {
   return frame('api/photograph', {}, blob, Uint8Array);
 }
 
-/** How much each patch of an image counts: {head, values}. Options are {size, stride}. */
-export function occlusion(image, options) {
-  return frame('api/occlusion', options, image);
-}
-
 /** Asks for a frame: the length of its header, the header as JSON, then numbers. */
-async function frame(path, query, body, Numbers = Float32Array) {
+export async function frame(path, query, body, Numbers = Float32Array) {
   const type = body instanceof Blob ? body.type : 'application/octet-stream';
   const answer = await (await ask(path, query, { method: 'POST', headers: { 'Content-Type': type }, body })).arrayBuffer();
   const length = new DataView(answer).getUint32(0, true);

@@ -11,7 +11,7 @@ export function makeOcclusion(app) {
   const ask = button(t('occlusion_ask'), async () => {
     const { image } = app.state;
     ask.disabled = true;
-    const found = await app.api.occlusion(image, { size: SQUARE, stride: STRIDE }).then((answer) => described(app, image, answer), (error) => [problemOf(error)]);
+    const found = await app.api.frame('api/occlusion', { size: SQUARE, stride: STRIDE }, image).then((answer) => described(app, image, answer), (error) => [problemOf(error)]);
     if (app.state.image === image) result.replaceChildren(...found);
     ask.disabled = false;
   }, { id: 'occlusion' });

@@ -47,6 +47,7 @@ export default {
 
   answer: 'Answer',
   answer_is: '{name}, {share} %',
+  why: 'Why this answer?',
   classify_took: 'Classify {ms} ms: queue {queue} µs, inference {inference} µs, batch of {batch}',
   maps_took: 'maps {us} µs',
   largest_difference: 'largest difference {difference}',

@@ -47,6 +47,7 @@ export default {
 
   answer: '回答',
   answer_is: '{name}，{share} %',
+  why: '为什么？',
   classify_took: 'Classify {ms} 毫秒：排队 {queue} 微秒，推理 {inference} 微秒，批大小 {batch}',
   maps_took: '特征图 {us} 微秒',
   largest_difference: '最大差 {difference}',

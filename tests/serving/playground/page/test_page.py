@@ -82,6 +82,20 @@ def test_a_boot_drawn_by_mouse_is_filled_and_taken_for_one(served: Any, open_pag
     assert not image_of(page).any()
 
 
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def test_the_answer_leads_to_its_arithmetic(served: Any, open_page: OpenPage, size: tuple[int, int]) -> None:
+    width, height = size
+    page = opened(open_page, served("trained"), "tab=calculator", width=width, height=height)
+    draw_by_mouse(page, BOOT)
+    settle(page)
+    page.get_by_role("button", name="Why this answer?").click()
+    page.locator("#panel-arithmetic table").first.wait_for()
+    assert page.evaluate("() => atelier.state.cell") == {"layer": "linear3", "map": 9, "y": 0, "x": 0}
+    assert page.locator("#panel-arithmetic select").first.evaluate("(select) => select.value") == "linear3"
+    box = page.locator("#panel-arithmetic").bounding_box()
+    assert box["y"] < height - 100  # on a phone the sheet is up
+
+
 @pytest.mark.timing
 def test_looks_are_at_most_30_a_second_and_the_last_image_is_looked_at(served: Any, open_page: OpenPage) -> None:
     page = opened(open_page, served())
