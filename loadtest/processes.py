@@ -64,10 +64,10 @@ def device_bytes_of(pid: int) -> int | None:
 
 
 class Watch:
-    """Samples the memory of a program (PSS: pages that its processes share count once) while it is entered.
+    """Watches the memory of a program (PSS: pages that its processes share count once) while it is entered.
 
-    To find the PSS keeps a core for milliseconds, beside what is being measured. So the samples are of what the system
-    counts anyway, the RSS: how much that has grown.
+    To find the PSS keeps a core for milliseconds, beside what is being measured. So in between only the RSS is sampled,
+    which the system counts anyway, and what that has grown by is added to the PSS of the beginning.
     """
 
     def __init__(self, pid: int) -> None:

@@ -101,7 +101,7 @@ def run_attack(work: Callable[[Field], Counts], field: Field) -> Counts:
 def _attack(work: Callable[[Field], Counts], field: Field, pipe: Connection) -> None:
     os.nice(LOWEST_PRIORITY)
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # whoever else wakes up has the core at once
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # less than any niceness
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
